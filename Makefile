@@ -1,0 +1,79 @@
+# A fresh machine needs Python 3.11 or 3.12 and make; everything else goes into .venv/.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-builtin-rules
+.PHONY: help setup train test lint bench clean lock docker-build docker-train
+
+# Packages of the user's own site or of a surrounding environment must not stand in for a missing dependency.
+unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV CONDA_PREFIX
+export PYTHONNOUSERSITE := 1
+
+PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
+    "$$p" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null && { echo "$$p"; break; }; done)
+UV_VERSION := 0.13.9
+BIN := .venv/bin
+READY := .venv/.ready
+
+CONFIG ?= configs/digits.yaml
+ARGS ?=
+SCRIPTS = $(wildcard launch/*.sh docker/*.sh) .ci/run
+
+DOCKER ?= docker
+IMAGE ?= gfgw-prod
+BUILD_FLAGS ?=
+RUN_FLAGS ?=
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(READY) ## make the environment in .venv/ from requirements.lock
+
+$(READY): requirements.lock pyproject.toml
+	@[ -n "$(PYTHON)" ] && "$(PYTHON)" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null || \
+	    { echo "setup: Python 3.11 or 3.12 is needed and was not found; name one with PYTHON=/path/to/python" >&2; exit 2; }
+	@$(BIN)/python -c '' 2>/dev/null || "$(PYTHON)" -m venv --clear .venv
+	@[ "$$($(BIN)/uv --version 2>/dev/null | cut -d ' ' -f 2)" = "$(UV_VERSION)" ] || \
+	    $(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+	@$(BIN)/uv pip sync --quiet --python $(BIN)/python --require-hashes requirements.lock
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	@touch $@
+
+train: $(READY) ## train CONFIG (configs/digits.yaml) on this machine; NPROC=ranks, ARGS="--train.batch-size 256"
+	@PYTHON=$(CURDIR)/$(BIN)/python exec launch/elastic.sh --config $(CONFIG) $(ARGS)
+
+test: $(READY) ## run the tests; ARGS goes to pytest
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: $(READY) ## check format, lint, types and shell scripts
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy --strict gfgw_prod
+	@$(BIN)/shellcheck $(SCRIPTS)
+
+bench: $(READY) ## run the benchmarks; ARGS goes to them
+	@$(BIN)/python -m benchmarks $(ARGS)
+
+lock: $(READY) ## resolve the dependencies of pyproject.toml anew into requirements.lock
+	@$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --group dev pyproject.toml -o requirements.lock
+
+clean: ## remove .venv/, caches and build products; never runs/ or data/
+	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage build dist *.egg-info
+	@find . \( -path ./runs -o -path ./data -o -path ./.git \) -prune -o -type d -name __pycache__ -exec rm -rf {} +
+
+docker-build: ## build the image IMAGE (gfgw-prod); BUILD_FLAGS goes to docker build
+	@$(DOCKER) build $(BUILD_FLAGS) --tag $(IMAGE) .
+
+# The image's own user is 10001. Files in the mounted runs/ should belong to whoever started the run, so the container
+# takes the caller's uid; for root, which the trainer need not be, runs/ is handed to 10001.
+docker-train: ## train CONFIG in the image, on all GPUs if there are any; RUN_FLAGS goes to docker run
+	@mkdir -p runs data
+	@owner="$$(id -u):$$(id -g)"; \
+	if [ "$$(id -u)" = 0 ]; then owner=10001:10001; chown -R "$$owner" runs; fi; \
+	gpus=(); if nvidia-smi -L >/dev/null 2>&1; then gpus=(--gpus all); fi; \
+	exec $(DOCKER) run --rm --user "$$owner" --shm-size 2g --stop-timeout 120 "$${gpus[@]}" \
+	    $(if $(NPROC),--env NPROC=$(NPROC)) \
+	    --volume "$(CURDIR)/runs:/workspace/runs" --volume "$(CURDIR)/data:/workspace/data:ro" \
+	    --volume "$(CURDIR)/configs:/workspace/configs:ro" \
+	    $(RUN_FLAGS) $(IMAGE) --config $(CONFIG) $(ARGS)

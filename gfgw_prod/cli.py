@@ -1,0 +1,103 @@
+"""The commands: train, sample, inspect, doctor. Heavy packages are imported where a command needs them."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from gfgw_prod import __version__, settings_io
+from gfgw_prod.resilience.exit_codes import BAD_INPUT, UserError
+
+SETTINGS_HELP = (
+    "Every setting can stand in the YAML file and on the command line; the command line wins. - and _ are alike."
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command; returns the exit code."""
+    try:
+        return _run(list(sys.argv[1:] if arguments is None else arguments))
+    except UserError as error:
+        # Ranks of a node fail alike; one of them says why.
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            print(f"gfgw: {error}", file=sys.stderr)
+        return BAD_INPUT
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 1
+
+
+def _run(arguments: list[str]) -> int:
+    parser = settings_io.Parser(prog="gfgw", description="Trainer of one-step image generators by GFGW flow matching.")
+    parser.add_argument("--version", action="version", version=f"gfgw_prod {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=settings_io.Parser)
+
+    train = commands.add_parser(
+        "train",
+        help="train or resume a run, alone or under torchrun",
+        description="Trains, or resumes the run in run.dir. " + SETTINGS_HELP,
+        usage="gfgw train [--config FILE] [--dry-run [--json] [--ranks N]] [--SECTION.NAME VALUE ...]",
+    )
+    train.add_argument("--config", type=Path, metavar="FILE", help="YAML file of settings")
+    train.add_argument(
+        "--dry-run", action="store_true", help="build on the meta device and print what the run would take"
+    )
+    train.add_argument("--json", action="store_true", help="with --dry-run: print JSON")
+    train.add_argument("--ranks", type=int, metavar="N", help="with --dry-run: number of ranks to plan for")
+
+    sample = commands.add_parser("sample", help="draw images from a checkpoint")
+    _add_place(sample)
+    sample.add_argument("--num", type=int, default=64, help="number of images (default: 64)")
+    sample.add_argument("--out", type=Path, required=True, metavar="DIR", help="directory for the images")
+    sample.add_argument("--seed", type=int, default=0, help="seed of the noise (default: 0)")
+    sample.add_argument("--grid", action="store_true", help="one picture of all images instead of a file each")
+    sample.add_argument("--raw", action="store_true", help="weights as trained instead of their average (EMA)")
+
+    inspect = commands.add_parser("inspect", help="list checkpoints with step, images and whether they are whole")
+    _add_place(inspect)
+    inspect.add_argument("--verify", action="store_true", help="hash every file again instead of comparing sizes")
+    inspect.add_argument("--json", action="store_true", help="print JSON")
+
+    doctor = commands.add_parser("doctor", help="check that this machine can train")
+    doctor.add_argument("--json", action="store_true", help="print JSON")
+
+    if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help", "--version")):
+        raise UserError("name a command: train, sample, inspect or doctor (see gfgw --help)")
+    if arguments[0] == "train":
+        return _train(train, arguments[1:])
+    chosen, rest = parser.parse_known_args(settings_io.normalised(arguments))
+    if rest:
+        raise UserError(f"{chosen.command}: unexpected argument {rest[0]!r}; see gfgw {chosen.command} --help")
+    if chosen.command == "sample":
+        from gfgw_prod.commands import sample_images
+
+        return sample_images(chosen.place, chosen.num, chosen.out, seed=chosen.seed, grid=chosen.grid, raw=chosen.raw)
+    if chosen.command == "inspect":
+        from gfgw_prod.commands import inspect_checkpoints
+
+        return inspect_checkpoints(chosen.place, verify=chosen.verify, as_json=chosen.json)
+    from gfgw_prod.doctor import examine
+
+    return examine(as_json=chosen.json)
+
+
+def _train(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
+    source = settings_io.add_settings(parser)
+    chosen, rest = parser.parse_known_args(settings_io.normalised(arguments))
+    settings_io.reject_unknown(rest)
+    from_file = settings_io.read_yaml(chosen.config) if chosen.config else {}
+    config = settings_io.resolve(from_file, source(parsed_args=chosen)())
+    if chosen.dry_run:
+        from gfgw_prod.dry_run import plan
+
+        return plan(config, ranks=chosen.ranks or int(os.environ.get("WORLD_SIZE", "1")), as_json=chosen.json)
+    from gfgw_prod.trainer import train
+
+    return train(config)
+
+
+def _add_place(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("place", type=Path, metavar="RUN_OR_CHECKPOINT", help="run directory or one of its checkpoints")

@@ -1,0 +1,110 @@
+"""The commands that look at a run: ``sample`` and ``inspect``."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+from gfgw_prod.resilience import checkpoint
+from gfgw_prod.resilience.exit_codes import FINISHED, UserError
+from gfgw_prod.settings_io import resolve
+
+
+def find_checkpoints(place: Path) -> list[checkpoint.Checkpoint]:
+    """Checkpoints of a run directory, or the one that ``place`` is.
+
+    Raises:
+        UserError: if there is none.
+    """
+    if (place / checkpoint.MANIFEST).is_file():
+        found = [c for c in checkpoint.checkpoints(place.parent.parent) if c.path.name == place.name]
+    else:
+        found = checkpoint.checkpoints(place)
+    if not found:
+        raise UserError(f"{place} holds no checkpoint; name a run directory or one of its checkpoints/step-*")
+    return found
+
+
+def inspect_checkpoints(place: Path, *, verify: bool, as_json: bool) -> int:
+    """Prints every checkpoint's step, images, age, size, whether it is whole, and the digest of its weights."""
+    rows = []
+    for found in find_checkpoints(place):
+        problem = found.problem(rehash=verify)
+        digest = None
+        if problem is None:
+            digest = checkpoint.weights_digest(found.tensors("generator.", "ema."))
+        rows.append(
+            {
+                "name": found.path.name,
+                "step": found.step,
+                "images": found.images,
+                "age_seconds": round(time.time() - found.manifest["saved_at"], 1),
+                "bytes": sum(entry["bytes"] for entry in found.manifest["files"].values()),
+                "verified": problem is None,
+                "problem": problem,
+                "weights_sha256": digest,
+            }
+        )
+    if as_json:
+        print(json.dumps({"checkpoints": rows}, indent=1))
+        return FINISHED
+    print(f"{'checkpoint':<16}{'kimg':>10}{'MB':>9}{'age':>10}  {'whole':<7}weights_sha256")
+    for row in rows:
+        size, age = row["bytes"] / 1e6, row["age_seconds"]
+        state, digest = "yes" if row["verified"] else f"no: {row['problem']}", row["weights_sha256"] or ""
+        print(f"{row['name']:<16}{row['images'] / 1000:>10.1f}{size:>9.1f}{age:>9.0f}s  {state:<7}{digest}")
+    return FINISHED
+
+
+def sample_images(place: Path, count: int, out: Path, *, seed: int, grid: bool, raw: bool) -> int:
+    """Writes ``count`` one-step samples as PNG files, or as one grid.
+
+    Raises:
+        UserError: if there is no good checkpoint, or ``out`` cannot be written.
+    """
+    import torch
+
+    from gfgw_prod import samples
+    from gfgw_prod.generator import build_generator
+
+    if count < 1:
+        raise UserError(f"--num must be at least 1, not {count}")
+    if not 0 <= seed < 2**63:
+        raise UserError(f"--seed must be between 0 and 2**63 - 1, not {seed}")
+    candidates = [c for c in reversed(find_checkpoints(place)) if c.problem(rehash=True) is None]
+    if not candidates:
+        raise UserError(f"{place} has no undamaged checkpoint; see gfgw inspect {place} --verify")
+    found = candidates[0]
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {out} cannot be made a directory ({error.strerror})") from None
+
+    config = resolve(found.manifest["config"])
+    channels, height, width = found.manifest["image_shape"]
+    classes = found.manifest["num_classes"]
+    torch.set_num_threads(config.run.threads)
+    generator = build_generator(config.generator, (channels, height, width), classes, config.seed)
+    prefix = "generator." if raw else "ema."
+    generator.load_state_dict({name.removeprefix(prefix): t for name, t in found.tensors(prefix).items()})
+    images, _ = samples.draw_samples(
+        generator,
+        (channels, height, width),
+        classes,
+        count=count,
+        seed=seed,
+        stream="sample",
+        device=torch.device("cpu"),
+    )
+    try:
+        if grid:
+            columns = max(round(count**0.5), 1)
+            samples.write_png(samples.grid_of(images, columns), out / "grid.png")
+        else:
+            for index, image in enumerate(samples.to_bytes(images)):
+                samples.write_png(image, out / f"{index:06d}.png")
+    except OSError as error:
+        raise UserError(f"--out {out} cannot be written ({error.strerror})") from None
+    print(out / "grid.png" if grid else f"{count} images in {out}")
+    return FINISHED

@@ -1,0 +1,205 @@
+"""Every setting: typed, with its unit, default and range."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+NonNegative = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+TimeRange = tuple[Fraction, Fraction]
+
+
+class Section(BaseModel):
+    """A group of settings; unknown names are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class RunSettings(Section):
+    dir: Path = Field(Path("runs/default"), description="run directory; launching it again resumes it")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to compute; auto takes a GPU if present")
+    threads: PositiveInt = Field(1, description="intra-op CPU threads per rank (part of the arithmetic)")
+
+
+class DataSettings(Section):
+    source: Literal["digits", "cifar10"] = Field("digits", description="data set")
+    path: Path | None = Field(None, description="directory of the data set (cifar10: holds or receives its archive)")
+    download: bool = Field(True, description="fetch a missing archive where there is a network")
+    flip: bool = Field(False, description="mirror images at random, horizontally")
+
+
+class GeneratorSettings(Section):
+    model_channels: PositiveInt = Field(128, description="channels at the highest resolution")
+    channel_mult: tuple[PositiveInt, ...] = Field(
+        (1, 2, 2, 2),
+        min_length=1,
+        description="channels per level as multiples of model_channels; each level halves the side",
+    )
+    channel_mult_emb: PositiveInt = Field(4, description="width of the embedding as a multiple of model_channels")
+    num_blocks: PositiveInt = Field(4, description="residual blocks per level")
+    attention_resolutions: tuple[PositiveInt, ...] = Field((16,), description="sides (pixels) at which blocks attend")
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.1, description="dropout probability in residual blocks")
+    conditional: bool = Field(False, description="condition on class labels")
+    exact_boundary: bool = Field(True, description="enforce G(x, 0) = x by construction")
+
+
+class FeatureSettings(Section):
+    extractor: Literal["pixels", "dinov2"] = Field("dinov2", description="feature space of the matching")
+    weights: Path | None = Field(
+        None, description="DINOv2 weights file (.safetensors or .pth); else timm's cache or hub"
+    )
+    image_size: Annotated[int, Field(ge=14, multiple_of=14)] = Field(224, description="DINOv2 input side, pixels")
+    block_rows: PositiveInt = Field(128, description="images encoded at once when the bank is built, rows")
+
+
+class TransportSettings(Section):
+    scope: Literal["subset", "full"] = Field("subset", description="couple to drawn bank rows or to the whole bank")
+    subset_rows: PositiveInt = Field(2048, description="bank rows drawn per step in subset scope, rows")
+    backend: Literal["native", "pot"] = Field("native", description="solver")
+    target: Literal["argmax", "sample", "barycentric", "independent"] = Field(
+        "argmax", description="how a row of the plan names its target; independent ignores the plan"
+    )
+    structure_weight: Fraction = Field(0.1, description="lambda, weight of the Gromov-Wasserstein term, at the start")
+    structure_weight_end: Fraction = Field(0.5, description="lambda at the end of its linear rise")
+    structure_weight_kimg: NonNegative = Field(1600.0, description="length of the rise of lambda, kimg")
+    epsilon: PositiveFloat = Field(0.1, description="entropic regularisation at the start, units of the cost")
+    epsilon_end: PositiveFloat = Field(0.01, description="entropic regularisation at the end of its exponential decay")
+    epsilon_kimg: NonNegative = Field(1600.0, description="length of the decay of epsilon, kimg")
+    outer_iterations: PositiveInt = Field(10, description="most linearisations per step")
+    inner_iterations: PositiveInt = Field(200, description="most Sinkhorn iterations per linearisation")
+    tolerance: PositiveFloat = Field(1e-3, description="L1 marginal error and relative change of S at which to stop")
+
+
+class LossSettings(Section):
+    flow: NonNegative = Field(1.0, description="weight of the multi-scale pseudo-Huber regression")
+    flow_huber: PositiveFloat = Field(0.03, description="pseudo-Huber radius per pixel, units of [-1, 1] images")
+    flow_scales: PositiveInt = Field(2, description="resolutions of the flow loss, each half of the last")
+    feature: NonNegative = Field(0.1, description="weight of 1 - cosine in feature space")
+    structure: NonNegative = Field(0.05, description="weight of the match of distances within a cell")
+    lpips: NonNegative = Field(0.0, description="weight of LPIPS (VGG)")
+    lpips_trunk: Path | None = Field(None, description="VGG-16 weights file of LPIPS; else torchvision's cache or hub")
+    boundary: NonNegative = Field(1.0, description="weight of |G(x, 0) - x|² when the boundary is not exact")
+
+
+class TimeSettings(Section):
+    one_step_share: Fraction = Field(0.25, description="share of slots trained at t = 1, where samples are made")
+    location: float = Field(0.0, description="location of the logit-Student-t distribution of t")
+    scale: PositiveFloat = Field(1.0, description="scale of the logit-Student-t distribution of t")
+    freedom: PositiveInt = Field(4, description="degrees of freedom of the logit-Student-t distribution of t")
+    stage1_kimg: NonNegative = Field(10.0, description="length of the first stage, kimg")
+    stage1_range: TimeRange = Field((0.7, 1.0), description="range of t in the first stage")
+    stage2_range: TimeRange = Field((0.0, 1.0), description="range of t afterwards")
+
+
+class OptimizerSettings(Section):
+    lr: PositiveFloat = Field(1e-4, description="peak learning rate of AdamW")
+    final_lr_ratio: Fraction = Field(0.0, description="learning rate at the end as a share of the peak")
+    warmup_kimg: NonNegative = Field(10.0, description="length of the linear warm-up, kimg")
+    decay_kimg: PositiveFloat = Field(
+        1000.0, description="where the cosine ends, kimg; independent of train.total_kimg"
+    )
+    betas: tuple[Fraction, Fraction] = Field((0.9, 0.999), description="decay of AdamW's moments")
+    weight_decay: NonNegative = Field(0.0, description="decoupled weight decay")
+    clip_norm: PositiveFloat = Field(1.0, description="largest gradient norm")
+
+
+class EmaSettings(Section):
+    halflife_kimg: PositiveFloat = Field(500.0, description="half-life of the averaged weights, kimg")
+    rampup_ratio: NonNegative = Field(0.05, description="half-life is at most this share of the images seen; 0 is off")
+
+
+class TrainSettings(Section):
+    total_kimg: PositiveFloat = Field(1000.0, description="length of the run, kimg (1,000 images)")
+    batch_size: PositiveInt = Field(256, description="images per optimisation step over all ranks")
+    cell_size: PositiveInt = Field(32, description="images per cell, the unit of work and randomness")
+
+
+class DistributedSettings(Section):
+    strategy: Literal["ddp", "fsdp"] = Field("ddp", description="replicate or shard the generator over ranks")
+    reduction: Literal["exact", "fast"] = Field(
+        "exact", description="exact sums gradients in one order for every number of ranks; fast is a plain all-reduce"
+    )
+    timeout_seconds: PositiveInt = Field(600, description="longest wait for the other ranks, seconds")
+
+
+class CheckpointSettings(Section):
+    every_kimg: PositiveFloat = Field(100.0, description="interval between checkpoints, kimg")
+    keep: PositiveInt = Field(3, description="checkpoints kept, newest first")
+
+
+class TelemetrySettings(Section):
+    log_every_kimg: PositiveFloat = Field(1.0, description="interval between metric records, kimg")
+    samples_every_kimg: PositiveFloat = Field(50.0, description="interval between sample grids, kimg")
+    frechet_samples: Annotated[int, Field(ge=0)] = Field(
+        0, description="samples behind the raw-pixel Fréchet distance printed at the end; 0 is off (tiny images only)"
+    )
+    sample_grid: Annotated[int, Field(ge=1, le=32)] = Field(10, description="images along a side of the sample grid")
+    prometheus_port: Annotated[int, Field(ge=0, le=65535)] = Field(
+        0, description="TCP port of the metrics endpoint; 0 is off"
+    )
+    prometheus_address: str = Field("127.0.0.1", description="address the metrics endpoint listens on")
+    progress: Literal["auto", "bar", "plain", "off"] = Field(
+        "auto", description="auto is a bar in a terminal, else lines"
+    )
+
+
+class Config(BaseSettings):
+    """A run, whole: the weights are a function of these settings."""
+
+    model_config = SettingsConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(0, description="seed of every random stream")
+    run: RunSettings = Field(RunSettings(), description="where and on what")
+    data: DataSettings = Field(DataSettings(), description="images")
+    generator: GeneratorSettings = Field(GeneratorSettings(), description="the U-Net")
+    features: FeatureSettings = Field(FeatureSettings(), description="feature space and bank")
+    transport: TransportSettings = Field(TransportSettings(), description="the coupling")
+    loss: LossSettings = Field(LossSettings(), description="the objective")
+    time: TimeSettings = Field(TimeSettings(), description="distribution of t")
+    optimizer: OptimizerSettings = Field(OptimizerSettings(), description="the update")
+    ema: EmaSettings = Field(EmaSettings(), description="averaged weights")
+    train: TrainSettings = Field(TrainSettings(), description="length and batch")
+    distributed: DistributedSettings = Field(DistributedSettings(), description="ranks")
+    checkpoint: CheckpointSettings = Field(CheckpointSettings(), description="restartable state")
+    telemetry: TelemetrySettings = Field(TelemetrySettings(), description="metrics and pictures")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Nothing but the file and the command line: an environment variable named SEED must not change a run."""
+        return (init_settings,)
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.train.batch_size % self.train.cell_size:
+            raise ValueError(
+                f"train.batch_size ({self.train.batch_size}) must be a multiple of "
+                f"train.cell_size ({self.train.cell_size})"
+            )
+        for name in ("stage1_range", "stage2_range"):
+            low, high = getattr(self.time, name)
+            if low >= high:
+                raise ValueError(f"time.{name} must be an increasing pair, not {low}, {high}")
+        if self.generator.conditional and self.transport.backend == "pot":
+            raise ValueError("transport.backend pot knows no classes; use native with generator.conditional true")
+        return self
+
+    @property
+    def cells(self) -> int:
+        """Cells per step, K."""
+        return self.train.batch_size // self.train.cell_size
+
+    @property
+    def total_steps(self) -> int:
+        """Optimisation steps of the whole run, rounded up."""
+        return -(-round(self.train.total_kimg * 1000) // self.train.batch_size)

@@ -1,0 +1,117 @@
+"""The ranks of a run: start-up, device, and the few collectives the trainer needs."""
+
+from __future__ import annotations
+
+import os
+import socket
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Literal, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from gfgw_prod.resilience.exit_codes import UserError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among its peers. A run alone is a world of one, with the same collectives."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+    @classmethod
+    def start(cls, device: Literal["auto", "cpu", "cuda"], threads: int, timeout_seconds: int) -> World:
+        """Joins the process group that torchrun prepared, or makes one of one rank.
+
+        Raises:
+            UserError: if a GPU is asked for where there is none.
+        """
+        torch.set_num_threads(threads)
+        local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+        chosen = choose_device(device, local_rank)
+        timeout = timedelta(seconds=timeout_seconds)
+        backend = "nccl" if chosen.type == "cuda" else "gloo"
+        if chosen.type == "cuda":
+            torch.cuda.set_device(chosen)
+            torch.backends.cudnn.benchmark = False  # picks kernels by their time: not a function of the configuration
+            torch.backends.cudnn.deterministic = True
+        if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
+            dist.init_process_group(backend, timeout=timeout)
+        else:
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", _loopback())
+            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
+        return cls(dist.get_rank(), dist.get_world_size(), chosen)
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this rank speaks for the run."""
+        return self.rank == 0
+
+    def stop(self) -> None:
+        """Leaves the process group."""
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+    def barrier(self) -> None:
+        """Waits for all ranks."""
+        if self.world_size > 1:
+            dist.barrier()
+
+    def gather(self, value: Tensor) -> Tensor:
+        """Equal-shaped tensors of all ranks, stacked by rank: ``(...)`` -> ``(world_size, ...)``."""
+        if self.world_size == 1:
+            return value[None]
+        gathered = value.new_empty((self.world_size, *value.shape))
+        dist.all_gather_into_tensor(gathered.flatten(), value.contiguous().flatten())  # gloo wants flat tensors
+        return gathered
+
+    def share(self, value: T) -> T:
+        """Rank 0's value, on every rank."""
+        if self.world_size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0, device=self.device)
+        return box[0]
+
+    def agree(self, problem: str | None) -> None:
+        """Raises the first rank's problem on all ranks, so that none waits for one that gave up.
+
+        Raises:
+            UserError: if any rank has a problem.
+        """
+        problems: list[str | None] = [problem]
+        if self.world_size > 1:
+            problems = [None] * self.world_size
+            dist.all_gather_object(problems, problem)
+        for found in problems:
+            if found is not None:
+                raise UserError(found)
+
+
+def choose_device(device: Literal["auto", "cpu", "cuda"], local_rank: int = 0) -> torch.device:
+    """The device of this rank.
+
+    Raises:
+        UserError: if a GPU is asked for where there is none.
+    """
+    if device == "cpu":
+        return torch.device("cpu")
+    count = torch.cuda.device_count()
+    if device == "cuda" and count <= local_rank:
+        raise UserError(
+            f"run.device cuda: local rank {local_rank} has no GPU ({count} visible here); "
+            "use run.device cpu or fewer ranks"
+        )
+    return torch.device("cuda", local_rank) if count > local_rank else torch.device("cpu")
+
+
+def _loopback() -> str:
+    """A world of one needs no network, but gloo wants an interface that resolves."""
+    names = [name for _, name in socket.if_nameindex()]
+    return "lo" if "lo" in names else names[0]

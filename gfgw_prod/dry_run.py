@@ -1,0 +1,106 @@
+"""``train --dry-run``: what a run would take, found by building it on the meta device."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import torch
+from torch import Tensor
+
+from gfgw_prod.config import Config
+from gfgw_prod.data.sources import shape_and_classes
+from gfgw_prod.generator import build_generator
+from gfgw_prod.resilience.exit_codes import FINISHED, UserError
+
+FLOAT_BYTES = 4
+FEATURE_DIMS = {"dinov2": 384}
+
+
+def plan(config: Config, *, ranks: int, as_json: bool) -> int:
+    """Prints parameters, steps, cells per rank, memory per rank and bytes on the wire per rank and step.
+
+    Raises:
+        UserError: if the settings cannot make a run on so many ranks.
+    """
+    if not 1 <= ranks <= config.cells:
+        raise UserError(f"--ranks should lie between 1 and the {config.cells} cells of a step, not {ranks}")
+    shape, classes, rows = shape_and_classes(config.data.source)
+    try:
+        with torch.device("meta"):
+            generator = build_generator(config.generator, shape, classes, config.seed)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    parameters = sum(p.numel() for p in generator.parameters())
+    dim = FEATURE_DIMS.get(config.features.extractor, math.prod(shape))
+    rounds = -(-config.cells // ranks)
+    share = ranks if config.distributed.strategy == "fsdp" else 1
+    # Weights, gradient, two moments and the average; with exact reduction also the partial sums, sharded over ranks.
+    state = 5 * parameters // share
+    if config.distributed.reduction == "exact":
+        state += parameters // ranks * (math.floor(math.log2(config.cells)) + 1)
+    bank = -(-rows // ranks) * dim
+    if config.transport.scope == "full":
+        bank += rows * dim
+    coupled = rows if config.transport.scope == "full" else min(config.transport.subset_rows, rows)
+    memory = {
+        "state": state * FLOAT_BYTES,
+        "activations": saved_bytes(generator, config.train.cell_size, shape),
+        "bank": bank * FLOAT_BYTES,
+        "coupling": 2 * config.train.batch_size * coupled * FLOAT_BYTES,
+    }
+    sent = _sent_bytes(config, parameters, ranks, rounds, dim, coupled)
+    report = {
+        "parameters": parameters,
+        "steps": config.total_steps,
+        "images": config.total_steps * config.train.batch_size,
+        "ranks": ranks,
+        "cells": config.cells,
+        "cells_per_rank": rounds,
+        "idle_share": 1 - config.cells / (rounds * ranks),
+        "memory_bytes_per_rank": memory,
+        "sent_bytes_per_rank_and_step": sent,
+    }
+    if as_json:
+        print(json.dumps(report, indent=1))
+        return FINISHED
+    print(f"parameters        {parameters:,}")
+    print(f"steps             {report['steps']:,} of {config.train.batch_size} images ({report['images']:,})")
+    print(f"cells             {config.cells} of {config.train.cell_size}; {rounds} per rank on {ranks} ranks")
+    for name, size in memory.items():
+        print(f"memory, {name:<12}{size / 2**20:>10,.1f} MiB per rank")
+    print(f"sent per step     {sent / 2**20:>12,.1f} MiB per rank")
+    return FINISHED
+
+
+def saved_bytes(generator: torch.nn.Module, cell_size: int, shape: tuple[int, int, int]) -> int:
+    """Bytes that one cell's forward pass through the generator keeps for its backward pass."""
+    seen: dict[int, int] = {}
+    keep: list[Tensor] = []
+
+    def pack(tensor: Tensor) -> Tensor:
+        if not isinstance(tensor, torch.nn.Parameter) and id(tensor) not in seen:
+            keep.append(tensor)  # an id is only unique while its object lives
+            seen[id(tensor)] = tensor.numel() * tensor.element_size()
+        return tensor
+
+    with torch.device("meta"), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        labels = torch.zeros(cell_size, dtype=torch.long)
+        generator(torch.zeros(cell_size, *shape), torch.ones(cell_size), labels)
+    return sum(seen.values())
+
+
+def _sent_bytes(config: Config, parameters: int, ranks: int, rounds: int, dim: int, coupled: int) -> int:
+    """Bytes a rank sends in a step: gradients, weights (FSDP), features and drawn bank rows."""
+    part = (ranks - 1) / ranks
+    if config.distributed.reduction == "exact":
+        gradients = parameters * part * rounds  # one all-to-all a round
+    else:
+        gradients = parameters * part  # one reduce-scatter a step
+    if config.distributed.strategy == "ddp":
+        weights = parameters * part  # the other half of the all-reduce
+    else:
+        weights = parameters * part * 3 * rounds  # gathered to generate, to regress forward, to go backward
+    features = config.train.batch_size * part * dim
+    drawn = coupled * part * dim if config.transport.scope == "subset" else 0
+    return round((gradients + weights + features + drawn) * FLOAT_BYTES)

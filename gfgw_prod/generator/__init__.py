@@ -1,0 +1,38 @@
+"""The one-step generator: U-Net, boundary-conditioned wrapper, averaged weights."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gfgw_prod.distributed.cells import seeded_globally
+from gfgw_prod.generator.precondition import OneStepGenerator, interpolate
+from gfgw_prod.generator.unet import SongUNet, UNetBlock
+
+if TYPE_CHECKING:
+    from gfgw_prod.config import GeneratorSettings
+
+__all__ = ["OneStepGenerator", "SongUNet", "UNetBlock", "build_generator", "interpolate"]
+
+
+def build_generator(
+    settings: GeneratorSettings, image_shape: tuple[int, int, int], num_classes: int, seed: int
+) -> OneStepGenerator:
+    """A generator with weights drawn from the run's ``weights`` stream, on torch's current default device.
+
+    Raises:
+        ValueError: if the image's side does not fit the number of levels.
+    """
+    classes = num_classes if settings.conditional else 0
+    with seeded_globally(seed, "weights"):
+        network = SongUNet(
+            image_shape[-1],
+            image_shape[0],
+            model_channels=settings.model_channels,
+            channel_mult=settings.channel_mult,
+            channel_mult_emb=settings.channel_mult_emb,
+            num_blocks=settings.num_blocks,
+            attention_resolutions=settings.attention_resolutions,
+            dropout=settings.dropout,
+            label_dim=classes,
+        )
+    return OneStepGenerator(network, num_classes=classes, exact_boundary=settings.exact_boundary)

@@ -1,0 +1,55 @@
+"""The boundary-conditioned wrapper: EDM's preconditioning in straight-line time (t = 0 data, t = 1 noise)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+SIGMA_DATA = 0.5
+SIGMA_RANGE = (0.002, 80.0)
+
+
+def interpolate(data: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+    """``x_t = (1 - t) x + t z`` for images ``(n, c, h, w)`` and times ``(n,)``."""
+    t = t[:, None, None, None]
+    return (1 - t) * data + t * noise
+
+
+class OneStepGenerator(nn.Module):
+    """Predicts clean images: ``G(x_t, t) = (s σd² / v) x_t + (t σd / √v) F(x_t / √v, ln(σ) / 4)``.
+
+    ``s = 1 - t``, ``v = s² σd² + t²``, ``σ = t / s`` clamped to [0.002, 80]: Karras et al. 2022, eq. 7, at σ = t / s.
+    ``G(x, 0) = x`` holds by construction. With ``exact_boundary=False`` the output is ``F`` itself and the boundary
+    is only approached through the boundary loss.
+
+    Args:
+        network: ``F``, called as ``network(images, noise_level, labels)``.
+        num_classes: size of the one-hot labels; 0 is unconditional.
+    """
+
+    def __init__(self, network: nn.Module, *, num_classes: int = 0, exact_boundary: bool = True):
+        super().__init__()
+        self.network = network
+        self.num_classes = num_classes
+        self.exact_boundary = exact_boundary
+
+    def forward(self, x_t: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Images ``(n, c, h, w)``, times ``(n,)`` in [0, 1], class ids ``(n,)`` -> clean images ``(n, c, h, w)``."""
+        t = t.to(torch.float32)
+        s = 1 - t
+        v = s.square() * SIGMA_DATA**2 + t.square()
+        noise_level = (t / s.clamp_min(1e-8)).clamp(*SIGMA_RANGE).log() / 4
+        one_hot = None
+        if self.num_classes and labels is not None:
+            one_hot = nn.functional.one_hot(labels, self.num_classes).to(x_t.dtype)
+        scale = v.rsqrt()[:, None, None, None]
+        predicted: Tensor = self.network(x_t * scale, noise_level, one_hot)
+        if not self.exact_boundary:
+            return predicted
+        skip = (s * SIGMA_DATA**2 / v)[:, None, None, None]
+        return skip * x_t + t[:, None, None, None] * SIGMA_DATA * scale * predicted
+
+    def sample(self, noise: Tensor, labels: Tensor | None = None) -> Tensor:
+        """One-step samples ``G(z, 1)`` of noise ``(n, c, h, w)``."""
+        images: Tensor = self(noise, noise.new_ones(len(noise)), labels)
+        return images

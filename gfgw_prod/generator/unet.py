@@ -1,0 +1,238 @@
+"""The U-Net of score-based models (SongUNet in Karras et al. 2022, "EDM", table 7: DDPM++), at any size.
+
+Written from the papers (Song et al. 2021, arXiv:2011.13456; Karras et al. 2022, arXiv:2206.00364).
+Parameter names and shapes follow the published networks, so that their weights fit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def _uniform_(tensor: Tensor, fan_in: int, fan_out: int, scale: float = 1.0) -> None:
+    """Xavier-uniform with an explicit fan, as every published variant of this network uses."""
+    bound = scale * math.sqrt(6 / (fan_in + fan_out))
+    nn.init.uniform_(tensor, -bound, bound)
+
+
+class Linear(nn.Linear):
+    """A linear layer initialised with ``scale`` times Xavier-uniform weights and zero bias."""
+
+    def __init__(self, in_features: int, out_features: int, scale: float = 1.0, bias: bool = True):
+        self.scale = scale
+        super().__init__(in_features, out_features, bias=bias)
+
+    def reset_parameters(self) -> None:
+        _uniform_(self.weight, self.in_features, self.out_features, self.scale)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+
+class Conv2d(nn.Conv2d):
+    """A same-padding convolution initialised with ``scale`` times Xavier-uniform weights and zero bias."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel: int, scale: float = 1.0):
+        self.scale = scale
+        super().__init__(in_channels, out_channels, kernel, padding=kernel // 2)
+
+    def reset_parameters(self) -> None:
+        area = self.kernel_size[0] * self.kernel_size[1]
+        _uniform_(self.weight, self.in_channels * area, self.out_channels * area, self.scale)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    """GroupNorm with at most 32 groups of at least 4 channels."""
+    groups = min(32, max(channels // 4, 1))
+    while channels % groups:
+        groups -= 1
+    return nn.GroupNorm(groups, channels, eps=1e-6)
+
+
+class PositionalEmbedding(nn.Module):
+    """Sine and cosine features of a scalar ``(n,)`` -> ``(n, channels)``, without parameters."""
+
+    def __init__(self, channels: int, max_positions: int = 10_000):
+        super().__init__()
+        self.channels, self.max_positions = channels, max_positions
+
+    def forward(self, x: Tensor) -> Tensor:
+        half = self.channels // 2
+        exponents = torch.arange(half, device=x.device, dtype=torch.float32) / half
+        angles = x.float()[:, None] * (1 / self.max_positions) ** exponents
+        return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
+class Resample(nn.Module):
+    """Box-filter down- or up-sampling by 2 (``resample_filter=[1, 1]``), without parameters."""
+
+    def __init__(self, direction: str):
+        super().__init__()
+        self.direction = direction
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.direction == "down":
+            return F.avg_pool2d(x, 2)
+        return F.interpolate(x, scale_factor=2, mode="nearest")
+
+
+class UNetBlock(nn.Module):
+    """A residual block with embedding modulation, optional resampling and single-head self-attention.
+
+    Shapes: ``x (n, in_channels, h, w)``, ``embedding (n, emb_channels)`` -> ``(n, out_channels, h', w')``.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        emb_channels: int,
+        *,
+        resample: str | None = None,
+        attention: bool = False,
+        dropout: float = 0.0,
+    ):
+        super().__init__()
+        self.dropout = dropout
+        self.norm0 = group_norm(in_channels)
+        self.conv0 = Conv2d(in_channels, out_channels, 3)
+        self.affine = Linear(emb_channels, out_channels)
+        self.norm1 = group_norm(out_channels)
+        self.conv1 = Conv2d(out_channels, out_channels, 3, scale=1e-5)
+        self.resample = Resample(resample) if resample else None
+        self.skip: Conv2d | None = None
+        if resample or in_channels != out_channels:
+            self.skip = Conv2d(in_channels, out_channels, 1)
+        self.norm2: nn.GroupNorm | None = None
+        if attention:
+            self.norm2 = group_norm(out_channels)
+            self.qkv = Conv2d(out_channels, out_channels * 3, 1, scale=math.sqrt(0.2))
+            self.proj = Conv2d(out_channels, out_channels, 1, scale=1e-5)
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        # A block's input may also feed a skip connection. Summing the block's own two uses at this node first fixes the
+        # order of that three-term gradient sum, which wrappers such as FSDP would otherwise change.
+        residual = x = x.view_as(x)
+        x = F.silu(self.norm0(x))
+        if self.resample is not None:
+            x, residual = self.resample(x), self.resample(residual)
+        x = self.conv0(x)
+        x = F.silu(self.norm1(x + self.affine(embedding)[:, :, None, None]))
+        x = self.conv1(F.dropout(x, p=self.dropout, training=self.training))
+        if self.skip is not None:
+            residual = self.skip(residual)
+        x = (x + residual) * math.sqrt(0.5)
+        if self.norm2 is None:
+            return x
+        n, c, h, w = x.shape
+        # Published weights order qkv as (channel, {q, k, v}), hence the reshape to (n, c, 3, h*w).
+        q, k, v = self.qkv(self.norm2(x)).reshape(n, c, 3, h * w).transpose(1, 3).unbind(2)
+        attended = F.scaled_dot_product_attention(q, k, v)  # (n, h*w, c)
+        output: Tensor = (self.proj(attended.transpose(1, 2).reshape(n, c, h, w)) + x) * math.sqrt(0.5)
+        return output
+
+
+class SongUNet(nn.Module):
+    """The encoder/decoder, ``(n, in_channels, r, r)``, noise level ``(n,)``, labels ``(n, label_dim)`` or ``None``.
+
+    Args:
+        resolution: side of the square image, pixels.
+        channel_mult: channels of each resolution as a multiple of ``model_channels``; each level halves the side.
+        attention_resolutions: sides at which blocks attend.
+        label_dim: number of classes; 0 is unconditional.
+        dropout: probability inside residual blocks.
+
+    Raises:
+        ValueError: if the side cannot be halved once per level.
+    """
+
+    def __init__(
+        self,
+        resolution: int,
+        image_channels: int,
+        *,
+        model_channels: int = 128,
+        channel_mult: Sequence[int] = (1, 2, 2, 2),
+        channel_mult_emb: int = 4,
+        num_blocks: int = 4,
+        attention_resolutions: Sequence[int] = (16,),
+        dropout: float = 0.1,
+        label_dim: int = 0,
+    ):
+        super().__init__()
+        if resolution % 2 ** (len(channel_mult) - 1):
+            raise ValueError(
+                f"generator.channel_mult has {len(channel_mult)} levels, but a side of {resolution} pixels "
+                f"cannot be halved {len(channel_mult) - 1} times"
+            )
+        emb_channels = model_channels * channel_mult_emb
+        self.map_noise = PositionalEmbedding(model_channels)
+        self.map_label = Linear(label_dim, model_channels, scale=math.sqrt(label_dim)) if label_dim else None
+        self.map_layer0 = Linear(model_channels, emb_channels)
+        self.map_layer1 = Linear(emb_channels, emb_channels)
+        attends = set(attention_resolutions)
+
+        def block(
+            c_in: int, c_out: int, side: int, resample: str | None = None, attention: bool | None = None
+        ) -> UNetBlock:
+            attention = side in attends if attention is None else attention
+            return UNetBlock(c_in, c_out, emb_channels, resample=resample, attention=attention, dropout=dropout)
+
+        self.enc = nn.ModuleDict()
+        skips: list[int] = []
+        channels = image_channels
+        for level, mult in enumerate(channel_mult):
+            side = resolution >> level
+            if level == 0:
+                self.enc[f"{side}x{side}_conv"] = Conv2d(channels, model_channels, 3)
+                channels = model_channels
+            else:
+                self.enc[f"{side}x{side}_down"] = block(channels, channels, side, resample="down", attention=False)
+            skips.append(channels)
+            for index in range(num_blocks):
+                self.enc[f"{side}x{side}_block{index}"] = block(channels, model_channels * mult, side)
+                channels = model_channels * mult
+                skips.append(channels)
+
+        self.dec = nn.ModuleDict()
+        for level, mult in reversed(list(enumerate(channel_mult))):
+            side = resolution >> level
+            if level == len(channel_mult) - 1:
+                self.dec[f"{side}x{side}_in0"] = block(channels, channels, side, attention=True)
+                self.dec[f"{side}x{side}_in1"] = block(channels, channels, side, attention=False)
+            else:
+                self.dec[f"{side}x{side}_up"] = block(channels, channels, side, resample="up", attention=False)
+            for index in range(num_blocks + 1):
+                attention = index == num_blocks and side in attends
+                c_in = channels + skips.pop()
+                self.dec[f"{side}x{side}_block{index}"] = block(c_in, model_channels * mult, side, attention=attention)
+                channels = model_channels * mult
+        self.dec[f"{resolution}x{resolution}_aux_norm"] = group_norm(channels)
+        self.dec[f"{resolution}x{resolution}_aux_conv"] = Conv2d(channels, image_channels, 3, scale=1e-5)
+
+    def forward(self, x: Tensor, noise_level: Tensor, labels: Tensor | None = None) -> Tensor:
+        # The published networks swap the halves of the positional embedding to (cos, sin).
+        embedding = self.map_noise(noise_level)
+        embedding = embedding.reshape(len(embedding), 2, -1).flip(1).flatten(1).to(x.dtype)
+        if self.map_label is not None and labels is not None:
+            embedding = embedding + self.map_label(labels.to(x.dtype))
+        embedding = F.silu(self.map_layer0(embedding))
+        embedding = F.silu(self.map_layer1(embedding))
+        skips = []
+        for module in self.enc.values():
+            x = module(x, embedding) if isinstance(module, UNetBlock) else module(x)
+            skips.append(x)
+        *blocks, norm, conv = self.dec.values()
+        for module in blocks:
+            assert isinstance(module, UNetBlock)
+            if module.conv0.in_channels != x.shape[1]:
+                x = torch.cat([x, skips.pop()], dim=1)
+            x = module(x, embedding)
+        output: Tensor = conv(F.silu(norm(x)))
+        return output

@@ -1,0 +1,10 @@
+"""Closeness in feature space, with gradient through the frozen extractor."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+def feature_loss(predicted: Tensor, target: Tensor) -> Tensor:
+    """Mean of ``1 - cos`` between unit rows ``(n, d)`` of generated and matched images."""
+    return (1 - (predicted * target).sum(dim=1)).mean()

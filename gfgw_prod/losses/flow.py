@@ -1,0 +1,28 @@
+"""Regression onto the matched image: multi-scale pseudo-Huber (Song and Dhariwal 2023, arXiv:2310.14189, eq. 8)."""
+
+from __future__ import annotations
+
+import math
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def flow_loss(predicted: Tensor, target: Tensor, *, huber: float, scales: int) -> Tensor:
+    """Mean over images ``(n, c, h, w)`` and resolutions of ``√(|e|² + c²) - c``, ``c = huber √d``, divided by ``√d``.
+
+    The division makes the value a distance per pixel; each further scale halves the resolution by averaging.
+    """
+    error = predicted - target
+    total = error.new_zeros(())
+    for scale in range(scales):
+        if scale:
+            error = F.avg_pool2d(error, 2)
+        mean_square = error.flatten(1).square().mean(dim=1)
+        total = total + ((mean_square + huber**2).sqrt() - huber).mean()
+    return total / scales
+
+
+def largest_scales(image_shape: tuple[int, int, int]) -> int:
+    """How many resolutions an image offers."""
+    return int(math.log2(min(image_shape[1:]))) + 1

@@ -1,0 +1,193 @@
+"""Checkpoints: written by torch.distributed.checkpoint beside the old ones, real once their manifest is in place.
+
+``<run>/checkpoints/step-00001234/`` holds DCP's shards and ``manifest.json``, which names every file with its size and
+SHA-256. A save goes into a ``.pending-*`` directory; the manifest is written last, then the directory is renamed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from gfgw_prod.distributed.world import World
+from gfgw_prod.resilience.exit_codes import UserError
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+State = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A committed checkpoint and what its manifest says."""
+
+    path: Path
+    manifest: dict[str, Any]
+
+    @property
+    def step(self) -> int:
+        """Optimisation steps made."""
+        return int(self.manifest["step"])
+
+    @property
+    def images(self) -> int:
+        """Images seen."""
+        return int(self.manifest["images"])
+
+    def problem(self, *, rehash: bool) -> str | None:
+        """What is wrong with its files, or ``None``. Without ``rehash`` only names and sizes are compared."""
+        for name, expected in self.manifest["files"].items():
+            file = self.path / name
+            if not file.is_file():
+                return f"{name} is missing"
+            if file.stat().st_size != expected["bytes"]:
+                return f"{name} has {file.stat().st_size} bytes, not {expected['bytes']}"
+            if rehash and _sha256(file) != expected["sha256"]:
+                return f"{name} does not match its SHA-256"
+        return None
+
+    def tensors(self, *prefixes: str) -> State:
+        """Whole tensors whose names start with one of the prefixes, on the CPU, without a process group."""
+        from torch.distributed.checkpoint import FileSystemReader, load
+        from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+        reader = FileSystemReader(self.path)
+        state: State = {}
+        for name, entry in reader.read_metadata().state_dict_metadata.items():
+            if name.startswith(prefixes) and isinstance(entry, TensorStorageMetadata):
+                state[name] = torch.empty(entry.size, dtype=entry.properties.dtype)
+        load(state, storage_reader=reader, no_dist=True)
+        return state
+
+
+def checkpoints(run_dir: Path) -> list[Checkpoint]:
+    """Committed checkpoints of a run, oldest first; directories without a readable manifest are none."""
+    found = []
+    for path in sorted((run_dir / "checkpoints").glob("step-*")):
+        try:
+            manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+            found.append(
+                Checkpoint(path, {**manifest, "step": int(manifest["step"]), "files": dict(manifest["files"])})
+            )
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return found
+
+
+def newest_good(run_dir: Path, report: Any) -> Checkpoint | None:
+    """The newest checkpoint whose every file matches its hash. ``report`` is called with a line for each bad one."""
+    for checkpoint in reversed(checkpoints(run_dir)):
+        problem = checkpoint.problem(rehash=True)
+        if problem is None:
+            return checkpoint
+        report(f"checkpoint {checkpoint.path.name} is damaged ({problem}); trying the one before it")
+    return None
+
+
+def save(
+    run_dir: Path, state: State, world: World, *, step: int, images: int, facts: dict[str, Any], keep: int
+) -> None:
+    """Writes a checkpoint. Collective. A checkpoint of the same step is left as it is.
+
+    Args:
+        state: tensors and DTensors by name; replicated tensors are written once.
+        facts: JSON for the manifest (configuration, data fingerprint).
+    """
+    from torch.distributed.checkpoint import FileSystemWriter
+    from torch.distributed.checkpoint import save as write
+
+    final = run_dir / "checkpoints" / f"step-{step:08d}"
+    if world.share(final.exists()):
+        return
+    pending = Path(world.share(str(final.with_name(f".pending-{final.name}-{os.getpid()}-{time.time_ns()}"))))
+    write(state, storage_writer=FileSystemWriter(pending))
+    if world.is_main:
+        files = {
+            file.name: {"bytes": file.stat().st_size, "sha256": _sha256(file)} for file in sorted(pending.iterdir())
+        }
+        manifest = {"format": FORMAT, "step": step, "images": images, "saved_at": time.time(), "files": files, **facts}
+        _write_synced(pending / MANIFEST, json.dumps(manifest, indent=1))
+        _sync_directory(pending)
+        pending.rename(final)
+        _sync_directory(final.parent)
+        _retain(run_dir, keep)
+    world.barrier()
+
+
+def load(checkpoint: Checkpoint, state: State) -> None:
+    """Fills the tensors of ``state`` in place, on any number of ranks. Collective.
+
+    Raises:
+        UserError: if names or shapes differ, that is, if the checkpoint is of another architecture.
+    """
+    from torch.distributed.checkpoint import FileSystemReader
+    from torch.distributed.checkpoint import load as read
+
+    reader = FileSystemReader(checkpoint.path)
+    stored = reader.read_metadata().state_dict_metadata
+    for name, tensor in state.items():
+        size = getattr(stored.get(name), "size", None)
+        if size != tensor.shape:
+            held = "nothing" if size is None else tuple(size)
+            raise UserError(
+                f"{checkpoint.path} is of another architecture: {name} is {tuple(tensor.shape)} here, {held} there"
+            )
+    read(state, storage_reader=reader)
+
+
+def weights_digest(tensors: State) -> str:
+    """SHA-256 over names, shapes and bytes of whole tensors in the order of their names."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def sharded_rows(local: Tensor, total: int, world: World) -> Tensor:
+    """Rows held by ranks in order, as one tensor of ``total`` rows that checkpoints by global row id."""
+    if world.world_size == 1:
+        return local
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import DTensor, Shard
+
+    mesh = init_device_mesh(world.device.type, (dist.get_world_size(),))
+    shape = torch.Size((total, *local.shape[1:]))
+    return DTensor.from_local(local, mesh, [Shard(0)], run_check=False, shape=shape, stride=local.stride())
+
+
+def _retain(run_dir: Path, keep: int) -> None:
+    good = [checkpoint for checkpoint in checkpoints(run_dir) if checkpoint.problem(rehash=False) is None]
+    for checkpoint in good[:-keep]:
+        shutil.rmtree(checkpoint.path, ignore_errors=True)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _write_synced(path: Path, text: str) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,12 @@
+"""The exit codes that every launcher honours."""
+
+from __future__ import annotations
+
+FINISHED = 0
+BAD_INPUT = 2  # will fail again: do not restart
+PREEMPTED = 75  # state saved: requeue
+CRASH_LOOP = 76  # no progress across restarts: stop and alert
+
+
+class UserError(Exception):
+    """Bad configuration or input. Its message is one line that names the setting and what would be right."""

@@ -1,0 +1,74 @@
+"""Pictures: samples from seeds, grids, PNG files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from gfgw_prod.distributed.cells import random_stream
+
+SHOWN_SIDE = 64  # tiny images are enlarged to about this many pixels in grids and files
+
+
+@torch.no_grad()
+def draw_samples(
+    generator: torch.nn.Module,
+    image_shape: tuple[int, int, int],
+    num_classes: int,
+    *,
+    count: int,
+    seed: int,
+    stream: str,
+    device: torch.device,
+    batch: int = 250,
+) -> tuple[Tensor, Tensor]:
+    """One-step samples ``(count, c, h, w)`` in [-1, 1] and their class ids ``(count,)``, on the CPU.
+
+    Sample ``i`` has noise of its own stream ``(seed, stream, i)`` and class ``i mod num_classes``.
+    """
+    generator.eval()
+    labels = torch.arange(count) % max(num_classes, 1)
+    pieces = []
+    for start in range(0, count, batch):
+        ids = range(start, min(start + batch, count))
+        noise = torch.stack([torch.randn(image_shape, generator=random_stream(seed, stream, i)) for i in ids])
+        times = torch.ones(len(noise), device=device)
+        images = generator(noise.to(device), times, labels[start : start + len(noise)].to(device))
+        pieces.append(images.clamp(-1, 1).float().cpu())
+    return torch.cat(pieces), labels
+
+
+def to_bytes(images: Tensor) -> Tensor:
+    """Images ``(n, c, h, w)`` in [-1, 1] as bytes ``(n, 3, h, w)``."""
+    levels = ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    return levels.expand(-1, 3, -1, -1)
+
+
+def enlarge(images: Tensor, shown_side: int = SHOWN_SIDE) -> Tensor:
+    """Repeats the pixels of tiny images a whole number of times."""
+    factor = max(shown_side // images.shape[-1], 1)
+    return images.repeat_interleave(factor, dim=-2).repeat_interleave(factor, dim=-1)
+
+
+def grid_of(images: Tensor, columns: int, gap: int = 2) -> Tensor:
+    """Images ``(n, c, h, w)`` in [-1, 1] side by side as one picture ``(3, H, W)`` of bytes."""
+    tiles = enlarge(to_bytes(images))
+    side_h, side_w = tiles.shape[-2:]
+    rows = -(-len(tiles) // columns)
+    picture = torch.zeros(3, rows * (side_h + gap) + gap, columns * (side_w + gap) + gap, dtype=torch.uint8)
+    for index, tile in enumerate(tiles):
+        top = gap + (index // columns) * (side_h + gap)
+        left = gap + (index % columns) * (side_w + gap)
+        picture[:, top : top + side_h, left : left + side_w] = tile
+    return picture
+
+
+def write_png(picture: Tensor, path: Path) -> None:
+    """Writes a picture ``(3, h, w)`` of bytes, whole or not at all."""
+    from PIL import Image
+
+    partial = path.with_name(f".{path.name}.partial")
+    Image.fromarray(picture.permute(1, 2, 0).contiguous().numpy()).save(partial, format="PNG")
+    partial.replace(path)

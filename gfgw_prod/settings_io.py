@@ -1,0 +1,157 @@
+"""From YAML file and command line to a validated ``Config``, with one clear line for whatever is wrong."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic_settings import CliSettingsSource
+
+from gfgw_prod.config import Config
+from gfgw_prod.resilience.exit_codes import UserError
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser that raises ``UserError`` with one line instead of printing its usage."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        kwargs.setdefault("allow_abbrev", False)
+        super().__init__(*args, **kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message)
+
+
+def setting_names(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[str]:
+    """Dotted names of all settings, as they are written in YAML."""
+    for name, field in model.model_fields.items():
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            yield from setting_names(inner, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
+
+
+def add_settings(parser: argparse.ArgumentParser) -> CliSettingsSource[Any]:
+    """Adds every setting as an option ``--section.name`` to the parser; the source turns parsed options into a dict."""
+    return CliSettingsSource(
+        Config,
+        root_parser=parser,
+        cli_kebab_case=True,
+        cli_avoid_json=True,
+        cli_hide_none_type=True,
+        cli_parse_none_str="null",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+
+
+def normalised(arguments: Sequence[str]) -> list[str]:
+    """Options with ``_`` and ``-`` alike: the part before ``=`` of each option in its dashed spelling."""
+    result = []
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        result.append(name.replace("_", "-") + equals + value if name.startswith("--") else argument)
+    return result
+
+
+def reject_unknown(arguments: Sequence[str]) -> None:
+    """Raises ``UserError`` for options left over by the parser, naming the nearest setting."""
+    for argument in arguments:
+        if argument.startswith("--"):
+            raise UserError(_unknown(argument[2:].partition("=")[0].replace("-", "_")))
+        raise UserError(f"unexpected argument {argument!r}")
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A mapping read from a YAML file.
+
+    Raises:
+        UserError: if the file is missing, is not YAML or is not a mapping.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"--config: no file {path}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--config: cannot read {path}: {_one_line(error)}") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"--config: {path} is not valid YAML: {_one_line(error)}") from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise UserError(f"--config: {path} must be a mapping of settings, not {type(content).__name__}")
+    return content
+
+
+def resolve(*layers: Mapping[str, Any]) -> Config:
+    """The configuration of the layers merged, later over earlier.
+
+    Raises:
+        UserError: for the first setting that is unknown or out of range.
+    """
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        _merge(merged, layer)
+    try:
+        return Config(**merged)
+    except ValidationError as error:
+        raise UserError(_explain(error)) from None
+    except TypeError as error:  # keys that are no identifiers
+        raise UserError(f"bad setting: {_one_line(error)}") from None
+
+
+def write_yaml(config: Config, path: Path) -> None:
+    """Writes the resolved configuration, every setting spelled out."""
+    path.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
+
+
+def _merge(base: dict[str, Any], layer: Mapping[Any, Any]) -> None:
+    for name, value in layer.items():
+        if not isinstance(name, str):
+            raise UserError(f"setting names must be words, not {name!r}")
+        key = name.replace("-", "_")
+        if isinstance(value, Mapping) and isinstance(base.get(key), dict):
+            _merge(base[key], value)
+        elif isinstance(value, Mapping):
+            base[key] = {}
+            _merge(base[key], value)
+        else:
+            base[key] = value
+
+
+def _unknown(name: str) -> str:
+    names = list(setting_names())
+    if "." not in name:
+        names = sorted({full.partition(".")[0] for full in names})
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
+    if not near:  # perhaps the section is missing or wrong: compare the last words
+        last = name.rpartition(".")[2]
+        near = [n for n in names if n.rpartition(".")[2] == last][:1]
+    hint = f"; did you mean {near[0]}?" if near else "; see train --help"
+    return f"unknown setting {name}{hint}"
+
+
+def _explain(error: ValidationError) -> str:
+    """The first problem of a validation in one line: the setting, what was given, what would be right."""
+    problems = sorted(error.errors(include_url=False), key=lambda problem: problem["type"] != "extra_forbidden")
+    first = problems[0]
+    # Positions inside a sequence and branches of a union are noise to a person; names of settings are not.
+    location = [str(part) for part in first["loc"] if isinstance(part, str)]
+    known = {name for full in setting_names() for name in full.split(".")}
+    if first["type"] == "extra_forbidden":
+        return _unknown(".".join(location))
+    location = [part for part in location if part in known]
+    message = first["msg"].removeprefix("Value error, ")
+    if not location:
+        return _one_line(message)
+    message = message.removeprefix("Input ").removeprefix("should ")
+    return _one_line(f"{'.'.join(location)} should {message}, not {first['input']!r}")
+
+
+def _one_line(message: object) -> str:
+    return " ".join(str(message).split())

@@ -1,0 +1,56 @@
+"""Telemetry: one catalogue of metrics, several sinks, on rank 0 only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from gfgw_prod.telemetry.catalogue import BY_TAG
+from gfgw_prod.telemetry.sinks import JsonLines, Progress, Prometheus, Sink, TensorBoard
+
+if TYPE_CHECKING:
+    from gfgw_prod.config import TelemetrySettings
+
+
+class Telemetry:
+    """Hands every record to every sink; on ranks that do not speak for the run there are none."""
+
+    def __init__(self, sinks: list[Sink]):
+        self._sinks = sinks
+
+    @classmethod
+    def open(
+        cls, settings: TelemetrySettings, run_dir: Path, *, step: int, images: int, total_images: int
+    ) -> Telemetry:
+        """All sinks of a run that starts or resumes at ``step``.
+
+        Raises:
+            UserError: if the metrics port cannot be bound.
+        """
+        sinks: list[Sink] = []
+        if settings.prometheus_port:
+            sinks.append(Prometheus(settings.prometheus_address, settings.prometheus_port))
+        sinks.append(JsonLines(run_dir / "stats.jsonl", step))
+        sinks.append(TensorBoard(run_dir / "tensorboard", images))
+        sinks.append(Progress(settings.progress, images, total_images))
+        return cls(sinks)
+
+    def record(self, step: int, images: int, values: Mapping[str, float]) -> None:
+        """Values by tag of the catalogue."""
+        unknown = values.keys() - BY_TAG.keys()
+        assert not unknown, f"not in the catalogue: {unknown}"
+        for sink in self._sinks:
+            sink.record(step, images, values)
+
+    def picture(self, images: int, tag: str, grid: Tensor) -> None:
+        """A picture ``(3, h, w)`` of bytes."""
+        for sink in self._sinks:
+            sink.picture(images, tag, grid)
+
+    def close(self) -> None:
+        """Flushes and closes all sinks."""
+        for sink in self._sinks:
+            sink.close()

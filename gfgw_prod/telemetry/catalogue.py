@@ -1,0 +1,52 @@
+"""Every metric in one place: what it is called in TensorBoard and ``stats.jsonl``, and what Prometheus sees."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric. ``tag`` names it in TensorBoard and JSON; ``prometheus``, with fixed labels, on the endpoint."""
+
+    tag: str
+    prometheus: str
+    kind: Literal["gauge", "counter"]
+    help: str
+    labels: dict[str, str] = field(default_factory=dict)
+
+
+def _loss(term: str) -> Metric:
+    return Metric(f"loss/{term}", "gfgw_loss", "gauge", "Loss of the last recorded step, by term.", {"term": term})
+
+
+CATALOGUE: tuple[Metric, ...] = (
+    *(_loss(term) for term in ("total", "flow", "feature", "structure", "lpips", "boundary")),
+    Metric("progress/images", "gfgw_images_seen", "counter", "Images seen since the run began."),
+    Metric("progress/steps", "gfgw_steps", "counter", "Optimisation steps made since the run began."),
+    Metric("speed/step_seconds", "gfgw_step_seconds", "gauge", "Mean wall time of a step since the last record."),
+    Metric("speed/images_per_second", "gfgw_images_per_second", "gauge", "Images per second since the last record."),
+    Metric("optimizer/gradient_norm", "gfgw_gradient_norm", "gauge", "Gradient norm before clipping."),
+    Metric("optimizer/learning_rate", "gfgw_learning_rate", "gauge", "Learning rate of the last step."),
+    Metric("transport/epsilon", "gfgw_transport_epsilon", "gauge", "Entropic regularisation of the coupling."),
+    Metric("transport/structure_weight", "gfgw_transport_structure_weight", "gauge", "Weight of the structure term."),
+    Metric("transport/marginal_error", "gfgw_transport_marginal_error", "gauge", "L1 error of the plan's marginals."),
+    Metric(
+        "transport/outer_iterations", "gfgw_transport_outer_iterations", "gauge", "Linearisations of the last step."
+    ),
+    Metric("transport/inner_iterations", "gfgw_transport_inner_iterations", "gauge", "Sinkhorn iterations, last step."),
+    Metric("transport/converged", "gfgw_transport_converged", "gauge", "1 if the last coupling met its tolerance."),
+    Metric("distributed/world_size", "gfgw_world_size", "gauge", "Ranks that train."),
+    Metric("distributed/idle_share", "gfgw_idle_share", "gauge", "Share of cell slots that run without weight."),
+    Metric("checkpoint/saves", "gfgw_checkpoint_saves", "counter", "Checkpoints written by this process."),
+    Metric("checkpoint/seconds", "gfgw_checkpoint_seconds", "gauge", "Wall time of the last save."),
+    Metric(
+        "checkpoint/age_seconds",
+        "gfgw_checkpoint_age_seconds",
+        "gauge",
+        "Time since the last checkpoint, or since start.",
+    ),
+)
+
+BY_TAG = {metric.tag: metric for metric in CATALOGUE}

@@ -1,0 +1,303 @@
+"""A run, top to bottom: build, resume, loop, finish."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gfgw_prod import samples, settings_io
+from gfgw_prod.config import Config
+from gfgw_prod.data.sources import load_table
+from gfgw_prod.data.stream import cell_stream
+from gfgw_prod.distributed.parallel import parallelise
+from gfgw_prod.distributed.world import World
+from gfgw_prod.features.bank import FeatureBank
+from gfgw_prod.features.extractors import build_extractor
+from gfgw_prod.generator import UNetBlock, build_generator
+from gfgw_prod.generator.ema import Ema
+from gfgw_prod.losses.flow import largest_scales
+from gfgw_prod.resilience import checkpoint, guards
+from gfgw_prod.resilience.exit_codes import FINISHED, UserError
+from gfgw_prod.resilience.state import optimizer_moments, training_state
+from gfgw_prod.step import StepReport, TrainingStep
+from gfgw_prod.telemetry import Telemetry
+from gfgw_prod.transport.matching import Matcher
+
+
+def train(config: Config) -> int:
+    """Runs or resumes the run of ``config.run.dir``; returns the exit code.
+
+    Raises:
+        UserError: for settings, data, weights, ports or checkpoints that cannot work.
+    """
+    world = World.start(config.run.device, config.run.threads, config.distributed.timeout_seconds)
+    try:
+        run = Run(config, world)
+        run.resume()
+        run.loop()
+        run.finish()
+    except UserError:
+        world.stop()
+        raise
+    world.stop()
+    return FINISHED
+
+
+class Run:
+    """One process's part of a run."""
+
+    def __init__(self, config: Config, world: World):
+        self.config, self.world, self.dir = config, world, config.run.dir
+        self.step = self.first_step = 0
+        if world.world_size > config.cells:
+            raise UserError(
+                f"{world.world_size} ranks share {config.cells} cells; lower train.cell_size or run fewer ranks"
+            )
+        self._together(lambda: prepare_directory(self.dir) if world.is_main else None)
+
+        # One rank at a time may fetch an archive; the others then find it.
+        self._together(lambda: load_table(config.data) if world.is_main else None)
+        self.table = self._together(lambda: load_table(config.data))
+        self.extractor = self._together(lambda: build_extractor(config.features, self.table.image_shape)).to(
+            world.device
+        )
+        self.perceptual = self._together(self._build_perceptual)
+        generator = self._together(self._build_generator).to(world.device)
+
+        example = (
+            torch.zeros(1, *self.table.image_shape, device=world.device),
+            torch.ones(1, device=world.device),
+            torch.zeros(1, dtype=torch.long, device=world.device),
+        )
+        self.parallel = parallelise(
+            generator, world, config.distributed.strategy, config.distributed.reduction, UNetBlock, example
+        )
+        o = config.optimizer
+        self.optimizer = torch.optim.AdamW(generator.parameters(), lr=o.lr, betas=o.betas, weight_decay=o.weight_decay)
+        self.ema = Ema(generator)
+        self.bank = FeatureBank(len(self.table), int(self.extractor.dim), world)
+        self.matcher = Matcher(
+            config.transport, self.bank, self.table.labels, seed=config.seed, conditional=config.generator.conditional
+        )
+        self.training_step = TrainingStep(
+            config,
+            world,
+            self.table,
+            self.parallel,
+            self.extractor,
+            self.perceptual,
+            self.matcher,
+            self.optimizer,
+            self.ema,
+        )
+
+    @property
+    def images(self) -> int:
+        """Images seen."""
+        return self.step * self.config.train.batch_size
+
+    def resume(self) -> None:
+        """Takes up the newest good checkpoint of the run directory, or encodes the bank for a new run."""
+        path = self._together(self._choose_checkpoint)
+        self.facts = {
+            "config": self.config.model_dump(mode="json"),
+            "data_fingerprint": self.table.fingerprint(),
+            "num_classes": self.table.num_classes,
+            "image_shape": list(self.table.image_shape),
+        }
+        found = self.world.share(path)
+        if found is not None:
+            guards.refuse_changes(found.manifest, self.facts)
+            moments = optimizer_moments(self.optimizer, self.parallel.module, steps=found.step)
+            checkpoint.load(found, training_state(self.parallel.module, self.ema, moments, self.bank))
+            self.step = self.first_step = found.step
+            self._say(f"resumed {self.dir} at {self.images / 1000:.1f} kimg from {found.path.name}")
+        else:
+            block_rows = self.config.features.block_rows
+            self.bank.encode(self.table, self.extractor, block_rows, on_block=lambda: None)
+        self.telemetry = self._together(self._open_telemetry)
+        if self.world.is_main:
+            settings_io.write_yaml(self.config, self.dir / "config.yaml")
+
+    def loop(self) -> None:
+        """Steps until ``train.total_kimg``, with records, pictures and checkpoints at their intervals."""
+        config = self.config
+        stream = cell_stream(
+            self.table,
+            seed=config.seed,
+            first_step=self.step,
+            last_step=config.total_steps,
+            cells=config.cells,
+            size=config.train.cell_size,
+            rank=self.world.rank,
+            world_size=self.world.world_size,
+        )
+        self._mark = (time.monotonic(), self.step)
+        while self.step < config.total_steps:
+            report = self.training_step(self.step, stream)
+            if not torch.isfinite(report.gradient_norm):
+                raise FloatingPointError(f"the gradient norm of step {self.step} is {float(report.gradient_norm)}")
+            self.step += 1
+            last = self.step == config.total_steps
+            if last or self.step == self.first_step + 1 or self._due(config.telemetry.log_every_kimg):
+                self._record(report)
+            if last or self._due(config.telemetry.samples_every_kimg):
+                self._picture()
+            if last or self._due(config.checkpoint.every_kimg):
+                self._save()
+
+    def finish(self) -> None:
+        """Closes the telemetry and says what there is now and what to do next."""
+        figures = self._figures()
+        self.telemetry.close()
+        done = "finished" if self.step > self.first_step else "nothing to do: already finished"
+        self._say(f"{done}: {self.images / 1000:.1f} kimg in {self.step:,} steps{figures}")
+        self._say(f"picture:    {self.dir / 'samples.png'}")
+        self._say(f"curves:     tensorboard --logdir {self.dir}")
+        self._say(f"samples:    gfgw sample {self.dir} --num 64 --out {self.dir / 'more-samples'} --grid")
+        self._say(f"go on:      the same command with --train.total-kimg {2 * self.config.train.total_kimg:g}")
+
+    def _due(self, interval_kimg: float) -> bool:
+        """Whether the last step crossed a multiple of the interval: a function of the position alone."""
+        interval, batch_size = interval_kimg * 1000, self.config.train.batch_size
+        return self.images // interval != (self.images - batch_size) // interval
+
+    def _record(self, report: StepReport) -> None:
+        now, (then, step) = time.monotonic(), self._mark
+        seconds = (now - then) / max(self.step - step, 1)
+        self._mark = (now, self.step)
+        terms = report.mean_terms(self.world, self.config.cells)
+        status, cells = report.match.status, self.config.cells
+        slots = -(-cells // self.world.world_size) * self.world.world_size
+        self.telemetry.record(
+            self.step,
+            self.images,
+            {f"loss/{name}": value for name, value in terms.items()}
+            | {
+                "progress/images": self.images,
+                "progress/steps": self.step,
+                "speed/step_seconds": seconds,
+                "speed/images_per_second": self.config.train.batch_size / max(seconds, 1e-9),
+                "optimizer/gradient_norm": float(report.gradient_norm),
+                "optimizer/learning_rate": report.lr,
+                "transport/epsilon": report.epsilon,
+                "transport/structure_weight": report.structure_weight,
+                "transport/marginal_error": status.marginal_error,
+                "transport/outer_iterations": status.outer_iterations,
+                "transport/inner_iterations": status.inner_iterations,
+                "transport/converged": float(status.converged),
+                "distributed/world_size": self.world.world_size,
+                "distributed/idle_share": 1 - cells / slots,
+            },
+        )
+
+    def _draw(self, count: int, stream: str) -> torch.Tensor:
+        """Samples of the averaged weights. Collective."""
+        with self.ema.applied() as generator:
+            images, _ = samples.draw_samples(
+                generator,
+                self.table.image_shape,
+                self.table.num_classes,
+                count=count,
+                seed=self.config.seed,
+                stream=stream,
+                device=self.world.device,
+            )
+        return images
+
+    def _picture(self) -> None:
+        side = self.config.telemetry.sample_grid
+        grid = samples.grid_of(self._draw(side * side, "grid"), side)
+        if self.world.is_main:
+            directory = self.dir / "samples"
+            directory.mkdir(exist_ok=True)
+            samples.write_png(grid, directory / f"kimg-{self.images / 1000:09.1f}.png")
+            samples.write_png(grid, self.dir / "samples.png")
+        self.telemetry.picture(self.images, "samples", grid)
+
+    def _save(self) -> None:
+        started = time.monotonic()
+        moments = optimizer_moments(self.optimizer, self.parallel.module, steps=self.step)
+        state = training_state(self.parallel.module, self.ema, moments, self.bank)
+        checkpoint.save(
+            self.dir,
+            state,
+            self.world,
+            step=self.step,
+            images=self.images,
+            facts=self.facts,
+            keep=self.config.checkpoint.keep,
+        )
+        self._saves = getattr(self, "_saves", 0) + 1
+        values = {"checkpoint/seconds": time.monotonic() - started, "checkpoint/saves": self._saves}
+        self.telemetry.record(self.step, self.images, values)
+
+    def _figures(self) -> str:
+        count = self.config.telemetry.frechet_samples
+        if not count:
+            return ""
+        from gfgw_prod.evaluation.frechet import frechet_distance
+
+        drawn = self._draw(count, "frechet").flatten(1).double().numpy()
+        data = self.table.rows(torch.arange(len(self.table))).flatten(1).double().numpy()
+        return f", raw-pixel Fréchet distance {frechet_distance(drawn, data):.3f} ({count:,} samples)"
+
+    def _build_generator(self) -> torch.nn.Module:
+        c, shape = self.config, self.table.image_shape
+        if c.loss.flow_scales > largest_scales(shape):
+            raise UserError(f"loss.flow_scales should be at most {largest_scales(shape)} for {shape[-1]}-pixel images")
+        try:
+            return build_generator(c.generator, shape, self.table.num_classes, c.seed)
+        except ValueError as error:
+            raise UserError(str(error)) from None
+
+    def _build_perceptual(self) -> torch.nn.Module | None:
+        if not self.config.loss.lpips:
+            return None
+        from gfgw_prod.losses.perceptual import build_perceptual
+
+        return build_perceptual(self.config.loss.lpips_trunk).to(self.world.device)
+
+    def _choose_checkpoint(self) -> checkpoint.Checkpoint | None:
+        return checkpoint.newest_good(self.dir, self._say) if self.world.is_main else None
+
+    def _open_telemetry(self) -> Telemetry:
+        if not self.world.is_main:
+            return Telemetry([])
+        total = self.config.total_steps * self.config.train.batch_size
+        return Telemetry.open(self.config.telemetry, self.dir, step=self.step, images=self.images, total_images=total)
+
+    def _together(self, action: Any) -> Any:
+        """The action's result; a user error on any rank is raised on all, so that none waits for one that gave up."""
+        result = problem = None
+        try:
+            result = action()
+        except UserError as error:
+            problem = str(error)
+        self.world.agree(problem)
+        return result
+
+    def _say(self, line: str) -> None:
+        if self.world.is_main:
+            print(line, file=sys.stderr, flush=True)
+
+
+def prepare_directory(path: Path) -> None:
+    """Makes the run directory.
+
+    Raises:
+        UserError: if it is a file or cannot be written.
+    """
+    try:
+        (path / "checkpoints").mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise UserError(f"run.dir {path} is, or lies under, a file; name a directory") from None
+    except OSError as error:
+        raise UserError(f"run.dir {path} cannot be made ({error.strerror})") from None
+    if not os.access(path, os.W_OK | os.X_OK) or not os.access(path / "checkpoints", os.W_OK | os.X_OK):
+        raise UserError(f"run.dir {path} cannot be written")

@@ -1,0 +1,89 @@
+#!/usr/bin/env bash
+# Trains on one node or many: the elastic torchrun entry point. Arguments go to `gfgw_prod train`.
+#
+#   launch/elastic.sh --config configs/digits.yaml                                   this machine, all its GPUs
+#   NNODES=2:4 RDZV_ENDPOINT=node0:29400 launch/elastic.sh --config configs/cifar10.yaml    the same line on every node
+#
+# Exit codes: 0 finished; 2 bad configuration or input; 75 preempted, state saved (queue it again);
+# 76 crash loop; anything else is a crash that outlived its restarts.
+#
+# Environment:
+#   NNODES             number of nodes, or MIN:MAX for a job that grows and shrinks            [1]
+#   NPROC              ranks on this node           [its GPUs if nvidia-smi lists any, else min(2, cores)]
+#   RDZV_ENDPOINT      HOST:PORT of the node that hosts the rendezvous; required unless NNODES=1.
+#                      There is no fallback to localhost: nodes that each met themselves would train apart.
+#   RDZV_ID            name of the job at the rendezvous, equal on all nodes                   [gfgw]
+#   RDZV_TIMEOUT       seconds to wait for MIN nodes                                           [600]
+#   RDZV_LAST_CALL     seconds to wait for more, up to MAX, once MIN nodes have come           [30]
+#   LOCAL_ADDR         address of this node as its peers see it               [its host name; one node: localhost]
+#   MAX_RESTARTS       restarts of this node's workers before the job fails                    [3]
+#                      A node that joins or leaves can spend one too: its peers' workers fail, and are restarted.
+#   GRACE_SECONDS      seconds between a stop signal and SIGKILL, for all ranks to save        [60]
+#   OMP_NUM_THREADS    intra-op threads of a rank                                              [1]
+#                      On a CPU they are part of the arithmetic: another number, other low bits in the weights.
+#   PYTHON             interpreter                              [the .venv beside this directory, else python3]
+set -euo pipefail
+
+fail() {
+    printf 'elastic.sh: %s\n' "$1" >&2
+    exit 2
+}
+
+is_count() { # is_count VALUE MINIMUM
+    [[ $1 =~ ^[0-9]{1,9}$ ]] && ((10#$1 >= $2))
+}
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+
+nnodes=${NNODES:-1}
+if ! [[ $nnodes =~ ^[1-9][0-9]{0,5}(:[1-9][0-9]{0,5})?$ ]] || ((${nnodes%:*} > ${nnodes#*:})); then
+    fail "NNODES must be a number of nodes or MIN:MAX, such as 2 or 1:4, not '$nnodes'"
+fi
+
+if [[ -n ${NPROC:-} ]]; then
+    nproc=$NPROC
+else
+    nproc=$( (nvidia-smi -L 2>/dev/null || true) | grep -c '^GPU ' || true)
+    if ((nproc == 0)); then
+        cores=$(getconf _NPROCESSORS_ONLN)
+        nproc=$((cores < 2 ? cores : 2))
+    fi
+fi
+is_count "$nproc" 1 || fail "NPROC must be a number of ranks of at least 1, not '$nproc'"
+
+max_restarts=${MAX_RESTARTS:-3}
+is_count "$max_restarts" 0 || fail "MAX_RESTARTS must be a whole number of at least 0, not '$max_restarts'"
+join_timeout=${RDZV_TIMEOUT:-600}
+is_count "$join_timeout" 1 || fail "RDZV_TIMEOUT must be a positive whole number of seconds, not '$join_timeout'"
+last_call=${RDZV_LAST_CALL:-30}
+is_count "$last_call" 1 || fail "RDZV_LAST_CALL must be a positive whole number of seconds, not '$last_call'"
+export GRACE_SECONDS=${GRACE_SECONDS:-60}
+is_count "$GRACE_SECONDS" 1 || fail "GRACE_SECONDS must be a positive whole number of seconds, not '$GRACE_SECONDS'"
+
+if [[ $nnodes == 1 || $nnodes == 1:1 ]]; then
+    endpoint=localhost:0 # a free port, known only to this job
+    job=${RDZV_ID:-gfgw-$$}
+    local_addr=${LOCAL_ADDR:-localhost} # a container's own host name may not resolve
+else
+    endpoint=${RDZV_ENDPOINT:-}
+    [[ -n $endpoint ]] || fail "RDZV_ENDPOINT must be HOST:PORT of the rendezvous node when NNODES is '$nnodes'"
+    [[ $endpoint =~ ^.+:[0-9]{1,5}$ ]] || fail "RDZV_ENDPOINT must be HOST:PORT, not '$endpoint'"
+    job=${RDZV_ID:-gfgw}
+    local_addr=${LOCAL_ADDR:-}
+fi
+
+python=${PYTHON:-}
+if [[ -z $python ]]; then
+    python=python3
+    [[ -x $root/.venv/bin/python ]] && python=$root/.venv/bin/python
+fi
+command -v "$python" >/dev/null || fail "PYTHON must name a Python interpreter, not '$python'; run 'make setup' first"
+
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+# exec: a signal sent to this process reaches the agent, which passes it on and waits for the ranks to save.
+exec "$python" -m gfgw_prod.launcher \
+    --nnodes "$nnodes" --nproc-per-node "$nproc" --max-restarts "$max_restarts" \
+    --rdzv-backend c10d --rdzv-endpoint "$endpoint" --rdzv-id "$job" \
+    --rdzv-conf "join_timeout=$join_timeout,last_call_timeout=$last_call" \
+    ${local_addr:+--local-addr "$local_addr"} \
+    -m gfgw_prod train "$@"
