@@ -22,6 +22,7 @@ from gfgw_prod.losses.boundary import boundary_loss
 from gfgw_prod.losses.feature import feature_loss
 from gfgw_prod.losses.flow import flow_loss
 from gfgw_prod.losses.structure import structure_loss
+from gfgw_prod.optimizer import AdamW
 from gfgw_prod.transport.matching import Match, Matcher
 
 TERMS = ("total", "flow", "feature", "structure", "lpips", "boundary")
@@ -55,7 +56,7 @@ class TrainingStep:
     extractor: nn.Module
     perceptual: nn.Module | None
     matcher: Matcher
-    optimizer: torch.optim.Optimizer
+    optimizer: AdamW
     ema: Ema
 
     def __post_init__(self) -> None:
@@ -148,10 +149,7 @@ class TrainingStep:
         norm = gradient_norm(parameters)
         scale_gradients(parameters, (o.clip_norm / (norm + 1e-6)).clamp(max=1.0))
         lr = schedule.learning_rate(o.lr, o.final_lr_ratio, o.warmup_kimg, o.decay_kimg, images_seen)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.step(lr)
         self.ema.update(schedule.ema_decay(e.halflife_kimg, e.rampup_ratio, batch_size, images_seen + batch_size))
         return norm, lr
 

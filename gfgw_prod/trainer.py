@@ -21,9 +21,10 @@ from gfgw_prod.features.extractors import build_extractor
 from gfgw_prod.generator import UNetBlock, build_generator
 from gfgw_prod.generator.ema import Ema
 from gfgw_prod.losses.flow import largest_scales
+from gfgw_prod.optimizer import AdamW
 from gfgw_prod.resilience import checkpoint, guards
 from gfgw_prod.resilience.exit_codes import FINISHED, UserError
-from gfgw_prod.resilience.state import optimizer_moments, training_state
+from gfgw_prod.resilience.state import training_state
 from gfgw_prod.step import StepReport, TrainingStep
 from gfgw_prod.telemetry import Telemetry
 from gfgw_prod.transport.matching import Matcher
@@ -78,7 +79,7 @@ class Run:
             generator, world, config.distributed.strategy, config.distributed.reduction, UNetBlock, example
         )
         o = config.optimizer
-        self.optimizer = torch.optim.AdamW(generator.parameters(), lr=o.lr, betas=o.betas, weight_decay=o.weight_decay)
+        self.optimizer = AdamW(generator, betas=o.betas, weight_decay=o.weight_decay)
         self.ema = Ema(generator)
         self.bank = FeatureBank(len(self.table), int(self.extractor.dim), world)
         self.matcher = Matcher(
@@ -113,9 +114,8 @@ class Run:
         found = self.world.share(path)
         if found is not None:
             guards.refuse_changes(found.manifest, self.facts)
-            moments = optimizer_moments(self.optimizer, self.parallel.module, steps=found.step)
-            checkpoint.load(found, training_state(self.parallel.module, self.ema, moments, self.bank))
-            self.step = self.first_step = found.step
+            checkpoint.load(found, self._state())
+            self.step = self.first_step = self.optimizer.steps = found.step
             self._say(f"resumed {self.dir} at {self.images / 1000:.1f} kimg from {found.path.name}")
         else:
             block_rows = self.config.features.block_rows
@@ -222,11 +222,9 @@ class Run:
 
     def _save(self) -> None:
         started = time.monotonic()
-        moments = optimizer_moments(self.optimizer, self.parallel.module, steps=self.step)
-        state = training_state(self.parallel.module, self.ema, moments, self.bank)
         checkpoint.save(
             self.dir,
-            state,
+            self._state(),
             self.world,
             step=self.step,
             images=self.images,
@@ -236,6 +234,9 @@ class Run:
         self._saves = getattr(self, "_saves", 0) + 1
         values = {"checkpoint/seconds": time.monotonic() - started, "checkpoint/saves": self._saves}
         self.telemetry.record(self.step, self.images, values)
+
+    def _state(self) -> dict[str, torch.Tensor]:
+        return training_state(self.parallel.module, self.ema, self.optimizer, self.bank)
 
     def _figures(self) -> str:
         count = self.config.telemetry.frechet_samples

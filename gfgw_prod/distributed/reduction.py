@@ -15,6 +15,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from gfgw_prod.distributed.shards import local
+
 
 class TreeSum:
     """A running sum over leaves given in order, with at most ``log2(leaves) + 1`` partial sums alive."""
@@ -76,13 +78,13 @@ def _row_sums(gradient: Tensor) -> Tensor:
 
 def _placed_row_sums(gradient: DTensor) -> Tensor:
     """Row sums of a tensor sharded by rows, zero where the rows are another rank's."""
-    local = gradient.to_local()
+    mine = local(gradient)
     rows = gradient.shape[0]
-    result = local.new_zeros(rows)
+    result = mine.new_zeros(rows)
     per_rank = -(-rows // gradient.device_mesh.size())
     start = min(per_rank * gradient.device_mesh.get_local_rank(), rows)
-    if len(local):
-        result[start : start + len(local)] = _row_sums(local)
+    if len(mine):
+        result[start : start + len(mine)] = _row_sums(mine)
     return result
 
 
@@ -90,8 +92,7 @@ def scale_gradients(parameters: Iterable[Tensor], factor: Tensor) -> None:
     """Multiplies every gradient by a scalar tensor."""
     for parameter in parameters:
         if parameter.grad is not None:
-            local = parameter.grad.to_local() if isinstance(parameter.grad, DTensor) else parameter.grad
-            local.mul_(factor)
+            local(parameter.grad).mul_(factor)
 
 
 def split_like(flat: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:

@@ -7,7 +7,8 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+
+from gfgw_prod.distributed.shards import local
 
 
 class Ema:
@@ -26,7 +27,7 @@ class Ema:
     def update(self, decay: float) -> None:
         """``ema <- decay * ema + (1 - decay) * weights``."""
         for name, parameter in self._module.named_parameters():
-            _local(self.tensors[name]).lerp_(_local(parameter), 1 - decay)
+            local(self.tensors[name]).lerp_(local(parameter), 1 - decay)
 
     @contextmanager
     def applied(self) -> Iterator[nn.Module]:
@@ -40,13 +41,7 @@ class Ema:
     @torch.no_grad()
     def _exchange(self) -> None:
         for name, parameter in self._module.named_parameters():
-            mine, average = _local(parameter), _local(self.tensors[name])
+            mine, average = local(parameter), local(self.tensors[name])
             held = mine.clone()
             mine.copy_(average)
             average.copy_(held)
-
-
-def _local(tensor: Tensor) -> Tensor:
-    if isinstance(tensor, DTensor):
-        return tensor.to_local()
-    return tensor.detach()

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from gfgw_prod.distributed.world import World
@@ -153,18 +152,6 @@ def weights_digest(tensors: State) -> str:
         digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
         digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-def sharded_rows(local: Tensor, total: int, world: World) -> Tensor:
-    """Rows held by ranks in order, as one tensor of ``total`` rows that checkpoints by global row id."""
-    if world.world_size == 1:
-        return local
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.tensor import DTensor, Shard
-
-    mesh = init_device_mesh(world.device.type, (dist.get_world_size(),))
-    shape = torch.Size((total, *local.shape[1:]))
-    return DTensor.from_local(local, mesh, [Shard(0)], run_check=False, shape=shape, stride=local.stride())
 
 
 def _retain(run_dir: Path, keep: int) -> None:
