@@ -114,7 +114,7 @@ class Run:
         found = self.world.share(path)
         if found is not None:
             guards.refuse_changes(found.manifest, self.facts)
-            checkpoint.load(found, self._state())
+            checkpoint.load(found, self._state(), self.world)
             self.step = self.first_step = self.optimizer.steps = found.step
             self._say(f"resumed {self.dir} at {self.images / 1000:.1f} kimg from {found.path.name}")
         else:

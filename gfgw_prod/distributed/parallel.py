@@ -4,6 +4,7 @@ The model knows nothing of this. A strategy offers the module to call, ``turn`` 
 and backward pass) and ``finish`` (leave the step's summed gradient in ``.grad``).
 """
 
+import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal, Protocol
@@ -90,6 +91,8 @@ class _Replicated:
         self._ddp.register_comm_hook(None, self._take_bucket)
         # DDP lays its buckets out anew after the first backward pass. Sums are kept by bucket over the rounds of a
         # step, so that pass is made here, and its gradients are dropped.
+        # DDP would also warn about the strides of gradients of 1x1 convolutions, which mean the same in either order.
+        warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
         self._ddp(*example).sum().backward()
         generator.zero_grad(set_to_none=True)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Literal, TypeVar
@@ -19,7 +18,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class World:
-    """This process among its peers. A run alone is a world of one, with the same collectives."""
+    """This process among its peers. A run alone is a world of one, for which the collectives are no-ops."""
 
     rank: int
     world_size: int
@@ -27,7 +26,7 @@ class World:
 
     @classmethod
     def start(cls, device: Literal["auto", "cpu", "cuda"], threads: int, timeout_seconds: int) -> World:
-        """Joins the process group that torchrun prepared, or makes one of one rank.
+        """Joins the process group that torchrun prepared; a run alone has none.
 
         Raises:
             UserError: if a GPU is asked for where there is none.
@@ -43,10 +42,8 @@ class World:
             torch.backends.cudnn.deterministic = True
         if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
             dist.init_process_group(backend, timeout=timeout)
-        else:
-            os.environ.setdefault("GLOO_SOCKET_IFNAME", _loopback())
-            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
-        return cls(dist.get_rank(), dist.get_world_size(), chosen)
+            return cls(dist.get_rank(), dist.get_world_size(), chosen)
+        return cls(0, 1, chosen)
 
     @property
     def is_main(self) -> bool:
@@ -109,9 +106,3 @@ def choose_device(device: Literal["auto", "cpu", "cuda"], local_rank: int = 0) -
             "use run.device cpu or fewer ranks"
         )
     return torch.device("cuda", local_rank) if count > local_rank else torch.device("cpu")
-
-
-def _loopback() -> str:
-    """A world of one needs no network, but gloo wants an interface that resolves."""
-    names = [name for _, name in socket.if_nameindex()]
-    return "lo" if "lo" in names else names[0]

@@ -11,6 +11,9 @@ import json
 import os
 import shutil
 import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,7 +68,8 @@ class Checkpoint:
         for name, entry in reader.read_metadata().state_dict_metadata.items():
             if name.startswith(prefixes) and isinstance(entry, TensorStorageMetadata):
                 state[name] = torch.empty(entry.size, dtype=entry.properties.dtype)
-        load(state, storage_reader=reader, no_dist=True)
+        with _quiet():
+            load(state, storage_reader=reader, no_dist=True)
         return state
 
 
@@ -109,7 +113,8 @@ def save(
     if world.share(final.exists()):
         return
     pending = Path(world.share(str(final.with_name(f".pending-{final.name}-{os.getpid()}-{time.time_ns()}"))))
-    write(state, storage_writer=FileSystemWriter(pending))
+    with _quiet():
+        write(state, storage_writer=FileSystemWriter(pending), no_dist=world.world_size == 1)
     if world.is_main:
         files = {
             file.name: {"bytes": file.stat().st_size, "sha256": _sha256(file)} for file in sorted(pending.iterdir())
@@ -123,7 +128,7 @@ def save(
     world.barrier()
 
 
-def load(checkpoint: Checkpoint, state: State) -> None:
+def load(checkpoint: Checkpoint, state: State, world: World) -> None:
     """Fills the tensors of ``state`` in place, on any number of ranks. Collective.
 
     Raises:
@@ -141,7 +146,8 @@ def load(checkpoint: Checkpoint, state: State) -> None:
             raise UserError(
                 f"{checkpoint.path} is of another architecture: {name} is {tuple(tensor.shape)} here, {held} there"
             )
-    read(state, storage_reader=reader)
+    with _quiet():
+        read(state, storage_reader=reader, no_dist=world.world_size == 1)
 
 
 def weights_digest(tensors: State) -> str:
@@ -152,6 +158,15 @@ def weights_digest(tensors: State) -> str:
         digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
         digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """DCP warns of working without a process group, which a run alone means to, and of its own use of old torch API."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        warnings.filterwarnings("ignore", message="TypedStorage is deprecated")
+        yield
 
 
 def _retain(run_dir: Path, keep: int) -> None:
