@@ -28,13 +28,15 @@ RUN --mount=type=secret,id=ca,target=/run/secrets/ca.pem,required=false \
     more=$(pip config get global.extra-index-url 2>/dev/null || true); \
     if [ -n "$index" ]; then export UV_DEFAULT_INDEX="$index"; fi; \
     if [ -n "$more" ]; then export UV_INDEX="$more"; fi; \
-    uv pip install --python /opt/venv/bin/python --no-cache --require-hashes -r /tmp/requirements.lock; \
+    uv pip install --python /opt/venv/bin/python --no-cache --compile-bytecode \
+        --require-hashes -r /tmp/requirements.lock; \
     rm /tmp/requirements.lock
 
 WORKDIR /workspace
 COPY pyproject.toml README.md LICENSE ./
 COPY gfgw_prod gfgw_prod
-RUN uv pip install --python /opt/venv/bin/python --no-cache --offline --no-deps --no-build-isolation . \
+RUN uv pip install --python /opt/venv/bin/python --no-cache --offline --compile-bytecode --no-deps \
+        --no-build-isolation . \
     && rm -rf gfgw_prod build pyproject.toml README.md
 COPY configs configs
 COPY launch launch
