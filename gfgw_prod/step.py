@@ -104,8 +104,9 @@ class TrainingStep:
         batch = gathered.transpose(0, 1).flatten(0, 2)[: config.train.batch_size]
         cells = [Cell(config.seed, step, index, config.train.cell_size) for index in range(config.cells)]
         uniforms = torch.cat([cell.uniform("target") for cell in cells])
-        labels = self.table.labels[self._order.rows(images_seen, config.train.batch_size)]
-        return self.matcher.match(batch, labels, uniforms, step=step, images=images_seen)
+        rows = self._order.rows(images_seen, config.train.batch_size)
+        labels = self.table.labels[rows]
+        return self.matcher.match(batch, rows, labels, uniforms, step=step, images=images_seen)
 
     def _regress(self, turn: Round, cell: CellInputs, match: Match, images_seen: int) -> Tensor:
         """Accumulates the gradient of one cell; returns its loss terms, ``(len(TERMS),)``."""

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -54,12 +52,12 @@ class Run:
 
     def __init__(self, config: Config, world: World):
         self.config, self.world, self.dir = config, world, config.run.dir
-        self.step = self.first_step = 0
+        self.step = self.first_step = self.saves = 0
         if world.world_size > config.cells:
             raise UserError(
                 f"{world.world_size} ranks share {config.cells} cells; lower train.cell_size or run fewer ranks"
             )
-        self._together(lambda: prepare_directory(self.dir) if world.is_main else None)
+        self._together(lambda: checkpoint.prepare_directory(self.dir) if world.is_main else None)
 
         # One rank at a time may fetch an archive; the others then find it.
         self._together(lambda: load_table(config.data) if world.is_main else None)
@@ -120,7 +118,7 @@ class Run:
         else:
             block_rows = self.config.features.block_rows
             self.bank.encode(self.table, self.extractor, block_rows, on_block=lambda: None)
-        self.telemetry = self._together(self._open_telemetry)
+        self.telemetry = self._together(lambda: self._open_telemetry(found))
         if self.world.is_main:
             settings_io.write_yaml(self.config, self.dir / "config.yaml")
 
@@ -137,7 +135,8 @@ class Run:
             rank=self.world.rank,
             world_size=self.world.world_size,
         )
-        self._mark = (time.monotonic(), self.step)
+        started = time.monotonic()
+        self._mark = (started, self.step)
         while self.step < config.total_steps:
             report = self.training_step(self.step, stream)
             if not torch.isfinite(report.gradient_norm):
@@ -150,13 +149,15 @@ class Run:
                 self._picture()
             if last or self._due(config.checkpoint.every_kimg):
                 self._save()
+        self.seconds = time.monotonic() - started
 
     def finish(self) -> None:
         """Closes the telemetry and says what there is now and what to do next."""
         figures = self._figures()
         self.telemetry.close()
-        done = "finished" if self.step > self.first_step else "nothing to do: already finished"
-        self._say(f"{done}: {self.images / 1000:.1f} kimg in {self.step:,} steps{figures}")
+        made = (self.step - self.first_step) * self.config.train.batch_size
+        done = f"trained {made / 1000:.1f} kimg in {self.seconds:.0f} s" if made else "nothing to do: already finished"
+        self._say(f"{done}; {self.images / 1000:.1f} kimg in all, {self.step:,} steps{figures}")
         self._say(f"picture:    {self.dir / 'samples.png'}")
         self._say(f"curves:     tensorboard --logdir {self.dir}")
         self._say(f"samples:    gfgw sample {self.dir} --num 64 --out {self.dir / 'more-samples'} --grid")
@@ -231,8 +232,8 @@ class Run:
             facts=self.facts,
             keep=self.config.checkpoint.keep,
         )
-        self._saves = getattr(self, "_saves", 0) + 1
-        values = {"checkpoint/seconds": time.monotonic() - started, "checkpoint/saves": self._saves}
+        self.saves += 1
+        values = {"checkpoint/seconds": time.monotonic() - started, "checkpoint/saves": self.saves}
         self.telemetry.record(self.step, self.images, values)
 
     def _state(self) -> dict[str, torch.Tensor]:
@@ -267,11 +268,17 @@ class Run:
     def _choose_checkpoint(self) -> checkpoint.Checkpoint | None:
         return checkpoint.newest_good(self.dir, self._say) if self.world.is_main else None
 
-    def _open_telemetry(self) -> Telemetry:
+    def _open_telemetry(self, resumed: checkpoint.Checkpoint | None) -> Telemetry:
         if not self.world.is_main:
             return Telemetry([])
-        total = self.config.total_steps * self.config.train.batch_size
-        return Telemetry.open(self.config.telemetry, self.dir, step=self.step, images=self.images, total_images=total)
+        return Telemetry.open(
+            self.config.telemetry,
+            self.dir,
+            step=self.step,
+            images=self.images,
+            total_images=self.config.total_steps * self.config.train.batch_size,
+            saved_at=resumed.manifest["saved_at"] if resumed is not None else time.time(),
+        )
 
     def _together(self, action: Any) -> Any:
         """The action's result; a user error on any rank is raised on all, so that none waits for one that gave up."""
@@ -286,19 +293,3 @@ class Run:
     def _say(self, line: str) -> None:
         if self.world.is_main:
             print(line, file=sys.stderr, flush=True)
-
-
-def prepare_directory(path: Path) -> None:
-    """Makes the run directory.
-
-    Raises:
-        UserError: if it is a file or cannot be written.
-    """
-    try:
-        (path / "checkpoints").mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        raise UserError(f"run.dir {path} is, or lies under, a file; name a directory") from None
-    except OSError as error:
-        raise UserError(f"run.dir {path} cannot be made ({error.strerror})") from None
-    if not os.access(path, os.W_OK | os.X_OK) or not os.access(path / "checkpoints", os.W_OK | os.X_OK):
-        raise UserError(f"run.dir {path} cannot be written")

@@ -12,7 +12,7 @@ import os
 import shutil
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,13 +87,37 @@ def checkpoints(run_dir: Path) -> list[Checkpoint]:
     return found
 
 
-def newest_good(run_dir: Path, report: Any) -> Checkpoint | None:
-    """The newest checkpoint whose every file matches its hash. ``report`` is called with a line for each bad one."""
+def prepare_directory(run_dir: Path) -> None:
+    """Makes the run directory, and removes what killed saves left there.
+
+    Raises:
+        UserError: if it is a file or cannot be written.
+    """
+    place = run_dir / "checkpoints"
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise UserError(f"run.dir {run_dir} is, or lies under, a file; name a directory") from None
+    except OSError as error:
+        raise UserError(f"run.dir {run_dir} cannot be made ({error.strerror})") from None
+    if not all(os.access(path, os.W_OK | os.X_OK) for path in (run_dir, place)):
+        raise UserError(f"run.dir {run_dir} cannot be written")
+    for leftover in place.glob(".pending-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def newest_good(run_dir: Path, report: Callable[[str], None]) -> Checkpoint | None:
+    """The newest checkpoint whose every file matches its hash.
+
+    Damaged ones are renamed to ``damaged-*``, so that the step can be saved again, and reported in a line each.
+    """
     for checkpoint in reversed(checkpoints(run_dir)):
         problem = checkpoint.problem(rehash=True)
         if problem is None:
             return checkpoint
-        report(f"checkpoint {checkpoint.path.name} is damaged ({problem}); trying the one before it")
+        kept = checkpoint.path.with_name(f"damaged-{checkpoint.path.name}-{time.time_ns()}")
+        checkpoint.path.rename(kept)
+        report(f"checkpoint {checkpoint.path.name} is damaged ({problem}); kept as {kept.name}, trying the one before")
     return None
 
 

@@ -23,16 +23,16 @@ class Telemetry:
 
     @classmethod
     def open(
-        cls, settings: TelemetrySettings, run_dir: Path, *, step: int, images: int, total_images: int
+        cls, settings: TelemetrySettings, run_dir: Path, *, step: int, images: int, total_images: int, saved_at: float
     ) -> Telemetry:
-        """All sinks of a run that starts or resumes at ``step``.
+        """All sinks of a run that starts or resumes at ``step``, from a state saved at ``saved_at`` (seconds, epoch).
 
         Raises:
             UserError: if the metrics port cannot be bound.
         """
         sinks: list[Sink] = []
         if settings.prometheus_port:
-            sinks.append(Prometheus(settings.prometheus_address, settings.prometheus_port))
+            sinks.append(Prometheus(settings.prometheus_address, settings.prometheus_port, saved_at))
         sinks.append(JsonLines(run_dir / "stats.jsonl", step))
         sinks.append(TensorBoard(run_dir / "tensorboard", images))
         sinks.append(Progress(settings.progress, images, total_images))

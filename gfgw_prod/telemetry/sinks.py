@@ -86,7 +86,7 @@ class Prometheus:
         UserError: if the port cannot be bound.
     """
 
-    def __init__(self, address: str, port: int):
+    def __init__(self, address: str, port: int, saved_at: float):
         from prometheus_client import CollectorRegistry, Counter, Gauge, start_http_server
 
         registry = CollectorRegistry()
@@ -104,7 +104,7 @@ class Prometheus:
             for metric in CATALOGUE
         }
         self._counted: dict[str, float] = {}
-        self._saved_at = time.time()
+        self._saved_at = saved_at
         self._series["checkpoint/age_seconds"].set_function(lambda: time.time() - self._saved_at)
         try:
             self._server, self._thread = start_http_server(port, addr=address, registry=registry)

@@ -78,13 +78,27 @@ class Matcher:
         s = self.settings
         return schedule.linear(s.structure_weight, s.structure_weight_end, s.structure_weight_kimg, images)
 
-    def match(self, features: Tensor, slot_labels: Tensor, uniforms: Tensor, *, step: int, images: int) -> Match:
+    def match(
+        self,
+        features: Tensor,
+        slot_rows: Tensor,
+        slot_labels: Tensor,
+        uniforms: Tensor,
+        *,
+        step: int,
+        images: int,
+    ) -> Match:
         """Targets for generated features ``(B, d)``. Collective: ranks must call it alike.
 
         Args:
+            slot_rows: row ids ``(B,)`` that the stream brought, the targets of ``target: independent``.
             slot_labels: class ids ``(B,)``; with a conditional generator, slots match rows of their class only.
             uniforms: numbers ``(B,)`` in [0, 1) that ``target: sample`` draws with.
         """
+        if self.settings.target == "independent":
+            unsolved = Status(converged=True, outer_iterations=0, inner_iterations=0, marginal_error=0.0)
+            everyone = torch.arange(len(slot_rows), device=features.device)
+            return Match(slot_rows.to(features.device), self.bank.rows(slot_rows), everyone, None, unsolved)
         if self.settings.scope == "full":
             candidates, rows = torch.arange(self.bank.total), self.bank.whole()
         else:
