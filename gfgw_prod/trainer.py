@@ -180,8 +180,8 @@ class Run:
             self.images,
             {f"loss/{name}": value for name, value in terms.items()}
             | {
-                "progress/images": self.images,
-                "progress/steps": self.step,
+                "run/images": self.images,
+                "run/steps": self.step,
                 "speed/step_seconds": seconds,
                 "speed/images_per_second": self.config.train.batch_size / max(seconds, 1e-9),
                 "optimizer/gradient_norm": float(report.gradient_norm),
@@ -192,8 +192,8 @@ class Run:
                 "transport/outer_iterations": status.outer_iterations,
                 "transport/inner_iterations": status.inner_iterations,
                 "transport/converged": float(status.converged),
-                "distributed/world_size": self.world.world_size,
-                "distributed/idle_share": 1 - cells / slots,
+                "run/world_size": self.world.world_size,
+                "run/idle_share": 1 - cells / slots,
             },
         )
 
@@ -233,7 +233,7 @@ class Run:
             keep=self.config.checkpoint.keep,
         )
         self.saves += 1
-        values = {"checkpoint/seconds": time.monotonic() - started, "checkpoint/saves": self.saves}
+        values = {"run/checkpoint_seconds": time.monotonic() - started, "run/checkpoint_saves": self.saves}
         self.telemetry.record(self.step, self.images, values)
 
     def _state(self) -> dict[str, torch.Tensor]:

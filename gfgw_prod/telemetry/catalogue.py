@@ -23,8 +23,8 @@ def _loss(term: str) -> Metric:
 
 CATALOGUE: tuple[Metric, ...] = (
     *(_loss(term) for term in ("total", "flow", "feature", "structure", "lpips", "boundary")),
-    Metric("progress/images", "gfgw_images_seen", "counter", "Images seen since the run began."),
-    Metric("progress/steps", "gfgw_steps", "counter", "Optimisation steps made since the run began."),
+    Metric("run/images", "gfgw_images_seen", "counter", "Images seen since the run began."),
+    Metric("run/steps", "gfgw_steps", "counter", "Optimisation steps made since the run began."),
     Metric("speed/step_seconds", "gfgw_step_seconds", "gauge", "Mean wall time of a step since the last record."),
     Metric("speed/images_per_second", "gfgw_images_per_second", "gauge", "Images per second since the last record."),
     Metric("optimizer/gradient_norm", "gfgw_gradient_norm", "gauge", "Gradient norm before clipping."),
@@ -37,12 +37,12 @@ CATALOGUE: tuple[Metric, ...] = (
     ),
     Metric("transport/inner_iterations", "gfgw_transport_inner_iterations", "gauge", "Sinkhorn iterations, last step."),
     Metric("transport/converged", "gfgw_transport_converged", "gauge", "1 if the last coupling met its tolerance."),
-    Metric("distributed/world_size", "gfgw_world_size", "gauge", "Ranks that train."),
-    Metric("distributed/idle_share", "gfgw_idle_share", "gauge", "Share of cell slots that run without weight."),
-    Metric("checkpoint/saves", "gfgw_checkpoint_saves", "counter", "Checkpoints written by this process."),
-    Metric("checkpoint/seconds", "gfgw_checkpoint_seconds", "gauge", "Wall time of the last save."),
+    Metric("run/world_size", "gfgw_world_size", "gauge", "Ranks that train."),
+    Metric("run/idle_share", "gfgw_idle_share", "gauge", "Share of cell slots that run without weight."),
+    Metric("run/checkpoint_saves", "gfgw_checkpoint_saves", "counter", "Checkpoints written by this process."),
+    Metric("run/checkpoint_seconds", "gfgw_checkpoint_seconds", "gauge", "Wall time of the last save."),
     Metric(
-        "checkpoint/age_seconds",
+        "run/checkpoint_age_seconds",
         "gfgw_checkpoint_age_seconds",
         "gauge",
         "Time since the last checkpoint, or since start.",

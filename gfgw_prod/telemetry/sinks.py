@@ -105,7 +105,7 @@ class Prometheus:
         }
         self._counted: dict[str, float] = {}
         self._saved_at = saved_at
-        self._series["checkpoint/age_seconds"].set_function(lambda: time.time() - self._saved_at)
+        self._series["run/checkpoint_age_seconds"].set_function(lambda: time.time() - self._saved_at)
         try:
             self._server, self._thread = start_http_server(port, addr=address, registry=registry)
         except OSError as error:
@@ -118,9 +118,9 @@ class Prometheus:
             if BY_TAG[tag].kind == "counter":
                 self._series[tag].inc(max(value - self._counted.get(tag, 0.0), 0.0))
                 self._counted[tag] = value
-            elif tag != "checkpoint/age_seconds":
+            elif tag != "run/checkpoint_age_seconds":
                 self._series[tag].set(value)
-        if "checkpoint/saves" in values:
+        if "run/checkpoint_saves" in values:
             self._saved_at = time.time()
 
     def picture(self, images: int, tag: str, grid: Tensor) -> None:
