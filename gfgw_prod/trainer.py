@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -159,8 +161,8 @@ class Run:
         done = f"trained {made / 1000:.1f} kimg in {self.seconds:.0f} s" if made else "nothing to do: already finished"
         self._say(f"{done}; {self.images / 1000:.1f} kimg in all, {self.step:,} steps{figures}")
         self._say(f"picture:    {self.dir / 'samples.png'}")
-        self._say(f"curves:     tensorboard --logdir {self.dir}")
-        self._say(f"samples:    gfgw sample {self.dir} --num 64 --out {self.dir / 'more-samples'} --grid")
+        self._say(f"curves:     {_program('tensorboard')} --logdir {self.dir}")
+        self._say(f"samples:    {_program('gfgw')} sample {self.dir} --num 64 --grid --out {self.dir / 'more-samples'}")
         self._say(f"go on:      the same command with --train.total-kimg {2 * self.config.train.total_kimg:g}")
 
     def _due(self, interval_kimg: float) -> bool:
@@ -293,3 +295,12 @@ class Run:
     def _say(self, line: str) -> None:
         if self.world.is_main:
             print(line, file=sys.stderr, flush=True)
+
+
+def _program(name: str) -> str:
+    """How to call a program of this environment from here: its path, unless it is on the search path anyway."""
+    beside = Path(sys.executable).with_name(name)
+    if shutil.which(name) == str(beside) or not beside.exists():
+        return name
+    here = Path.cwd()
+    return str(beside.relative_to(here) if beside.is_relative_to(here) else beside)

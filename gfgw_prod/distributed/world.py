@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Literal, TypeVar
@@ -41,7 +44,8 @@ class World:
             torch.backends.cudnn.benchmark = False  # picks kernels by their time: not a function of the configuration
             torch.backends.cudnn.deterministic = True
         if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
-            dist.init_process_group(backend, timeout=timeout)
+            with _silent_output():
+                dist.init_process_group(backend, timeout=timeout)
             return cls(dist.get_rank(), dist.get_world_size(), chosen)
         return cls(0, 1, chosen)
 
@@ -106,3 +110,18 @@ def choose_device(device: Literal["auto", "cpu", "cuda"], local_rank: int = 0) -
             "use run.device cpu or fewer ranks"
         )
     return torch.device("cuda", local_rank) if count > local_rank else torch.device("cpu")
+
+
+@contextmanager
+def _silent_output() -> Iterator[None]:
+    """Gloo announces its connections on standard output, from C++, in lines that ranks garble for each other."""
+    sys.stdout.flush()
+    held = os.dup(1)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 1)
+        yield
+    finally:
+        os.dup2(held, 1)
+        os.close(held)
+        os.close(nowhere)
