@@ -39,10 +39,21 @@ class StepReport:
     structure_weight: float
     match: Match
 
-    def mean_terms(self, world: World, cells: int) -> dict[str, float]:
-        """Means over all cells, added in the order of cells. Collective."""
+    def values(self, world: World, cells: int) -> dict[str, float]:
+        """Metrics by tag of the catalogue; losses are means over all cells, in the order of cells. Collective."""
         by_cell = world.gather(self.terms).transpose(0, 1).flatten(0, 1)[:cells]
-        return dict(zip(TERMS, by_cell.double().mean(dim=0).tolist(), strict=True))
+        means = by_cell.double().mean(dim=0).tolist()
+        status = self.match.status
+        return {f"loss/{term}": mean for term, mean in zip(TERMS, means, strict=True)} | {
+            "optimizer/gradient_norm": float(self.gradient_norm),
+            "optimizer/learning_rate": self.lr,
+            "transport/epsilon": self.epsilon,
+            "transport/structure_weight": self.structure_weight,
+            "transport/marginal_error": status.marginal_error,
+            "transport/outer_iterations": status.outer_iterations,
+            "transport/inner_iterations": status.inner_iterations,
+            "transport/converged": float(status.converged),
+        }
 
 
 @dataclass

@@ -174,30 +174,17 @@ class Run:
         now, (then, step) = time.monotonic(), self._mark
         seconds = (now - then) / max(self.step - step, 1)
         self._mark = (now, self.step)
-        terms = report.mean_terms(self.world, self.config.cells)
-        status, cells = report.match.status, self.config.cells
+        cells = self.config.cells
         slots = -(-cells // self.world.world_size) * self.world.world_size
-        self.telemetry.record(
-            self.step,
-            self.images,
-            {f"loss/{name}": value for name, value in terms.items()}
-            | {
-                "run/images": self.images,
-                "run/steps": self.step,
-                "speed/step_seconds": seconds,
-                "speed/images_per_second": self.config.train.batch_size / max(seconds, 1e-9),
-                "optimizer/gradient_norm": float(report.gradient_norm),
-                "optimizer/learning_rate": report.lr,
-                "transport/epsilon": report.epsilon,
-                "transport/structure_weight": report.structure_weight,
-                "transport/marginal_error": status.marginal_error,
-                "transport/outer_iterations": status.outer_iterations,
-                "transport/inner_iterations": status.inner_iterations,
-                "transport/converged": float(status.converged),
-                "run/world_size": self.world.world_size,
-                "run/idle_share": 1 - cells / slots,
-            },
-        )
+        speed = {
+            "run/images": self.images,
+            "run/steps": self.step,
+            "run/world_size": self.world.world_size,
+            "run/idle_share": 1 - cells / slots,
+            "speed/step_seconds": seconds,
+            "speed/images_per_second": self.config.train.batch_size / max(seconds, 1e-9),
+        }
+        self.telemetry.record(self.step, self.images, report.values(self.world, cells) | speed)
 
     def _draw(self, count: int, stream: str) -> torch.Tensor:
         """Samples of the averaged weights. Collective."""
