@@ -81,13 +81,26 @@ def _dinov2_backbone(weights: Path | None, image_size: int) -> nn.Module:
             )
         except Exception as error:
             raise UserError(f"features.weights {weights} is not a {DINOV2} file: {_one_line(error)}") from None
-    try:
-        return timm.create_model(DINOV2, pretrained=True, num_classes=0, img_size=image_size)
-    except Exception:  # the hub client raises many kinds: offline, refused, not found, unreadable cache
+    if not _is_at_hand():
         raise UserError(
             f"features.extractor dinov2: the weights of {DINOV2} are neither cached nor reachable; "
             "download its model.safetensors and give its path as features.weights"
-        ) from None
+        )
+    return timm.create_model(DINOV2, pretrained=True, num_classes=0, img_size=image_size)
+
+
+def _is_at_hand() -> bool:
+    """Whether the hub's file is cached, or the hub answers. Without this timm retries for a minute, line by line."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+
+    repository, file = f"timm/{DINOV2}", "model.safetensors"
+    if isinstance(try_to_load_from_cache(repository, file), str):
+        return True
+    try:
+        get_hf_file_metadata(hf_hub_url(repository, file), timeout=10)
+    except Exception:  # the client raises many kinds: offline, refused, no name service, proxy, not found
+        return False
+    return True
 
 
 def _one_line(error: Exception) -> str:

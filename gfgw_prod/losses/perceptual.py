@@ -43,7 +43,8 @@ def build_perceptual(trunk: Path | None) -> PerceptualLoss:
         if trunk is not None:
             state = torch.load(trunk, map_location="cpu", weights_only=True)
         else:
-            state = weights.get_state_dict(progress=False, check_hash=True)
+            with contextlib.redirect_stderr(io.StringIO()):  # torch announces the download there
+                state = weights.get_state_dict(progress=False, check_hash=True)
     except FileNotFoundError:
         raise UserError(f"loss.lpips_trunk: no file {trunk}; it must hold torchvision's {file_name}") from None
     except OSError as error:
