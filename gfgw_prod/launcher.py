@@ -192,6 +192,9 @@ def main() -> int:
     if not grace.isdigit() or int(grace) == 0:
         say(f"GRACE_SECONDS must be a positive whole number, not {grace!r}")
         return BAD_INPUT
+    # One store for all rendezvous rounds would offer restarted ranks the addresses of their dead predecessors, which
+    # they then wait for. Without sharing, every round has a store and a port of its own.
+    os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
     options = get_args_parser().parse_args()
     with tempfile.TemporaryDirectory(prefix="gfgw-launcher-") as scratch:
         options.log_dir = options.log_dir or scratch

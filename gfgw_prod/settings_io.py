@@ -126,12 +126,12 @@ def _merge(base: dict[str, Any], layer: Mapping[Any, Any]) -> None:
 
 def _unknown(name: str) -> str:
     names = list(setting_names())
-    if "." not in name:
+    last = name.rpartition(".")[2]
+    # A word of its own may be a setting without its section, or a misspelt section.
+    near = [full for full in names if full.rpartition(".")[2] == last][:1]
+    if not near and "." not in name:
         names = sorted({full.partition(".")[0] for full in names})
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
-    if not near:  # perhaps the section is missing or wrong: compare the last words
-        last = name.rpartition(".")[2]
-        near = [n for n in names if n.rpartition(".")[2] == last][:1]
+    near = near or difflib.get_close_matches(name, names, n=1, cutoff=0.4)
     hint = f"; did you mean {near[0]}?" if near else "; see train --help"
     return f"unknown setting {name}{hint}"
 

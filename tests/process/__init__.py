@@ -1,0 +1,1 @@
+"""Tests of whole processes: real runs, signals, sockets and files."""

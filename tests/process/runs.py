@@ -1,0 +1,206 @@
+"""Tiny runs as real processes, and what they leave behind."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gfgw_prod import cli
+
+ROOT = Path(__file__).parents[2]
+DIGITS = ROOT / "configs" / "digits.yaml"
+ELASTIC = ROOT / "launch" / "elastic.sh"
+GFGW = (sys.executable, "-m", "gfgw_prod")
+LIMIT_SECONDS = 200  # of any one process; a run takes 5 to 40, the most with many ranks on two busy cores
+
+# Six cells of 16 images, with every source of randomness and every term that needs no downloaded weights.
+BATCH = 96
+STEPS = 6
+EVERY_STEP_KIMG = BATCH / 1000
+TINY = (
+    *("--config", str(DIGITS), "--train.batch-size", str(BATCH), "--train.cell-size", "16"),
+    *("--generator.model-channels", "16", "--generator.dropout", "0.1", "--generator.conditional", "true"),
+    *(
+        "--data.flip",
+        "true",
+        "--transport.scope",
+        "full",
+        "--transport.target",
+        "sample",
+        "--time.one-step-share",
+        "0.5",
+    ),
+    *("--loss.feature", "0.1", "--loss.structure", "0.1", "--checkpoint.keep", "3"),
+    *("--optimizer.warmup-kimg", "0", "--checkpoint.every-kimg", str(2 * EVERY_STEP_KIMG)),
+    *("--telemetry.log-every-kimg", str(EVERY_STEP_KIMG), "--telemetry.samples-every-kimg", str(2 * EVERY_STEP_KIMG)),
+    *("--telemetry.frechet-samples", "0", "--telemetry.progress", "off"),
+)
+# Many large pictures: the weights are the same, and there is time to strike between a checkpoint and the next.
+UNHURRIED = ("--telemetry.samples-every-kimg", str(EVERY_STEP_KIMG), "--telemetry.sample-grid", "32")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a process ended and what it said."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+    @property
+    def complaint(self) -> str:
+        """The one line of a refusal."""
+        lines = self.stderr.splitlines()
+        assert self.code == 2, f"exit code {self.code}\n{self.stderr}"
+        assert len(lines) == 1, self.stderr
+        return lines[0]
+
+
+def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
+    """This process's environment without what torchrun sets, with the interpreter of the tests and no network."""
+    inherited = {
+        name: value
+        for name, value in os.environ.items()
+        if name
+        not in {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "LOGLEVEL"}
+        and not name.startswith(("NNODES", "NPROC", "RDZV_", "MAX_RESTARTS", "GRACE_SECONDS", "TORCHELASTIC_"))
+        and not name.upper().endswith("_PROXY")
+    }
+    nobody = "http://127.0.0.1:9"  # the discard port: every download is refused at once
+    return {
+        **inherited,
+        "OMP_NUM_THREADS": "1",
+        "PYTHON": sys.executable,
+        "HTTP_PROXY": nobody,
+        "HTTPS_PROXY": nobody,
+        "http_proxy": nobody,
+        "https_proxy": nobody,
+        **(extra or {}),
+    }
+
+
+def start(command: Sequence[str], extra: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
+    """Starts a process."""
+    return subprocess.Popen(
+        command,
+        env=environment(extra),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def outcome_of(process: subprocess.Popen[str], limit_seconds: float = LIMIT_SECONDS) -> Outcome:
+    """Waits for a process to end. One that hangs is told to stop, so that an agent can take its ranks along."""
+    try:
+        stdout, stderr = process.communicate(timeout=limit_seconds)
+    except subprocess.TimeoutExpired:
+        process.terminate()
+        try:
+            stdout, stderr = process.communicate(timeout=20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            stdout, stderr = process.communicate()
+        raise AssertionError(f"no end after {limit_seconds} s: {process.args}\n{stdout}\n{stderr}") from None
+    return Outcome(process.returncode, stdout, stderr)
+
+
+def execute(command: Sequence[str], extra: Mapping[str, str] | None = None) -> Outcome:
+    """Runs a process to its end."""
+    return outcome_of(start(command, extra))
+
+
+def execute_all(commands: Mapping[str, Callable[[], Outcome]], at_once: int = 2) -> dict[str, Outcome]:
+    """Outcomes by name, a few processes at a time."""
+    with ThreadPoolExecutor(at_once) as pool:
+        futures = {name: pool.submit(command) for name, command in commands.items()}
+        return {name: future.result() for name, future in futures.items()}
+
+
+def training(run_dir: Path, *options: str, steps: int = STEPS, ranks: int = 1) -> list[str]:
+    """The command of a tiny run, alone or under torchrun."""
+    launcher = list(GFGW)
+    if ranks > 1:
+        torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks))
+        launcher = [sys.executable, *torchrun, "-m", "gfgw_prod"]
+    length = ("--train.total-kimg", str(steps * BATCH / 1000))
+    return [*launcher, "train", *TINY, *length, "--run.dir", str(run_dir), *options]
+
+
+def elastic(run_dir: Path, *options: str, steps: int = STEPS) -> list[str]:
+    """The command of a tiny run through the elastic launcher."""
+    return ["bash", str(ELASTIC), *training(run_dir, *options, steps=steps)[len(GFGW) + 1 :]]
+
+
+def train(run_dir: Path, *options: str, steps: int = STEPS, ranks: int = 1) -> Outcome:
+    """Runs a tiny run to its end, which must be a good one."""
+    outcome = execute(training(run_dir, *options, steps=steps, ranks=ranks))
+    assert outcome.code == 0, outcome.stderr
+    return outcome
+
+
+def digests(run_dir: Path) -> dict[int, str]:
+    """``weights_sha256`` by step, of checkpoints whose every file matches its hash."""
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):  # in this process: torch is imported once for all of them
+        assert cli.main(["inspect", str(run_dir), "--verify", "--json"]) == 0
+    found = json.loads(printed.getvalue())["checkpoints"]
+    return {each["step"]: each["weights_sha256"] for each in found if each["verified"]}
+
+
+def records(run_dir: Path) -> list[dict[str, Any]]:
+    """Every line of ``stats.jsonl``."""
+    return [json.loads(line) for line in (run_dir / "stats.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def losses(run_dir: Path) -> dict[int, dict[str, float]]:
+    """Loss terms and the gradient norm by step."""
+    return {
+        record["step"]: {tag: value for tag, value in record.items() if tag.startswith(("loss/", "optimizer/gradient"))}
+        for record in records(run_dir)
+        if "loss/total" in record
+    }
+
+
+def newest_shard(run_dir: Path) -> Path:
+    """The largest file of the newest checkpoint."""
+    newest = max((run_dir / "checkpoints").glob("step-*"))
+    return max(newest.iterdir(), key=lambda file: file.stat().st_size)
+
+
+def wait_until(condition: Callable[[], Any], process: subprocess.Popen[str], limit_seconds: float = 120) -> Any:
+    """The first true value of the condition while the process lives."""
+    deadline = time.monotonic() + limit_seconds
+    while not (value := condition()):
+        if process.poll() is not None:
+            raise AssertionError(f"ended too early: {outcome_of(process)}")
+        if time.monotonic() > deadline:
+            process.kill()
+            raise AssertionError(f"nothing after {limit_seconds} s: {outcome_of(process)}")
+        time.sleep(0.02)
+    return value
+
+
+def kill_after_checkpoint(process: subprocess.Popen[str], run_dir: Path, step: int, victim: int | None = None) -> None:
+    """Sends SIGKILL to the process, or to the victim, as soon as the checkpoint of the step is there."""
+    wait_until((run_dir / "checkpoints" / f"step-{step:08d}").exists, process)
+    os.kill(process.pid if victim is None else victim, signal.SIGKILL)
+
+
+def free_port() -> int:
+    """A TCP port that nobody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])

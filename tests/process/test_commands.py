@@ -1,0 +1,115 @@
+"""The commands that look and do not train: dry run, doctor, inspect, sample, help."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from gfgw_prod.resilience.checkpoint import checkpoints
+from gfgw_prod.settings_io import setting_names
+
+from . import runs
+
+
+def gfgw(*arguments: str) -> str:
+    """What a command prints; it must succeed."""
+    outcome = runs.execute([*runs.GFGW, *arguments])
+    assert outcome.code == 0, outcome.stderr
+    return outcome.stdout
+
+
+def pictures(directory: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in directory.iterdir()}
+
+
+def test_dry_run_counts_what_the_run_then_holds(reference: Path, tmp_path: Path) -> None:
+    command = runs.training(tmp_path / "run", "--dry-run", "--json", "--ranks", "4")[len(runs.GFGW) :]
+    plan = json.loads(gfgw(*command))
+    [*_, last] = checkpoints(reference)
+    assert plan["parameters"] == sum(tensor.numel() for tensor in last.tensors("generator.").values())
+    assert (plan["steps"], plan["images"]) == (last.step, last.images)
+    assert (plan["ranks"], plan["cells"], plan["cells_per_rank"], plan["idle_share"]) == (4, 6, 2, 0.25)
+    assert all(size > 0 for size in plan["memory_bytes_per_rank"].values())
+    assert plan["sent_bytes_per_rank_and_step"] > 0
+    assert not (tmp_path / "run").exists()
+
+
+def test_dry_run_of_cifar10_needs_neither_data_nor_weights() -> None:
+    plan = json.loads(gfgw("train", "--config", str(runs.ROOT / "configs" / "cifar10.yaml"), "--dry-run", "--json"))
+    assert plan["parameters"] == 55_734_147
+
+
+def test_doctor_finds_that_this_machine_can_train() -> None:
+    findings = {finding["check"]: finding for finding in json.loads(gfgw("doctor", "--json"))}
+    assert {"python", "torch", "cores", "loopback", "disk", "temporary"} <= findings.keys()
+    assert all(finding["state"] in {"ok", "note"} and finding["detail"] for finding in findings.values())
+
+
+def test_inspect_lists_every_checkpoint_in_words_and_in_json(reference: Path) -> None:
+    found = json.loads(gfgw("inspect", str(reference), "--json"))["checkpoints"]
+    assert [each["step"] for each in found] == [2, 4, 6]
+    assert [each["images"] for each in found] == [2 * runs.BATCH, 4 * runs.BATCH, 6 * runs.BATCH]
+    assert all(each["verified"] is True and len(each["weights_sha256"]) == 64 for each in found)
+    one = reference / "checkpoints" / found[1]["name"]
+    words = gfgw("inspect", str(one), "--verify").splitlines()
+    assert len(words) == 2
+    assert found[1]["name"] in words[1]
+    assert words[1].endswith(found[1]["weights_sha256"])
+
+
+def test_inspect_names_the_damage_that_only_hashing_finds(copy_of_reference: Path) -> None:
+    shard = runs.newest_shard(copy_of_reference)
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 1
+    shard.write_bytes(content)
+    *others, last = json.loads(gfgw("inspect", str(copy_of_reference), "--verify", "--json"))["checkpoints"]
+    assert all(each["verified"] for each in others)
+    assert (last["verified"], last["weights_sha256"]) == (False, None)
+    assert shard.name in last["problem"]
+
+
+def test_samples_depend_on_the_seed_and_the_weights_alone(reference: Path, tmp_path: Path) -> None:
+    variants = {"once": [], "again": [], "seed": ["--seed", "1"], "raw": ["--raw"]}
+    outcomes = runs.execute_all(
+        {
+            name: lambda n=name, o=options: runs.execute(
+                [*runs.GFGW, "sample", str(reference), "--num", "3", "--out", str(tmp_path / n), *o]
+            )
+            for name, options in variants.items()
+        }
+    )
+    assert {name: outcome.code for name, outcome in outcomes.items()} == dict.fromkeys(variants, 0)
+    once, again, seed, raw = (pictures(tmp_path / name) for name in variants)
+    assert sorted(once) == ["000000.png", "000001.png", "000002.png"]
+    assert once == again
+    assert len(set(once.values())) == 3
+    assert not set(once.values()) & set(seed.values())
+    assert not set(once.values()) & set(raw.values())
+
+
+def test_grid_is_one_picture_of_all_samples(reference: Path, tmp_path: Path) -> None:
+    printed = gfgw("sample", str(reference), "--num", "6", "--out", str(tmp_path), "--grid")
+    assert printed.strip() == str(tmp_path / "grid.png")
+    assert list(pictures(tmp_path)) == ["grid.png"]
+    with Image.open(tmp_path / "grid.png") as grid:  # two columns, three rows of enlarged 8-pixel images
+        assert grid.width * 3 == pytest.approx(grid.height * 2, rel=0.05)
+
+
+def test_help_documents_every_setting() -> None:
+    options: dict[str, str] = {}
+    for line in gfgw("train", "--help").splitlines():
+        stripped = line.strip()
+        if stripped.startswith("--"):
+            current, _, rest = stripped.partition(" ")
+            options[current] = rest
+        elif options and stripped:
+            options[current] += " " + stripped
+    for name in setting_names():
+        documented = options[f"--{name.replace('_', '-')}"]
+        assert "(default: " in documented, name
+        assert len(documented.partition("(default: ")[0].split()) > 1, name
+    assert gfgw("--help").count("\n") > 5
+    assert gfgw("--version").startswith("gfgw_prod ")

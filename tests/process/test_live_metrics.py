@@ -1,0 +1,86 @@
+"""What a Prometheus server sees of a run that is training."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import time
+import urllib.request
+from collections.abc import Iterator
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from . import runs
+
+
+class Endpoint:
+    """The metrics page of a run."""
+
+    def __init__(self, port: int):
+        self._url = f"http://127.0.0.1:{port}/metrics"
+        self._direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+    def page(self) -> str:
+        """The page as text, empty before the run listens."""
+        try:
+            with self._direct.open(self._url, timeout=10) as answer:
+                return str(answer.read().decode())
+        except OSError:
+            return ""
+
+    def samples(self) -> dict[str, float]:
+        """Values by name of the sample and, for losses, term."""
+        families = text_string_to_metric_families(self.page())
+        found = [sample for family in families for sample in family.samples]
+        return {" ".join((each.name, *each.labels.values())): each.value for each in found}
+
+
+@pytest.fixture(scope="module")
+def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
+    """The endpoint of a run that has made its first step and is far from its last."""
+    port = runs.free_port()
+    options = ("--telemetry.prometheus-port", str(port))
+    process = runs.start(runs.training(tmp_path_factory.mktemp("live") / "run", *options, steps=100_000))
+    endpoint = Endpoint(port)
+    try:
+        runs.wait_until(lambda: endpoint.samples().get("gfgw_images_seen_total", 0) > 0, process)
+        yield endpoint
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_losses_progress_speed_and_checkpoint_age_are_there(endpoint: Endpoint) -> None:
+    samples = endpoint.samples()
+    for term in ("total", "flow", "feature", "structure"):
+        assert samples[f"gfgw_loss {term}"] > 0
+    assert samples["gfgw_images_seen_total"] == runs.BATCH * samples["gfgw_steps_total"]
+    assert samples["gfgw_step_seconds"] > 0
+    assert samples["gfgw_gradient_norm"] > 0
+    assert samples["gfgw_world_size"] == 1
+    assert samples["gfgw_checkpoint_age_seconds"] >= 0
+
+
+def test_counters_grow_from_scrape_to_scrape(endpoint: Endpoint) -> None:
+    first, deadline = endpoint.samples(), time.monotonic() + 60
+    while (later := endpoint.samples())["gfgw_checkpoint_saves_total"] < first["gfgw_checkpoint_saves_total"] + 1:
+        assert time.monotonic() < deadline, later
+        time.sleep(0.1)
+    assert later["gfgw_images_seen_total"] > first["gfgw_images_seen_total"]
+    assert later["gfgw_steps_total"] > first["gfgw_steps_total"]
+
+
+def test_promtool_accepts_the_page(endpoint: Endpoint) -> None:
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        pytest.skip("promtool is not installed (Debian: apt-get install prometheus)")
+    checked = subprocess.run(
+        [promtool, "check", "metrics"],
+        input=endpoint.page(),
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert (checked.returncode, checked.stdout + checked.stderr) == (0, "")
