@@ -17,6 +17,7 @@ def find_checkpoints(place: Path) -> list[checkpoint.Checkpoint]:
     Raises:
         UserError: if there is none.
     """
+    place = place.resolve()
     if (place / checkpoint.MANIFEST).is_file():
         found = [c for c in checkpoint.checkpoints(place.parent.parent) if c.path.name == place.name]
     else:

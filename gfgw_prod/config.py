@@ -11,6 +11,8 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 NonNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 TimeRange = tuple[Fraction, Fraction]
+Decay = Annotated[float, Field(ge=0, lt=1)]
+Kimg = Annotated[float, Field(gt=0, le=1e9)]
 
 
 class Section(BaseModel):
@@ -33,7 +35,9 @@ class DataSettings(Section):
 
 
 class GeneratorSettings(Section):
-    model_channels: PositiveInt = Field(128, description="channels at the highest resolution")
+    model_channels: Annotated[int, Field(gt=0, multiple_of=2)] = Field(
+        128, description="channels at the highest resolution"
+    )
     channel_mult: tuple[PositiveInt, ...] = Field(
         (1, 2, 2, 2),
         min_length=1,
@@ -102,7 +106,7 @@ class OptimizerSettings(Section):
     decay_kimg: PositiveFloat = Field(
         1000.0, description="where the cosine ends, kimg; independent of train.total_kimg"
     )
-    betas: tuple[Fraction, Fraction] = Field((0.9, 0.999), description="decay of AdamW's moments")
+    betas: tuple[Decay, Decay] = Field((0.9, 0.999), description="decay of AdamW's moments")
     weight_decay: NonNegative = Field(0.0, description="decoupled weight decay")
     clip_norm: PositiveFloat = Field(1.0, description="largest gradient norm")
 
@@ -113,7 +117,7 @@ class EmaSettings(Section):
 
 
 class TrainSettings(Section):
-    total_kimg: PositiveFloat = Field(1000.0, description="length of the run, kimg (1,000 images)")
+    total_kimg: Kimg = Field(1000.0, description="length of the run, kimg (1,000 images)")
     batch_size: PositiveInt = Field(256, description="images per optimisation step over all ranks")
     cell_size: PositiveInt = Field(32, description="images per cell, the unit of work and randomness")
 

@@ -79,7 +79,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise UserError(f"--config: no file {path}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--config: cannot read {path}: {_one_line(error)}") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"--config: {path} is not valid YAML: {_one_line(error)}") from None
     if content is None:
         return {}
@@ -95,8 +95,14 @@ def resolve(*layers: Mapping[str, Any]) -> Config:
         UserError: for the first setting that is unknown or out of range.
     """
     merged: dict[str, Any] = {}
-    for layer in layers:
-        _merge(merged, layer)
+    try:
+        for layer in layers:
+            _merge(merged, layer)
+    except RecursionError:
+        raise UserError("the settings contain themselves") from None
+    for name in merged:
+        if name not in Config.model_fields:  # pydantic-settings would take some for options of its own
+            raise UserError(_unknown(name))
     try:
         return Config(**merged)
     except ValidationError as error:
@@ -133,7 +139,7 @@ def _unknown(name: str) -> str:
         names = sorted({full.partition(".")[0] for full in names})
     near = near or difflib.get_close_matches(name, names, n=1, cutoff=0.4)
     hint = f"; did you mean {near[0]}?" if near else "; see train --help"
-    return f"unknown setting {name}{hint}"
+    return f"unknown setting {name if name.isprintable() else repr(name)}{hint}"
 
 
 def _explain(error: ValidationError) -> str:

@@ -76,6 +76,7 @@ def _digits(settings: DataSettings) -> Table:
 def _cifar10(settings: DataSettings) -> Table:
     """The 50,000 training images of CIFAR-10 from its official archive (Krizhevsky 2009)."""
     from torchvision.datasets import CIFAR10
+    from torchvision.datasets.utils import check_integrity
 
     archive = "cifar-10-python.tar.gz"
     if settings.path is None:
@@ -86,8 +87,9 @@ def _cifar10(settings: DataSettings) -> Table:
     if not present and not settings.download:
         raise UserError(f"data.path {settings.path} has no {archive}; put it there or set data.download true")
     try:
-        # `download=True` verifies and unpacks an archive that is already there, without a network.
-        dataset = CIFAR10(str(settings.path), train=True, download=True)
+        # `download=True` also verifies and unpacks an archive that is already there, without a network.
+        unpack = settings.download or check_integrity(str(settings.path / archive), CIFAR10.tgz_md5)
+        dataset = CIFAR10(str(settings.path), train=True, download=unpack)
     except (OSError, RuntimeError, EOFError) as error:
         reason = " ".join(str(error).split())
         raise UserError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,8 @@ def build_perceptual(trunk: Path | None) -> PerceptualLoss:
         ) from None
     except Exception as error:
         raise UserError(f"loss.lpips_trunk {trunk} is not a weights file: {_one_line(error)}") from None
-    with contextlib.redirect_stdout(io.StringIO()):  # lpips prints while it builds
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # lpips builds its trunk with torchvision's old arguments
         metric = lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False)
     _load_trunk(metric.net, state, trunk)
     return PerceptualLoss(metric)
@@ -62,6 +64,8 @@ def build_perceptual(trunk: Path | None) -> PerceptualLoss:
 
 def _load_trunk(net: nn.Module, state: dict[str, Any], trunk: Path | None) -> None:
     """lpips cuts VGG's ``features`` into slices and keeps their layer numbers, so keys differ only in their prefix."""
+    if not isinstance(state, dict):
+        raise UserError(f"loss.lpips_trunk {trunk} holds no state dict: not torchvision's VGG-16")
     renamed = {}
     for name in net.state_dict():
         source = "features." + name.split(".", 1)[1]

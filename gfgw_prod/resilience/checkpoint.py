@@ -111,13 +111,15 @@ def newest_good(run_dir: Path, report: Callable[[str], None]) -> Checkpoint | No
 
     Damaged ones are renamed to ``damaged-*``, so that the step can be saved again, and reported in a line each.
     """
-    for checkpoint in reversed(checkpoints(run_dir)):
-        problem = checkpoint.problem(rehash=True)
+    readable = {checkpoint.path: checkpoint for checkpoint in checkpoints(run_dir)}
+    for path in sorted((run_dir / "checkpoints").glob("step-*"), reverse=True):
+        found = readable.get(path)
+        problem = found.problem(rehash=True) if found is not None else f"{MANIFEST} is missing or unreadable"
         if problem is None:
-            return checkpoint
-        kept = checkpoint.path.with_name(f"damaged-{checkpoint.path.name}-{time.time_ns()}")
-        checkpoint.path.rename(kept)
-        report(f"checkpoint {checkpoint.path.name} is damaged ({problem}); kept as {kept.name}, trying the one before")
+            return found
+        kept = path.with_name(f"damaged-{path.name}-{time.time_ns()}")
+        path.rename(kept)
+        report(f"checkpoint {path.name} is damaged ({problem}); kept as {kept.name}, trying the one before")
     return None
 
 

@@ -8,5 +8,5 @@ PREEMPTED = 75  # state saved: requeue
 CRASH_LOOP = 76  # no progress across restarts: stop and alert
 
 
-class UserError(Exception):
+class UserError(ValueError):
     """Bad configuration or input. Its message is one line that names the setting and what would be right."""

@@ -34,7 +34,9 @@ class JsonLines:
     def __init__(self, path: Path, first_step: int):
         if path.exists():
             kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= first_step]
-            path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+            partial = path.with_name(f".{path.name}.partial")
+            partial.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+            partial.replace(path)
         self._file = path.open("a", encoding="utf-8", buffering=1)
 
     def record(self, step: int, images: int, values: Values) -> None:

@@ -155,7 +155,8 @@ def _checked(
     marginals = []
     for name, given, rows in (("p", p, x), ("q", q, y)):
         marginal = rows.new_full((len(rows),), 1 / len(rows)) if given is None else given.to(rows)
-        if marginal.shape != (len(rows),) or bool((marginal < 0).any()) or abs(float(marginal.sum()) - 1) > 1e-4:
+        sums_to_one = abs(float(marginal.sum()) - 1) <= 1e-4  # false for NaN
+        if marginal.shape != (len(rows),) or bool((marginal < 0).any()) or not sums_to_one:
             raise ValueError(f"{name} must be ({len(rows)},), non-negative and sum to 1")
         marginals.append(marginal)
     return marginals[0], marginals[1]

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gfgw_prod import schedule
 from gfgw_prod.data.stream import KeyedOrder
+from gfgw_prod.resilience.exit_codes import UserError
 from gfgw_prod.transport.fgw import Status, fused_gromov_wasserstein
 from gfgw_prod.transport.pot import pot_plan
 
@@ -156,6 +157,6 @@ class Matcher:
         row_mass = torch.bincount(row_class, minlength=classes).to(p) / len(p)
         columns = torch.bincount(column_class, minlength=classes)
         if bool((columns[row_class] == 0).any()):
-            raise ValueError("a class of this batch has no row among the drawn ones: raise transport.subset_rows")
+            raise UserError("a class of this batch has no row among the drawn ones: raise transport.subset_rows")
         q = (row_mass / columns.clamp_min(1))[column_class]
         return p, q, row_class[:, None] != column_class[None, :]

@@ -81,7 +81,6 @@ def pot_plan(
             tol=tolerance,
             numItermax=max_inner_iterations,
             stopThr=tolerance,
-            method="sinkhorn_log",
             warn=False,
             log=True,
         )

@@ -1,0 +1,32 @@
+"""What all unit tests share: no network, one thread, reproducible examples, a small table of images."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # set before the hub client is imported: a test never fetches weights
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+from gfgw_prod.data.sources import Table
+from gfgw_prod.distributed.world import World
+
+settings.register_profile(
+    "unit", deadline=None, derandomize=True, max_examples=40, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("unit")
+torch.set_num_threads(1)
+
+
+@pytest.fixture
+def alone() -> World:
+    """A world of one rank, which needs no process group."""
+    return World(rank=0, world_size=1, device=torch.device("cpu"))
+
+
+@pytest.fixture
+def table() -> Table:
+    """Sixty random grey 4x4 images of three classes."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 17, (60, 1, 4, 4), generator=generator, dtype=torch.uint8)
+    return Table(images, torch.arange(60) % 3, peak=16, num_classes=3)

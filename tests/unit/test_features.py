@@ -1,0 +1,110 @@
+"""Feature extractors: unit rows, weights from files, gradients to the images."""
+
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from gfgw_prod.config import FeatureSettings
+from gfgw_prod.features.extractors import DINOV2, build_extractor
+from gfgw_prod.resilience.exit_codes import UserError
+
+SIDE = 28  # two patches by two: a small input keeps the network fast
+
+
+@pytest.fixture(scope="module")
+def backbone() -> nn.Module:
+    """The published architecture with random weights."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return timm.create_model(DINOV2, pretrained=False, num_classes=0, img_size=SIDE).eval()
+
+
+@pytest.fixture(scope="module")
+def weights(backbone: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    directory = tmp_path_factory.mktemp("dinov2")
+    paths = {suffix: directory / f"model.{suffix}" for suffix in ("safetensors", "pth")}
+    save_file(backbone.state_dict(), paths["safetensors"])
+    torch.save(backbone.state_dict(), paths["pth"])
+    return paths
+
+
+def extractor_of(path: Path | None, side: int = SIDE) -> nn.Module:
+    return build_extractor(FeatureSettings(extractor="dinov2", weights=path, image_size=side), (3, 8, 8))
+
+
+def pictures(channels: int = 3, side: int = SIDE) -> torch.Tensor:
+    return torch.rand(2, channels, side, side, generator=torch.Generator().manual_seed(1)) * 2 - 1
+
+
+def test_pixel_features_are_the_pixels_at_unit_norm() -> None:
+    images = pictures(3, 4)
+    extractor = build_extractor(FeatureSettings(extractor="pixels"), (3, 4, 4))
+    features = extractor(images)
+    assert features.shape == (2, extractor.dim) == (2, 48)
+    torch.testing.assert_close(features.norm(dim=1), torch.ones(2))
+    torch.testing.assert_close(features * images.flatten(1).norm(dim=1, keepdim=True), images.flatten(1))
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "pth"])
+def test_dinov2_features_are_the_backbones_class_token(backbone: nn.Module, weights: dict, suffix: str) -> None:
+    images = pictures()
+    extractor = extractor_of(weights[suffix])
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    expected = backbone(((images / 2 + 0.5) - mean[:, None, None]) / std[:, None, None])
+    features = extractor(images)
+    assert features.shape == (2, extractor.dim) == (2, 384)
+    torch.testing.assert_close(features.norm(dim=1), torch.ones(2))
+    torch.testing.assert_close(features, nn.functional.normalize(expected, dim=1), atol=1e-5, rtol=1e-4)
+
+
+def test_weights_of_another_image_size_fit(weights: dict[str, Path]) -> None:
+    features = extractor_of(weights["pth"], 42)(pictures())
+    torch.testing.assert_close(features.norm(dim=1), torch.ones(2))
+    native = extractor_of(weights["pth"])(pictures())
+    assert (features * native).sum(dim=1).min() > 0.5  # the same network, seen at another resolution
+
+
+def test_grey_images_of_another_side_are_taken(weights: dict[str, Path]) -> None:
+    extractor, grey = extractor_of(weights["pth"]), pictures(1, 8)
+    torch.testing.assert_close(extractor(grey), extractor(grey.repeat(1, 3, 1, 1)))
+
+
+def test_gradient_reaches_the_images_and_no_weight(weights: dict[str, Path]) -> None:
+    extractor, images = extractor_of(weights["pth"]), pictures().requires_grad_()
+    extractor(images)[:, 0].sum().backward()
+    assert (images.grad.flatten(1).norm(dim=1) > 0).all()
+    assert all(parameter.grad is None for parameter in extractor.parameters())
+
+
+def test_weights_out_of_reach_are_named_with_the_file_to_fetch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))  # an empty cache
+    with pytest.raises(UserError, match=r"model\.safetensors.*features\.weights") as caught:
+        extractor_of(None)
+    assert "\n" not in str(caught.value)
+
+
+def missing(path: Path) -> None:
+    """Leaves no file."""
+
+
+def corrupt(path: Path) -> None:
+    path.write_bytes(b"not weights" * 100)
+
+
+def other_network(path: Path) -> None:
+    torch.save({"conv1.weight": torch.zeros(3)}, path)
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "pth"])
+@pytest.mark.parametrize("spoil", [missing, corrupt, other_network], ids=lambda f: f.__name__)
+def test_unusable_file_is_refused_in_one_line(spoil, suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"weights.{suffix}"
+    spoil(path)
+    with pytest.raises(UserError, match=r"features\.weights") as caught:
+        extractor_of(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,98 @@
+"""Loss terms by their formulas, and where their gradients go."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from gfgw_prod.config import FeatureSettings, GeneratorSettings
+from gfgw_prod.features.extractors import build_extractor
+from gfgw_prod.generator import build_generator
+from gfgw_prod.losses.boundary import boundary_loss
+from gfgw_prod.losses.feature import feature_loss
+from gfgw_prod.losses.flow import flow_loss, largest_scales
+from gfgw_prod.losses.structure import structure_loss
+
+
+def unit_rows(rows: int, dim: int, seed: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return nn.functional.normalize(torch.randn(rows, dim, generator=generator))
+
+
+def noise(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_losses_of_equal_inputs_are_zero() -> None:
+    images, features = noise(4, 1, 8, 8), unit_rows(4, 6, 0)
+    assert flow_loss(images, images, huber=0.03, scales=3) == 0
+    assert structure_loss(features, features) == 0
+    assert float(feature_loss(features, features)) == pytest.approx(0, abs=1e-6)
+
+
+def test_flow_loss_is_the_hand_formula() -> None:
+    predicted, target = noise(2, 1, 4, 4, seed=1), noise(2, 1, 4, 4, seed=2)
+    total = 0.0
+    for error in (predicted - target).tolist():
+        fine = error[0]
+        coarse = [
+            [sum(fine[2 * i + a][2 * j + b] for a in (0, 1) for b in (0, 1)) / 4 for j in range(2)] for i in range(2)
+        ]
+        for grid in (fine, coarse):
+            values = [value for row in grid for value in row]
+            dimension, squares = len(values), sum(value * value for value in values)
+            c = 0.5 * math.sqrt(dimension)
+            total += (math.sqrt(squares + c * c) - c) / math.sqrt(dimension) / 4
+    assert float(flow_loss(predicted, target, huber=0.5, scales=2)) == pytest.approx(total, rel=1e-5)
+
+
+def test_flow_loss_is_quadratic_for_small_and_linear_for_large_errors() -> None:
+    zero = torch.zeros(1, 1, 2, 2)
+    small, twice = (float(flow_loss(zero + e, zero, huber=1.0, scales=1)) for e in (1e-2, 2e-2))
+    large, double = (float(flow_loss(zero + e, zero, huber=1.0, scales=1)) for e in (1e4, 2e4))
+    assert twice / small == pytest.approx(4, rel=1e-2)
+    assert double / large == pytest.approx(2, rel=1e-2)
+
+
+@pytest.mark.parametrize(("side", "scales"), [(8, 4), (32, 6), (20, 5)])
+def test_images_offer_as_many_scales_as_they_can_be_halved(side: int, scales: int) -> None:
+    assert largest_scales((3, side, side)) == scales
+    images = torch.zeros(1, 3, side, side)
+    assert torch.isfinite(flow_loss(images, images, huber=1.0, scales=scales))
+
+
+def test_feature_loss_runs_from_same_to_opposite() -> None:
+    rows = unit_rows(5, 4, 0)
+    assert float(feature_loss(rows, -rows)) == pytest.approx(2)
+    assert float(feature_loss(torch.eye(2), torch.eye(2).flip(0))) == pytest.approx(1)
+
+
+def test_gradient_passes_through_the_frozen_extractor_to_the_images() -> None:
+    extractor = nn.Sequential(build_extractor(FeatureSettings(extractor="pixels"), (1, 4, 4)), nn.Linear(16, 6))
+    extractor.requires_grad_(False)
+    images = noise(3, 1, 4, 4).requires_grad_()
+    feature_loss(nn.functional.normalize(extractor(images), dim=1), unit_rows(3, 6, 1)).backward()
+    assert (images.grad.flatten(1).norm(dim=1) > 0).all()
+    assert all(parameter.grad is None for parameter in extractor.parameters())
+
+
+def test_structure_loss_sees_distances_only() -> None:
+    predicted, target = unit_rows(6, 5, 0), unit_rows(6, 5, 1)
+    rotation, _ = torch.linalg.qr(noise(5, 5, seed=2))
+    turned = structure_loss(predicted @ rotation, target)
+    torch.testing.assert_close(turned, structure_loss(predicted, target))
+    assert float(structure_loss(target @ rotation, target)) == pytest.approx(0, abs=1e-10)
+    assert structure_loss(predicted, target) > 0.01
+
+
+def test_structure_loss_of_two_rows() -> None:
+    together, apart = torch.tensor([[1.0, 0.0], [1.0, 0.0]]), torch.eye(2)
+    assert float(structure_loss(together, apart)) == pytest.approx(2 / 4)  # two of four entries differ by 1
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_boundary_loss_is_zero_exactly_when_the_boundary_is_built_in(exact: bool) -> None:
+    settings = GeneratorSettings(model_channels=16, channel_mult=(1,), num_blocks=1, exact_boundary=exact)
+    loss = boundary_loss(build_generator(settings, (1, 8, 8), 10, seed=0), noise(2, 1, 8, 8), None)
+    assert bool(loss == 0) is exact

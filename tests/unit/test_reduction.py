@@ -1,0 +1,96 @@
+"""Sums along one fixed tree, and the norm of gradients."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from gfgw_prod.distributed.reduction import TreeSum, gradient_norm, scale_gradients, split_like
+
+
+def leaves(count: int) -> list[Tensor]:
+    """Numbers of very different sizes, so that the order of addition shows in the last bits."""
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(50, generator=generator) * 10.0 ** (index % 5 - 2) for index in range(count)]
+
+
+def tree(parts: list[Tensor]) -> Tensor:
+    """The largest power of two of leaves on the left, the rest on the right."""
+    if len(parts) == 1:
+        return parts[0]
+    half = 1 << ((len(parts) - 1).bit_length() - 1)
+    return tree(parts[:half]) + tree(parts[half:])
+
+
+@pytest.mark.parametrize("count", [*range(1, 18), 33, 100])
+def test_sum_runs_along_the_fixed_tree(count: int) -> None:
+    total = TreeSum()
+    for leaf in leaves(count):
+        total.push(leaf)
+    assert torch.equal(total.pop(), tree(leaves(count)))
+
+
+def test_the_tree_is_not_a_running_sum() -> None:
+    running = torch.zeros(50)
+    for leaf in leaves(8):
+        running = running + leaf
+    assert not torch.equal(tree(leaves(8)), running)
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 8, 100])
+def test_few_partial_sums_are_alive(count: int) -> None:
+    total, most = TreeSum(), 0
+    for leaf in leaves(count):
+        total.push(leaf)
+        most = max(most, len(total._partials))
+    assert most <= math.floor(math.log2(count)) + 1
+
+
+def test_leaves_are_left_as_they_were_and_the_next_sum_starts_anew() -> None:
+    total, parts = TreeSum(), leaves(5)
+    for _ in range(2):
+        for part in parts:
+            total.push(part)
+        assert torch.equal(total.pop(), tree(leaves(5)))
+    assert all(torch.equal(part, fresh) for part, fresh in zip(parts, leaves(5), strict=True))
+
+
+def test_pushed_tensor_may_be_overwritten() -> None:
+    total, buffer = TreeSum(), torch.ones(3)
+    total.push(buffer)
+    buffer.fill_(100.0)
+    total.push(torch.ones(3))
+    assert torch.equal(total.pop(), torch.full((3,), 2.0))
+
+
+def graded(*shapes: tuple[int, ...]) -> list[nn.Parameter]:
+    parameters = [nn.Parameter(torch.zeros(shape)) for shape in shapes]
+    for parameter, gradient in zip(parameters, leaves(len(shapes)), strict=True):
+        parameter.grad = gradient[: parameter.numel()].reshape(parameter.shape).clone()
+    return parameters
+
+
+def test_gradient_norm_is_torchs() -> None:
+    parameters = [*graded((4, 2, 3), (7,), (5, 2)), nn.Parameter(torch.zeros(3))]
+    expected = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    torch.testing.assert_close(gradient_norm(parameters), expected)
+
+
+def test_not_a_number_shows_in_the_norm() -> None:
+    parameters = graded((4, 2), (7,))
+    parameters[1].grad[3] = math.nan
+    assert gradient_norm(parameters).isnan()
+
+
+def test_scaled_gradients_have_the_scaled_norm() -> None:
+    parameters = [*graded((4, 2), (7,)), nn.Parameter(torch.zeros(3))]
+    norm = gradient_norm(parameters)
+    scale_gradients(parameters, 1 / norm)
+    assert float(gradient_norm(parameters)) == pytest.approx(1, rel=1e-5)
+
+
+def test_split_undoes_flattening_and_drops_padding() -> None:
+    parts = [torch.arange(6.0).view(2, 3), torch.arange(4.0), torch.ones(1, 2, 2)]
+    flat = torch.cat([*(part.flatten() for part in parts), torch.zeros(3)])
+    assert all(torch.equal(a, b) for a, b in zip(split_like(flat, parts), parts, strict=True))

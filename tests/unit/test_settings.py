@@ -1,0 +1,174 @@
+"""Settings: defaults, ranges, clear refusals, command line and file alike."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from pydantic import BaseModel
+
+from gfgw_prod.config import Config
+from gfgw_prod.resilience.exit_codes import UserError
+from gfgw_prod.settings_io import (
+    Parser,
+    add_settings,
+    normalised,
+    read_yaml,
+    reject_unknown,
+    resolve,
+    setting_names,
+    write_yaml,
+)
+
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+
+
+def from_command_line(*arguments: str, file: dict | None = None) -> Config:
+    parser = Parser()
+    source = add_settings(parser)
+    chosen, rest = parser.parse_known_args(normalised(arguments))
+    reject_unknown(rest)
+    return resolve(file or {}, source(parsed_args=chosen)())
+
+
+def refusal(*layers: dict) -> str:
+    with pytest.raises(UserError) as caught:
+        resolve(*layers)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def fields(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str | None]]:
+    for name, field in model.model_fields.items():
+        yield prefix + name, field.description
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from fields(field.annotation, f"{prefix}{name}.")
+
+
+def test_every_setting_is_described() -> None:
+    assert [name for name, description in fields(Config) if not description] == []
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_shipped_configurations_are_valid(path: Path) -> None:
+    assert resolve(read_yaml(path)).total_steps > 0
+
+
+def test_there_are_shipped_configurations() -> None:
+    assert {"digits", "cifar10"} <= {path.stem for path in CONFIGS}
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_resolved_configuration_survives_its_file(path: Path, tmp_path: Path) -> None:
+    config = resolve(read_yaml(path), {"seed": 11, "data": {"path": "some where/ü"}})
+    write_yaml(config, tmp_path / "config.yaml")
+    assert resolve(read_yaml(tmp_path / "config.yaml")) == config
+    assert sorted(_leaves(yaml.safe_load((tmp_path / "config.yaml").read_text()))) == sorted(setting_names())
+
+
+def _leaves(nested: dict, prefix: str = "") -> Iterator[str]:
+    for name, value in nested.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name
+
+
+@pytest.mark.parametrize(
+    ("layer", "hint"),
+    [
+        ({"train": {"batchsize": 4}}, "unknown setting train.batchsize; did you mean train.batch_size?"),
+        ({"trian": {"batch_size": 4}}, "unknown setting trian; did you mean train?"),
+        ({"transport": {"epsilom": 1}}, "did you mean transport.epsilon?"),
+        ({"sed": 1}, "unknown setting sed; did you mean seed?"),
+        ({"batch_size": 1}, "unknown setting batch_size"),
+        ({"_env_file": "x"}, "unknown setting _env_file"),
+        ({"_cli_parse_args": ["--seed", "5"]}, "unknown setting _cli_parse_args"),
+    ],
+)
+def test_unknown_setting_names_the_nearest(layer: dict, hint: str) -> None:
+    assert hint in refusal(layer)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("seed", -1),
+        ("seed", 2**63),
+        ("train.batch_size", 0),
+        ("train.batch_size", "many"),
+        ("train.total_kimg", float("nan")),
+        ("train.total_kimg", float("inf")),
+        ("transport.epsilon", 0),
+        ("transport.structure_weight", 1.5),
+        ("transport.scope", "some"),
+        ("generator.dropout", 1.0),
+        ("generator.channel_mult", []),
+        ("generator.channel_mult", [1, 0]),
+        ("optimizer.betas", [0.9, 1.0]),
+        ("features.image_size", 30),
+        ("telemetry.prometheus_port", 70_000),
+        ("time.stage1_range", [0.9, 0.1]),
+        ("time.stage1_range", [0.5]),
+        ("data.download", "perhaps"),
+        ("run", 5),
+    ],
+)
+def test_value_out_of_range_names_its_setting(name: str, value: object) -> None:
+    section, _, key = name.partition(".")
+    assert name in refusal({section: {key: value}} if key else {section: value})
+
+
+def test_batch_must_be_a_multiple_of_the_cell() -> None:
+    message = refusal({"train": {"batch_size": 100, "cell_size": 32}})
+    assert "train.batch_size (100) must be a multiple of train.cell_size (32)" in message
+
+
+def test_conditional_generator_refuses_the_pot_backend() -> None:
+    assert "transport.backend" in refusal({"generator": {"conditional": True}, "transport": {"backend": "pot"}})
+
+
+def test_steps_cover_the_whole_length() -> None:
+    config = resolve({"train": {"total_kimg": 1, "batch_size": 300, "cell_size": 100}})
+    assert (config.cells, config.total_steps) == (3, 4)
+
+
+def test_later_layers_win_setting_by_setting() -> None:
+    config = resolve({"train": {"batch_size": 64, "cell_size": 8}}, {"train": {"batch_size": 128}})
+    assert (config.train.batch_size, config.train.cell_size) == (128, 8)
+
+
+def test_dash_and_underscore_are_alike_in_files_and_options() -> None:
+    expected = resolve({"train": {"batch_size": 64}})
+    assert resolve({"train": {"batch-size": 64}}) == expected
+    assert from_command_line("--train.batch-size", "64") == expected
+    assert from_command_line("--train.batch_size=64") == expected
+
+
+def test_values_keep_their_underscores() -> None:
+    assert from_command_line("--run.dir=my_run").run.dir == Path("my_run")
+
+
+def test_command_line_wins_over_the_file() -> None:
+    config = from_command_line("--seed=2", file={"seed": 1, "train": {"total_kimg": 3}})
+    assert (config.seed, config.train.total_kimg) == (2, 3)
+
+
+def test_lists_and_null_can_be_given_as_options() -> None:
+    config = from_command_line(
+        "--generator.channel-mult=1,3", "--data.path=null", "--data.flip=true", file={"data": {"path": "x"}}
+    )
+    assert (config.generator.channel_mult, config.data.path, config.data.flip) == ((1, 3), None, True)
+
+
+def test_unknown_option_names_the_nearest() -> None:
+    with pytest.raises(UserError, match=r"train\.batchsize; did you mean train\.batch_size"):
+        from_command_line("--train.batchsize=4")
+
+
+def test_environment_does_not_leak_into_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = resolve({})
+    monkeypatch.setenv("SEED", "5")
+    monkeypatch.setenv("TRAIN", '{"batch_size": 64}')
+    assert resolve({}) == expected == from_command_line()

@@ -1,0 +1,112 @@
+"""Whatever stands in a settings file: a configuration comes out, or one clear line."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gfgw_prod.config import Config
+from gfgw_prod.resilience.exit_codes import UserError
+from gfgw_prod.settings_io import read_yaml, resolve, setting_names
+
+NAMES = list(setting_names())
+scalars = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=8)
+    | st.dates()
+    | st.binary(max_size=4)
+    | st.sampled_from(["1e3", "~", "auto", "0x10", "-1", "digits", "\n", "a\nb"])
+)
+values = st.recursive(
+    scalars,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5) | st.integers(), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+def config_or_one_line(layer: dict) -> None:
+    problem = "none"
+    try:
+        assert isinstance(resolve(layer), Config)
+    except UserError as error:
+        problem = str(error)
+    assert problem.strip()
+    assert len(problem.splitlines()) == 1
+
+
+@settings(max_examples=150)
+@given(name=st.sampled_from(NAMES), value=values)
+def test_any_value_of_any_setting(name: str, value: object) -> None:
+    section, _, key = name.partition(".")
+    config_or_one_line({section: {key: value}} if key else {section: value})
+
+
+@given(name=st.sampled_from([*Config.model_fields, "other"]) | st.text(max_size=6) | st.integers(), value=values)
+def test_any_value_in_the_place_of_a_section(name: object, value: object) -> None:
+    config_or_one_line({name: value})
+
+
+def test_any_text_as_a_file(tmp_path_factory: pytest.TempPathFactory) -> None:
+    path = tmp_path_factory.mktemp("files") / "config.yaml"
+
+    @given(content=st.text(max_size=30).map(str.encode) | st.binary(max_size=30) | values.map(_dumped))
+    def check(content: bytes) -> None:
+        path.write_bytes(content)
+        problem = "none"
+        try:
+            assert isinstance(read_yaml(path), dict)
+        except UserError as error:
+            problem = str(error)
+        assert len(problem.splitlines()) == 1
+
+    check()
+
+
+def _dumped(value: object) -> bytes:
+    return yaml.safe_dump(value, allow_unicode=True).encode("utf-8", "surrogatepass")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "train: [",
+        "- a\n- b",
+        "just words",
+        "train:\n\tbatch_size: 4",
+        "? [a]\n: b",
+        "seed: !!python/object:os.system {}",
+        "seed: 2001-99-99",  # looks like a date and is none
+        "seed: 0x_",  # looks like a number and is none
+    ],
+)
+def test_file_that_is_no_mapping_is_refused_in_one_line(content: str, tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(content)
+    with pytest.raises(UserError, match="--config") as caught:
+        read_yaml(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_alias_to_itself_is_refused_in_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("run: &run\n  dir: *run\n")
+    with pytest.raises(UserError) as caught:
+        resolve(read_yaml(path))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("place", ["missing.yaml", "."])
+def test_file_that_cannot_be_read_is_refused_by_name(place: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--config"):
+        read_yaml(tmp_path / place)
+
+
+def test_empty_file_is_all_defaults(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").touch()
+    assert resolve(read_yaml(tmp_path / "config.yaml")) == resolve({})
