@@ -45,9 +45,11 @@ COPY docker/entrypoint.sh docker/entrypoint.sh
 # 1000 is taken in Ubuntu 24.04. The container may also run as the caller's uid, so that mounted files are the caller's:
 # hence a run directory anyone may write to, a home that exists for everyone, and a user name that needs no passwd entry.
 RUN useradd --uid 10001 --user-group --no-create-home --home-dir /tmp --shell /usr/sbin/nologin gfgw \
-    && install -d -m 1777 runs && install -d data
+    && install -d -m 1777 runs data
 ENV HOME=/tmp \
-    USER=gfgw
+    USER=gfgw \
+    HF_HOME=/workspace/data/huggingface \
+    TORCH_HOME=/workspace/data/torch
 USER 10001:10001
 
 ENTRYPOINT ["tini", "--", "/workspace/docker/entrypoint.sh"]

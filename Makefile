@@ -67,14 +67,15 @@ docker-build: ## build the image IMAGE (gfgw-prod); BUILD_FLAGS goes to docker b
 	@$(DOCKER) build $(BUILD_FLAGS) --tag $(IMAGE) .
 
 # The image's own user is 10001. Files in the mounted runs/ should belong to whoever started the run, so the container
-# takes the caller's uid; for root, which the trainer need not be, runs/ is handed to 10001.
+# takes the caller's uid; for root, which the trainer need not be, runs/ and data/ are handed to 10001. What the run
+# fetches (a data set's archive, weights of frozen networks) stays in data/.
 docker-train: ## train CONFIG in the image, on all GPUs if there are any; RUN_FLAGS goes to docker run
 	@mkdir -p runs data
 	@owner="$$(id -u):$$(id -g)"; \
-	if [ "$$(id -u)" = 0 ]; then owner=10001:10001; chown -R "$$owner" runs; fi; \
+	if [ "$$(id -u)" = 0 ]; then owner=10001:10001; chown -R "$$owner" runs data; fi; \
 	gpus=(); if nvidia-smi -L >/dev/null 2>&1; then gpus=(--gpus all); fi; \
 	exec $(DOCKER) run --rm --user "$$owner" --shm-size 2g --stop-timeout 120 "$${gpus[@]}" \
 	    $(if $(NPROC),--env NPROC=$(NPROC)) \
-	    --volume "$(CURDIR)/runs:/workspace/runs" --volume "$(CURDIR)/data:/workspace/data:ro" \
+	    --volume "$(CURDIR)/runs:/workspace/runs" --volume "$(CURDIR)/data:/workspace/data" \
 	    --volume "$(CURDIR)/configs:/workspace/configs:ro" \
 	    $(RUN_FLAGS) $(IMAGE) --config $(CONFIG) $(ARGS)

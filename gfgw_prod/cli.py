@@ -49,7 +49,7 @@ def _run(arguments: list[str]) -> int:
         "--dry-run", action="store_true", help="build on the meta device and print what the run would take"
     )
     train.add_argument("--json", action="store_true", help="with --dry-run: print JSON")
-    train.add_argument("--ranks", type=int, metavar="N", help="with --dry-run: number of ranks to plan for")
+    train.add_argument("--ranks", type=int, default=1, metavar="N", help="with --dry-run: ranks to plan for (1)")
 
     sample = commands.add_parser("sample", help="draw images from a checkpoint")
     _add_place(sample)
@@ -61,7 +61,7 @@ def _run(arguments: list[str]) -> int:
 
     inspect = commands.add_parser("inspect", help="list checkpoints with step, images and whether they are whole")
     _add_place(inspect)
-    inspect.add_argument("--verify", action="store_true", help="hash every file again instead of comparing sizes")
+    inspect.add_argument("--verify", action="store_true", help="leave with exit code 2 if any is damaged")
     inspect.add_argument("--json", action="store_true", help="print JSON")
 
     doctor = commands.add_parser("doctor", help="check that this machine can train")
@@ -92,11 +92,11 @@ def _train(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
     chosen, rest = parser.parse_known_args(settings_io.normalised(arguments))
     settings_io.reject_unknown(rest)
     from_file = settings_io.read_yaml(chosen.config) if chosen.config else {}
-    config = settings_io.resolve(from_file, source(parsed_args=chosen)())
+    config = settings_io.resolve(from_file, settings_io.parsed(source, chosen))
     if chosen.dry_run:
         from gfgw_prod.dry_run import plan
 
-        return plan(config, ranks=chosen.ranks or int(os.environ.get("WORLD_SIZE", "1")), as_json=chosen.json)
+        return plan(config, ranks=chosen.ranks, as_json=chosen.json)
     from gfgw_prod.trainer import train
 
     return train(config)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 from gfgw_prod.resilience import checkpoint
-from gfgw_prod.resilience.exit_codes import FINISHED, UserError
+from gfgw_prod.resilience.exit_codes import BAD_INPUT, FINISHED, UserError
 from gfgw_prod.settings_io import resolve
 
 
@@ -18,20 +19,21 @@ def find_checkpoints(place: Path) -> list[checkpoint.Checkpoint]:
         UserError: if there is none.
     """
     place = place.resolve()
-    if (place / checkpoint.MANIFEST).is_file():
-        found = [c for c in checkpoint.checkpoints(place.parent.parent) if c.path.name == place.name]
-    else:
-        found = checkpoint.checkpoints(place)
+    itself = checkpoint.read(place)
+    found = checkpoint.checkpoints(place) if itself is None else [itself]
     if not found:
         raise UserError(f"{place} holds no checkpoint; name a run directory or one of its checkpoints/step-*")
     return found
 
 
 def inspect_checkpoints(place: Path, *, verify: bool, as_json: bool) -> int:
-    """Prints every checkpoint's step, images, age, size, whether it is whole, and the digest of its weights."""
-    rows = []
+    """Prints every checkpoint's step, images, age, size, whether its hashes match, and the digest of its weights.
+
+    With ``verify``, returns 2 if any is damaged.
+    """
+    rows: list[dict[str, Any]] = []
     for found in find_checkpoints(place):
-        problem = found.problem(rehash=verify)
+        problem = found.problem()
         digest = None
         if problem is None:
             digest = checkpoint.weights_digest(found.tensors("generator.", "ema."))
@@ -47,15 +49,16 @@ def inspect_checkpoints(place: Path, *, verify: bool, as_json: bool) -> int:
                 "weights_sha256": digest,
             }
         )
+    code = BAD_INPUT if verify and not all(row["verified"] for row in rows) else FINISHED
     if as_json:
         print(json.dumps({"checkpoints": rows}, indent=1))
-        return FINISHED
+        return code
     print(f"{'checkpoint':<16}{'kimg':>10}{'MB':>9}{'age':>10}  {'whole':<7}weights_sha256")
     for row in rows:
         size, age = row["bytes"] / 1e6, row["age_seconds"]
         state, digest = "yes" if row["verified"] else f"no: {row['problem']}", row["weights_sha256"] or ""
         print(f"{row['name']:<16}{row['images'] / 1000:>10.1f}{size:>9.1f}{age:>9.0f}s  {state:<7}{digest}")
-    return FINISHED
+    return code
 
 
 def sample_images(place: Path, count: int, out: Path, *, seed: int, grid: bool, raw: bool) -> int:
@@ -73,7 +76,7 @@ def sample_images(place: Path, count: int, out: Path, *, seed: int, grid: bool, 
         raise UserError(f"--num must be at least 1, not {count}")
     if not 0 <= seed < 2**63:
         raise UserError(f"--seed must be between 0 and 2**63 - 1, not {seed}")
-    candidates = [c for c in reversed(find_checkpoints(place)) if c.problem(rehash=True) is None]
+    candidates = [c for c in reversed(find_checkpoints(place)) if c.problem() is None]
     if not candidates:
         raise UserError(f"{place} has no undamaged checkpoint; see gfgw inspect {place} --verify")
     found = candidates[0]

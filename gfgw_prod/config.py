@@ -11,6 +11,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 NonNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 TimeRange = tuple[Fraction, Fraction]
+Epsilon = Annotated[float, Field(ge=1e-4)]  # below it, float32 logits have no digits left
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Kimg = Annotated[float, Field(gt=0, le=1e9)]
 
@@ -31,7 +32,7 @@ class DataSettings(Section):
     source: Literal["digits", "cifar10"] = Field("digits", description="data set")
     path: Path | None = Field(None, description="directory of the data set (cifar10: holds or receives its archive)")
     download: bool = Field(True, description="fetch a missing archive where there is a network")
-    flip: bool = Field(False, description="mirror images at random, horizontally")
+    flip: bool = Field(False, description="mirror targets at random; matching and feature losses see them unmirrored")
 
 
 class GeneratorSettings(Section):
@@ -70,8 +71,8 @@ class TransportSettings(Section):
     structure_weight: Fraction = Field(0.1, description="lambda, weight of the Gromov-Wasserstein term, at the start")
     structure_weight_end: Fraction = Field(0.5, description="lambda at the end of its linear rise")
     structure_weight_kimg: NonNegative = Field(1600.0, description="length of the rise of lambda, kimg")
-    epsilon: PositiveFloat = Field(0.1, description="entropic regularisation at the start, units of the cost")
-    epsilon_end: PositiveFloat = Field(0.01, description="entropic regularisation at the end of its exponential decay")
+    epsilon: Epsilon = Field(0.1, description="entropic regularisation at the start, units of the cost")
+    epsilon_end: Epsilon = Field(0.01, description="entropic regularisation at the end of its exponential decay")
     epsilon_kimg: NonNegative = Field(1600.0, description="length of the decay of epsilon, kimg")
     outer_iterations: PositiveInt = Field(10, description="most linearisations per step")
     inner_iterations: PositiveInt = Field(200, description="most Sinkhorn iterations per linearisation")
@@ -194,6 +195,8 @@ class Config(BaseSettings):
             low, high = getattr(self.time, name)
             if low >= high:
                 raise ValueError(f"time.{name} must be an increasing pair, not {low}, {high}")
+        if self.telemetry.frechet_samples == 1:
+            raise ValueError("telemetry.frechet_samples must be 0 or at least 2")
         if self.generator.conditional and self.transport.backend == "pot":
             raise ValueError("transport.backend pot knows no classes; use native with generator.conditional true")
         return self
@@ -206,4 +209,4 @@ class Config(BaseSettings):
     @property
     def total_steps(self) -> int:
         """Optimisation steps of the whole run, rounded up."""
-        return -(-round(self.train.total_kimg * 1000) // self.train.batch_size)
+        return max(-(-round(self.train.total_kimg * 1000) // self.train.batch_size), 1)

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 import yaml
 from pydantic import BaseModel, ValidationError
-from pydantic_settings import CliSettingsSource
+from pydantic_settings import CliSettingsSource, SettingsError
 
 from gfgw_prod.config import Config
 from gfgw_prod.resilience.exit_codes import UserError
@@ -48,6 +48,18 @@ def add_settings(parser: argparse.ArgumentParser) -> CliSettingsSource[Any]:
         cli_parse_none_str="null",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
+
+
+def parsed(source: CliSettingsSource[Any], arguments: argparse.Namespace) -> dict[str, Any]:
+    """The settings among parsed arguments, nested.
+
+    Raises:
+        UserError: if a value is not of its setting's form.
+    """
+    try:
+        return dict(source(parsed_args=arguments)())
+    except SettingsError as error:
+        raise UserError(f"bad setting on the command line: {_one_line(error)}") from None
 
 
 def normalised(arguments: Sequence[str]) -> list[str]:
@@ -113,7 +125,9 @@ def resolve(*layers: Mapping[str, Any]) -> Config:
 
 def write_yaml(config: Config, path: Path) -> None:
     """Writes the resolved configuration, every setting spelled out."""
-    path.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
+    partial.replace(path)
 
 
 def _merge(base: dict[str, Any], layer: Mapping[Any, Any]) -> None:

@@ -125,8 +125,8 @@ class TrainingStep:
         target = cell.images
         if config.transport.target != "independent":
             target = match.target_images(self.table, turn.cell.slots).to(self.world.device)
-            if config.data.flip:
-                target = flip_some(target, cell.flips)
+        if config.data.flip:
+            target = flip_some(target, cell.flips)
         t = draw_times(config.time, turn.cell, images_seen).to(self.world.device)
         zero = target.new_zeros(())
         generator = self.parallel.trained
@@ -187,12 +187,13 @@ class CellInputs:
 
 
 def draw_times(settings: TimeSettings, cell: Cell, images_seen: int) -> Tensor:
-    """Times ``(b,)``: 1 for the first ``one_step_share`` of the slots, else logit-Student-t over the stage's range."""
+    """Times ``(b,)``: 1 for an evenly spread ``one_step_share`` of the slots, else logit-Student-t over the stage."""
     low, high = settings.stage1_range if images_seen < settings.stage1_kimg * 1000 else settings.stage2_range
     stream = cell.stream("time")
     normal = torch.randn(cell.size, generator=stream)
     chi_square = torch.randn(cell.size, settings.freedom, generator=stream).square().sum(dim=1)
     student = normal / (chi_square / settings.freedom).sqrt()
     t = low + (high - low) * torch.sigmoid(settings.location + settings.scale * student)
-    t[: round(settings.one_step_share * cell.size)] = 1.0
-    return t
+    counted = torch.arange(cell.slots.start, cell.slots.stop + 1, dtype=torch.float64) * settings.one_step_share
+    one_step = counted[1:].floor() > counted[:-1].floor()
+    return torch.where(one_step, 1.0, t)

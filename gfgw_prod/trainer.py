@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import sys
 import time
@@ -39,9 +40,12 @@ def train(config: Config) -> int:
     world = World.start(config.run.device, config.run.threads, config.distributed.timeout_seconds)
     try:
         run = Run(config, world)
-        run.resume()
-        run.loop()
-        run.finish()
+        try:
+            run.resume()
+            run.loop()
+            run.finish()
+        finally:
+            run.telemetry.close()
     except UserError:
         world.stop()
         raise
@@ -59,7 +63,8 @@ class Run:
             raise UserError(
                 f"{world.world_size} ranks share {config.cells} cells; lower train.cell_size or run fewer ranks"
             )
-        self._together(lambda: checkpoint.prepare_directory(self.dir) if world.is_main else None)
+        self.telemetry = Telemetry([])
+        self.lock = self._together(lambda: checkpoint.prepare_directory(self.dir) if world.is_main else None)
 
         # One rank at a time may fetch an archive; the others then find it.
         self._together(lambda: load_table(config.data) if world.is_main else None)
@@ -108,19 +113,21 @@ class Run:
         self.facts = {
             "config": self.config.model_dump(mode="json"),
             "data_fingerprint": self.table.fingerprint(),
+            "frozen_weights": [checkpoint.weights_digest(net.state_dict()) for net in self._frozen()],
             "num_classes": self.table.num_classes,
             "image_shape": list(self.table.image_shape),
         }
         found = self.world.share(path)
         if found is not None:
             guards.refuse_changes(found.manifest, self.facts)
-            checkpoint.load(found, self._state(), self.world)
             self.step = self.first_step = self.optimizer.steps = found.step
+        self.telemetry = self._together(lambda: self._open_telemetry(found))
+        if found is not None:
+            checkpoint.load(found, self._state(), self.world)
             self._say(f"resumed {self.dir} at {self.images / 1000:.1f} kimg from {found.path.name}")
         else:
             block_rows = self.config.features.block_rows
             self.bank.encode(self.table, self.extractor, block_rows, on_block=lambda: None)
-        self.telemetry = self._together(lambda: self._open_telemetry(found))
         if self.world.is_main:
             settings_io.write_yaml(self.config, self.dir / "config.yaml")
 
@@ -157,12 +164,13 @@ class Run:
         """Closes the telemetry and says what there is now and what to do next."""
         figures = self._figures()
         self.telemetry.close()
+        place, more = shlex.quote(str(self.dir)), shlex.quote(str(self.dir / "more-samples"))
         made = (self.step - self.first_step) * self.config.train.batch_size
         done = f"trained {made / 1000:.1f} kimg in {self.seconds:.0f} s" if made else "nothing to do: already finished"
         self._say(f"{done}; {self.images / 1000:.1f} kimg in all, {self.step:,} steps{figures}")
         self._say(f"picture:    {self.dir / 'samples.png'}")
-        self._say(f"curves:     {_program('tensorboard')} --logdir {self.dir}")
-        self._say(f"samples:    {_program('gfgw')} sample {self.dir} --num 64 --grid --out {self.dir / 'more-samples'}")
+        self._say(f"curves:     {_program('tensorboard')} --logdir {place}")
+        self._say(f"samples:    {_program('gfgw')} sample {place} --num 64 --grid --out {more}")
         self._say(f"go on:      the same command with --train.total-kimg {2 * self.config.train.total_kimg:g}")
 
     def _due(self, interval_kimg: float) -> bool:
@@ -224,6 +232,9 @@ class Run:
         self.saves += 1
         values = {"run/checkpoint_seconds": time.monotonic() - started, "run/checkpoint_saves": self.saves}
         self.telemetry.record(self.step, self.images, values)
+
+    def _frozen(self) -> list[torch.nn.Module]:
+        return [net for net in (self.extractor, self.perceptual) if net is not None]
 
     def _state(self) -> dict[str, torch.Tensor]:
         return training_state(self.parallel.module, self.ema, self.optimizer, self.bank)

@@ -35,8 +35,7 @@ class World:
             UserError: if a GPU is asked for where there is none.
         """
         torch.set_num_threads(threads)
-        local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-        chosen = choose_device(device, local_rank)
+        chosen = choose_device(device)
         timeout = timedelta(seconds=timeout_seconds)
         backend = "nccl" if chosen.type == "cuda" else "gloo"
         if chosen.type == "cuda":
@@ -44,8 +43,11 @@ class World:
             torch.backends.cudnn.benchmark = False  # picks kernels by their time: not a function of the configuration
             torch.backends.cudnn.deterministic = True
         if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
-            with _silent_output():
-                dist.init_process_group(backend, timeout=timeout)
+            try:
+                with _silent_output():
+                    dist.init_process_group(backend, timeout=timeout)
+            except ValueError as error:
+                raise UserError(f"torchrun's environment is incomplete: {' '.join(str(error).split())}") from None
             return cls(dist.get_rank(), dist.get_world_size(), chosen)
         return cls(0, 1, chosen)
 
@@ -95,21 +97,27 @@ class World:
                 raise UserError(found)
 
 
-def choose_device(device: Literal["auto", "cpu", "cuda"], local_rank: int = 0) -> torch.device:
-    """The device of this rank.
+def choose_device(device: Literal["auto", "cpu", "cuda"]) -> torch.device:
+    """The device of this rank; all ranks of a node come to the same verdict.
 
     Raises:
-        UserError: if a GPU is asked for where there is none.
+        UserError: if a GPU is asked for where there are fewer than ranks.
     """
+    try:
+        local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+        ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    except ValueError:
+        raise UserError("LOCAL_RANK and LOCAL_WORLD_SIZE, which torchrun sets, must be numbers") from None
     if device == "cpu":
         return torch.device("cpu")
     count = torch.cuda.device_count()
-    if device == "cuda" and count <= local_rank:
+    if count >= ranks:
+        return torch.device("cuda", local_rank)
+    if device == "cuda":
         raise UserError(
-            f"run.device cuda: local rank {local_rank} has no GPU ({count} visible here); "
-            "use run.device cpu or fewer ranks"
+            f"run.device cuda: {ranks} ranks on this node have {count} GPUs; use run.device cpu or fewer ranks"
         )
-    return torch.device("cuda", local_rank) if count > local_rank else torch.device("cpu")
+    return torch.device("cpu")
 
 
 @contextmanager

@@ -81,12 +81,13 @@ def _dinov2_backbone(weights: Path | None, image_size: int) -> nn.Module:
             )
         except Exception as error:
             raise UserError(f"features.weights {weights} is not a {DINOV2} file: {_one_line(error)}") from None
+    hint = "download its model.safetensors and give its path as features.weights"
     if not _is_at_hand():
-        raise UserError(
-            f"features.extractor dinov2: the weights of {DINOV2} are neither cached nor reachable; "
-            "download its model.safetensors and give its path as features.weights"
-        )
-    return timm.create_model(DINOV2, pretrained=True, num_classes=0, img_size=image_size)
+        raise UserError(f"features.extractor dinov2: the weights of {DINOV2} are neither cached nor reachable; {hint}")
+    try:
+        return timm.create_model(DINOV2, pretrained=True, num_classes=0, img_size=image_size)
+    except Exception as error:  # a download that broke off, a full disk, a damaged cache
+        raise UserError(f"features.extractor dinov2: {DINOV2} cannot be loaded ({_one_line(error)}); {hint}") from None
 
 
 def _is_at_hand() -> bool:

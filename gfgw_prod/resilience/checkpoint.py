@@ -6,6 +6,7 @@ SHA-256. A save goes into a ``.pending-*`` directory; the manifest is written la
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -16,7 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 from torch import Tensor
@@ -26,6 +27,8 @@ from gfgw_prod.resilience.exit_codes import UserError
 
 MANIFEST = "manifest.json"
 FORMAT = 1
+FACTS = {"step", "images", "saved_at", "config", "data_fingerprint", "frozen_weights", "image_shape", "num_classes"}
+LOCK_SECONDS = 10.0  # how long a run waits for a predecessor that is on its way out
 State = dict[str, Tensor]
 
 
@@ -46,15 +49,15 @@ class Checkpoint:
         """Images seen."""
         return int(self.manifest["images"])
 
-    def problem(self, *, rehash: bool) -> str | None:
-        """What is wrong with its files, or ``None``. Without ``rehash`` only names and sizes are compared."""
+    def problem(self) -> str | None:
+        """What is wrong with its files, or ``None`` if every one has its size and SHA-256."""
         for name, expected in self.manifest["files"].items():
             file = self.path / name
             if not file.is_file():
                 return f"{name} is missing"
             if file.stat().st_size != expected["bytes"]:
                 return f"{name} has {file.stat().st_size} bytes, not {expected['bytes']}"
-            if rehash and _sha256(file) != expected["sha256"]:
+            if _sha256(file) != expected["sha256"]:
                 return f"{name} does not match its SHA-256"
         return None
 
@@ -73,25 +76,31 @@ class Checkpoint:
         return state
 
 
+def read(path: Path) -> Checkpoint | None:
+    """The checkpoint in a directory, or ``None`` if it has no manifest of this format."""
+    try:
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        whole = manifest["format"] == FORMAT and manifest.keys() >= FACTS and ".metadata" in manifest["files"]
+        hashed = all({"bytes", "sha256"} <= entry.keys() for entry in manifest["files"].values())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return Checkpoint(path, manifest) if whole and hashed else None
+
+
 def checkpoints(run_dir: Path) -> list[Checkpoint]:
-    """Committed checkpoints of a run, oldest first; directories without a readable manifest are none."""
-    found = []
-    for path in sorted((run_dir / "checkpoints").glob("step-*")):
-        try:
-            manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-            found.append(
-                Checkpoint(path, {**manifest, "step": int(manifest["step"]), "files": dict(manifest["files"])})
-            )
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
-    return found
+    """Committed checkpoints of a run, oldest first; directories without a manifest are none."""
+    found = (read(path) for path in sorted((run_dir / "checkpoints").glob("step-*")))
+    return [checkpoint for checkpoint in found if checkpoint is not None]
 
 
-def prepare_directory(run_dir: Path) -> None:
-    """Makes the run directory, and removes what killed saves left there.
+def prepare_directory(run_dir: Path) -> TextIO:
+    """Makes the run directory and removes what killed saves left there.
+
+    Returns:
+        The directory's lock, held until the file is closed or the process ends.
 
     Raises:
-        UserError: if it is a file or cannot be written.
+        UserError: if it is a file, cannot be written or is in use by another process.
     """
     place = run_dir / "checkpoints"
     try:
@@ -102,8 +111,25 @@ def prepare_directory(run_dir: Path) -> None:
         raise UserError(f"run.dir {run_dir} cannot be made ({error.strerror})") from None
     if not all(os.access(path, os.W_OK | os.X_OK) for path in (run_dir, place)):
         raise UserError(f"run.dir {run_dir} cannot be written")
+    lock = _locked(run_dir / ".lock", run_dir)
     for leftover in place.glob(".pending-*"):
         shutil.rmtree(leftover, ignore_errors=True)
+    return lock
+
+
+def _locked(path: Path, run_dir: Path) -> TextIO:
+    file = path.open("w")
+    deadline = time.monotonic() + LOCK_SECONDS
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            if time.monotonic() > deadline:
+                file.close()
+                raise UserError(f"run.dir {run_dir} is in use by another process; name another directory") from None
+            time.sleep(0.2)
+        else:
+            return file
 
 
 def newest_good(run_dir: Path, report: Callable[[str], None]) -> Checkpoint | None:
@@ -111,10 +137,9 @@ def newest_good(run_dir: Path, report: Callable[[str], None]) -> Checkpoint | No
 
     Damaged ones are renamed to ``damaged-*``, so that the step can be saved again, and reported in a line each.
     """
-    readable = {checkpoint.path: checkpoint for checkpoint in checkpoints(run_dir)}
     for path in sorted((run_dir / "checkpoints").glob("step-*"), reverse=True):
-        found = readable.get(path)
-        problem = found.problem(rehash=True) if found is not None else f"{MANIFEST} is missing or unreadable"
+        found = read(path)
+        problem = found.problem() if found is not None else f"{MANIFEST} is missing or unreadable"
         if problem is None:
             return found
         kept = path.with_name(f"damaged-{path.name}-{time.time_ns()}")
@@ -161,7 +186,7 @@ def load(checkpoint: Checkpoint, state: State, world: World) -> None:
         UserError: if names or shapes differ, that is, if the checkpoint is of another architecture.
     """
     from torch.distributed.checkpoint import FileSystemReader
-    from torch.distributed.checkpoint import load as read
+    from torch.distributed.checkpoint import load as fill
 
     reader = FileSystemReader(checkpoint.path)
     stored = reader.read_metadata().state_dict_metadata
@@ -173,7 +198,7 @@ def load(checkpoint: Checkpoint, state: State, world: World) -> None:
                 f"{checkpoint.path} is of another architecture: {name} is {tuple(tensor.shape)} here, {held} there"
             )
     with _quiet():
-        read(state, storage_reader=reader, no_dist=world.world_size == 1)
+        fill(state, storage_reader=reader, no_dist=world.world_size == 1)
 
 
 def weights_digest(tensors: State) -> str:
@@ -196,8 +221,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _retain(run_dir: Path, keep: int) -> None:
-    good = [checkpoint for checkpoint in checkpoints(run_dir) if checkpoint.problem(rehash=False) is None]
-    for checkpoint in good[:-keep]:
+    for checkpoint in checkpoints(run_dir)[:-keep]:
         shutil.rmtree(checkpoint.path, ignore_errors=True)
 
 

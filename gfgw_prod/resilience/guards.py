@@ -37,8 +37,9 @@ def refuse_changes(manifest: dict[str, Any], facts: dict[str, Any]) -> None:
         for name in sorted(old.keys() | new.keys())
         if old.get(name) != new.get(name) and name not in FREE and not name.startswith(FREE_SECTIONS)
     ]
-    if manifest["data_fingerprint"] != facts["data_fingerprint"]:
-        changed.append("the data set itself")
+    for fact, name in (("data_fingerprint", "the data set itself"), ("frozen_weights", "the frozen networks' weights")):
+        if manifest[fact] != facts[fact]:
+            changed.append(name)
     if changed:
         raise UserError(
             f"the run in {facts['config']['run']['dir']} was started with other settings ({'; '.join(changed)}); "

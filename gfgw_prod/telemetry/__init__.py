@@ -52,5 +52,5 @@ class Telemetry:
 
     def close(self) -> None:
         """Flushes and closes all sinks."""
-        for sink in self._sinks:
-            sink.close()
+        while self._sinks:
+            self._sinks.pop().close()

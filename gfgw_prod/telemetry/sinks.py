@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from collections.abc import Mapping
@@ -40,7 +41,8 @@ class JsonLines:
         self._file = path.open("a", encoding="utf-8", buffering=1)
 
     def record(self, step: int, images: int, values: Values) -> None:
-        self._file.write(json.dumps({"step": step, "images": images, "time": time.time(), **values}) + "\n")
+        finite = {tag: value if math.isfinite(value) else None for tag, value in values.items()}  # NaN is no JSON
+        self._file.write(json.dumps({"step": step, "images": images, "time": time.time(), **finite}) + "\n")
 
     def picture(self, images: int, tag: str, grid: Tensor) -> None:
         """Pictures are not text."""
@@ -66,7 +68,7 @@ class TensorBoard:
     def __init__(self, directory: Path, images_seen: int):
         from torch.utils.tensorboard import SummaryWriter
 
-        purge = images_seen + 1 if images_seen else None  # records of the resumed position itself stay
+        purge = images_seen + 1 if images_seen else 0  # records of the resumed position itself stay
         self._writer = SummaryWriter(str(directory), purge_step=purge, flush_secs=5)
 
     def record(self, step: int, images: int, values: Values) -> None:
@@ -110,9 +112,10 @@ class Prometheus:
         self._series["run/checkpoint_age_seconds"].set_function(lambda: time.time() - self._saved_at)
         try:
             self._server, self._thread = start_http_server(port, addr=address, registry=registry)
-        except OSError as error:
+        except (OSError, UnicodeError) as error:
+            reason = getattr(error, "strerror", None) or "no such address"
             raise UserError(
-                f"telemetry.prometheus_port {port} on {address} cannot be used ({error.strerror}); choose a free one"
+                f"telemetry.prometheus_port {port} on {address} cannot be used ({reason}); choose a free one"
             ) from None
 
     def record(self, step: int, images: int, values: Values) -> None:

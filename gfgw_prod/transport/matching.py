@@ -10,7 +10,6 @@ from torch import Tensor
 
 from gfgw_prod import schedule
 from gfgw_prod.data.stream import KeyedOrder
-from gfgw_prod.resilience.exit_codes import UserError
 from gfgw_prod.transport.fgw import Status, fused_gromov_wasserstein
 from gfgw_prod.transport.pot import pot_plan
 
@@ -103,7 +102,7 @@ class Matcher:
         if self.settings.scope == "full":
             candidates, rows = torch.arange(self.bank.total), self.bank.whole()
         else:
-            candidates = self._draws.rows(step * self._rows, self._rows)
+            candidates = self._with_all_classes(self._draws.rows(step * self._rows, self._rows), slot_rows, slot_labels)
             rows = self.bank.rows(candidates)
         p, q, forbidden = self._marginals(features, slot_labels, candidates)
         coupling = self._couple(features, rows, p, q, forbidden, images)
@@ -115,6 +114,14 @@ class Matcher:
         else:
             chosen = coupling.argmax()
         return Match(candidates.to(rows.device), rows, chosen, weights, coupling.status)
+
+    def _with_all_classes(self, drawn: Tensor, slot_rows: Tensor, slot_labels: Tensor) -> Tensor:
+        """The drawn rows; slots of a class that was not drawn bring the row of their own label along."""
+        if self._labels is None:
+            return drawn
+        present = torch.zeros(int(self._labels.max()) + 1, dtype=torch.bool)
+        present[self._labels[drawn]] = True
+        return torch.cat([drawn, slot_rows[~present[slot_labels]]])
 
     def _couple(self, x: Tensor, y: Tensor, p: Tensor, q: Tensor, forbidden: Tensor | None, images: int) -> Coupling:
         s = self.settings
@@ -156,7 +163,5 @@ class Matcher:
         classes = int(self._labels.max()) + 1
         row_mass = torch.bincount(row_class, minlength=classes).to(p) / len(p)
         columns = torch.bincount(column_class, minlength=classes)
-        if bool((columns[row_class] == 0).any()):
-            raise UserError("a class of this batch has no row among the drawn ones: raise transport.subset_rows")
         q = (row_mass / columns.clamp_min(1))[column_class]
         return p, q, row_class[:, None] != column_class[None, :]

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gfgw_prod.resilience.exit_codes import UserError
 from gfgw_prod.transport.fgw import Status
 
 
@@ -52,7 +53,9 @@ def pot_plan(
     import ot
 
     rows, columns, row_mass, column_mass = (tensor.detach().cpu().double() for tensor in (x, y, p, q))
+    row_mass, column_mass = row_mass / row_mass.sum(), column_mass / column_mass.sum()  # float32 sums miss 1 by an ulp
     cost = 1 - rows @ columns.T
+    stop = tolerance / len(columns) ** 0.5  # POT stops on an L2 error; the status speaks of L1
     log: dict[str, Any]
     if structure_weight == 0:
         matrix, log = ot.sinkhorn(
@@ -62,7 +65,7 @@ def pot_plan(
             epsilon,
             method="sinkhorn_log",
             numItermax=max_inner_iterations,
-            stopThr=tolerance,
+            stopThr=stop,
             warn=False,
             log=True,
         )
@@ -80,12 +83,14 @@ def pot_plan(
             max_iter=max_outer_iterations,
             tol=tolerance,
             numItermax=max_inner_iterations,
-            stopThr=tolerance,
+            stopThr=stop,
             warn=False,
             log=True,
         )
         # POT records its plan's change every tenth iteration and does not say how many inner ones it made.
         outer, inner = min(10 * max(len(log["err"]), 1), max_outer_iterations), max_inner_iterations
+    if not bool(torch.isfinite(matrix).all()) or float(matrix.sum()) < 0.5:
+        raise UserError(f"transport.epsilon {epsilon:g} is too small for transport.backend pot; raise it or use native")
     error = float((matrix.sum(dim=1) - row_mass).abs().sum() + (matrix.sum(dim=0) - column_mass).abs().sum())
-    status = Status(bool(torch.isfinite(matrix).all()) and error <= 10 * tolerance, outer, inner, error)
+    status = Status(error <= tolerance, outer, inner, error)
     return DensePlan(matrix.to(x), status)

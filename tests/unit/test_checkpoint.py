@@ -1,7 +1,9 @@
 """Checkpoints: written whole, verified file by file, read back bit by bit."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -42,7 +44,14 @@ def run_dir(tmp_path: Path, alone: World) -> Path:
 
 
 def save_step(run_dir: Path, world: World, step: int, *, keep: int = 5) -> None:
-    save(run_dir, state(step), world, step=step, images=step * 10, facts={"config": {"seed": 1}}, keep=keep)
+    facts = {
+        "config": {"seed": 1},
+        "data_fingerprint": "abc",
+        "frozen_weights": [],
+        "image_shape": [1, 8, 8],
+        "num_classes": 10,
+    }
+    save(run_dir, state(step), world, step=step, images=step * 10, facts=facts, keep=keep)
 
 
 def payload(checkpoint: Checkpoint) -> Path:
@@ -69,7 +78,7 @@ def test_saved_tensors_come_back_bit_by_bit(run_dir: Path, alone: World) -> None
     ]
     load(second, restored, alone)
     assert all(torch.equal(restored[name], tensor) for name, tensor in state(2).items())
-    assert first.problem(rehash=True) is None
+    assert first.problem() is None
 
 
 def test_tensors_are_chosen_by_prefix(run_dir: Path) -> None:
@@ -93,18 +102,33 @@ def test_damage_to_any_file_is_found(run_dir: Path, name: str, damage: Callable[
     found = checkpoints(run_dir)[1]
     file = payload(found) if name == "payload" else found.path / name
     damage(file)
-    problem = found.problem(rehash=True)
+    problem = found.problem()
     assert problem is not None
     assert file.name in problem
     assert said in problem
 
 
-def test_quick_look_compares_sizes_only(run_dir: Path) -> None:
-    found = checkpoints(run_dir)[1]
-    flip_a_byte(payload(found))
-    assert found.problem(rehash=False) is None
-    truncate(payload(found))
-    assert found.problem(rehash=False) is not None
+@pytest.mark.parametrize(
+    "edit",
+    [{"files": {}}, {"format": 2}, {"config": None}, {"files": {".metadata": {"bytes": 1}}}, {"files": [1]}],
+    ids=["no files", "other format", "no config", "no hash", "files is a list"],
+)
+def test_manifest_that_says_too_little_is_no_checkpoint(run_dir: Path, edit: dict[str, Any]) -> None:
+    path = run_dir / "checkpoints" / "step-00000002" / MANIFEST
+    manifest = json.loads(path.read_text()) | edit
+    path.write_text(json.dumps({key: value for key, value in manifest.items() if value is not None}))
+    lines: list[str] = []
+    assert newest_good(run_dir, lines.append).step == 1
+    assert len(lines) == 1
+
+
+def test_directory_in_use_is_refused_until_it_is_free(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gfgw_prod.resilience.checkpoint.LOCK_SECONDS", 0.5)
+    lock = prepare_directory(run_dir)
+    with pytest.raises(UserError, match="in use"):
+        prepare_directory(run_dir)
+    lock.close()
+    prepare_directory(run_dir).close()
 
 
 def test_damaged_checkpoint_is_reported_set_aside_and_replaced(run_dir: Path, alone: World) -> None:

@@ -12,7 +12,7 @@ from gfgw_prod.settings_io import resolve, setting_names
 
 @pytest.fixture
 def facts() -> dict[str, Any]:
-    return {"config": resolve({}).model_dump(mode="json"), "data_fingerprint": "abc"}
+    return {"config": resolve({}).model_dump(mode="json"), "data_fingerprint": "abc", "frozen_weights": ["def"]}
 
 
 def changed(facts: dict[str, Any], name: str, value: object) -> dict[str, Any]:
@@ -82,3 +82,9 @@ def test_setting_of_another_version_is_named(facts: dict[str, Any]) -> None:
 
 def test_free_settings_exist() -> None:
     assert set(setting_names()) >= FREE
+
+
+def test_other_frozen_weights_are_refused(facts: dict[str, Any]) -> None:
+    other = copy.deepcopy(facts) | {"frozen_weights": ["other"]}
+    with pytest.raises(UserError, match="frozen networks"):
+        refuse_changes(other, facts)

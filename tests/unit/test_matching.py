@@ -102,9 +102,10 @@ def test_conditional_mixtures_hold_only_rows_of_the_slots_class(table: Table, al
     torch.testing.assert_close(match.weights.sum(dim=1), torch.ones(SLOTS))
 
 
-def test_class_without_rows_among_the_drawn_is_refused(table: Table, alone: World) -> None:
-    with pytest.raises(ValueError, match=r"transport\.subset_rows"):
-        match_of(table, alone, conditional=True, scope="subset", subset_rows=1)
+def test_slots_of_a_class_that_was_not_drawn_still_get_targets_of_it(table: Table, alone: World) -> None:
+    match = match_of(table, alone, conditional=True, scope="subset", subset_rows=1)
+    assert len(match.candidates) > 1
+    assert torch.equal(table.labels[match.candidates[match.chosen]], torch.arange(SLOTS) % 3)
 
 
 def test_epsilon_and_lambda_follow_the_images(table: Table, alone: World) -> None:

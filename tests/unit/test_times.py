@@ -10,10 +10,17 @@ from gfgw_prod.step import draw_times
 CELL = Cell(0, 3, 1, 4000)
 
 
-def test_first_slots_train_the_single_step() -> None:
+def test_one_step_share_is_spread_evenly() -> None:
     t = draw_times(TimeSettings(one_step_share=0.25), CELL, 0)
-    assert (t[:1000] == 1).all()
-    assert (t[1000:] == 1).float().mean() < 0.01  # but for rounding
+    assert (t[3::4] == 1).all()
+    assert (t[t.numel() - t.numel() // 4 * 4 :: 4] == 1).float().mean() < 0.01  # but for rounding
+
+
+@pytest.mark.parametrize(("size", "share"), [(1, 0.25), (2, 0.25), (6, 0.25), (1, 0.75), (5, 0.1), (64, 0.75)])
+def test_one_step_share_holds_over_a_batch_of_small_cells(size: int, share: float) -> None:
+    settings = TimeSettings(one_step_share=share)
+    t = torch.cat([draw_times(settings, Cell(0, 3, index, size), 0) for index in range(60)])
+    assert abs(int((t == 1).sum()) - share * len(t)) <= 1
 
 
 @pytest.mark.parametrize(("images", "low", "high"), [(0, 0.7, 1.0), (9_999, 0.7, 1.0), (10_000, 0.0, 1.0)])
