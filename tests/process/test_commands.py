@@ -60,12 +60,15 @@ def test_inspect_lists_every_checkpoint_in_words_and_in_json(reference: Path) ->
     assert words[1].endswith(found[1]["weights_sha256"])
 
 
-def test_inspect_names_the_damage_that_only_hashing_finds(copy_of_reference: Path) -> None:
+def test_inspect_names_damage_and_fails_if_asked_to_verify(copy_of_reference: Path) -> None:
     shard = runs.newest_shard(copy_of_reference)
     content = bytearray(shard.read_bytes())
     content[-1] ^= 1
     shard.write_bytes(content)
-    *others, last = json.loads(gfgw("inspect", str(copy_of_reference), "--verify", "--json"))["checkpoints"]
+    strict = runs.execute([*runs.GFGW, "inspect", str(copy_of_reference), "--verify", "--json"])
+    assert strict.code == 2
+    *others, last = json.loads(strict.stdout)["checkpoints"]
+    assert json.loads(gfgw("inspect", str(copy_of_reference), "--json"))["checkpoints"][-1]["verified"] is False
     assert all(each["verified"] for each in others)
     assert (last["verified"], last["weights_sha256"]) == (False, None)
     assert shard.name in last["problem"]
