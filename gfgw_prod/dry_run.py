@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gfgw_prod.config import Config
 from gfgw_prod.data.sources import shape_and_classes
+from gfgw_prod.features.extractors import DINOV2, Dinov2Features
 from gfgw_prod.generator import build_generator
+from gfgw_prod.losses.perceptual import PerceptualLoss
 from gfgw_prod.resilience.exit_codes import FINISHED, UserError
 
 FLOAT_BYTES = 4
@@ -37,15 +41,19 @@ def plan(config: Config, *, ranks: int, as_json: bool) -> int:
     share = ranks if config.distributed.strategy == "fsdp" else 1
     # Weights, gradient, two moments and the average; with exact reduction also the partial sums, sharded over ranks.
     state = 5 * parameters // share
+    if config.distributed.strategy == "ddp" and ranks > 1:
+        state += parameters  # DDP's buckets
     if config.distributed.reduction == "exact":
         state += parameters // ranks * (math.floor(math.log2(config.cells)) + 1)
     bank = -(-rows // ranks) * dim
     if config.transport.scope == "full":
         bank += rows * dim
     coupled = rows if config.transport.scope == "full" else min(config.transport.subset_rows, rows)
+    frozen = frozen_networks(config, shape)
     memory = {
         "state": state * FLOAT_BYTES,
-        "activations": saved_bytes(generator, config.train.cell_size, shape),
+        "frozen": sum(p.numel() for network in frozen for p in network.parameters()) * FLOAT_BYTES,
+        "activations": saved_bytes(generator, frozen, config.train.cell_size, shape),
         "bank": bank * FLOAT_BYTES,
         "coupling": 2 * config.train.batch_size * coupled * FLOAT_BYTES,
     }
@@ -73,20 +81,53 @@ def plan(config: Config, *, ranks: int, as_json: bool) -> int:
     return FINISHED
 
 
-def saved_bytes(generator: torch.nn.Module, cell_size: int, shape: tuple[int, int, int]) -> int:
-    """Bytes that one cell's forward pass through the generator keeps for its backward pass."""
+def frozen_networks(config: Config, shape: tuple[int, int, int]) -> list[nn.Module]:
+    """The networks that losses look through, with gradient to the image, on the meta device."""
+    networks: list[nn.Module] = []
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # lpips builds its trunk with torchvision's old arguments
+        if config.features.extractor == "dinov2":
+            import timm
+
+            side = config.features.image_size
+            backbone = timm.create_model(DINOV2, pretrained=False, num_classes=0, img_size=side)
+            networks.append(Dinov2Features(backbone, side))
+        if config.loss.lpips:
+            import lpips
+
+            metric = lpips.LPIPS(net="vgg", pretrained=False, pnet_rand=True, verbose=False).to("meta")
+            networks.append(_AgainstAnImage(PerceptualLoss(metric)))
+    return networks
+
+
+class _AgainstAnImage(nn.Module):
+    """LPIPS as a function of the generated image alone."""
+
+    def __init__(self, loss: PerceptualLoss):
+        super().__init__()
+        self.loss = loss
+
+    def forward(self, images: Tensor) -> Tensor:
+        distance: Tensor = self.loss(images, torch.zeros_like(images))
+        return distance
+
+
+def saved_bytes(generator: nn.Module, frozen: Sequence[nn.Module], cell_size: int, shape: tuple[int, int, int]) -> int:
+    """Bytes that one cell's forward pass through the generator and the losses' networks keeps for its backward pass."""
     seen: dict[int, int] = {}
     keep: list[Tensor] = []
 
     def pack(tensor: Tensor) -> Tensor:
-        if not isinstance(tensor, torch.nn.Parameter) and id(tensor) not in seen:
+        if not isinstance(tensor, nn.Parameter) and id(tensor) not in seen:
             keep.append(tensor)  # an id is only unique while its object lives
             seen[id(tensor)] = tensor.numel() * tensor.element_size()
         return tensor
 
     with torch.device("meta"), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         labels = torch.zeros(cell_size, dtype=torch.long)
-        generator(torch.zeros(cell_size, *shape), torch.ones(cell_size), labels)
+        images = generator(torch.zeros(cell_size, *shape), torch.ones(cell_size), labels)
+        for network in frozen:
+            network(images)
     return sum(seen.values())
 
 

@@ -22,6 +22,7 @@ from gfgw_prod.features.extractors import build_extractor
 from gfgw_prod.generator import UNetBlock, build_generator
 from gfgw_prod.generator.ema import Ema
 from gfgw_prod.losses.flow import largest_scales
+from gfgw_prod.losses.perceptual import build_perceptual
 from gfgw_prod.optimizer import AdamW
 from gfgw_prod.resilience import checkpoint, guards
 from gfgw_prod.resilience.exit_codes import FINISHED, UserError
@@ -259,11 +260,8 @@ class Run:
             raise UserError(str(error)) from None
 
     def _build_perceptual(self) -> torch.nn.Module | None:
-        if not self.config.loss.lpips:
-            return None
-        from gfgw_prod.losses.perceptual import build_perceptual
-
-        return build_perceptual(self.config.loss.lpips_trunk).to(self.world.device)
+        loss = self.config.loss
+        return build_perceptual(loss.lpips_trunk).to(self.world.device) if loss.lpips else None
 
     def _choose_checkpoint(self) -> checkpoint.Checkpoint | None:
         return checkpoint.newest_good(self.dir, self._say) if self.world.is_main else None
