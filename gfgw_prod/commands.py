@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -112,3 +114,12 @@ def sample_images(place: Path, count: int, out: Path, *, seed: int, grid: bool, 
         raise UserError(f"--out {out} cannot be written ({error.strerror})") from None
     print(out / "grid.png" if grid else f"{count} images in {out}")
     return FINISHED
+
+
+def program(name: str) -> str:
+    """How to call a program of this environment from here: its path, unless it is on the search path anyway."""
+    beside = Path(sys.executable).with_name(name)
+    if shutil.which(name) == str(beside) or not beside.exists():
+        return name
+    here = Path.cwd()
+    return str(beside.relative_to(here) if beside.is_relative_to(here) else beside)

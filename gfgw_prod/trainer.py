@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import shlex
-import shutil
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from gfgw_prod import samples, settings_io
+from gfgw_prod.commands import program
 from gfgw_prod.config import Config
 from gfgw_prod.data.sources import load_table
 from gfgw_prod.data.stream import cell_stream
@@ -60,6 +59,7 @@ class Run:
     def __init__(self, config: Config, world: World):
         self.config, self.world, self.dir = config, world, config.run.dir
         self.step = self.first_step = self.saves = 0
+        self._mark = (time.monotonic(), 0)
         if world.world_size > config.cells:
             raise UserError(
                 f"{world.world_size} ranks share {config.cells} cells; lower train.cell_size or run fewer ranks"
@@ -128,7 +128,7 @@ class Run:
             self._say(f"resumed {self.dir} at {self.images / 1000:.1f} kimg from {found.path.name}")
         else:
             block_rows = self.config.features.block_rows
-            self.bank.encode(self.table, self.extractor, block_rows, on_block=lambda: None)
+            self.bank.encode(self.table, self.extractor, block_rows, on_block=self._encoded)
         if self.world.is_main:
             settings_io.write_yaml(self.config, self.dir / "config.yaml")
 
@@ -170,9 +170,15 @@ class Run:
         done = f"trained {made / 1000:.1f} kimg in {self.seconds:.0f} s" if made else "nothing to do: already finished"
         self._say(f"{done}; {self.images / 1000:.1f} kimg in all, {self.step:,} steps{figures}")
         self._say(f"picture:    {self.dir / 'samples.png'}")
-        self._say(f"curves:     {_program('tensorboard')} --logdir {place}")
-        self._say(f"samples:    {_program('gfgw')} sample {place} --num 64 --grid --out {more}")
+        self._say(f"curves:     {program('tensorboard')} --logdir {place}")
+        self._say(f"samples:    {program('gfgw')} sample {place} --num 64 --grid --out {more}")
         self._say(f"go on:      the same command with --train.total-kimg {2 * self.config.train.total_kimg:g}")
+
+    def _encoded(self, rows: int) -> None:
+        """Says now and then how far the bank is; with a large network it takes minutes."""
+        if time.monotonic() - self._mark[0] >= 10:
+            self._mark = (time.monotonic(), 0)
+            self._say(f"bank: {rows:,} of {len(self.bank.local):,} rows of rank 0 encoded")
 
     def _due(self, interval_kimg: float) -> bool:
         """Whether the last step crossed a multiple of the interval: a function of the position alone."""
@@ -291,12 +297,3 @@ class Run:
     def _say(self, line: str) -> None:
         if self.world.is_main:
             print(line, file=sys.stderr, flush=True)
-
-
-def _program(name: str) -> str:
-    """How to call a program of this environment from here: its path, unless it is on the search path anyway."""
-    beside = Path(sys.executable).with_name(name)
-    if shutil.which(name) == str(beside) or not beside.exists():
-        return name
-    here = Path.cwd()
-    return str(beside.relative_to(here) if beside.is_relative_to(here) else beside)

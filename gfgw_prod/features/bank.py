@@ -27,15 +27,15 @@ class FeatureBank:
         self._whole: Tensor | None = None
 
     @torch.no_grad()
-    def encode(self, table: Table, extractor: nn.Module, block_rows: int, on_block: Callable[[], None]) -> None:
-        """Fills this rank's rows. ``on_block`` is called after every block of ``block_rows`` images."""
+    def encode(self, table: Table, extractor: nn.Module, block_rows: int, on_block: Callable[[int], None]) -> None:
+        """Fills this rank's rows. ``on_block`` is told after every block how many rows are done."""
         first = self.start // block_rows * block_rows
         for block in range(first, self.end, block_rows):
             ids = torch.arange(block, min(block + block_rows, self.total))
             features = extractor(table.rows(ids).to(self.world.device)).float()
             low, high = max(block, self.start), min(block + block_rows, self.end)
             self.local[low - self.start : high - self.start] = features[low - block : high - block]
-            on_block()
+            on_block(high - self.start)
         self._whole = None
 
     def rows(self, ids: Tensor) -> Tensor:

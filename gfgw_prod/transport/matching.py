@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
@@ -125,31 +125,16 @@ class Matcher:
 
     def _couple(self, x: Tensor, y: Tensor, p: Tensor, q: Tensor, forbidden: Tensor | None, images: int) -> Coupling:
         s = self.settings
-        lam, epsilon = self.structure_weight(images), self.epsilon(images)
+        options: dict[str, Any] = {
+            "structure_weight": self.structure_weight(images),
+            "epsilon": self.epsilon(images),
+            "max_outer_iterations": s.outer_iterations,
+            "max_inner_iterations": s.inner_iterations,
+            "tolerance": s.tolerance,
+        }
         if s.backend == "pot":
-            return pot_plan(
-                x,
-                y,
-                p,
-                q,
-                structure_weight=lam,
-                epsilon=epsilon,
-                max_outer_iterations=s.outer_iterations,
-                max_inner_iterations=s.inner_iterations,
-                tolerance=s.tolerance,
-            )
-        return fused_gromov_wasserstein(
-            x,
-            y,
-            p,
-            q,
-            structure_weight=lam,
-            epsilon=epsilon,
-            max_outer_iterations=s.outer_iterations,
-            max_inner_iterations=s.inner_iterations,
-            tolerance=s.tolerance,
-            forbidden=forbidden,
-        )
+            return pot_plan(x, y, p, q, **options)
+        return fused_gromov_wasserstein(x, y, p, q, forbidden=forbidden, **options)
 
     def _marginals(
         self, features: Tensor, slot_labels: Tensor, candidates: Tensor

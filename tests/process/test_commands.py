@@ -32,7 +32,9 @@ def test_dry_run_counts_what_the_run_then_holds(reference: Path, tmp_path: Path)
     assert plan["parameters"] == sum(tensor.numel() for tensor in last.tensors("generator.").values())
     assert (plan["steps"], plan["images"]) == (last.step, last.images)
     assert (plan["ranks"], plan["cells"], plan["cells_per_rank"], plan["idle_share"]) == (4, 6, 2, 0.25)
-    assert all(size > 0 for size in plan["memory_bytes_per_rank"].values())
+    memory = plan["memory_bytes_per_rank"]
+    assert memory.pop("frozen") == 0  # pixels need no network
+    assert all(size > 0 for size in memory.values())
     assert plan["sent_bytes_per_rank_and_step"] > 0
     assert not (tmp_path / "run").exists()
 
@@ -40,6 +42,8 @@ def test_dry_run_counts_what_the_run_then_holds(reference: Path, tmp_path: Path)
 def test_dry_run_of_cifar10_needs_neither_data_nor_weights() -> None:
     plan = json.loads(gfgw("train", "--config", str(runs.ROOT / "configs" / "cifar10.yaml"), "--dry-run", "--json"))
     assert plan["parameters"] == 55_734_147
+    # 21.6 million parameters of DINOv2 ViT-S/14 at 224 pixels, 14.7 million of VGG-16's convolutions, 4 bytes each
+    assert plan["memory_bytes_per_rank"]["frozen"] == pytest.approx(4 * 36.34e6, rel=1e-3)
 
 
 def test_doctor_finds_that_this_machine_can_train() -> None:

@@ -17,7 +17,7 @@ EXACT = {"tolerance": 1e-5, "inner_iterations": 5000, "outer_iterations": 100, "
 
 def bank_of(table: Table, world: World) -> FeatureBank:
     bank = FeatureBank(len(table), 16, world)
-    bank.encode(table, PixelFeatures(table.image_shape), 7, on_block=lambda: None)
+    bank.encode(table, PixelFeatures(table.image_shape), 7, on_block=lambda rows: None)
     return bank
 
 
