@@ -78,10 +78,9 @@ def sample_images(place: Path, count: int, out: Path, *, seed: int, grid: bool, 
         raise UserError(f"--num must be at least 1, not {count}")
     if not 0 <= seed < 2**63:
         raise UserError(f"--seed must be between 0 and 2**63 - 1, not {seed}")
-    candidates = [c for c in reversed(find_checkpoints(place)) if c.problem() is None]
-    if not candidates:
+    found = next((c for c in reversed(find_checkpoints(place)) if c.problem() is None), None)
+    if found is None:
         raise UserError(f"{place} has no undamaged checkpoint; see gfgw inspect {place} --verify")
-    found = candidates[0]
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

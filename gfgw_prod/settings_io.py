@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_settings import CliSettingsSource, SettingsError
 
 from gfgw_prod.config import Config
-from gfgw_prod.resilience.exit_codes import UserError
+from gfgw_prod.resilience.exit_codes import UserError, one_line
 
 
 class Parser(argparse.ArgumentParser):
@@ -59,7 +59,7 @@ def parsed(source: CliSettingsSource[Any], arguments: argparse.Namespace) -> dic
     try:
         return dict(source(parsed_args=arguments)())
     except SettingsError as error:
-        raise UserError(f"bad setting on the command line: {_one_line(error)}") from None
+        raise UserError(f"bad setting on the command line: {one_line(error)}") from None
 
 
 def normalised(arguments: Sequence[str]) -> list[str]:
@@ -90,9 +90,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise UserError(f"--config: no file {path}") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--config: cannot read {path}: {_one_line(error)}") from None
+        raise UserError(f"--config: cannot read {path}: {one_line(error)}") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UserError(f"--config: {path} is not valid YAML: {_one_line(error)}") from None
+        raise UserError(f"--config: {path} is not valid YAML: {one_line(error)}") from None
     if content is None:
         return {}
     if not isinstance(content, dict):
@@ -120,7 +120,7 @@ def resolve(*layers: Mapping[str, Any]) -> Config:
     except ValidationError as error:
         raise UserError(_explain(error)) from None
     except TypeError as error:  # keys that are no identifiers
-        raise UserError(f"bad setting: {_one_line(error)}") from None
+        raise UserError(f"bad setting: {one_line(error)}") from None
 
 
 def write_yaml(config: Config, path: Path) -> None:
@@ -168,10 +168,6 @@ def _explain(error: ValidationError) -> str:
     location = [part for part in location if part in known]
     message = first["msg"].removeprefix("Value error, ")
     if not location:
-        return _one_line(message)
+        return one_line(message)
     message = message.removeprefix("Input ").removeprefix("should ")
-    return _one_line(f"{'.'.join(location)} should {message}, not {first['input']!r}")
-
-
-def _one_line(message: object) -> str:
-    return " ".join(str(message).split())
+    return one_line(f"{'.'.join(location)} should {message}, not {first['input']!r}")

@@ -67,9 +67,9 @@ class Run:
         self.telemetry = Telemetry([])
         self.lock = self._together(lambda: checkpoint.prepare_directory(self.dir) if world.is_main else None)
 
-        # One rank at a time may fetch an archive; the others then find it.
-        self._together(lambda: load_table(config.data) if world.is_main else None)
-        self.table = self._together(lambda: load_table(config.data))
+        # Rank 0 may have to fetch an archive; the others then find it.
+        fetched = self._together(lambda: load_table(config.data) if world.is_main else None)
+        self.table = self._together(lambda: load_table(config.data) if fetched is None else fetched)
         self.extractor = self._together(lambda: build_extractor(config.features, self.table.image_shape)).to(
             world.device
         )

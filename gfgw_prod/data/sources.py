@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gfgw_prod.resilience.exit_codes import UserError
+from gfgw_prod.resilience.exit_codes import UserError, one_line
 
 if TYPE_CHECKING:
     from gfgw_prod.config import DataSettings
@@ -91,9 +91,8 @@ def _cifar10(settings: DataSettings) -> Table:
         unpack = settings.download or check_integrity(str(settings.path / archive), CIFAR10.tgz_md5)
         dataset = CIFAR10(str(settings.path), train=True, download=unpack)
     except (OSError, RuntimeError, EOFError) as error:
-        reason = " ".join(str(error).split())
         raise UserError(
-            f"data.path {settings.path}: CIFAR-10 cannot be read or downloaded ({reason}); "
+            f"data.path {settings.path}: CIFAR-10 cannot be read or downloaded ({one_line(error)}); "
             f"put the official {archive} there"
         ) from None
     images = torch.from_numpy(dataset.data).permute(0, 3, 1, 2).contiguous()

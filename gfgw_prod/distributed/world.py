@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from gfgw_prod.resilience.exit_codes import UserError
+from gfgw_prod.resilience.exit_codes import UserError, one_line
 
 T = TypeVar("T")
 
@@ -47,7 +47,7 @@ class World:
                 with _silent_output():
                     dist.init_process_group(backend, timeout=timeout)
             except ValueError as error:
-                raise UserError(f"torchrun's environment is incomplete: {' '.join(str(error).split())}") from None
+                raise UserError(f"torchrun's environment is incomplete: {one_line(error)}") from None
             return cls(dist.get_rank(), dist.get_world_size(), chosen)
         return cls(0, 1, chosen)
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gfgw_prod.resilience.exit_codes import UserError
+from gfgw_prod.resilience.exit_codes import UserError, one_line
 
 if TYPE_CHECKING:
     from gfgw_prod.config import FeatureSettings
@@ -80,14 +80,15 @@ def _dinov2_backbone(weights: Path | None, image_size: int) -> nn.Module:
                 DINOV2, pretrained=True, pretrained_cfg_overlay=overlay, num_classes=0, img_size=image_size
             )
         except Exception as error:
-            raise UserError(f"features.weights {weights} is not a {DINOV2} file: {_one_line(error)}") from None
+            raise UserError(f"features.weights {weights} is not a {DINOV2} file: {one_line(error, 200)}") from None
     hint = "download its model.safetensors and give its path as features.weights"
     if not _is_at_hand():
         raise UserError(f"features.extractor dinov2: the weights of {DINOV2} are neither cached nor reachable; {hint}")
     try:
         return timm.create_model(DINOV2, pretrained=True, num_classes=0, img_size=image_size)
     except Exception as error:  # a download that broke off, a full disk, a damaged cache
-        raise UserError(f"features.extractor dinov2: {DINOV2} cannot be loaded ({_one_line(error)}); {hint}") from None
+        reason = one_line(error, 200)
+        raise UserError(f"features.extractor dinov2: {DINOV2} cannot be loaded ({reason}); {hint}") from None
 
 
 def _is_at_hand() -> bool:
@@ -102,7 +103,3 @@ def _is_at_hand() -> bool:
     except Exception:  # the client raises many kinds: offline, refused, no name service, proxy, not found
         return False
     return True
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]

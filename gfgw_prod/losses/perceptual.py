@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gfgw_prod.resilience.exit_codes import UserError
+from gfgw_prod.resilience.exit_codes import UserError, one_line
 
 SMALLEST_SIDE = 32  # VGG halves the side four times before the last feature map of LPIPS
 
@@ -49,12 +49,13 @@ def build_perceptual(trunk: Path | None) -> PerceptualLoss:
     except FileNotFoundError:
         raise UserError(f"loss.lpips_trunk: no file {trunk}; it must hold torchvision's {file_name}") from None
     except OSError as error:
+        reason = one_line(error, 200)
         raise UserError(
-            f"loss.lpips {'' if trunk is None else f'trunk {trunk} '}cannot load VGG-16 weights ({_one_line(error)}); "
+            f"loss.lpips {'' if trunk is None else f'trunk {trunk} '}cannot load VGG-16 weights ({reason}); "
             f"download torchvision's {file_name} and give its path as loss.lpips_trunk, or set loss.lpips 0"
         ) from None
     except Exception as error:
-        raise UserError(f"loss.lpips_trunk {trunk} is not a weights file: {_one_line(error)}") from None
+        raise UserError(f"loss.lpips_trunk {trunk} is not a weights file: {one_line(error, 200)}") from None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # lpips builds its trunk with torchvision's old arguments
         metric = lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False)
@@ -75,7 +76,7 @@ def _load_trunk(net: nn.Module, state: dict[str, Any], trunk: Path | None) -> No
     try:
         net.load_state_dict(renamed)
     except RuntimeError as error:
-        raise UserError(f"loss.lpips_trunk {trunk} does not fit VGG-16: {_one_line(error)}") from None
+        raise UserError(f"loss.lpips_trunk {trunk} does not fit VGG-16: {one_line(error, 200)}") from None
 
 
 def _rgb(images: Tensor) -> Tensor:
@@ -83,7 +84,3 @@ def _rgb(images: Tensor) -> Tensor:
     if min(images.shape[-2:]) < SMALLEST_SIDE:
         images = F.interpolate(images, (SMALLEST_SIDE, SMALLEST_SIDE), mode="bilinear", align_corners=False)
     return images
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]

@@ -10,3 +10,8 @@ CRASH_LOOP = 76  # no progress across restarts: stop and alert
 
 class UserError(ValueError):
     """Bad configuration or input. Its message is one line that names the setting and what would be right."""
+
+
+def one_line(message: object, most: int | None = None) -> str:
+    """A message of another library as one line of at most ``most`` characters, to stand inside a ``UserError``."""
+    return " ".join(str(message).split())[:most]
