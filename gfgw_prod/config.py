@@ -76,7 +76,37 @@ class TransportSettings(Section):
     epsilon_kimg: NonNegative = Field(1600.0, description="length of the decay of epsilon, kimg")
     outer_iterations: PositiveInt = Field(10, description="most linearisations per step")
     inner_iterations: PositiveInt = Field(200, description="most Sinkhorn iterations per linearisation")
-    tolerance: PositiveFloat = Field(1e-3, description="L1 marginal error and relative change of S at which to stop")
+    iterations: Literal["adaptive", "fixed"] = Field(
+        "adaptive", description="stop at the tolerance, or make all iterations without a look at any value"
+    )
+    tolerance: PositiveFloat = Field(1e-3, description="L1 marginal error and relative error of S at which to stop")
+    geometry: Literal["cosine", "euclidean"] = Field(
+        "cosine", description="distance of features; euclidean is dense, for subset scope"
+    )
+    marginal: Literal["balanced", "semi_relaxed"] = Field(
+        "balanced", description="bank rows share the mass evenly, or as it comes"
+    )
+    dual: Literal["fresh", "persistent"] = Field(
+        "fresh", description="find the bank's potential in every batch, or keep it and correct it from step to step"
+    )
+    dual_balance: Fraction = Field(
+        0.95, description="how far a batch's own marginal is enforced from a persistent potential: 1 fully, 0 not"
+    )
+    dual_epochs: PositiveFloat = Field(0.25, description="length of a persistent potential's memory, epochs")
+    anneal_from: Epsilon | None = Field(
+        None, description="larger epsilon at which each coupling begins, halved per linearisation; off if null"
+    )
+
+    @model_validator(mode="after")
+    def _can_be_solved(self) -> Self:
+        if self.geometry == "euclidean" and self.scope == "full":
+            raise ValueError("geometry euclidean needs dense distances; use scope subset")
+        if self.dual == "persistent" and (self.marginal == "semi_relaxed" or self.anneal_from is not None):
+            raise ValueError("dual persistent goes with marginal balanced and without anneal_from")
+        plain = (self.marginal, self.dual, self.iterations, self.anneal_from)
+        if self.backend == "pot" and plain != ("balanced", "fresh", "adaptive", None):
+            raise ValueError("backend pot is balanced, fresh, adaptive and without anneal_from; use native")
+        return self
 
 
 class LossSettings(Section):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -38,21 +39,21 @@ class StepReport:
     epsilon: float
     structure_weight: float
     match: Match
+    match_seconds: float
+    match_bytes: int
 
     def values(self, world: World, cells: int) -> dict[str, float]:
         """Metrics by tag of the catalogue; losses are means over all cells, in the order of cells. Collective."""
         by_cell = world.gather(self.terms).transpose(0, 1).flatten(0, 1)[:cells]
         means = by_cell.double().mean(dim=0).tolist()
-        status = self.match.status
         return {f"loss/{term}": mean for term, mean in zip(TERMS, means, strict=True)} | {
             "optimizer/gradient_norm": float(self.gradient_norm),
             "optimizer/learning_rate": self.lr,
             "transport/epsilon": self.epsilon,
             "transport/structure_weight": self.structure_weight,
-            "transport/marginal_error": status.marginal_error,
-            "transport/outer_iterations": status.outer_iterations,
-            "transport/inner_iterations": status.inner_iterations,
-            "transport/converged": float(status.converged),
+            "transport/seconds": self.match_seconds,
+            "transport/bytes_sent": self.match_bytes,
+            **self.match.values(),
         }
 
 
@@ -86,7 +87,10 @@ class TrainingStep:
         )
         inputs = [CellInputs.draw(turn.cell, next(stream), self.table, world.device) for turn in turns]
 
-        match = self._match(step, images_seen, [self._generate(cell) for cell in inputs])
+        generated = [self._generate(cell) for cell in inputs]
+        started, sent = time.perf_counter(), world.traffic.bytes
+        match = self._match(step, images_seen, generated)
+        seconds, sent = time.perf_counter() - started, world.traffic.bytes - sent
         terms = [self._regress(turn, cell, match, images_seen) for turn, cell in zip(turns, inputs, strict=True)]
         self.parallel.finish()
         norm, lr = self._update(images_seen)
@@ -97,6 +101,8 @@ class TrainingStep:
             self.matcher.epsilon(images_seen),
             self.matcher.structure_weight(images_seen),
             match,
+            seconds,
+            sent,
         )
 
     @torch.no_grad()

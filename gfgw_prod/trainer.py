@@ -28,6 +28,7 @@ from gfgw_prod.resilience.exit_codes import FINISHED, UserError
 from gfgw_prod.resilience.state import training_state
 from gfgw_prod.step import StepReport, TrainingStep
 from gfgw_prod.telemetry import Telemetry
+from gfgw_prod.telemetry.pace import Pace
 from gfgw_prod.transport.matching import Matcher
 
 
@@ -59,7 +60,7 @@ class Run:
     def __init__(self, config: Config, world: World):
         self.config, self.world, self.dir = config, world, config.run.dir
         self.step = self.first_step = self.saves = 0
-        self._mark = (time.monotonic(), 0)
+        self._told, self._warned = time.monotonic(), False
         if world.world_size > config.cells:
             raise UserError(
                 f"{world.world_size} ranks share {config.cells} cells; lower train.cell_size or run fewer ranks"
@@ -89,7 +90,7 @@ class Run:
         self.ema = Ema(generator)
         self.bank = FeatureBank(len(self.table), int(self.extractor.dim), world)
         self.matcher = Matcher(
-            config.transport, self.bank, self.table.labels, seed=config.seed, conditional=config.generator.conditional
+            config.transport, self.bank, self.table, seed=config.seed, conditional=config.generator.conditional
         )
         self.training_step = TrainingStep(
             config,
@@ -146,7 +147,8 @@ class Run:
             world_size=self.world.world_size,
         )
         started = time.monotonic()
-        self._mark = (started, self.step)
+        slots = -(-config.cells // self.world.world_size) * self.world.world_size
+        self._pace = Pace(self.step, config.train.batch_size, self.world.world_size, 1 - config.cells / slots)
         while self.step < config.total_steps:
             report = self.training_step(self.step, stream)
             if not torch.isfinite(report.gradient_norm):
@@ -176,8 +178,8 @@ class Run:
 
     def _encoded(self, rows: int) -> None:
         """Says now and then how far the bank is; with a large network it takes minutes."""
-        if time.monotonic() - self._mark[0] >= 10:
-            self._mark = (time.monotonic(), 0)
+        if time.monotonic() - self._told >= 10:
+            self._told = time.monotonic()
             self._say(f"bank: {rows:,} of {len(self.bank.local):,} rows of rank 0 encoded")
 
     def _due(self, interval_kimg: float) -> bool:
@@ -186,20 +188,16 @@ class Run:
         return self.images // interval != (self.images - batch_size) // interval
 
     def _record(self, report: StepReport) -> None:
-        now, (then, step) = time.monotonic(), self._mark
-        seconds = (now - then) / max(self.step - step, 1)
-        self._mark = (now, self.step)
         cells = self.config.cells
-        slots = -(-cells // self.world.world_size) * self.world.world_size
-        speed = {
-            "run/images": self.images,
-            "run/steps": self.step,
-            "run/world_size": self.world.world_size,
-            "run/idle_share": 1 - cells / slots,
-            "speed/step_seconds": seconds,
-            "speed/images_per_second": self.config.train.batch_size / max(seconds, 1e-9),
-        }
-        self.telemetry.record(self.step, self.images, report.values(self.world, cells) | speed)
+        values = report.values(self.world, cells) | self._pace.values(self.step)
+        values["transport/bank_share"] = self.matcher.usage.share(self.images)
+        self.telemetry.record(self.step, self.images, values)
+        if not values.get("transport/converged", 1.0) and not self._warned:
+            self._warned = True
+            self._say(
+                f"step {self.step}: the coupling stopped short of transport.tolerance (marginal error "
+                f"{values['transport/marginal_error']:.2g}); allow more iterations, or see transport/converged"
+            )
 
     def _draw(self, count: int, stream: str) -> torch.Tensor:
         """Samples of the averaged weights. Collective."""
@@ -244,7 +242,7 @@ class Run:
         return [net for net in (self.extractor, self.perceptual) if net is not None]
 
     def _state(self) -> dict[str, torch.Tensor]:
-        return training_state(self.parallel.module, self.ema, self.optimizer, self.bank)
+        return training_state(self.parallel.module, self.ema, self.optimizer, self.bank, self.matcher)
 
     def _figures(self) -> str:
         count = self.config.telemetry.frechet_samples

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import torch
-import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.tensor import DTensor, Shard
-
-from gfgw_prod.distributed.world import World
+from torch.distributed.tensor import DTensor
 
 
 def local(tensor: Tensor) -> Tensor:
@@ -15,14 +11,3 @@ def local(tensor: Tensor) -> Tensor:
     if isinstance(tensor, DTensor):
         tensor = tensor.to_local()
     return tensor.detach()
-
-
-def sharded_rows(rows: Tensor, total: int, world: World) -> Tensor:
-    """Rows held by ranks in order, as one tensor of ``total`` rows that checkpoints by global row id."""
-    if world.world_size == 1:
-        return rows
-    from torch.distributed.device_mesh import init_device_mesh
-
-    mesh = init_device_mesh(world.device.type, (dist.get_world_size(),))
-    shape = torch.Size((total, *rows.shape[1:]))
-    return DTensor.from_local(rows, mesh, [Shard(0)], run_check=False, shape=shape, stride=rows.stride())

@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Literal, TypeVar
 
@@ -19,6 +19,17 @@ from gfgw_prod.resilience.exit_codes import UserError, one_line
 T = TypeVar("T")
 
 
+@dataclass
+class Traffic:
+    """Bytes of tensors that this rank has put into collectives of its ``World`` so far."""
+
+    bytes: int = 0
+
+    def add(self, value: Tensor) -> None:
+        """Counts one contribution."""
+        self.bytes += value.numel() * value.element_size()
+
+
 @dataclass(frozen=True)
 class World:
     """This process among its peers. A run alone is a world of one, for which the collectives are no-ops."""
@@ -26,6 +37,7 @@ class World:
     rank: int
     world_size: int
     device: torch.device
+    traffic: Traffic = field(default_factory=Traffic, compare=False)
 
     @classmethod
     def start(cls, device: Literal["auto", "cpu", "cuda"], threads: int, timeout_seconds: int) -> World:
@@ -70,9 +82,24 @@ class World:
         """Equal-shaped tensors of all ranks, stacked by rank: ``(...)`` -> ``(world_size, ...)``."""
         if self.world_size == 1:
             return value[None]
+        self.traffic.add(value)
         gathered = value.new_empty((self.world_size, *value.shape))
         dist.all_gather_into_tensor(gathered.flatten(), value.contiguous().flatten())  # gloo wants flat tensors
         return gathered
+
+    def sum(self, value: Tensor) -> Tensor:
+        """The sum of integers over ranks: the same in every order."""
+        if self.world_size > 1:
+            self.traffic.add(value)
+            dist.all_reduce(value)
+        return value
+
+    def max(self, value: Tensor) -> Tensor:
+        """The elementwise maximum over ranks."""
+        if self.world_size > 1:
+            self.traffic.add(value)
+            dist.all_reduce(value, dist.ReduceOp.MAX)
+        return value
 
     def share(self, value: T) -> T:
         """Rank 0's value, on every rank."""

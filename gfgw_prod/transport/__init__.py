@@ -1,6 +1,6 @@
 """Optimal transport between generated and stored features."""
 
-from gfgw_prod.transport.fgw import Plan, Status, fused_gromov_wasserstein
-from gfgw_prod.transport.sinkhorn import Potentials, sinkhorn
+from gfgw_prod.transport.fgw import Start, fused_gromov_wasserstein
+from gfgw_prod.transport.plan import Plan, Potentials, Status
 
-__all__ = ["Plan", "Potentials", "Status", "fused_gromov_wasserstein", "sinkhorn"]
+__all__ = ["Plan", "Potentials", "Start", "Status", "fused_gromov_wasserstein"]

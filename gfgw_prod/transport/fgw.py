@@ -1,91 +1,143 @@
-"""Entropic fused Gromov-Wasserstein for unit features, in the bilinear form: a d x d state, no distance matrices.
-
-With cosine costs ``M = 1 - XYᵀ``, ``C1 = 1 - XXᵀ``, ``C2 = 1 - YYᵀ`` the problem is
+"""Entropic fused Gromov-Wasserstein: Sinkhorn on a linearised cost, and the linearisation, in turn.
 
     min_T (1-λ)<M, T> + λ Σ (C1_ik - C2_jl)² T_ij T_kl - ε H(T),    T 1 = p,  Tᵀ 1 = q
 
-(Vayer et al. 2020, eq. 3; Peyré et al. 2016, eq. 9). Linearised at ``T``, everything that depends on the row alone or
-the column alone is absorbed by the potentials; what is left is ``-X W Yᵀ`` with ``W = (1-λ) I + 4λ S``, ``S = Xᵀ T Y``.
+(Vayer et al. 2020, eq. 3; Peyré et al. 2016, eq. 9). With cosine costs on unit features no distance matrix is needed:
+see ``geometry.Cosine``. Inner problems are solved tightly, which Newton's steps make cheap: the outer iteration then
+contracts fast, where one on loose couplings creeps.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from gfgw_prod.transport.sinkhorn import Potentials, sinkhorn
+from gfgw_prod.transport.checks import checked_classes, checked_marginal, checked_problem
+from gfgw_prod.transport.columns import Columns
+from gfgw_prod.transport.geometry import Cosine, Euclidean, Geometry
+from gfgw_prod.transport.plan import Plan, Status
+from gfgw_prod.transport.sinkhorn import Sinkhorn
+
+INNER_TOLERANCE = 1e-3  # of the first inner problem, its square of the second, and so on
 
 
 @dataclass(frozen=True)
-class Status:
-    """How the solver ended. ``marginal_error`` is the L1 error of the row marginal (columns are exact)."""
+class Start:
+    """Where to go on from: a column potential ``(m,)`` in units of the cost, and a state of the geometry."""
 
-    converged: bool
-    outer_iterations: int
-    inner_iterations: int
-    marginal_error: float
+    g: Tensor | None = None
+    state: Tensor | None = None
 
 
 @dataclass(frozen=True)
-class Plan:
-    """A coupling ``T = exp(f + X W Yᵀ / ε + g)`` of ``n`` rows with ``N`` columns, kept in factored form."""
+class Options:
+    """How to solve; see ``fused_gromov_wasserstein``."""
 
-    x: Tensor  # (n, d) unit rows
-    y: Tensor  # (N, d) unit rows
-    p: Tensor  # (n,)
-    q: Tensor  # (N,)
-    weight: Tensor  # W, (d, d)
-    state: Tensor  # S = Xᵀ T Y, (d, d)
-    potentials: Potentials
     structure_weight: float
     epsilon: float
-    status: Status
-    forbidden: Tensor | None = None  # (n, N), pairs of different classes
+    geometry: Literal["cosine", "euclidean"] = "cosine"
+    marginal: Literal["balanced", "semi_relaxed"] = "balanced"
+    max_outer_iterations: int = 50
+    max_inner_iterations: int = 2000
+    tolerance: float = 1e-6
+    anneal_from: float | None = None
+    fixed_trips: bool = False
+    column_step: float | None = None  # of ``Sinkhorn.run_once``, made once instead of solving for the marginals
 
-    def logits(self) -> Tensor:
-        """``X W Yᵀ / ε + g``, ``(n, N)``: a row's log-probabilities over targets up to a constant."""
-        logits = (self.x @ self.weight / self.epsilon) @ self.y.T + self.potentials.g
-        return logits if self.forbidden is None else logits.masked_fill(self.forbidden, -torch.inf)
 
-    def conditional(self) -> Tensor:
-        """``T_ij / p_i``, each row a distribution over columns, ``(n, N)``."""
-        return torch.softmax(self.logits(), dim=1)
+def solve(
+    x: Tensor, p: Tensor, columns: Columns, options: Options, row_labels: Tensor | None = None, start: Start = Start()
+) -> Plan:
+    """Couples rows ``x (n, d)`` of masses ``p`` with columns that may be spread over ranks. Collective.
 
-    def dense(self) -> Tensor:
-        """The coupling matrix, ``(n, N)``."""
-        return torch.exp(self.logits() + self.potentials.f[:, None])
+    Inputs are taken as they are; ``fused_gromov_wasserstein`` checks them.
+    """
+    relaxed = options.marginal == "semi_relaxed"
+    kind = Euclidean if options.geometry == "euclidean" else Cosine
+    geometry: Geometry = kind(x, columns, p, row_labels, relaxed=relaxed)
+    sinkhorn = Sinkhorn(columns, p)
+    column_step = 0.0 if relaxed else options.column_step
+    epsilon = max(options.anneal_from or 0.0, options.epsilon)
+    state = geometry.initial() if start.state is None else start.state
+    g = None if start.g is None else start.g / epsilon
+    loop, outer = _Linearisations(options), 0
+    while True:
+        outer += 1
+        sinkhorn.start(g)
+        logits = geometry.logits(state, options.structure_weight, epsilon)
+        error: Tensor | float = 0.0
+        if column_step is not None:
+            sinkhorn.run_once(logits, balance=column_step)
+        elif options.fixed_trips:
+            error = sinkhorn.run_fixed(logits, iterations=options.max_inner_iterations)
+        else:
+            error = sinkhorn.run(logits, tolerance=loop.inner_tolerance(), max_iterations=options.max_inner_iterations)
+        answer = geometry.respond(sinkhorn)
+        if epsilon == options.epsilon and loop.is_over(error, _relative_change(answer, state)):
+            break
+        if column_step is None:
+            g = sinkhorn.potentials()[1]
+        if epsilon > options.epsilon:
+            lower = max(epsilon / 2, options.epsilon)
+            g, epsilon = None if g is None else g * (epsilon / lower), lower
+        state = loop.damped(state, answer) if relaxed else answer
+    status = Status(
+        outer,
+        sinkhorn.iterations,
+        sinkhorn.newton_steps,
+        sinkhorn.builds,
+        error,
+        loop.remaining,
+        options.tolerance,
+    )
+    return Plan(sinkhorn, geometry, answer, options.structure_weight, options.epsilon, status)
 
-    def argmax(self) -> Tensor:
-        """Each row's heaviest column, ``(n,)``."""
-        return self.logits().argmax(dim=1)
 
-    def sample(self, uniforms: Tensor) -> Tensor:
-        """A column per row drawn from ``T_ij / p_i``, by inverting its distribution at ``uniforms`` ``(n,)``."""
-        cumulative = self.conditional().double().cumsum(dim=1)
-        thresholds = uniforms.to(cumulative)[:, None] * cumulative[:, -1:]
-        columns = torch.searchsorted(cumulative, thresholds, right=True)[:, 0]
-        return columns.clamp_max(len(self.y) - 1)
+class _Linearisations:
+    """When the outer iteration is over, and how exact an inner problem has to be."""
 
-    def objective(self) -> float:
-        """``(1-λ)<M, T> + λ Σ (C1_ik - C2_jl)² T_ij T_kl - ε H(T)`` from d x d statistics alone."""
-        lam, s = self.structure_weight, self.state.double()
-        x, y, p, q = (tensor.double() for tensor in (self.x, self.y, self.p, self.q))
-        mean_x, mean_y = x.T @ p, y.T @ q
-        linear = 1 - s.trace()
-        cost_x = 1 - 2 * mean_x.square().sum() + (x.T @ (p[:, None] * x)).square().sum()
-        cost_y = 1 - 2 * mean_y.square().sum() + (y.T @ (q[:, None] * y)).square().sum()
-        cross = 1 - mean_x.square().sum() - mean_y.square().sum() + s.square().sum()
-        f, g = self.potentials.f.double(), self.potentials.g.double()
-        # Σ T log T = <p, f> + <q, g> + <W, S> / ε; rows and columns without mass add nothing.
-        negative_entropy = (
-            (p * f.nan_to_num(neginf=0.0)).sum()
-            + (q * g.nan_to_num(neginf=0.0)).sum()
-            + (self.weight.double() * s).sum() / self.epsilon
-        )
-        structure = cost_x + cost_y - 2 * cross
-        return float((1 - lam) * linear + lam * structure + self.epsilon * negative_entropy)
+    def __init__(self, options: Options):
+        self.options = options
+        self.count = 0
+        self.remaining: Tensor | float = math.inf  # relative distance of the state from where it is going
+        self._change, self._step = math.inf, 1.0
+
+    def inner_tolerance(self) -> float:
+        """The first linearisation is a guess, and later ones are better by about this factor each."""
+        options = self.options
+        last = options.structure_weight == 0 or self.count + 1 >= options.max_outer_iterations
+        return options.tolerance if last else max(options.tolerance, INNER_TOLERANCE ** (self.count + 1))
+
+    def is_over(self, error: Tensor | float, change: Tensor) -> bool:
+        """Takes note of a solved problem. What is left to go is a geometric series at the rate of the last changes."""
+        self.count += 1
+        options = self.options
+        if options.structure_weight == 0 or options.column_step is not None:
+            self.remaining = 0.0
+            return True
+        if options.fixed_trips:
+            self.remaining = change
+            return self.count >= options.max_outer_iterations
+        last, self._change = self._change, float(change)
+        rate = self._change / last
+        self.remaining = self._change * (rate / (1 - rate) if 0 < rate < 0.5 else 1.0)
+        if rate >= 1:  # a semi-relaxed plan may swing about its fixed point
+            self._step /= 2
+        done = error <= options.tolerance and self.remaining <= options.tolerance
+        return bool(done) or self.count >= options.max_outer_iterations
+
+    def damped(self, state: Tensor, answer: Tensor) -> Tensor:
+        """The next state of a map that need not contract."""
+        return torch.lerp(state, answer, self._step)
+
+
+def _relative_change(answer: Tensor, state: Tensor) -> Tensor:
+    change: Tensor = torch.linalg.vector_norm(answer - state) / torch.linalg.vector_norm(answer).clamp_min(1e-30)
+    return change
 
 
 def fused_gromov_wasserstein(
@@ -96,67 +148,55 @@ def fused_gromov_wasserstein(
     *,
     structure_weight: float,
     epsilon: float,
+    geometry: Literal["cosine", "euclidean"] = "cosine",
+    marginal: Literal["balanced", "semi_relaxed"] = "balanced",
+    row_labels: Tensor | None = None,
+    column_labels: Tensor | None = None,
     max_outer_iterations: int = 50,
     max_inner_iterations: int = 2000,
     tolerance: float = 1e-6,
-    start: Potentials | None = None,
-    forbidden: Tensor | None = None,
+    anneal_from: float | None = None,
+    fixed_trips: bool = False,
+    start: Start = Start(),
 ) -> Plan:
     """Couples unit rows ``x (n, d)`` with unit rows ``y (N, d)`` by entropic fused Gromov-Wasserstein.
 
+    Features in bfloat16 or float16 are computed with in float32.
+
     Args:
-        p, q: marginals ``(n,)`` and ``(N,)``, each summing to 1; uniform when omitted.
-        structure_weight: λ in [0, 1]; 0 is plain entropic optimal transport on cosine cost.
+        p, q: marginals ``(n,)`` and ``(N,)``, each summing to 1; uniform when omitted. Of a semi-relaxed plan ``q`` is
+            the first guess and says which columns may have mass.
+        structure_weight: λ in [0, 1]; 0 is plain entropic optimal transport.
         epsilon: entropic regularisation in units of the cost, > 0.
-        tolerance: stop when the L1 marginal error is below it and so is the relative change of ``S``.
-        start: potentials to go on from.
-        forbidden: ``(n, N)`` booleans, pairs that must have no mass; the marginals must allow for it.
+        geometry: ``cosine`` is ``1 - <x, y>``, factored; ``euclidean`` is ``|x - y|``, by dense matrices.
+        marginal: ``semi_relaxed`` leaves the column marginal free.
+        row_labels, column_labels: class ids ``(n,)`` and ``(N,)``; only rows and columns of one class may have mass.
+            A balanced plan's classes must have the same mass in ``p`` as in ``q``.
+        tolerance: stop when the L1 marginal error is below it and so is what the state has left to go, relative.
+        anneal_from: a larger ε to begin with, halved at every linearisation.
+        fixed_trips: make all ``max_outer_iterations`` of ``max_inner_iterations`` and look at no value on the way, as
+            compilers and CUDA graphs want it. Inputs are then checked for shape alone.
+        start: where to go on from.
 
     Raises:
-        ValueError: for non-finite features, shapes that do not fit, marginals without sum 1, ε or λ out of range.
+        ValueError: for non-finite features, shapes that do not fit, marginals without sum 1, classes of one side
+            alone, ε or λ out of range.
     """
-    p, q = _checked(x, y, p, q, structure_weight, epsilon)
-    log_p, log_q = p.log(), q.log()
-    identity = torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
-    state = torch.outer(x.T @ p, y.T @ q)  # S of the independent coupling p qᵀ
-    potentials, inner, error, change = start, 0, float("inf"), float("inf")
-    outer = 0
-    while True:
-        weight = (1 - structure_weight) * identity + 4 * structure_weight * state
-        logits = (x @ weight / epsilon) @ y.T
-        if forbidden is not None:
-            logits = logits.masked_fill(forbidden, -torch.inf)
-        potentials, iterations, error = sinkhorn(
-            logits, log_p, log_q, potentials, tolerance=tolerance, max_iterations=max_inner_iterations
-        )
-        outer, inner = outer + 1, inner + iterations
-        plan = torch.exp(logits + potentials.f[:, None] + potentials.g[None, :])
-        new_state = x.T @ (plan @ y)
-        change = float((new_state - state).norm() / new_state.norm().clamp_min(1e-30))
-        state = new_state
-        if structure_weight == 0 or change <= tolerance or outer >= max_outer_iterations:
-            break
-    converged = error <= tolerance and (structure_weight == 0 or change <= tolerance)
-    status = Status(converged, outer, inner, error)
-    return Plan(x, y, p, q, weight, state, potentials, structure_weight, epsilon, status, forbidden)
-
-
-def _checked(
-    x: Tensor, y: Tensor, p: Tensor | None, q: Tensor | None, structure_weight: float, epsilon: float
-) -> tuple[Tensor, Tensor]:
-    if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1] or not len(x) or not len(y):
-        raise ValueError(f"x and y must be (n, d) and (N, d), not {tuple(x.shape)} and {tuple(y.shape)}")
-    if not (torch.isfinite(x).all() and torch.isfinite(y).all()):
-        raise ValueError("x and y must be finite")
-    if not 0 <= structure_weight <= 1:
-        raise ValueError(f"structure_weight must lie in [0, 1], not {structure_weight}")
-    if not epsilon > 0:
-        raise ValueError(f"epsilon must be > 0, not {epsilon}")
-    marginals = []
-    for name, given, rows in (("p", p, x), ("q", q, y)):
-        marginal = rows.new_full((len(rows),), 1 / len(rows)) if given is None else given.to(rows)
-        sums_to_one = abs(float(marginal.sum()) - 1) <= 1e-4  # false for NaN
-        if marginal.shape != (len(rows),) or bool((marginal < 0).any()) or not sums_to_one:
-            raise ValueError(f"{name} must be ({len(rows)},), non-negative and sum to 1")
-        marginals.append(marginal)
-    return marginals[0], marginals[1]
+    checked_problem(x, y, structure_weight, epsilon, anneal_from, row_labels, column_labels, look=not fixed_trips)
+    x = x if x.dtype in (torch.float32, torch.float64) else x.float()
+    p = checked_marginal("p", p, x, look=not fixed_trips)
+    q = checked_marginal("q", q, y.to(x.dtype), look=not fixed_trips)
+    if row_labels is not None and column_labels is not None and not fixed_trips:
+        checked_classes(p, q, row_labels, column_labels, balanced=marginal == "balanced")
+    options = Options(
+        structure_weight,
+        epsilon,
+        geometry,
+        marginal,
+        max_outer_iterations,
+        max_inner_iterations,
+        tolerance,
+        anneal_from,
+        fixed_trips,
+    )
+    return solve(x, p, Columns(y, q, column_labels), options, row_labels, start)

@@ -2,71 +2,75 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from gfgw_prod import schedule
 from gfgw_prod.data.stream import KeyedOrder
-from gfgw_prod.transport.fgw import Status, fused_gromov_wasserstein
-from gfgw_prod.transport.pot import pot_plan
+from gfgw_prod.transport.columns import Columns
+from gfgw_prod.transport.coupling import Backend, Coupling
+from gfgw_prod.transport.dual import PersistentDual
+from gfgw_prod.transport.fgw import Options, Start, solve
+from gfgw_prod.transport.plan import Plan
+from gfgw_prod.transport.pot import solve_with_pot
+from gfgw_prod.transport.usage import Usage
 
 if TYPE_CHECKING:
     from gfgw_prod.config import TransportSettings
     from gfgw_prod.data.sources import Table
     from gfgw_prod.features.bank import FeatureBank
 
-
-class Coupling(Protocol):
-    """What a backend returns."""
-
-    @property
-    def status(self) -> Status: ...
-
-    def argmax(self) -> Tensor: ...
-
-    def sample(self, uniforms: Tensor) -> Tensor: ...
-
-    def conditional(self) -> Tensor: ...
+BACKENDS: dict[str, Backend] = {"native": solve, "pot": solve_with_pot}
 
 
 @dataclass(frozen=True)
 class Match:
-    """Targets of a step's ``B`` slots among ``m`` candidate rows of the data set."""
+    """Targets of a step's ``B`` slots."""
 
-    candidates: Tensor  # (m,) row ids
-    features: Tensor  # (m, d) their bank rows
-    chosen: Tensor | None  # (B,) positions among the candidates
-    weights: Tensor | None  # (B, m), each slot's mixture of candidates (barycentric)
-    status: Status
+    rows: Tensor  # (B,) row ids of the data set; of a mixture, its heaviest
+    features: Tensor  # (B, d), unit rows
+    mixed: Tensor | None = None  # (B, c, h, w), where targets are mixtures of images
+    coupling: Coupling | None = None
 
     def target_images(self, table: Table, slots: slice) -> Tensor:
         """Images the slots regress onto, ``(b, c, h, w)`` in [-1, 1]."""
-        if self.chosen is not None:
-            return table.rows(self.candidates[self.chosen[slots]].cpu())
-        assert self.weights is not None
-        images = table.rows(self.candidates.cpu())
-        mixed: Tensor = self.weights[slots].cpu() @ images.flatten(1)
-        return mixed.view(-1, *images.shape[1:])
+        return table.rows(self.rows[slots].cpu()) if self.mixed is None else self.mixed[slots]
 
     def target_features(self, slots: slice) -> Tensor:
         """Unit feature rows of the targets, ``(b, d)``."""
-        if self.chosen is not None:
-            return self.features[self.chosen[slots]]
-        assert self.weights is not None
-        return torch.nn.functional.normalize(self.weights[slots] @ self.features, dim=1)
+        return self.features[slots]
+
+    def values(self) -> dict[str, float]:
+        """How the coupling went, by tag of the catalogue; nothing without one. Collective."""
+        if self.coupling is None:
+            return {}
+        status = self.coupling.status
+        return {
+            "transport/marginal_error": status.marginal_error,
+            "transport/outer_iterations": status.outer_iterations,
+            "transport/inner_iterations": status.inner_iterations,
+            "transport/converged": float(status.converged),
+            "transport/sharpness": self.coupling.sharpness(),
+        }
 
 
 class Matcher:
-    """Couples a step's generated features with the bank, alike on every rank."""
+    """Couples a step's generated features with the bank; targets come out alike on every rank."""
 
-    def __init__(self, settings: TransportSettings, bank: FeatureBank, labels: Tensor, *, seed: int, conditional: bool):
-        self.settings, self.bank = settings, bank
-        self._labels = labels if conditional else None
+    def __init__(self, settings: TransportSettings, bank: FeatureBank, table: Table, *, seed: int, conditional: bool):
+        self.settings, self.bank, self.table = settings, bank, table
+        self._labels = table.labels if conditional else None
         self._draws = KeyedOrder(seed, bank.total, stream="bank")
         self._rows = min(settings.subset_rows, bank.total)
+        self.usage = Usage(bank.total, bank.world)
+        self.dual: PersistentDual | None = None
+        if settings.dual == "persistent" and settings.target != "independent":
+            self.dual = PersistentDual(bank.total, bank.dim, settings.dual_epochs, bank.world)
 
     def epsilon(self, images: int) -> float:
         """ε after ``images`` images."""
@@ -77,6 +81,11 @@ class Matcher:
         """λ after ``images`` images."""
         s = self.settings
         return schedule.linear(s.structure_weight, s.structure_weight_end, s.structure_weight_kimg, images)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What a checkpoint must hold."""
+        duals = self.dual.tensors() if self.dual else {}
+        return {"last_used": self.usage.state()} | {f"dual.{name}": tensor for name, tensor in duals.items()}
 
     def match(
         self,
@@ -94,26 +103,73 @@ class Matcher:
             slot_rows: row ids ``(B,)`` that the stream brought, the targets of ``target: independent``.
             slot_labels: class ids ``(B,)``; with a conditional generator, slots match rows of their class only.
             uniforms: numbers ``(B,)`` in [0, 1) that ``target: sample`` draws with.
+            images: images seen before this step.
         """
+        match = self._match(features, slot_rows, slot_labels, uniforms, step, images)
+        self.usage.mark(match.rows, images + len(features))
+        return match
+
+    def _match(
+        self, x: Tensor, slot_rows: Tensor, slot_labels: Tensor, uniforms: Tensor, step: int, images: int
+    ) -> Match:
         if self.settings.target == "independent":
-            unsolved = Status(converged=True, outer_iterations=0, inner_iterations=0, marginal_error=0.0)
-            everyone = torch.arange(len(slot_rows), device=features.device)
-            return Match(slot_rows.to(features.device), self.bank.rows(slot_rows), everyone, None, unsolved)
-        if self.settings.scope == "full":
-            candidates, rows = torch.arange(self.bank.total), self.bank.whole()
-        else:
+            return Match(slot_rows.to(x.device), self.bank.rows(slot_rows))
+        candidates = None  # all rows, each where it is
+        if self.settings.backend == "pot" and self.settings.scope == "full":
+            candidates = torch.arange(self.bank.total)
+        elif self.settings.scope == "subset":
             candidates = self._with_all_classes(self._draws.rows(step * self._rows, self._rows), slot_rows, slot_labels)
-            rows = self.bank.rows(candidates)
-        p, q, forbidden = self._marginals(features, slot_labels, candidates)
-        coupling = self._couple(features, rows, p, q, forbidden, images)
-        chosen = weights = None
-        if self.settings.target == "barycentric":
-            weights = coupling.conditional()
-        elif self.settings.target == "sample":
-            chosen = coupling.sample(uniforms)
-        else:
-            chosen = coupling.argmax()
-        return Match(candidates.to(rows.device), rows, chosen, weights, coupling.status)
+        columns = self._columns(x, slot_labels, candidates)
+        coupling = self._couple(x, columns, slot_labels, candidates, step, images)
+        chosen = coupling.sample(uniforms) if self.settings.target == "sample" else coupling.argmax()
+        rows = chosen if candidates is None else candidates.to(chosen.device)[chosen]
+        if self.settings.target != "barycentric":
+            return Match(rows, self.bank.rows(rows), None, coupling)
+        mixed = self._mixtures(coupling, columns, candidates)
+        d = x.shape[1]
+        images_mixed = mixed[:, d:].unflatten(1, self.table.image_shape)
+        return Match(rows, normalize(mixed[:, :d], dim=1), images_mixed, coupling)
+
+    def _couple(
+        self, x: Tensor, columns: Columns, slot_labels: Tensor, candidates: Tensor | None, step: int, images: int
+    ) -> Coupling:
+        s = self.settings
+        options = Options(
+            structure_weight=self.structure_weight(images),
+            epsilon=self.epsilon(images),
+            geometry=s.geometry,
+            marginal=s.marginal,
+            max_outer_iterations=s.outer_iterations,
+            max_inner_iterations=s.inner_iterations,
+            tolerance=s.tolerance,
+            anneal_from=s.anneal_from,
+            fixed_trips=s.iterations == "fixed",
+            column_step=None if self.dual is None else s.dual_balance,
+        )
+        p = x.new_full((len(x),), 1 / len(x))
+        row_labels = None if self._labels is None else slot_labels.to(x.device)
+        start = Start() if self.dual is None else self.dual.start(candidates, first=step == 0)
+        coupling = BACKENDS[s.backend](x, p, columns, options, row_labels, start)
+        if self.dual is not None:
+            assert isinstance(coupling, Plan)
+            self.dual.learn(coupling, columns, candidates, start)
+        return coupling
+
+    def _columns(self, x: Tensor, slot_labels: Tensor, candidates: Tensor | None) -> Columns:
+        """The columns and their masses: uniform; with classes, each class's columns share the mass of its rows."""
+        bank = self.bank
+        total = bank.total if candidates is None else len(candidates)
+        mass, labels = x.new_full((total,), 1 / total), None
+        if self._labels is not None:
+            classes = int(self._labels.max()) + 1
+            labels = (self._labels if candidates is None else self._labels[candidates]).to(x.device)
+            row_mass = torch.bincount(slot_labels.to(x.device), minlength=classes).to(x) / len(slot_labels)
+            mass = (row_mass / torch.bincount(labels, minlength=classes).clamp_min(1))[labels]
+        if candidates is not None:
+            return Columns(bank.rows(candidates), mass, labels)
+        own = slice(bank.start, bank.end)
+        labels = None if labels is None else labels[own]
+        return Columns(bank.local, mass[own], labels, bank.block_rows, bank.start, bank.world)
 
     def _with_all_classes(self, drawn: Tensor, slot_rows: Tensor, slot_labels: Tensor) -> Tensor:
         """The drawn rows; slots of a class that was not drawn bring the row of their own label along."""
@@ -121,32 +177,14 @@ class Matcher:
             return drawn
         present = torch.zeros(int(self._labels.max()) + 1, dtype=torch.bool)
         present[self._labels[drawn]] = True
-        return torch.cat([drawn, slot_rows[~present[slot_labels]]])
+        return torch.cat([drawn, slot_rows[~present[slot_labels]].unique()])
 
-    def _couple(self, x: Tensor, y: Tensor, p: Tensor, q: Tensor, forbidden: Tensor | None, images: int) -> Coupling:
-        s = self.settings
-        options: dict[str, Any] = {
-            "structure_weight": self.structure_weight(images),
-            "epsilon": self.epsilon(images),
-            "max_outer_iterations": s.outer_iterations,
-            "max_inner_iterations": s.inner_iterations,
-            "tolerance": s.tolerance,
-        }
-        if s.backend == "pot":
-            return pot_plan(x, y, p, q, **options)
-        return fused_gromov_wasserstein(x, y, p, q, forbidden=forbidden, **options)
+    def _mixtures(self, coupling: Coupling, columns: Columns, candidates: Tensor | None) -> Tensor:
+        """Each slot's mean of features and images, side by side, ``(B, d + c h w)``."""
 
-    def _marginals(
-        self, features: Tensor, slot_labels: Tensor, candidates: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Uniform marginals; with classes, each class's columns share the mass of its rows."""
-        p = features.new_full((len(features),), 1 / len(features))
-        q = features.new_full((len(candidates),), 1 / len(candidates))
-        if self._labels is None:
-            return p, q, None
-        row_class, column_class = slot_labels.to(p.device), self._labels[candidates].to(p.device)
-        classes = int(self._labels.max()) + 1
-        row_mass = torch.bincount(row_class, minlength=classes).to(p) / len(p)
-        columns = torch.bincount(column_class, minlength=classes)
-        q = (row_mass / columns.clamp_min(1))[column_class]
-        return p, q, row_class[:, None] != column_class[None, :]
+        def side_by_side(block: slice) -> Tensor:
+            ids = torch.arange(columns.first + block.start, columns.first + block.stop)
+            images = self.table.rows(ids if candidates is None else candidates[ids]).flatten(1)
+            return torch.cat([columns.features[block], images.to(columns.features.device)], dim=1)
+
+        return coupling.barycentre(side_by_side, self.bank.dim + math.prod(self.table.image_shape))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,12 +10,14 @@ import torch
 from torch import Tensor
 
 from gfgw_prod.resilience.exit_codes import UserError
-from gfgw_prod.transport.fgw import Status
+from gfgw_prod.transport.columns import Columns
+from gfgw_prod.transport.fgw import Options, Start
+from gfgw_prod.transport.plan import Status, renormalised_entropy
 
 
 @dataclass(frozen=True)
 class DensePlan:
-    """A coupling matrix ``(n, N)``."""
+    """A coupling matrix ``(n, N)``; see ``plan.Plan`` for its methods."""
 
     matrix: Tensor
     status: Status
@@ -23,74 +26,88 @@ class DensePlan:
         return self.matrix
 
     def conditional(self) -> Tensor:
-        """``T_ij / p_i``, each row a distribution over columns, ``(n, N)``."""
         return self.matrix / self.matrix.sum(dim=1, keepdim=True).clamp_min(torch.finfo(self.matrix.dtype).tiny)
 
     def argmax(self) -> Tensor:
-        """Each row's heaviest column, ``(n,)``."""
         return self.matrix.argmax(dim=1)
 
     def sample(self, uniforms: Tensor) -> Tensor:
-        """A column per row drawn from ``T_ij / p_i`` by inverting its distribution at ``uniforms`` ``(n,)``."""
         cumulative = self.conditional().double().cumsum(dim=1)
         thresholds = uniforms.to(cumulative)[:, None] * cumulative[:, -1:]
         return torch.searchsorted(cumulative, thresholds, right=True)[:, 0].clamp_max(self.matrix.shape[1] - 1)
 
+    def barycentre(self, values: Callable[[slice], Tensor], width: int) -> Tensor:
+        return self.conditional() @ values(slice(0, self.matrix.shape[1])).to(self.matrix)
 
-def pot_plan(
+    def sharpness(self) -> float:
+        entropy, rows, columns = (
+            -float(torch.special.xlogy(masses, masses).sum())
+            for masses in (self.matrix.double(), self.matrix.double().sum(dim=1), self.matrix.double().sum(dim=0))
+        )
+        return renormalised_entropy(entropy, rows, columns)
+
+
+def solve_with_pot(
     x: Tensor,
-    y: Tensor,
     p: Tensor,
-    q: Tensor,
-    *,
-    structure_weight: float,
-    epsilon: float,
-    max_outer_iterations: int,
-    max_inner_iterations: int,
-    tolerance: float,
+    columns: Columns,
+    options: Options,
+    row_labels: Tensor | None = None,
+    start: Start | None = None,
 ) -> DensePlan:
-    """Entropic FGW of unit rows ``x (n, d)`` and ``y (N, d)`` by POT's projected gradient in float64."""
+    """Balanced entropic FGW of unit rows ``x (n, d)`` with replicated columns by POT's projected gradient in float64.
+
+    Raises:
+        UserError: if ε is too small for POT.
+    """
     import ot
 
-    rows, columns, row_mass, column_mass = (tensor.detach().cpu().double() for tensor in (x, y, p, q))
+    assert row_labels is None, "POT's solver knows no classes"
+    rows, y, row_mass, column_mass = (t.detach().cpu().double() for t in (x, columns.features, p, columns.mass))
     row_mass, column_mass = row_mass / row_mass.sum(), column_mass / column_mass.sum()  # float32 sums miss 1 by an ulp
-    cost = 1 - rows @ columns.T
-    stop = tolerance / len(columns) ** 0.5  # POT stops on an L2 error; the status speaks of L1
+
+    def distances(a: Tensor, b: Tensor) -> Tensor:
+        return torch.cdist(a, b) if options.geometry == "euclidean" else 1 - a @ b.T
+
+    stop = options.tolerance / len(y) ** 0.5  # POT stops on an L2 error; the status speaks of L1
     log: dict[str, Any]
-    if structure_weight == 0:
+    if options.structure_weight == 0:
         matrix, log = ot.sinkhorn(
             row_mass,
             column_mass,
-            cost,
-            epsilon,
+            distances(rows, y),
+            options.epsilon,
             method="sinkhorn_log",
-            numItermax=max_inner_iterations,
+            numItermax=options.max_inner_iterations,
             stopThr=stop,
             warn=False,
             log=True,
         )
-        outer, inner = 1, int(log.get("niter", max_inner_iterations))
+        outer, inner = 1, int(log.get("niter", options.max_inner_iterations))
+        change = 0.0
     else:
         matrix, log = ot.gromov.entropic_fused_gromov_wasserstein(
-            cost,
-            1 - rows @ rows.T,
-            1 - columns @ columns.T,
+            distances(rows, y),
+            distances(rows, rows),
+            distances(y, y),
             row_mass,
             column_mass,
             loss_fun="square_loss",
-            epsilon=epsilon,
-            alpha=structure_weight,
-            max_iter=max_outer_iterations,
-            tol=tolerance,
-            numItermax=max_inner_iterations,
+            epsilon=options.epsilon,
+            alpha=options.structure_weight,
+            max_iter=options.max_outer_iterations,
+            tol=options.tolerance,
+            numItermax=options.max_inner_iterations,
             stopThr=stop,
             warn=False,
             log=True,
         )
         # POT records its plan's change every tenth iteration and does not say how many inner ones it made.
-        outer, inner = min(10 * max(len(log["err"]), 1), max_outer_iterations), max_inner_iterations
+        outer = min(10 * max(len(log["err"]), 1), options.max_outer_iterations)
+        inner, change = options.max_inner_iterations, float(log["err"][-1]) if log["err"] else float("inf")
     if not bool(torch.isfinite(matrix).all()) or float(matrix.sum()) < 0.5:
-        raise UserError(f"transport.epsilon {epsilon:g} is too small for transport.backend pot; raise it or use native")
+        raise UserError(
+            f"transport.epsilon {options.epsilon:g} is too small for transport.backend pot; raise it or use native"
+        )
     error = float((matrix.sum(dim=1) - row_mass).abs().sum() + (matrix.sum(dim=0) - column_mass).abs().sum())
-    status = Status(error <= tolerance, outer, inner, error)
-    return DensePlan(matrix.to(x), status)
+    return DensePlan(matrix.to(x), Status(outer, inner, 0, outer, error, change, options.tolerance))

@@ -1,96 +1,217 @@
-"""Entropic optimal transport from logits: Sinkhorn in the kernel domain, potentials absorbed as they grow.
+"""Sinkhorn in the kernel domain over column blocks: two matrix-vector products an iteration, never out of range.
 
-Iterating ``u = p / (K v)``, ``v = q / (Kᵀ u)`` costs two matrix-vector products; the log-domain form costs two passes
-of exponentials. Whenever a scaling leaves a safe range it is folded into the potentials and the kernel is rebuilt
-(Schmitzer 2019, "Stabilized sparse scaling algorithms", algorithm 2), so nothing overflows however small ε is.
+The kernel is ``K = exp(logits + g - M)`` with ``M`` the largest exponent of each row, and the plan is
+``diag(p w) K diag(v)``: all its factors stay moderate. A scaling ``v`` that leaves a safe range is folded into the
+potential ``g`` by an update in the log domain, and ``K`` is built anew (Schmitzer 2019, "Stabilized sparse scaling
+algorithms", algorithm 2): nothing overflows however small ε is. Where the iterations are slow, Newton's step on the
+rows' potential takes the place of Sinkhorn's, as long as the dual objective agrees.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
-# A scaling is absorbed when it leaves [1/ABSORB, ABSORB]: far inside float32, far from its rounding.
-ABSORB = 1e6
+from gfgw_prod.transport.columns import Columns, Logits
+from gfgw_prod.transport.newton import newton_step
+
+# Scalings in [1/LARGEST, LARGEST] keep products with the kernel inside float32, far from its rounding.
+LARGEST = 1e12
+LARGEST_CHANGE = 1e5  # of a scaling in one iteration
+SMALLEST_LOG = -50.0  # kernel entries below its exponential are 0: products with them are denormal, and 10x slower
+RATIO_BITS = 45  # ratios of row sums, near 1
+MASS_BITS = 40  # row sums of the kernel, in [1, N]
+FOLD_EVERY = 8  # iterations between folds where nothing may be looked at
+SLOW = 8  # iterations still to make at the present rate from which Newton's step is cheaper
+SHORTEST = 0.1  # share of Newton's step below which Sinkhorn's is as good
+LARGEST_ERROR = 2.0  # of a marginal, in L1
 
 
-@dataclass
-class Potentials:
-    """Dual variables in units of the logits: ``T = exp(f[:, None] + logits + g[None, :])``; ``f (n,)``, ``g (N,)``."""
+class Sinkhorn:
+    """Couplings of ``n`` rows of masses ``p`` with given columns. Keeps one ``(n, m)`` buffer, the kernel.
 
-    f: Tensor
-    g: Tensor
-
-
-def sinkhorn(
-    logits: Tensor,
-    log_p: Tensor,
-    log_q: Tensor,
-    start: Potentials | None = None,
-    *,
-    tolerance: float,
-    max_iterations: int,
-    check_every: int = 5,
-) -> tuple[Potentials, int, float]:
-    """Potentials of the coupling with marginals ``p`` and ``q``.
-
-    Args:
-        logits: ``(n, N)``, minus the cost over ε.
-        log_p, log_q: ``(n,)`` and ``(N,)``; ``-inf`` marks rows and columns without mass.
-        start: potentials to go on from.
-        tolerance: L1 error of the row marginal at which to stop (columns are exact after each iteration).
-
-    Returns:
-        The potentials, the iterations made and the L1 marginal error.
+    ``iterations``, ``newton_steps`` and ``builds`` of the kernel count the work done.
     """
-    p, q = log_p.exp(), log_q.exp()
-    has_row, has_column = p > 0, q > 0
-    g = start.g.clone() if start is not None else torch.zeros_like(log_q)
-    # Even a poor start is safe after one log-domain half-iteration, which bounds the kernel by p.
-    f = _log_row_update(logits, g, log_p)
-    iterations, error = 0, float("inf")
-    while iterations < max_iterations and error > tolerance:
-        g = _log_row_update(logits.T, f, log_q)
-        kernel = torch.exp(f[:, None] + logits + g[None, :])  # (n, N), the current plan
-        u, v = torch.ones_like(p), torch.ones_like(q)
-        iterations += 1
-        while True:
-            rows = kernel @ v
-            if (iterations - 1) % check_every == 0 or iterations >= max_iterations:
-                error = float((u * rows - p).abs().sum())
-                if error <= tolerance or iterations >= max_iterations:
-                    break
-            u = torch.where(has_row, p / rows, 0)
-            columns = u @ kernel
-            v = torch.where(has_column, q / columns, 0)
-            iterations += 1
-            if not (_is_safe(u, has_row) and _is_safe(v, has_column)):
-                break
-        f, g, safe = _absorb(f, g, u, v, has_row, has_column)
-        if not safe:
-            f = _log_row_update(logits, g, log_p)
-    return Potentials(f, g), iterations, error
+
+    def __init__(self, columns: Columns, p: Tensor):
+        self.columns, self.p = columns, p
+        self.iterations = self.newton_steps = self.builds = 0
+        self._has_column = columns.mass > 0
+        self._w, self.column_ratio = torch.ones_like(p), torch.ones_like(columns.mass)
+        self._spare = p.new_empty(0)
+        self._kernel = [p.new_empty(len(p), block.stop - block.start) for block in columns.blocks]
+
+    def start(self, g: Tensor | None) -> None:
+        """Sets the column potential ``(m,)`` to go on from, zero when omitted."""
+        g = torch.zeros_like(self.columns.mass) if g is None else g.to(self.columns.mass)
+        self._g = torch.where(self._has_column, g, -torch.inf)
+
+    def run(self, logits: Logits, *, tolerance: float, max_iterations: int) -> float:
+        """Iterates until the L1 error of the row marginal is at most ``tolerance``; columns are then exact.
+
+        Returns:
+            The error reached.
+        """
+        self._build(logits)
+        stop = self.iterations + max_iterations
+        base = fallback = newton = self._w
+        length = 0.0  # the last step: w = base exp(length newton)
+        last_error, last_dual = math.inf, -math.inf
+        while self.iterations < stop:
+            ratio, v, facts = self._iterate()
+            error, dual, out_of_range = (float(fact) for fact in facts.tolist())
+            worse = out_of_range or not (dual >= last_dual or error <= last_error)
+            if length and worse and self.iterations < stop:
+                length = length / 4 if length > SHORTEST else 0.0
+                self._w = base * (length * newton).exp() if length else fallback
+                continue
+            if out_of_range:
+                self._update_in_log_domain(logits)
+                self._build(logits)
+                length, last_error, last_dual = 0.0, math.inf, -math.inf
+                continue
+            self._v = v
+            if error <= tolerance or self.iterations == stop:
+                return error
+            base, length = self._w, 0.0
+            fallback = self._w = base / ratio
+            if _is_slow(error, last_error, tolerance):
+                newton, length = self._newton_step(base, ratio), 1.0
+                self._w = base * newton.exp()
+            last_error, last_dual = error, dual
+        return LARGEST_ERROR  # the last look was out of range: rows are exact now, columns unknown
+
+    def run_fixed(self, logits: Logits, *, iterations: int) -> Tensor:
+        """As ``run`` with a fixed number of iterations and no look at any value; returns the error, a scalar."""
+        self._build(logits)
+        ratio = torch.ones_like(self.p)
+        for index in range(iterations):
+            if index and index % FOLD_EVERY == 0:
+                self._g = self._g + self._v.log()
+                self._build(logits)
+            elif index:
+                self._w = self._w / ratio
+            before = self._v
+            ratio, v, _ = self._iterate()
+            v = torch.minimum(torch.maximum(v, before / LARGEST_CHANGE), before * LARGEST_CHANGE)
+            self._v = v.clamp(1 / LARGEST, LARGEST)
+        return self._error(ratio)
+
+    def run_once(self, logits: Logits, *, balance: float) -> None:
+        """One column step of ``balance`` in [0, 1] from the start's ``g``, then exact rows.
+
+        The step is that of a column marginal held by a KL penalty ρ, ``v = (q / c)^(ρ / (ρ + ε))`` (Chizat et al. 2018,
+        "Scaling algorithms for unbalanced optimal transport problems"): 0 leaves columns free, 1 is Sinkhorn's.
+        ``column_ratio`` keeps ``c / q``, what the columns had before the step over what they should have.
+        """
+        self._build(logits)
+        self.iterations += 1
+        ratio = torch.where(self._has_column, self._column_sums() / self.columns.mass, 1)
+        self.column_ratio = ratio.clamp(1 / LARGEST, LARGEST)
+        if balance:
+            self._v = self.column_ratio**-balance
+            parts = []
+            for kernel, block in zip(self._kernel, self.columns.blocks, strict=True):
+                parts.append((torch.mv(kernel, self._v[block]) * self._w).clamp_max(LARGEST_CHANGE))
+            self._w = self._w / self.columns.sum(parts, self.p, RATIO_BITS)
+
+    def potentials(self) -> tuple[Tensor, Tensor]:
+        """``f - log p``, ``(n,)``, finite also for rows without mass, and this rank's ``g (m,)``."""
+        return self._w.log() - self._shift, self._g + self._v.log()
+
+    def conditional_blocks(self) -> Iterator[tuple[slice, Tensor]]:
+        """Blocks with ``T_ij / p_i``, ``(n, b)``, each valid until the next."""
+        for kernel, block in zip(self._kernel, self.columns.blocks, strict=True):
+            weights = torch.mul(kernel, self._v[block], out=self._scratch(kernel.shape))
+            yield block, weights.mul_(self._w[:, None])
+
+    def times(self, values: Callable[[slice], Tensor], width: int) -> Tensor:
+        """``T values / p``, ``(n, width)``, over all columns, for entries of at most 1000 in size. Collective."""
+        parts = []
+        for kernel, block in zip(self._kernel, self.columns.blocks, strict=True):
+            y = values(block)
+            parts.append(kernel @ torch.mul(self._v[block, None], y, out=self._scratch(y.shape)))
+        return self.columns.sum(parts, self.p.new_empty(len(self.p), width), RATIO_BITS, self._w[:, None])
+
+    def column_mass(self) -> Tensor:
+        """``Tᵀ 1`` of this rank's columns, ``(m,)``."""
+        return self._column_sums() * self._v
+
+    def _build(self, logits: Logits) -> None:
+        """Builds the kernel at the present ``g``: a half-iteration in the log domain, exact for any ``g``."""
+        largest, sums = [], []
+        for kernel, block in zip(self._kernel, self.columns.blocks, strict=True):
+            logits.into(block, kernel)
+            largest.append(kernel.add_(self._g[block]).amax(dim=1))
+        self._shift = self.columns.max(largest, self.p)
+        for kernel in self._kernel:
+            torch.threshold_(kernel.sub_(self._shift[:, None]), SMALLEST_LOG, -torch.inf).exp_()
+            sums.append(kernel.sum(dim=1))
+        self._w = self.columns.sum(sums, self.p, MASS_BITS).reciprocal()
+        self._v = torch.ones_like(self.columns.mass)
+        self.builds += 1
+
+    def _column_sums(self) -> Tensor:
+        u = self.p * self._w
+        sums = [torch.mv(kernel.T, u) for kernel in self._kernel]
+        return torch.cat(sums) if sums else torch.zeros_like(self.columns.mass)
+
+    def _iterate(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The columns' update and what it does to the rows.
+
+        Returns:
+            Row sums of the plan over ``p``, ``(n,)``; the new ``v``; and error, dual objective and whether the scalings
+            are out of range, ``(3,)``.
+        """
+        self.iterations += 1
+        mass = self.columns.mass
+        v = torch.where(self._has_column, mass / self._column_sums(), 1)
+        parts = []
+        for index, (kernel, block) in enumerate(zip(self._kernel, self.columns.blocks, strict=True)):
+            rows = (torch.mv(kernel, v[block]) * self._w).clamp_max(LARGEST_CHANGE)
+            g = torch.where(self._has_column[block], self._g[block].double() + v[block].double().log(), 0)
+            unsafe = torch.zeros_like(g[:1])
+            if index == 0:
+                largest, growth = torch.maximum(v, v.reciprocal()).amax(), (v / self._v).amax()
+                unsafe += ~((largest <= LARGEST) & (growth <= LARGEST_CHANGE))
+            parts.append(torch.cat([rows, (mass[block].double() @ g)[None], unsafe]))
+        like = self.p.new_empty(len(self.p) + 2, dtype=torch.float64)
+        total = self.columns.sum(parts, like, RATIO_BITS)
+        ratio = total[:-2].to(self.p.dtype)
+        dual = total[-2] + self.p.double() @ (self._w.double().log() - self._shift)
+        unsafe = total[-1] + (ratio < 1 / LARGEST_CHANGE).any()
+        return ratio, v, torch.stack([self._error(ratio).double(), dual, unsafe])
+
+    def _newton_step(self, w: Tensor, ratio: Tensor) -> Tensor:
+        self.newton_steps += 1
+        return newton_step(self.columns, self._kernel, self._scratch, self.p, w, self._v, ratio)
+
+    def _scratch(self, shape: torch.Size) -> Tensor:
+        """Room for one block's intermediate result: fresh memory would cost more than the arithmetic."""
+        if self._spare.numel() < shape.numel():
+            self._spare = self.p.new_empty(shape.numel())
+        return self._spare[: shape.numel()].view(shape)
+
+    def _error(self, ratio: Tensor) -> Tensor:
+        return self.p @ (ratio - 1).abs()
+
+    def _update_in_log_domain(self, logits: Logits) -> None:
+        """The columns' update ``g = log q - logsumexp(logits + f)`` at the present ``f``."""
+        f = self.p.log() + self._w.log() - self._shift
+        g = []
+        for kernel, block in zip(self._kernel, self.columns.blocks, strict=True):
+            logits.into(block, kernel)
+            g.append(self.columns.mass[block].log() - torch.logsumexp(kernel.add_(f[:, None]), dim=0))
+        if g:
+            self._g = torch.where(self._has_column, torch.cat(g), -torch.inf)
 
 
-def _log_row_update(logits: Tensor, g: Tensor, log_p: Tensor) -> Tensor:
-    """The exact log-domain half-iteration ``f = log p - logsumexp(logits + g)``; rows without mass stay at -inf."""
-    lse = torch.logsumexp(logits + g[None, :], dim=1)
-    return torch.where(torch.isfinite(log_p), log_p - lse, -torch.inf)
-
-
-def _is_safe(scaling: Tensor, has_mass: Tensor) -> bool:
-    live = scaling[has_mass]
-    return bool((live < ABSORB).all() and (live > 1 / ABSORB).all())
-
-
-def _absorb(
-    f: Tensor, g: Tensor, u: Tensor, v: Tensor, has_row: Tensor, has_column: Tensor
-) -> tuple[Tensor, Tensor, bool]:
-    """Folds scalings into potentials; if one has left the range of floats, says so and keeps the old potentials."""
-    safe = bool(torch.isfinite(u[has_row]).all() and torch.isfinite(v[has_column]).all())
-    safe = safe and bool((u[has_row] > 0).all() and (v[has_column] > 0).all())
-    if not safe:
-        return f, g, False
-    return f + torch.where(has_row, u.log(), 0), g + torch.where(has_column, v.log(), 0), True
+def _is_slow(error: float, last_error: float, tolerance: float) -> bool:
+    """Whether the error, at its present rate, needs more than ``SLOW`` iterations to fall to the tolerance."""
+    if not 0 < error < 1:
+        return False
+    rate = min(error / last_error, 0.999)
+    return rate > 0 and math.log(tolerance / error) / math.log(rate) > SLOW

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from gfgw_prod.data.sources import Table
+from gfgw_prod.distributed.row_table import RowTable, rows_per_block
 from gfgw_prod.distributed.world import World
 from gfgw_prod.features.bank import FeatureBank
 
@@ -30,12 +31,25 @@ def test_rows_are_the_same_bits_whoever_encodes_them(table: Table, world_size: i
     assert [shard.start for shard in shards[1:]] == [shard.end for shard in shards[:-1]]
 
 
-@pytest.mark.parametrize("world_size", [1, 3, 7, 64])
-def test_shards_are_those_of_torch_chunk(table: Table, world_size: int) -> None:
-    chunks = torch.arange(len(table)).chunk(world_size)
-    ours = [FeatureBank(len(table), 1, World(r, world_size, torch.device("cpu"))) for r in range(world_size)]
-    assert [bank.end - bank.start for bank in ours[: len(chunks)]] == [len(chunk) for chunk in chunks]
-    assert all(len(bank.local) == 0 for bank in ours[len(chunks) :])
+@pytest.mark.parametrize("total", [60, 1797, 50_000, 1_281_167])
+@pytest.mark.parametrize("world_size", [1, 3, 4, 64])
+def test_shards_are_whole_blocks_as_torch_chunk_deals_them(total: int, world_size: int) -> None:
+    tables = [RowTable(total, (), World(rank, world_size, torch.device("cpu"))) for rank in range(world_size)]
+    blocks = torch.arange(0, total, tables[0].block_rows).chunk(world_size)
+    assert [table.start for table in tables[: len(blocks)]] == [int(chunk[0]) for chunk in blocks]
+    assert sum(len(table.local) for table in tables) == total
+    assert all(len(table.local) == 0 for table in tables[len(blocks) :])
+
+
+@pytest.mark.parametrize(("total", "rows"), [(1, 512), (16_384, 512), (16_385, 1024), (50_000, 2048)])
+def test_blocks_are_powers_of_two_and_at_most_32(total: int, rows: int) -> None:
+    assert rows_per_block(total) == rows
+
+
+def test_written_rows_are_read_back_and_others_stay(alone: World) -> None:
+    rows = RowTable(9, (2,), alone)
+    rows.write(torch.tensor([7, 1]), torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
+    assert rows.rows(torch.tensor([1, 2, 7])).tolist() == [[3, 4], [0, 0], [1, 2]]
 
 
 def test_every_block_is_announced(table: Table, alone: World) -> None:
@@ -47,11 +61,3 @@ def test_every_block_is_announced(table: Table, alone: World) -> None:
 def test_rows_come_in_the_order_asked_for(table: Table) -> None:
     bank, ids = encoded(table, 0, 1), torch.tensor([59, 0, 7, 7])
     assert torch.equal(bank.rows(ids), bank.local[ids])
-
-
-def test_whole_is_all_rows_and_follows_a_new_encoding(table: Table) -> None:
-    bank = encoded(table, 0, 1)
-    assert torch.equal(bank.whole(), bank.local)
-    bank.encode(table, OfItsBlock(), 60, on_block=lambda rows: None)
-    assert torch.equal(bank.whole(), bank.local)
-    assert not torch.equal(bank.whole(), encoded(table, 0, 1).whole())

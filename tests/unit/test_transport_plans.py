@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from gfgw_prod.transport import Plan, fused_gromov_wasserstein
+from gfgw_prod.transport import Plan, Start, fused_gromov_wasserstein
 
 seeds = st.integers(0, 2**31)
 lambdas = st.floats(0, 0.6)
@@ -113,19 +113,19 @@ def test_too_few_iterations_are_reported_as_not_converged() -> None:
 def test_going_on_from_the_solution_takes_fewer_iterations() -> None:
     x, y = unit_rows(20, 8, 0), unit_rows(30, 8, 1)
     cold = solve(x, y, structure_weight=0.0, epsilon=0.02)
-    warm = solve(x, y, structure_weight=0.0, epsilon=0.02, start=cold.potentials)
+    warm = solve(x, y, structure_weight=0.0, epsilon=0.02, start=Start(cold.potentials.g * 0.02))
     assert warm.status.inner_iterations < cold.status.inner_iterations
     torch.testing.assert_close(warm.dense(), cold.dense(), atol=1e-9, rtol=0)
 
 
-def test_forbidden_pairs_have_no_mass_and_the_marginals_hold() -> None:
+def test_pairs_of_different_classes_have_no_mass_and_the_marginals_hold() -> None:
     row_class, column_class = torch.arange(8) % 2, torch.arange(12) % 2
     forbidden = row_class[:, None] != column_class[None, :]
-    plan = solve(unit_rows(8, 4, 0), unit_rows(12, 4, 1), forbidden=forbidden)
+    plan = solve(unit_rows(8, 4, 0), unit_rows(12, 4, 1), row_labels=row_class, column_labels=column_class)
     T = plan.dense()
     assert T[forbidden].sum() == 0
-    torch.testing.assert_close(T.sum(dim=1), plan.p, atol=1e-10, rtol=0)
-    torch.testing.assert_close(T.sum(dim=0), plan.q, atol=1e-10, rtol=0)
+    torch.testing.assert_close(T.sum(dim=1), T.new_full((8,), 1 / 8), atol=1e-10, rtol=0)
+    torch.testing.assert_close(T.sum(dim=0), T.new_full((12,), 1 / 12), atol=1e-10, rtol=0)
     assert not forbidden[torch.arange(8), plan.argmax()].any()
 
 
@@ -145,6 +145,29 @@ INPUTS = {
     "epsilon_nan": (torch.eye(2), torch.eye(2), None, None, {"epsilon": math.nan}),
     "lambda_negative": (torch.eye(2), torch.eye(2), None, None, {"structure_weight": -0.1}),
     "lambda_above_1": (torch.eye(2), torch.eye(2), None, None, {"structure_weight": 1.1}),
+    "anneal_from_0": (torch.eye(2), torch.eye(2), None, None, {"anneal_from": 0.0}),
+    "labels_of_rows_alone": (torch.eye(2), torch.eye(2), None, None, {"row_labels": torch.zeros(2)}),
+    "labels_too_long": (
+        torch.eye(2),
+        torch.eye(2),
+        None,
+        None,
+        {"row_labels": torch.zeros(2), "column_labels": torch.zeros(3)},
+    ),
+    "class_without_columns": (
+        torch.eye(2),
+        torch.eye(2),
+        None,
+        None,
+        {"row_labels": torch.tensor([0, 1]), "column_labels": torch.tensor([0, 0])},
+    ),
+    "class_of_other_mass": (
+        torch.eye(2),
+        torch.eye(3)[:, :2],
+        None,
+        None,
+        {"row_labels": torch.tensor([0, 1]), "column_labels": torch.tensor([0, 0, 1])},
+    ),
     "lambda_nan": (torch.eye(2), torch.eye(2), None, None, {"structure_weight": math.nan}),
 }
 
@@ -152,5 +175,5 @@ INPUTS = {
 @pytest.mark.parametrize("given_input", INPUTS.values(), ids=INPUTS)
 def test_bad_input_is_refused(given_input: tuple) -> None:
     x, y, p, q, options = given_input
-    with pytest.raises(ValueError, match=r"x and y|must"):
+    with pytest.raises(ValueError, match=r"x and y|must|together|class"):
         solve(x, y, p, q, **options)

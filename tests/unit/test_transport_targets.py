@@ -2,23 +2,30 @@
 
 import pytest
 import torch
+from torch import Tensor
+from torch.nn.functional import normalize
 
 from gfgw_prod.transport import Plan, fused_gromov_wasserstein
-from gfgw_prod.transport.pot import pot_plan
+from gfgw_prod.transport.columns import Columns
+from gfgw_prod.transport.fgw import Options
+from gfgw_prod.transport.pot import solve_with_pot
 
 BELOW_ONE = 1 - 2**-24  # the largest number torch.rand gives
 
 
-def plan_of(rows: int, columns: int, *, q: torch.Tensor | None = None, forbidden: torch.Tensor | None = None) -> Plan:
-    generator = torch.Generator().manual_seed(0)
-    x = torch.nn.functional.normalize(torch.randn(rows, 3, generator=generator))
-    y = torch.nn.functional.normalize(torch.randn(columns, 3, generator=generator))
-    return fused_gromov_wasserstein(x, y, None, q, structure_weight=0.2, epsilon=0.3, forbidden=forbidden)
+def unit_rows(rows: int, seed: int) -> Tensor:
+    return normalize(torch.randn(rows, 3, generator=torch.Generator().manual_seed(seed)))
+
+
+def plan_of(rows: int, columns: int, *, q: Tensor | None = None) -> Plan:
+    return fused_gromov_wasserstein(
+        unit_rows(rows, 0), unit_rows(columns, 1), None, q, structure_weight=0.2, epsilon=0.3
+    )
 
 
 def test_conditional_is_the_plan_divided_by_its_row_marginal() -> None:
     plan = plan_of(5, 8)
-    torch.testing.assert_close(plan.conditional(), plan.dense() / plan.p[:, None], atol=1e-5, rtol=0)
+    torch.testing.assert_close(plan.conditional(), plan.dense() * 5, atol=1e-5, rtol=0)
     torch.testing.assert_close(plan.conditional().sum(dim=1), torch.ones(5))
 
 
@@ -38,28 +45,26 @@ def test_drawn_columns_follow_the_conditional_distribution() -> None:
 
 @pytest.mark.parametrize("uniform", [0.0, BELOW_ONE])
 def test_drawn_columns_have_mass_at_both_ends(uniform: float) -> None:
-    forbidden = torch.zeros(4, 7, dtype=torch.bool)
-    forbidden[:, [0, 6]] = True
     q = torch.tensor([0, 0.2, 0.2, 0.2, 0.2, 0.2, 0])
-    columns = plan_of(4, 7, q=q, forbidden=forbidden).sample(torch.full((4,), uniform))
+    columns = plan_of(4, 7, q=q).sample(torch.full((4,), uniform))
     assert columns.tolist() == [1 if uniform == 0 else 5] * 4
 
 
+def test_barycentres_are_means_under_the_conditional_distribution() -> None:
+    plan, values = plan_of(6, 9), torch.randn(9, 5, generator=torch.Generator().manual_seed(2))
+    torch.testing.assert_close(plan.barycentre(lambda block: values[block], 5), plan.conditional() @ values)
+
+
 def test_pots_plan_names_the_same_targets() -> None:
-    plan = plan_of(20, 30)
-    dense = pot_plan(
-        plan.x,
-        plan.y,
-        plan.p,
-        plan.q,
-        structure_weight=0.2,
-        epsilon=0.3,
-        max_outer_iterations=100,
-        max_inner_iterations=5000,
-        tolerance=1e-8,
-    )
+    plan, x, y = plan_of(20, 30), unit_rows(20, 0), unit_rows(30, 1)
+    options = Options(0.2, 0.3, max_outer_iterations=100, max_inner_iterations=5000, tolerance=1e-8)
+    dense = solve_with_pot(x, torch.full((20,), 1 / 20), Columns(y, torch.full((30,), 1 / 30)), options)
     uniforms = torch.rand(20, generator=torch.Generator().manual_seed(1))
     assert dense.status.converged
     torch.testing.assert_close(dense.conditional(), plan.conditional(), atol=1e-4, rtol=0)
     assert torch.equal(dense.argmax(), plan.argmax())
     assert torch.equal(dense.sample(uniforms), plan.sample(uniforms))
+    assert dense.sharpness() == pytest.approx(plan.sharpness(), abs=1e-4)
+    torch.testing.assert_close(
+        dense.barycentre(lambda block: y[block], 3), plan.barycentre(lambda block: y[block], 3), atol=1e-4, rtol=0
+    )

@@ -1,0 +1,66 @@
+"""The bank's side of a coupling: columns in fixed blocks, all here or spread over ranks, and sums over all of them.
+
+A block is the same columns however many ranks there are, and what blocks give is added in fixed point
+(``distributed.exact_sum``): potentials and targets are bitwise the same for every number of ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gfgw_prod.distributed.exact_sum import exact_sum
+from gfgw_prod.distributed.world import World
+
+
+@dataclass(frozen=True)
+class Columns:
+    """This rank's columns: unit rows ``(m, d)``, masses ``(m,)`` and, if any, class ids ``(m,)``.
+
+    Without a ``world`` these are all columns, and every rank that has them works alike. With one, ``features`` are a
+    rank's own, whole blocks of ``block_rows`` columns from global id ``first`` on.
+    """
+
+    features: Tensor
+    mass: Tensor
+    labels: Tensor | None = None
+    block_rows: int = 8192
+    first: int = 0
+    world: World | None = None
+
+    @property
+    def blocks(self) -> list[slice]:
+        """Where each block stands among this rank's columns."""
+        size, count = self.block_rows, len(self.features)
+        return [slice(start, min(start + size, count)) for start in range(0, count, size)]
+
+    def sum(self, parts: list[Tensor], like: Tensor, bits: int, factor: Tensor | None = None) -> Tensor:
+        """Parts by block, shaped as ``like``, times ``factor``, over all columns; exact to ``2**-bits`` if shared."""
+        if self.world is not None:
+            return exact_sum(parts, like, self.world, bits, factor)
+        total = parts[0] if len(parts) == 1 else torch.stack(parts).sum(dim=0)
+        return total if factor is None else total * factor
+
+    def max(self, parts: list[Tensor], like: Tensor) -> Tensor:
+        """The elementwise largest of parts by block, shaped as ``like``, over all columns."""
+        largest = torch.stack(parts).amax(dim=0) if parts else torch.full_like(like, -torch.inf)
+        return largest if self.world is None else self.world.max(largest)
+
+
+@dataclass(frozen=True)
+class Logits:
+    """Minus the linearised cost over ε, block by block; -inf between a row and a column of different classes."""
+
+    columns: Columns
+    row_labels: Tensor | None  # (n,)
+    write: Callable[[slice, Tensor], object]  # fills its second argument, (n, b)
+
+    def into(self, block: slice, out: Tensor) -> Tensor:
+        """Writes a block's logits ``(n, b)``."""
+        self.write(block, out)
+        if self.row_labels is not None and self.columns.labels is not None:
+            out.masked_fill_(self.row_labels[:, None] != self.columns.labels[block][None, :], -torch.inf)
+        return out

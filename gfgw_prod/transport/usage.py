@@ -1,0 +1,30 @@
+"""How much of the data set serves as a target."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from gfgw_prod.distributed.row_table import RowTable
+from gfgw_prod.distributed.world import World
+
+
+class Usage:
+    """When each row of the bank was last a target, in images seen."""
+
+    def __init__(self, total: int, world: World):
+        self.total = total
+        self._last = RowTable(total, (), world, dtype=torch.int64)
+
+    def mark(self, rows: Tensor, images: int) -> None:
+        """Row ids ``(B,)``, possibly repeated, are targets of the step that ends at ``images > 0`` images seen."""
+        self._last.write(rows.unique(), torch.full((len(rows.unique()),), images, device=rows.device))
+
+    def share(self, images: int) -> float:
+        """Share of the rows that were targets within the last ``N`` images. Collective."""
+        recent = (self._last.local > max(images - self.total, 0)).sum()
+        return float(self._last.world.sum(recent)) / self.total
+
+    def state(self) -> Tensor:
+        """What a checkpoint must hold."""
+        return self._last.state()

@@ -1,0 +1,72 @@
+"""Full scope with the bank spread over ranks: the bits do not depend on how many, the bytes not on the bank."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from . import runs
+
+WORKER = Path(__file__).with_name("transport_worker.py")
+SLOTS, DIM, PIXELS = 48, 64, 64
+
+
+def couple(path: Path, *, ranks: int, rows: int) -> dict[str, Any]:
+    """What the worker found, by dual, target and step."""
+    torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks))
+    done = runs.execute([*torchrun, str(WORKER), str(path), str(rows)])
+    assert done.code == 0, done.stderr
+    return torch.load(path, weights_only=False)
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, Any]]:
+    directory = tmp_path_factory.mktemp("sharded")
+    return {ranks: couple(directory / f"{ranks}.pt", ranks=ranks, rows=1900) for ranks in (1, 2, 4)}
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_potentials_and_targets_are_the_same_bits_on_any_number_of_ranks(
+    found: dict[int, dict[str, Any]], ranks: int
+) -> None:
+    for name, alone in found[1].items():
+        shared = found[ranks][name]
+        for what in ("rows", "features", "images", "f", "g", "state"):
+            assert torch.equal(alone[what], shared[what]), (name, what)
+        assert alone["values"] == shared["values"], name
+
+
+def test_couplings_converge_and_duals_take_fewer_iterations(found: dict[int, dict[str, Any]]) -> None:
+    fresh, persistent = (found[1][f"{dual} argmax 2"]["status"] for dual in ("fresh", "persistent"))
+    assert fresh.converged
+    assert 3 * persistent.inner_iterations <= fresh.inner_iterations
+
+
+def bytes_of(name: str, status: Any) -> int:
+    """The formula of docs/transport.md."""
+    dual, target, step = name.split()
+    n, d = SLOTS, DIM
+    solver = 12 * n * status.kernel_builds + 8 * n * d * status.outer_iterations
+    if dual == "fresh":
+        solver += 8 * (n + 2) * status.inner_iterations + 8 * n * n * status.newton_steps + 8 * d
+    else:
+        solver += 8 * n * status.inner_iterations + (8 * d if step == "0" else 0)
+    choice = 16 * n if target == "sample" else 12 * n
+    fetched = 8 * n * (d + PIXELS + 1) if target == "barycentric" else 4 * n * d
+    return solver + choice + fetched
+
+
+def test_bytes_sent_are_those_of_the_formula(found: dict[int, dict[str, Any]]) -> None:
+    assert all(what["sent"] == 0 for what in found[1].values())
+    for ranks in (2, 4):
+        for name, what in found[ranks].items():
+            assert what["sent"] == bytes_of(name, what["status"]), name
+
+
+def test_a_larger_bank_sends_no_more_an_iteration(found: dict[int, dict[str, Any]], tmp_path: Path) -> None:
+    for name, what in couple(tmp_path / "large.pt", ranks=2, rows=5000).items():
+        assert what["sent"] == bytes_of(name, what["status"]), name
