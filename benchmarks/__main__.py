@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import sys
 
-from benchmarks import digits_quality, startup
+from benchmarks import digits_quality, digits_targets, startup, transport
 
-BENCHMARKS = {"startup": startup.main, "digits-quality": digits_quality.main}
+BENCHMARKS = {
+    "startup": startup.main,
+    "transport": transport.main,
+    "digits-quality": digits_quality.main,
+    "digits-targets": digits_targets.main,
+}
 
 
 def main() -> int:

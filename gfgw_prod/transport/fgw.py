@@ -90,6 +90,7 @@ def solve(
         sinkhorn.iterations,
         sinkhorn.newton_steps,
         sinkhorn.builds,
+        sinkhorn.comparisons,
         error,
         loop.remaining,
         options.tolerance,

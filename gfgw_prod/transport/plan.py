@@ -30,6 +30,7 @@ class Status:
     inner_iterations: int
     newton_steps: int  # how many of the inner iterations began with one
     kernel_builds: int
+    dual_comparisons: int  # of a Newton step with where it began
     error: Tensor | float
     change: Tensor | float
     tolerance: float

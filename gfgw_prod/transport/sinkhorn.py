@@ -33,12 +33,12 @@ LARGEST_ERROR = 2.0  # of a marginal, in L1
 class Sinkhorn:
     """Couplings of ``n`` rows of masses ``p`` with given columns. Keeps one ``(n, m)`` buffer, the kernel.
 
-    ``iterations``, ``newton_steps`` and ``builds`` of the kernel count the work done.
+    ``iterations``, ``newton_steps``, ``builds`` of the kernel and ``comparisons`` of the dual count the work done.
     """
 
     def __init__(self, columns: Columns, p: Tensor):
         self.columns, self.p = columns, p
-        self.iterations = self.newton_steps = self.builds = 0
+        self.iterations = self.newton_steps = self.builds = self.comparisons = 0
         self._has_column = columns.mass > 0
         self._w, self.column_ratio = torch.ones_like(p), torch.ones_like(columns.mass)
         self._spare = p.new_empty(0)
@@ -59,19 +59,19 @@ class Sinkhorn:
         stop = self.iterations + max_iterations
         base = fallback = newton = self._w
         length = 0.0  # the last step: w = base exp(length newton)
-        last_error, last_dual = math.inf, -math.inf
+        last_error = math.inf
         while self.iterations < stop:
             ratio, v, facts = self._iterate()
-            error, dual, out_of_range = (float(fact) for fact in facts.tolist())
-            worse = out_of_range or not (dual >= last_dual or error <= last_error)
-            if length and worse and self.iterations < stop:
+            error, out_of_range = (float(fact) for fact in facts.tolist())
+            too_long = length and (out_of_range or (not error <= last_error and self._dual_falls(base, v)))
+            if too_long and self.iterations < stop:
                 length = length / 4 if length > SHORTEST else 0.0
                 self._w = base * (length * newton).exp() if length else fallback
                 continue
             if out_of_range:
                 self._update_in_log_domain(logits)
                 self._build(logits)
-                length, last_error, last_dual = 0.0, math.inf, -math.inf
+                length, last_error = 0.0, math.inf
                 continue
             self._v = v
             if error <= tolerance or self.iterations == stop:
@@ -81,7 +81,7 @@ class Sinkhorn:
             if _is_slow(error, last_error, tolerance):
                 newton, length = self._newton_step(base, ratio), 1.0
                 self._w = base * newton.exp()
-            last_error, last_dual = error, dual
+            last_error = error
         return LARGEST_ERROR  # the last look was out of range: rows are exact now, columns unknown
 
     def run_fixed(self, logits: Logits, *, iterations: int) -> Tensor:
@@ -94,10 +94,7 @@ class Sinkhorn:
                 self._build(logits)
             elif index:
                 self._w = self._w / ratio
-            before = self._v
-            ratio, v, _ = self._iterate()
-            v = torch.minimum(torch.maximum(v, before / LARGEST_CHANGE), before * LARGEST_CHANGE)
-            self._v = v.clamp(1 / LARGEST, LARGEST)
+            ratio, self._v, _ = self._iterate(clamp=True)
         return self._error(ratio)
 
     def run_once(self, logits: Logits, *, balance: float) -> None:
@@ -159,31 +156,41 @@ class Sinkhorn:
         sums = [torch.mv(kernel.T, u) for kernel in self._kernel]
         return torch.cat(sums) if sums else torch.zeros_like(self.columns.mass)
 
-    def _iterate(self) -> tuple[Tensor, Tensor, Tensor]:
-        """The columns' update and what it does to the rows.
+    def _iterate(self, *, clamp: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+        """The columns' update, kept in range if so wished, and what it does to the rows.
 
         Returns:
-            Row sums of the plan over ``p``, ``(n,)``; the new ``v``; and error, dual objective and whether the scalings
-            are out of range, ``(3,)``.
+            Row sums of the plan over ``p``, ``(n,)``; the new ``v``; and error and whether the scalings are out of
+            range, ``(2,)``.
         """
         self.iterations += 1
         mass = self.columns.mass
         v = torch.where(self._has_column, mass / self._column_sums(), 1)
+        if clamp:
+            v = torch.minimum(torch.maximum(v, self._v / LARGEST_CHANGE), self._v * LARGEST_CHANGE)
+            v = v.clamp(1 / LARGEST, LARGEST)
         parts = []
         for index, (kernel, block) in enumerate(zip(self._kernel, self.columns.blocks, strict=True)):
             rows = (torch.mv(kernel, v[block]) * self._w).clamp_max(LARGEST_CHANGE)
-            g = torch.where(self._has_column[block], self._g[block].double() + v[block].double().log(), 0)
-            unsafe = torch.zeros_like(g[:1])
+            unsafe = torch.zeros_like(rows[:1])
             if index == 0:
                 largest, growth = torch.maximum(v, v.reciprocal()).amax(), (v / self._v).amax()
                 unsafe += ~((largest <= LARGEST) & (growth <= LARGEST_CHANGE))
-            parts.append(torch.cat([rows, (mass[block].double() @ g)[None], unsafe]))
-        like = self.p.new_empty(len(self.p) + 2, dtype=torch.float64)
-        total = self.columns.sum(parts, like, RATIO_BITS)
-        ratio = total[:-2].to(self.p.dtype)
-        dual = total[-2] + self.p.double() @ (self._w.double().log() - self._shift)
+            parts.append(torch.cat([rows, unsafe]))
+        total = self.columns.sum(parts, self.p.new_empty(len(self.p) + 1), RATIO_BITS)
+        ratio = total[:-1]
         unsafe = total[-1] + (ratio < 1 / LARGEST_CHANGE).any()
-        return ratio, v, torch.stack([self._error(ratio).double(), dual, unsafe])
+        return ratio, v, torch.stack([self._error(ratio), unsafe])
+
+    def _dual_falls(self, base: Tensor, v: Tensor) -> bool:
+        """Whether the dual objective ``<p, f> + <q, g>`` at ``w`` and ``v`` is below that at ``base`` and its ``v``."""
+        self.comparisons += 1
+        parts = []
+        for block in self.columns.blocks:
+            change = (v[block].double() / self._v[block].double()).log()
+            parts.append((self.columns.mass[block].double() @ change.where(self._has_column[block], 0))[None])
+        columns = self.columns.sum(parts, self.p.new_empty(1, dtype=torch.float64), RATIO_BITS)
+        return float(columns + self.p.double() @ (self._w.double() / base.double()).log()) < 0
 
     def _newton_step(self, w: Tensor, ratio: Tensor) -> Tensor:
         self.newton_steps += 1

@@ -9,7 +9,9 @@ from gfgw_prod.transport import Plan, fused_gromov_wasserstein
 
 FEWER, SQUARE, MORE = (12, 27), (16, 16), (20, 9)  # rows, columns
 CASES = [(lam, epsilon, FEWER) for lam in (0.0, 0.125, 0.5) for epsilon in (0.5, 0.05, 0.01)]
-CASES += [(lam, epsilon, sizes) for lam in (0.0, 0.125, 0.5) for epsilon in (0.5, 0.05) for sizes in (SQUARE, MORE)]
+CASES += [
+    (lam, epsilon, sizes) for lam in (0.0, 0.125, 0.5) for epsilon in (0.5, 0.05, 0.01) for sizes in (SQUARE, MORE)
+]
 
 
 def unit_rows(rows: int, dim: int, seed: int) -> Tensor:
@@ -62,6 +64,13 @@ def pot_fgw(x: Tensor, y: Tensor, p: Tensor, q: Tensor, lam: float, epsilon: flo
     )
 
 
+def dense_objective(x: Tensor, y: Tensor, T: Tensor, lam: float, epsilon: float) -> float:
+    cost, cost_x, cost_y = costs(x, y)
+    distortion = (cost_x[:, None, :, None] - cost_y[None, :, None, :]).square()
+    structure = torch.einsum("ijkl,ij,kl->", distortion, T, T)
+    return float((1 - lam) * (cost * T).sum() + lam * structure + epsilon * torch.special.xlogy(T, T).sum())
+
+
 @pytest.mark.parametrize(("lam", "epsilon", "sizes"), CASES)
 def test_plan_is_pots_plan(lam: float, epsilon: float, sizes: tuple[int, int]) -> None:
     n, N = sizes
@@ -79,16 +88,27 @@ def test_plan_with_given_marginals_is_pots_plan(lam: float) -> None:
     assert (plan.dense() - pot_fgw(x, y, p, q, lam, 0.05)).abs().sum() <= 1e-8
 
 
+@pytest.mark.parametrize("epsilon", [0.5, 0.05, 0.01])
+def test_of_several_optima_ours_is_no_worse_than_pots(epsilon: float) -> None:
+    x, y, p, q = unit_rows(12, 8, seed=3), unit_rows(19, 8, seed=4), marginal(12, seed=5), marginal(19, seed=6)
+    plan, T = solve(x, y, p, q, 0.9, epsilon), pot_fgw(x, y, p, q, 0.9, epsilon)
+    assert plan.objective() <= dense_objective(x, y, T, 0.9, epsilon) + 1e-9
+
+
+@pytest.mark.parametrize("lam", [0.0, 0.125, 0.5])
+@pytest.mark.parametrize("epsilon", [0.5, 0.05, 0.01])
+def test_plan_of_hundreds_of_rows_is_pots_plan(lam: float, epsilon: float) -> None:
+    x, y = unit_rows(96, 32, seed=15), unit_rows(384, 32, seed=16)
+    p, q = marginal(96, seed=17), marginal(384, seed=18)
+    plan = solve(x, y, p, q, lam, epsilon)
+    assert (plan.dense() - pot_fgw(x, y, p, q, lam, epsilon)).abs().sum() <= 1e-8
+
+
 @pytest.mark.parametrize("lam", [0.0, 0.125, 1.0])
 def test_objective_is_the_dense_formula(lam: float) -> None:
     x, y, p, q = unit_rows(9, 6, seed=7), unit_rows(14, 6, seed=8), marginal(9, seed=9), marginal(14, seed=10)
     plan = solve(x, y, p, q, lam, 0.1)
-    cost, cost_x, cost_y = costs(x, y)
-    T = plan.dense()
-    distortion = (cost_x[:, None, :, None] - cost_y[None, :, None, :]).square()
-    structure = torch.einsum("ijkl,ij,kl->", distortion, T, T)
-    expected = (1 - lam) * (cost * T).sum() + lam * structure + 0.1 * (T * T.log()).sum()
-    assert plan.objective() == pytest.approx(float(expected), abs=1e-9)
+    assert plan.objective() == pytest.approx(dense_objective(x, y, plan.dense(), lam, 0.1), abs=1e-9)
 
 
 def test_objective_skips_rows_and_columns_without_mass() -> None:

@@ -1,0 +1,184 @@
+"""The solver against POT, its growth with the bank, and what persistent duals save; ratios within one run."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import statistics
+import time
+import warnings
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from typing import Any
+
+import numpy as np
+import ot
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from gfgw_prod.config import DataSettings, TransportSettings
+from gfgw_prod.data.sources import Table, load_table
+from gfgw_prod.distributed.row_table import rows_per_block
+from gfgw_prod.distributed.world import World
+from gfgw_prod.features.bank import FeatureBank
+from gfgw_prod.features.extractors import PixelFeatures
+from gfgw_prod.transport import fused_gromov_wasserstein
+from gfgw_prod.transport.columns import Columns
+from gfgw_prod.transport.fgw import Options, solve
+from gfgw_prod.transport.matching import Matcher
+
+SLOTS, DIM, LAMBDA, EPSILON, TOLERANCE = 256, 384, 0.125, 0.05, 1e-4
+REPEATS = 9
+ALONE = World(0, 1, torch.device("cpu"))
+
+
+def features(rows: int, seed: int) -> Tensor:
+    """Unit rows of ten overlapping classes."""
+    generator = torch.Generator().manual_seed(seed)
+    centres = torch.randn(10, DIM, generator=torch.Generator().manual_seed(99))
+    classes = torch.randint(10, (rows,), generator=generator)
+    return normalize(centres[classes] + 0.8 * torch.randn(rows, DIM, generator=generator), dim=1)
+
+
+def seconds(action: Callable[[], Any], repeats: int) -> tuple[float, Any]:
+    """Median wall time and the last result."""
+    times = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        result = action()
+        times.append(time.perf_counter() - started)
+    return statistics.median(times), result
+
+
+def dense_objective(x: Tensor, y: Tensor, T: Tensor) -> float:
+    """The objective of a coupling matrix by distance matrices, in float64."""
+    x, y, T = x.double(), y.double(), T.double()
+    p, q = T.sum(dim=1), T.sum(dim=0)
+    cost, cost_x, cost_y = 1 - x @ y.T, 1 - x @ x.T, 1 - y @ y.T
+    structure = p @ cost_x.square() @ p + q @ cost_y.square() @ q - 2 * (cost_x @ T @ cost_y * T).sum()
+    entropy = -torch.special.xlogy(T, T).sum()
+    return float((1 - LAMBDA) * (cost * T).sum() + LAMBDA * structure - EPSILON * entropy)
+
+
+def against_pot() -> None:
+    """Ours and POT's solvers on one problem, to one error of the marginals."""
+    x, y = features(SLOTS, 0), features(2048, 1)
+    ours, plan = seconds(
+        lambda: fused_gromov_wasserstein(x, y, structure_weight=LAMBDA, epsilon=EPSILON, tolerance=TOLERANCE),
+        REPEATS,
+    )
+    rows = [("ours, float32", ours, plan.dense())]
+    costs = [1 - x @ y.T, 1 - x @ x.T, 1 - y @ y.T, torch.full((SLOTS,), 1 / SLOTS), torch.full((2048,), 1 / 2048)]
+    for backend in ("torch", "numpy"):
+        for dtype in (torch.float32, torch.float64):
+            given: list[Any] = [tensor.to(dtype) for tensor in costs]
+            given = [tensor.numpy() for tensor in given] if backend == "numpy" else given
+            took, found = seconds(
+                lambda given=given: ot.gromov.entropic_fused_gromov_wasserstein(
+                    *given,
+                    loss_fun="square_loss",
+                    epsilon=EPSILON,
+                    alpha=LAMBDA,
+                    max_iter=50,
+                    tol=TOLERANCE / math.sqrt(SLOTS),
+                    stopThr=TOLERANCE / math.sqrt(SLOTS),
+                    numItermax=1000,
+                ),
+                3,
+            )
+            name = str(dtype).removeprefix("torch.")
+            rows.append((f"POT PGD, {backend}, {name}", took, torch.as_tensor(np.asarray(found))))
+    print(f"n={SLOTS} N=2048 d={DIM} ε={EPSILON} λ={LAMBDA}, {torch.get_num_threads()} threads")
+    print(f"{'':<28}{'seconds':>9}{'times ours':>12}{'objective':>12}{'row error':>11}")
+    for name, took, T in rows:
+        error = float((T.double().sum(dim=1) - 1 / SLOTS).abs().sum())
+        print(f"{name:<28}{took:>9.4f}{took / ours:>12.1f}{dense_objective(x, y, T):>12.6f}{error:>11.1e}", flush=True)
+
+
+def resident(line: str) -> float:
+    """A line of the kernel's account of this process, in MB."""
+    with open("/proc/self/status") as status:
+        return float(next(entry for entry in status if entry.startswith(line)).split()[1]) / 1024
+
+
+def full_scope(size: int) -> tuple[float, float, int, int]:
+    """In a process of its own: seconds and MB beyond the bank of a solution against ``size`` columns; iterations."""
+    torch.set_num_threads(2)
+    x, p = features(SLOTS, 0), torch.full((SLOTS,), 1 / SLOTS)
+    columns = Columns(features(size, 1), torch.full((size,), 1 / size), None, rows_per_block(size), 0, ALONE)
+    options = Options(LAMBDA, EPSILON, tolerance=TOLERANCE)
+    solve(x, p, Columns(x, p, None, SLOTS, 0, ALONE), options)  # what libraries allocate at first use
+    ctypes.CDLL("libc.so.6").malloc_trim(0)  # or room left by the making of the bank would count for nothing
+    with open("/proc/self/clear_refs", "w") as reset:
+        reset.write("5")  # the peak starts anew
+    before = resident("VmRSS")
+    status = solve(x, p, columns, options).status
+    extra = resident("VmHWM") - before
+    took, _ = seconds(lambda: solve(x, p, columns, options), 5)
+    return took, extra, status.outer_iterations, status.inner_iterations
+
+
+def growth() -> None:
+    """Full scope, from 2,048 columns to 200,000."""
+    sizes = (2048, 8192, 50_000, 200_000)
+    print(f"{'N':>8}{'seconds':>9}{'extra MB':>10}{'outer':>7}{'inner':>7}")
+    found = []
+    for size in sizes:
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as apart:
+            found.append(apart.submit(full_scope, size).result())
+        took, extra, outer, inner = found[-1]
+        print(f"{size:>8,}{took:>9.3f}{extra:>10.1f}{outer:>7}{inner:>7}", flush=True)
+    for name, values in (("time", [each[0] for each in found]), ("memory", [each[1] for each in found])):
+        print(f"log-log slope of {name}: {np.polyfit(np.log(sizes), np.log(values), 1)[0]:.2f}")
+
+
+def generated(table: Table, step: int, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Features and classes of a generator that stands still, makes noisy digits and favours some of them."""
+    generator = torch.Generator().manual_seed(step)
+    rows = torch.multinomial(weights, 128, generator=generator)
+    images = table.rows(rows)
+    noisy = 0.7 * images + 0.3 * torch.randn(images.shape, generator=generator)
+    return normalize(noisy.flatten(1), dim=1), table.labels[rows]
+
+
+def duals() -> None:
+    """Digits, a generator that stands still: the bank's use over the last two of five epochs, and the work."""
+    table = load_table(DataSettings())
+    weights = torch.rand(len(table), generator=torch.Generator().manual_seed(0)) ** 3
+    bank = FeatureBank(len(table), 64, ALONE)
+    bank.encode(table, PixelFeatures(table.image_shape), 128, on_block=lambda rows: None)
+    print(f"{'ε':>6}  {'dual':<12}{'unevenness':>11}{'rows used':>11}{'inner/step':>12}{'ms/step':>9}")
+    for epsilon in (0.02, 0.005):
+        for dual in ("fresh", "persistent"):
+            settings = TransportSettings(
+                scope="full", dual=dual, epsilon=epsilon, epsilon_end=epsilon, structure_weight=0.2, tolerance=1e-2
+            )
+            matcher = Matcher(settings, bank, table, seed=0, conditional=True)
+            steps = 5 * len(table) // 128
+            counts, inner, started = torch.zeros(len(table)), 0, time.perf_counter()
+            for step in range(steps):
+                x, labels = generated(table, step, weights)
+                nothing = torch.zeros(128)
+                match = matcher.match(x, nothing.long(), labels, nothing, step=step, images=step * 128)
+                inner += int(match.values()["transport/inner_iterations"])
+                if step >= steps * 3 // 5:
+                    counts += torch.bincount(match.rows, minlength=len(table))
+            took = (time.perf_counter() - started) / steps
+            uneven = float((counts / counts.sum() - 1 / len(table)).abs().sum())
+            used = float((counts > 0).float().mean())
+            print(
+                f"{epsilon:>6}  {dual:<12}{uneven:>11.3f}{used:>11.1%}{inner / steps:>12.1f}{1e3 * took:>9.1f}",
+                flush=True,
+            )
+
+
+def main() -> None:
+    torch.set_num_threads(2)
+    warnings.simplefilter("ignore")
+    against_pot()
+    print()
+    growth()
+    print()
+    duals()

@@ -1,0 +1,182 @@
+"""Other ways to couple: free columns, annealing, fixed trips, half precision, tiny ε, distances in full."""
+
+import math
+
+import ot
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from gfgw_prod.transport import Plan, Start, fused_gromov_wasserstein
+
+
+def unit_rows(rows: int, dim: int, seed: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.nn.functional.normalize(1 + 0.6 * torch.randn(rows, dim, generator=generator, dtype=dtype))
+
+
+def clusters(rows: int, dim: int, seed: int) -> Tensor:
+    """Rows of ten classes, as features of images are."""
+    generator = torch.Generator().manual_seed(seed)
+    centres = torch.randn(10, dim, generator=torch.Generator().manual_seed(99))
+    classes = torch.randint(10, (rows,), generator=generator)
+    return torch.nn.functional.normalize(centres[classes] + 0.8 * torch.randn(rows, dim, generator=generator))
+
+
+def dense_gradient(x: Tensor, y: Tensor, T: Tensor, lam: float, epsilon: float) -> Tensor:
+    """Derivative of the objective by its definition, with distance matrices."""
+    T = T.clone().requires_grad_()
+    cost, cost_x, cost_y = 1 - x @ y.T, 1 - x @ x.T, 1 - y @ y.T
+    distortion = (cost_x[:, None, :, None] - cost_y[None, :, None, :]).square()
+    structure = torch.einsum("ijkl,ij,kl->", distortion, T, T)
+    objective = (1 - lam) * (cost * T).sum() + lam * structure + epsilon * torch.special.xlogy(T, T).sum()
+    (gradient,) = torch.autograd.grad(objective, T)
+    return gradient
+
+
+@pytest.mark.parametrize("lam", [0.0, 0.3, 0.6])
+@pytest.mark.parametrize("epsilon", [0.2, 0.02])
+def test_semi_relaxed_plans_are_stationary_with_rows_alone_held(lam: float, epsilon: float) -> None:
+    x, y = unit_rows(7, 5, 0), unit_rows(11, 5, 1)
+    plan = fused_gromov_wasserstein(
+        x,
+        y,
+        structure_weight=lam,
+        epsilon=epsilon,
+        marginal="semi_relaxed",
+        tolerance=1e-11,
+        max_outer_iterations=2000,
+    )
+    T = plan.dense()
+    assert plan.status.converged
+    torch.testing.assert_close(T.sum(dim=1), T.new_full((7,), 1 / 7), atol=1e-12, rtol=0)
+    gradient, empty = dense_gradient(x, y, T, lam, epsilon), T == 0  # where the exponential is below its range
+    spread = gradient.masked_fill(empty, -math.inf).amax(dim=1) - gradient.masked_fill(empty, math.inf).amin(dim=1)
+    assert spread.max() <= 1e-6  # the same in every column: a multiplier a row
+    uneven = (T.sum(dim=0) - 1 / 11).abs().sum()
+    assert uneven > 1e-3
+
+
+def test_balanced_plans_of_distances_are_pots() -> None:
+    x, y = unit_rows(9, 5, 2), unit_rows(14, 5, 3)
+    plan = fused_gromov_wasserstein(
+        x, y, structure_weight=0.3, epsilon=0.05, geometry="euclidean", tolerance=1e-11, max_outer_iterations=500
+    )
+    distances = torch.cdist(x, y), torch.cdist(x, x), torch.cdist(y, y)
+    p, q = x.new_full((9,), 1 / 9), x.new_full((14,), 1 / 14)
+    expected, log = ot.gromov.entropic_fused_gromov_wasserstein(
+        *distances, p, q, loss_fun="square_loss", epsilon=0.05, alpha=0.3, tol=1e-12, stopThr=1e-12, log=True
+    )
+    assert (plan.dense() - expected).abs().sum() <= 1e-6
+    T = plan.dense()
+    assert plan.objective() == pytest.approx(float(log["fgw_dist"] + 0.05 * (T * T.log()).sum()), abs=1e-6)
+
+
+def test_annealing_ends_at_the_same_coupling() -> None:
+    x, y = unit_rows(12, 6, 4), unit_rows(20, 6, 5)
+    options = {"structure_weight": 0.2, "epsilon": 0.02, "tolerance": 1e-10, "max_outer_iterations": 200}
+    plain, annealed = (fused_gromov_wasserstein(x, y, **options, anneal_from=start) for start in (None, 0.5))
+    assert annealed.status.converged
+    assert annealed.status.outer_iterations > plain.status.outer_iterations
+    assert (plain.dense() - annealed.dense()).abs().sum() <= 1e-8
+
+
+@pytest.mark.parametrize("epsilon", [0.05, 0.01, 0.003, 0.001])
+@pytest.mark.parametrize("lam", [0.0, 0.2])
+def test_single_precision_meets_the_error_or_says_that_it_does_not(lam: float, epsilon: float) -> None:
+    x, y = clusters(96, 48, 6), clusters(400, 48, 7)
+    plan = fused_gromov_wasserstein(x, y, structure_weight=lam, epsilon=epsilon, tolerance=1e-4)
+    T = plan.dense().double()
+    error = float((T.sum(dim=1) - 1 / 96).abs().sum() + (T.sum(dim=0) - 1 / 400).abs().sum())
+    assert torch.isfinite(T).all()
+    assert math.isfinite(plan.objective())
+    assert error <= 2e-4 or plan.status.marginal_error > 1e-4
+    assert error == pytest.approx(plan.status.marginal_error, abs=1e-3)
+    if epsilon >= 0.003:
+        assert plan.status.converged
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_features_are_computed_with_in_single(dtype: torch.dtype) -> None:
+    x, y = clusters(40, 16, 8).to(dtype), clusters(90, 16, 9).to(dtype)
+    half, single = (
+        fused_gromov_wasserstein(a, b, structure_weight=0.2, epsilon=0.05) for a, b in ((x, y), (x.float(), y.float()))
+    )
+    assert half.dense().dtype == torch.float32
+    assert torch.equal(half.dense(), single.dense())
+
+
+def fixed(x: Tensor, y: Tensor) -> Plan:
+    return fused_gromov_wasserstein(
+        x, y, structure_weight=0.2, epsilon=0.1, max_outer_iterations=2, max_inner_iterations=10, fixed_trips=True
+    )
+
+
+class Syncs(TorchDispatchMode):
+    """Counts reads of a tensor's value by the host."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+def test_fixed_trips_make_no_host_sync_and_come_close() -> None:
+    x, y = clusters(30, 16, 10), clusters(70, 16, 11)
+    with Syncs() as syncs:
+        plan = fixed(x, y)
+        plan.argmax()
+    assert syncs.count == 0
+    exact = fused_gromov_wasserstein(x, y, structure_weight=0.2, epsilon=0.1, tolerance=1e-5)
+    assert (plan.dense() - exact.dense()).abs().sum() <= 0.05
+    assert float((plan.dense().sum(dim=1) - 1 / 30).abs().sum()) == pytest.approx(plan.status.marginal_error, abs=1e-4)
+    with Syncs() as syncs:
+        fused_gromov_wasserstein(x, y, structure_weight=0.2, epsilon=0.1)
+    assert syncs.count > 0  # the adaptive solver does look: the count above can fail
+
+
+def test_fixed_trips_stay_finite_at_a_tiny_epsilon() -> None:
+    plan = fused_gromov_wasserstein(
+        clusters(30, 16, 10),
+        clusters(70, 16, 11),
+        structure_weight=0.2,
+        epsilon=0.001,
+        max_outer_iterations=2,
+        max_inner_iterations=40,
+        fixed_trips=True,
+    )
+    assert torch.isfinite(plan.dense()).all()
+    assert not plan.status.converged
+
+
+def test_fixed_trips_compile_whole() -> None:
+    def answers(x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+        plan = fused_gromov_wasserstein(
+            x, y, structure_weight=0.2, epsilon=0.1, max_outer_iterations=2, max_inner_iterations=3, fixed_trips=True
+        )
+        return plan.potentials.f, plan.potentials.g, plan.state, plan.argmax()
+
+    x, y = clusters(10, 8, 12), clusters(30, 8, 13)
+    compiled = torch.compile(answers, fullgraph=True)(x, y)
+    for ours, eager in zip(compiled, answers(x, y), strict=True):
+        torch.testing.assert_close(ours, eager, atol=1e-4, rtol=1e-4)
+
+
+def test_a_state_to_start_from_saves_linearisations() -> None:
+    x, y = unit_rows(20, 8, 14), unit_rows(30, 8, 15)
+    options = {"structure_weight": 0.5, "epsilon": 0.02, "tolerance": 1e-9, "max_outer_iterations": 200}
+    cold = fused_gromov_wasserstein(x, y, **options)
+    warm = fused_gromov_wasserstein(x, y, **options, start=Start(cold.potentials.g * 0.02, cold.state))
+    assert warm.status.outer_iterations < cold.status.outer_iterations
+    assert (warm.dense() - cold.dense()).abs().sum() <= 1e-7
+
+
+def test_sharpness_runs_from_one_to_one_to_the_independent_coupling() -> None:
+    x = torch.eye(8, dtype=torch.float64)
+    sharp, blind = (fused_gromov_wasserstein(x, x, structure_weight=0.0, epsilon=eps) for eps in (0.01, 1e6))
+    assert sharp.sharpness() == pytest.approx(0, abs=1e-6)
+    assert blind.sharpness() == pytest.approx(1, abs=1e-6)
