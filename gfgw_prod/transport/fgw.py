@@ -22,7 +22,7 @@ from gfgw_prod.transport.geometry import Cosine, Euclidean, Geometry
 from gfgw_prod.transport.plan import Plan, Status
 from gfgw_prod.transport.sinkhorn import Sinkhorn
 
-INNER_TOLERANCE = 1e-3  # of the first inner problem, its square of the second, and so on
+INNER_TOLERANCE = 5e-3  # of the first inner problem, its square of the second, and so on
 
 
 @dataclass(frozen=True)
@@ -88,9 +88,8 @@ def solve(
     status = Status(
         outer,
         sinkhorn.iterations,
-        sinkhorn.newton_steps,
+        sinkhorn.hessians,
         sinkhorn.builds,
-        sinkhorn.comparisons,
         error,
         loop.remaining,
         options.tolerance,

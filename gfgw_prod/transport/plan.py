@@ -28,9 +28,8 @@ class Status:
 
     outer_iterations: int
     inner_iterations: int
-    newton_steps: int  # how many of the inner iterations began with one
+    hessians: int  # built for Newton's steps
     kernel_builds: int
-    dual_comparisons: int  # of a Newton step with where it began
     error: Tensor | float
     change: Tensor | float
     tolerance: float

@@ -110,4 +110,4 @@ def solve_with_pot(
             f"transport.epsilon {options.epsilon:g} is too small for transport.backend pot; raise it or use native"
         )
     error = float((matrix.sum(dim=1) - row_mass).abs().sum() + (matrix.sum(dim=0) - column_mass).abs().sum())
-    return DensePlan(matrix.to(x), Status(outer, inner, 0, outer, 0, error, change, options.tolerance))
+    return DensePlan(matrix.to(x), Status(outer, inner, 0, outer, error, change, options.tolerance))

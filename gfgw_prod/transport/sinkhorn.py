@@ -4,7 +4,8 @@ The kernel is ``K = exp(logits + g - M)`` with ``M`` the largest exponent of eac
 ``diag(p w) K diag(v)``: all its factors stay moderate. A scaling ``v`` that leaves a safe range is folded into the
 potential ``g`` by an update in the log domain, and ``K`` is built anew (Schmitzer 2019, "Stabilized sparse scaling
 algorithms", algorithm 2): nothing overflows however small ε is. Where the iterations are slow, Newton's step on the
-rows' potential takes the place of Sinkhorn's, as long as the dual objective agrees.
+rows' potential takes the place of Sinkhorn's, shortened where the dual objective falls along it; its Hessian is kept
+until it is slow in turn.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from gfgw_prod.transport.columns import Columns, Logits
-from gfgw_prod.transport.newton import newton_step
+from gfgw_prod.transport.newton import RowHessian
 
 # Scalings in [1/LARGEST, LARGEST] keep products with the kernel inside float32, far from its rounding.
 LARGEST = 1e12
@@ -25,7 +26,7 @@ SMALLEST_LOG = -50.0  # kernel entries below its exponential are 0: products wit
 RATIO_BITS = 45  # ratios of row sums, near 1
 MASS_BITS = 40  # row sums of the kernel, in [1, N]
 FOLD_EVERY = 8  # iterations between folds where nothing may be looked at
-SLOW = 8  # iterations still to make at the present rate from which Newton's step is cheaper
+SLOW = 6  # iterations still to make at the present rate from which a Hessian is cheaper
 SHORTEST = 0.1  # share of Newton's step below which Sinkhorn's is as good
 LARGEST_ERROR = 2.0  # of a marginal, in L1
 
@@ -33,13 +34,14 @@ LARGEST_ERROR = 2.0  # of a marginal, in L1
 class Sinkhorn:
     """Couplings of ``n`` rows of masses ``p`` with given columns. Keeps one ``(n, m)`` buffer, the kernel.
 
-    ``iterations``, ``newton_steps``, ``builds`` of the kernel and ``comparisons`` of the dual count the work done.
+    ``iterations``, ``hessians`` and ``builds`` of the kernel count the work done.
     """
 
     def __init__(self, columns: Columns, p: Tensor):
         self.columns, self.p = columns, p
-        self.iterations = self.newton_steps = self.builds = self.comparisons = 0
-        self._has_column = columns.mass > 0
+        self.iterations = self.hessians = self.builds = 0
+        self._hessian: RowHessian | None = None
+        self._empty = columns.mass <= 0
         self._w, self.column_ratio = torch.ones_like(p), torch.ones_like(columns.mass)
         self._spare = p.new_empty(0)
         self._kernel = [p.new_empty(len(p), block.stop - block.start) for block in columns.blocks]
@@ -47,7 +49,7 @@ class Sinkhorn:
     def start(self, g: Tensor | None) -> None:
         """Sets the column potential ``(m,)`` to go on from, zero when omitted."""
         g = torch.zeros_like(self.columns.mass) if g is None else g.to(self.columns.mass)
-        self._g = torch.where(self._has_column, g, -torch.inf)
+        self._g = g.masked_fill(self._empty, -torch.inf)
 
     def run(self, logits: Logits, *, tolerance: float, max_iterations: int) -> float:
         """Iterates until the L1 error of the row marginal is at most ``tolerance``; columns are then exact.
@@ -57,16 +59,21 @@ class Sinkhorn:
         """
         self._build(logits)
         stop = self.iterations + max_iterations
-        base = fallback = newton = self._w
-        length = 0.0  # the last step: w = base exp(length newton)
+        base = fallback = self._w
+        direction = torch.zeros_like(self.p)
+        length, first_slope = 0.0, torch.zeros_like(self.p[0])  # the last step: w = base exp(length direction)
         last_error = math.inf
         while self.iterations < stop:
-            ratio, v, facts = self._iterate()
-            error, out_of_range = (float(fact) for fact in facts.tolist())
-            too_long = length and (out_of_range or (not error <= last_error and self._dual_falls(base, v)))
+            ratio, v, unsafe = self._iterate()
+            gradient = self.p * (1 - ratio)  # of the dual objective, by log w
+            facts = torch.stack([gradient.abs().sum(), unsafe, gradient @ direction, first_slope])
+            error, out_of_range, slope, slope_before = facts.tolist()
+            too_long = length and (out_of_range or not slope >= -slope_before)
             if too_long and self.iterations < stop:
-                length = length / 4 if length > SHORTEST else 0.0
-                self._w = base * (length * newton).exp() if length else fallback
+                self._hessian = None
+                secant = 0.0 if out_of_range else slope_before / (slope_before - slope)
+                length = length * max(secant, 1 / 4) if length > SHORTEST else 0.0
+                self._w = base * (length * direction).exp() if length else fallback
                 continue
             if out_of_range:
                 self._update_in_log_domain(logits)
@@ -79,8 +86,11 @@ class Sinkhorn:
             base, length = self._w, 0.0
             fallback = self._w = base / ratio
             if _is_slow(error, last_error, tolerance):
-                newton, length = self._newton_step(base, ratio), 1.0
-                self._w = base * newton.exp()
+                self._hessian = self._build_hessian(base, ratio)
+            if self._hessian is not None:
+                direction, length = self._hessian.step(ratio), 1.0
+                first_slope = gradient @ direction
+                self._w = base * direction.exp()
             last_error = error
         return LARGEST_ERROR  # the last look was out of range: rows are exact now, columns unknown
 
@@ -106,7 +116,7 @@ class Sinkhorn:
         """
         self._build(logits)
         self.iterations += 1
-        ratio = torch.where(self._has_column, self._column_sums() / self.columns.mass, 1)
+        ratio = (self._column_sums() / self.columns.mass).masked_fill_(self._empty, 1)
         self.column_ratio = ratio.clamp(1 / LARGEST, LARGEST)
         if balance:
             self._v = self.column_ratio**-balance
@@ -160,12 +170,11 @@ class Sinkhorn:
         """The columns' update, kept in range if so wished, and what it does to the rows.
 
         Returns:
-            Row sums of the plan over ``p``, ``(n,)``; the new ``v``; and error and whether the scalings are out of
-            range, ``(2,)``.
+            Row sums of the plan over ``p``, ``(n,)``; the new ``v``; and whether the scalings are out of range.
         """
         self.iterations += 1
         mass = self.columns.mass
-        v = torch.where(self._has_column, mass / self._column_sums(), 1)
+        v = (mass / self._column_sums()).masked_fill_(self._empty, 1)
         if clamp:
             v = torch.minimum(torch.maximum(v, self._v / LARGEST_CHANGE), self._v * LARGEST_CHANGE)
             v = v.clamp(1 / LARGEST, LARGEST)
@@ -179,22 +188,11 @@ class Sinkhorn:
             parts.append(torch.cat([rows, unsafe]))
         total = self.columns.sum(parts, self.p.new_empty(len(self.p) + 1), RATIO_BITS)
         ratio = total[:-1]
-        unsafe = total[-1] + (ratio < 1 / LARGEST_CHANGE).any()
-        return ratio, v, torch.stack([self._error(ratio), unsafe])
+        return ratio, v, total[-1] + (ratio < 1 / LARGEST_CHANGE).any()
 
-    def _dual_falls(self, base: Tensor, v: Tensor) -> bool:
-        """Whether the dual objective ``<p, f> + <q, g>`` at ``w`` and ``v`` is below that at ``base`` and its ``v``."""
-        self.comparisons += 1
-        parts = []
-        for block in self.columns.blocks:
-            change = (v[block].double() / self._v[block].double()).log()
-            parts.append((self.columns.mass[block].double() @ change.where(self._has_column[block], 0))[None])
-        columns = self.columns.sum(parts, self.p.new_empty(1, dtype=torch.float64), RATIO_BITS)
-        return float(columns + self.p.double() @ (self._w.double() / base.double()).log()) < 0
-
-    def _newton_step(self, w: Tensor, ratio: Tensor) -> Tensor:
-        self.newton_steps += 1
-        return newton_step(self.columns, self._kernel, self._scratch, self.p, w, self._v, ratio)
+    def _build_hessian(self, w: Tensor, ratio: Tensor) -> RowHessian:
+        self.hessians += 1
+        return RowHessian(self.columns, self._kernel, self._scratch, self.p, w, self._v, ratio)
 
     def _scratch(self, shape: torch.Size) -> Tensor:
         """Room for one block's intermediate result: fresh memory would cost more than the arithmetic."""
@@ -213,7 +211,7 @@ class Sinkhorn:
             logits.into(block, kernel)
             g.append(self.columns.mass[block].log() - torch.logsumexp(kernel.add_(f[:, None]), dim=0))
         if g:
-            self._g = torch.where(self._has_column, torch.cat(g), -torch.inf)
+            self._g = torch.cat(g).masked_fill_(self._empty, -torch.inf)
 
 
 def _is_slow(error: float, last_error: float, tolerance: float) -> bool:

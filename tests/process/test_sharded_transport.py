@@ -52,8 +52,8 @@ def bytes_of(name: str, status: Any) -> int:
     n, d = SLOTS, DIM
     solver = 12 * n * status.kernel_builds + 8 * n * d * status.outer_iterations
     if dual == "fresh":
-        solver += 8 * (n + 1) * status.inner_iterations + 8 * n * n * status.newton_steps
-        solver += 8 * status.dual_comparisons + 8 * d
+        solver += 8 * (n + 1) * status.inner_iterations + 8 * n * n * status.hessians
+        solver += 8 * d
     else:
         solver += 8 * n * status.inner_iterations + (8 * d if step == "0" else 0)
     choice = 16 * n if target == "sample" else 12 * n
