@@ -49,6 +49,7 @@ def inspect_checkpoints(place: Path, *, verify: bool, as_json: bool) -> int:
                 "verified": problem is None,
                 "problem": problem,
                 "weights_sha256": digest,
+                "changes": found.manifest["changes"],
             }
         )
     code = BAD_INPUT if verify and not all(row["verified"] for row in rows) else FINISHED
@@ -60,6 +61,8 @@ def inspect_checkpoints(place: Path, *, verify: bool, as_json: bool) -> int:
         size, age = row["bytes"] / 1e6, row["age_seconds"]
         state, digest = "yes" if row["verified"] else f"no: {row['problem']}", row["weights_sha256"] or ""
         print(f"{row['name']:<16}{row['images'] / 1000:>10.1f}{size:>9.1f}{age:>9.0f}s  {state:<7}{digest}")
+    for change in rows[-1]["changes"]:
+        print(f"changed after step {change['step']}: {'; '.join(change['changes'])}")
     return code
 
 

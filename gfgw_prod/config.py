@@ -26,6 +26,9 @@ class RunSettings(Section):
     dir: Path = Field(Path("runs/default"), description="run directory; launching it again resumes it")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to compute; auto takes a GPU if present")
     threads: PositiveInt = Field(1, description="intra-op CPU threads per rank (part of the arithmetic)")
+    allow_changes: bool = Field(
+        False, description="go on with a run although settings, data or packages have changed; recorded in the run"
+    )
 
 
 class DataSettings(Section):

@@ -112,16 +112,11 @@ class Run:
     def resume(self) -> None:
         """Takes up the newest good checkpoint of the run directory, or encodes the bank for a new run."""
         path = self._together(self._choose_checkpoint)
-        self.facts = {
-            "config": self.config.model_dump(mode="json"),
-            "data_fingerprint": self.table.fingerprint(),
-            "frozen_weights": [checkpoint.weights_digest(net.state_dict()) for net in self._frozen()],
-            "num_classes": self.table.num_classes,
-            "image_shape": list(self.table.image_shape),
-        }
+        self.facts = guards.facts_of(self.config, self.table, self._frozen())
         found = self.world.share(path)
         if found is not None:
-            guards.refuse_changes(found.manifest, self.facts)
+            if changed := guards.accept_changes(found.manifest, self.facts):
+                self._say(f"run.allow_changes: going on with {'; '.join(changed)}")
             self.step = self.first_step = self.optimizer.steps = found.step
         self.telemetry = self._together(lambda: self._open_telemetry(found))
         if found is not None:

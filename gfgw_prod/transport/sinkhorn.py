@@ -67,7 +67,7 @@ class Sinkhorn:
             ratio, v, unsafe = self._iterate()
             gradient = self.p * (1 - ratio)  # of the dual objective, by log w
             facts = torch.stack([gradient.abs().sum(), unsafe, gradient @ direction, first_slope])
-            error, out_of_range, slope, slope_before = facts.tolist()
+            error, out_of_range, slope, slope_before = (float(fact) for fact in facts.tolist())
             too_long = length and (out_of_range or not slope >= -slope_before)
             if too_long and self.iterations < stop:
                 self._hessian = None

@@ -161,6 +161,11 @@ def digests(run_dir: Path) -> dict[int, str]:
     return {each["step"]: each["weights_sha256"] for each in found if each["verified"]}
 
 
+def manifest(run_dir: Path, step: int) -> dict[str, Any]:
+    """What the checkpoint of a step says of itself."""
+    return dict(json.loads((run_dir / "checkpoints" / f"step-{step:08d}" / "manifest.json").read_text()))
+
+
 def records(run_dir: Path) -> list[dict[str, Any]]:
     """Every line of ``stats.jsonl``."""
     return [json.loads(line) for line in (run_dir / "stats.jsonl").read_text(encoding="utf-8").splitlines()]

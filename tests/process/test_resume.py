@@ -68,3 +68,22 @@ def test_damaged_checkpoint_is_passed_over_kept_aside_and_replaced(reference: Pa
     assert damaged in kept
     assert runs.digests(copy_of_reference) == runs.digests(reference)
     assert runs.losses(copy_of_reference) == runs.losses(reference)
+
+
+def test_allowed_change_is_made_and_recorded(reference: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    runs.train(run_dir, steps=2)
+    slower = ("--optimizer.lr", "1e-4")
+    refused = runs.execute(runs.training(run_dir, *slower, steps=4)).complaint
+    assert "optimizer.lr" in refused
+    assert "run.allow_changes" in refused
+    told = runs.train(run_dir, *slower, "--run.allow-changes", "true", steps=4).stderr
+    assert "going on with optimizer.lr" in told
+    runs.train(run_dir, *slower)  # what was allowed once is the run's own now
+    weights = runs.digests(run_dir)
+    assert weights[2] == runs.digests(reference)[2]
+    assert weights[runs.STEPS] != runs.digests(reference)[runs.STEPS]
+    (recorded,) = runs.manifest(run_dir, runs.STEPS)["changes"]
+    assert recorded["step"] == 2
+    assert recorded["changes"][0].startswith("optimizer.lr")
+    assert "changed after step 2: optimizer.lr" in runs.execute([*runs.GFGW, "inspect", str(run_dir)]).stdout

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
 from pathlib import Path
 
@@ -61,8 +60,7 @@ def test_records_are_finite_and_know_where_they_stand(reference: Path) -> None:
 
 def test_configuration_file_resolves_to_the_run_s_own_configuration(reference: Path) -> None:
     resolved = settings_io.resolve(settings_io.read_yaml(reference / "config.yaml"))
-    manifest = json.loads((reference / "checkpoints" / f"step-{runs.STEPS:08d}" / "manifest.json").read_text())
-    assert resolved.model_dump(mode="json") == manifest["config"]
+    assert resolved.model_dump(mode="json") == runs.manifest(reference, runs.STEPS)["config"]
     assert resolved.run.dir == reference
     assert (resolved.train.batch_size, resolved.total_steps) == (runs.BATCH, runs.STEPS)
     assert (resolved.generator.model_channels, resolved.generator.conditional) == (16, True)

@@ -48,6 +48,8 @@ def save_step(run_dir: Path, world: World, step: int, *, keep: int = 5) -> None:
         "config": {"seed": 1},
         "data_fingerprint": "abc",
         "frozen_weights": [],
+        "packages": {},
+        "changes": [],
         "image_shape": [1, 8, 8],
         "num_classes": 10,
     }

@@ -4,15 +4,17 @@ import copy
 from typing import Any
 
 import pytest
+import torch
 
+from gfgw_prod.data.sources import Table
 from gfgw_prod.resilience.exit_codes import UserError
-from gfgw_prod.resilience.guards import FREE, flatten, refuse_changes
+from gfgw_prod.resilience.guards import FREE, accept_changes, facts_of, flatten
 from gfgw_prod.settings_io import resolve, setting_names
 
 
 @pytest.fixture
-def facts() -> dict[str, Any]:
-    return {"config": resolve({}).model_dump(mode="json"), "data_fingerprint": "abc", "frozen_weights": ["def"]}
+def facts(table: Table) -> dict[str, Any]:
+    return facts_of(resolve({}), table, [torch.nn.Linear(2, 2)]) | {"step": 7}
 
 
 def changed(facts: dict[str, Any], name: str, value: object) -> dict[str, Any]:
@@ -27,7 +29,7 @@ def changed(facts: dict[str, Any], name: str, value: object) -> dict[str, Any]:
 
 
 def test_same_settings_pass(facts: dict[str, Any]) -> None:
-    refuse_changes(copy.deepcopy(facts), facts)
+    accept_changes(copy.deepcopy(facts), facts)
 
 
 FREE_CHANGES = [
@@ -42,13 +44,12 @@ FREE_CHANGES = [
 
 @pytest.mark.parametrize(("name", "value"), FREE_CHANGES)
 def test_settings_that_change_no_weight_are_free(facts: dict[str, Any], name: str, value: object) -> None:
-    refuse_changes(facts, changed(facts, name, value))
+    accept_changes(facts, changed(facts, name, value))
 
 
 BOUND_CHANGES = [
     ("seed", 1),
     ("run.threads", 2),
-    ("train.batch_size", 512),
     ("train.cell_size", 64),
     ("optimizer.lr", 1.0),
     ("optimizer.betas", [0.5, 0.9]),
@@ -61,7 +62,7 @@ BOUND_CHANGES = [
 @pytest.mark.parametrize(("name", "value"), BOUND_CHANGES)
 def test_settings_that_change_the_weights_are_named(facts: dict[str, Any], name: str, value: object) -> None:
     with pytest.raises(UserError) as caught:
-        refuse_changes(facts, changed(facts, name, value))
+        accept_changes(facts, changed(facts, name, value))
     message = str(caught.value)
     assert f"{name} {flatten(facts['config'])[name]!r} -> {value!r}" in message
     assert "\n" not in message
@@ -70,14 +71,14 @@ def test_settings_that_change_the_weights_are_named(facts: dict[str, Any], name:
 def test_every_difference_is_named(facts: dict[str, Any]) -> None:
     other = changed(changed(facts, "seed", 1), "optimizer.lr", 1.0) | {"data_fingerprint": "xyz"}
     with pytest.raises(UserError, match=r"optimizer\.lr.*seed.*the data set itself"):
-        refuse_changes(facts, other)
+        accept_changes(facts, other)
 
 
 def test_setting_of_another_version_is_named(facts: dict[str, Any]) -> None:
     older = copy.deepcopy(facts)
     del older["config"]["train"]["cell_size"]
     with pytest.raises(UserError, match=r"train\.cell_size None -> 32"):
-        refuse_changes(older, facts)
+        accept_changes(older, facts)
 
 
 def test_free_settings_exist() -> None:
@@ -87,4 +88,31 @@ def test_free_settings_exist() -> None:
 def test_other_frozen_weights_are_refused(facts: dict[str, Any]) -> None:
     other = copy.deepcopy(facts) | {"frozen_weights": ["other"]}
     with pytest.raises(UserError, match="frozen networks"):
-        refuse_changes(other, facts)
+        accept_changes(other, facts)
+
+
+def test_other_package_version_is_named(facts: dict[str, Any]) -> None:
+    older = copy.deepcopy(facts)
+    older["packages"]["torch"] = "2.0.0"
+    with pytest.raises(UserError, match=r"package torch '2\.0\.0' -> '2\.9\.1"):
+        accept_changes(older, facts)
+
+
+def test_allowed_changes_are_recorded_one_after_the_other(facts: dict[str, Any]) -> None:
+    allowed = changed(facts, "run.allow_changes", True)
+    second = changed(allowed, "seed", 1)
+    assert accept_changes(facts, second) == ["seed 0 -> 1"]
+    third = changed(second, "optimizer.lr", 1.0)
+    accept_changes(second | {"step": 9}, third)
+    assert third["changes"] == [
+        {"step": 7, "changes": ["seed 0 -> 1"]},
+        {"step": 9, "changes": [f"optimizer.lr {facts['config']['optimizer']['lr']!r} -> 1.0"]},
+    ]
+    accept_changes(third, later := changed(third, "telemetry.sample_grid", 3))
+    assert later["changes"] == third["changes"]
+
+
+def test_batch_size_counts_the_steps_and_stays(facts: dict[str, Any]) -> None:
+    other = changed(changed(facts, "run.allow_changes", True), "train.batch_size", 512)
+    with pytest.raises(UserError, match=r"keep train\.batch_size 256"):
+        accept_changes(facts, other)
