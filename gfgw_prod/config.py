@@ -77,7 +77,7 @@ class TransportSettings(Section):
     epsilon: Epsilon = Field(0.1, description="entropic regularisation at the start, units of the cost")
     epsilon_end: Epsilon = Field(0.01, description="entropic regularisation at the end of its exponential decay")
     epsilon_kimg: NonNegative = Field(1600.0, description="length of the decay of epsilon, kimg")
-    outer_iterations: PositiveInt = Field(10, description="most linearisations per step")
+    outer_iterations: PositiveInt = Field(10, description="most linearisations per step; annealing's come before")
     inner_iterations: PositiveInt = Field(200, description="most Sinkhorn iterations per linearisation")
     iterations: Literal["adaptive", "fixed"] = Field(
         "adaptive", description="stop at the tolerance, or make all iterations without a look at any value"
@@ -104,6 +104,8 @@ class TransportSettings(Section):
     def _can_be_solved(self) -> Self:
         if self.geometry == "euclidean" and self.scope == "full":
             raise ValueError("geometry euclidean needs dense distances; use scope subset")
+        if self.dual == "persistent" and self.geometry != "cosine":
+            raise ValueError("dual persistent keeps a state of geometry cosine; use that, or dual fresh")
         if self.dual == "persistent" and (self.marginal == "semi_relaxed" or self.anneal_from is not None):
             raise ValueError("dual persistent goes with marginal balanced and without anneal_from")
         plain = (self.marginal, self.dual, self.iterations, self.anneal_from)

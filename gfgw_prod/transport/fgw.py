@@ -16,12 +16,20 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from gfgw_prod.transport.checks import checked_classes, checked_marginal, checked_problem
+from gfgw_prod.transport.checks import (
+    checked_classes,
+    checked_features,
+    checked_marginal,
+    checked_options,
+    checked_start,
+)
 from gfgw_prod.transport.columns import Columns
 from gfgw_prod.transport.geometry import Cosine, Euclidean, Geometry
 from gfgw_prod.transport.plan import Plan, Status
 from gfgw_prod.transport.sinkhorn import Sinkhorn
 
+FLOOR = 16  # machine epsilons: relative changes of the state below are rounding
+SLOWEST = 0.99  # rate of the outer iteration beyond which what is left to go cannot be told
 INNER_TOLERANCE = 5e-3  # of the first inner problem, its square of the second, and so on
 
 
@@ -63,7 +71,7 @@ def solve(
     column_step = 0.0 if relaxed else options.column_step
     epsilon = max(options.anneal_from or 0.0, options.epsilon)
     state = geometry.initial() if start.state is None else start.state
-    g = None if start.g is None else start.g / epsilon
+    g = None if start.g is None or relaxed else start.g / epsilon
     loop, outer = _Linearisations(options), 0
     while True:
         outer += 1
@@ -123,12 +131,14 @@ class _Linearisations:
             self.remaining = change
             return self.count >= options.max_outer_iterations
         last, self._change = self._change, float(change)
-        rate = self._change / last
-        self.remaining = self._change * (rate / (1 - rate) if 0 < rate < 0.5 else 1.0)
+        rate = self._change / last if last > 0 else 1.0
         if rate >= 1:  # a semi-relaxed plan may swing about its fixed point
             self._step /= 2
+        settled = self._change <= FLOOR * torch.finfo(change.dtype).eps
+        known = min(rate, SLOWEST) if self.count > 1 and not settled else 0.5
+        self.remaining = self._change * known / (1 - known)
         done = error <= options.tolerance and self.remaining <= options.tolerance
-        return bool(done) or self.count >= options.max_outer_iterations
+        return bool(done) or settled or self.count >= options.max_outer_iterations
 
     def damped(self, state: Tensor, answer: Tensor) -> Tensor:
         """The next state of a map that need not contract."""
@@ -161,7 +171,7 @@ def fused_gromov_wasserstein(
 ) -> Plan:
     """Couples unit rows ``x (n, d)`` with unit rows ``y (N, d)`` by entropic fused Gromov-Wasserstein.
 
-    Features in bfloat16 or float16 are computed with in float32.
+    Features in bfloat16 or float16 are computed with in float32. No gradient flows through a plan.
 
     Args:
         p, q: marginals ``(n,)`` and ``(N,)``, each summing to 1; uniform when omitted. Of a semi-relaxed plan ``q`` is
@@ -173,21 +183,17 @@ def fused_gromov_wasserstein(
         row_labels, column_labels: class ids ``(n,)`` and ``(N,)``; only rows and columns of one class may have mass.
             A balanced plan's classes must have the same mass in ``p`` as in ``q``.
         tolerance: stop when the L1 marginal error is below it and so is what the state has left to go, relative.
+        max_outer_iterations: most linearisations at ``epsilon``; those of annealing come before.
+        max_inner_iterations: most Sinkhorn iterations in each.
         anneal_from: a larger ε to begin with, halved at every linearisation.
         fixed_trips: make all ``max_outer_iterations`` of ``max_inner_iterations`` and look at no value on the way, as
             compilers and CUDA graphs want it. Inputs are then checked for shape alone.
-        start: where to go on from.
+        start: where to go on from; a semi-relaxed plan has no column potential and takes the state alone.
 
     Raises:
         ValueError: for non-finite features, shapes that do not fit, marginals without sum 1, classes of one side
-            alone, ε or λ out of range.
+            alone, ε or λ out of range, unknown names.
     """
-    checked_problem(x, y, structure_weight, epsilon, anneal_from, row_labels, column_labels, look=not fixed_trips)
-    x = x if x.dtype in (torch.float32, torch.float64) else x.float()
-    p = checked_marginal("p", p, x, look=not fixed_trips)
-    q = checked_marginal("q", q, y.to(x.dtype), look=not fixed_trips)
-    if row_labels is not None and column_labels is not None and not fixed_trips:
-        checked_classes(p, q, row_labels, column_labels, balanced=marginal == "balanced")
     options = Options(
         structure_weight,
         epsilon,
@@ -199,4 +205,11 @@ def fused_gromov_wasserstein(
         anneal_from,
         fixed_trips,
     )
+    look = not fixed_trips
+    checked_options(options)
+    x, y = checked_features(x, y, look=look)
+    p, q = checked_marginal("p", p, x, look=look), checked_marginal("q", q, x.new_empty(len(y)), look=look)
+    if row_labels is not None or column_labels is not None:
+        q = checked_classes(p, q, row_labels, column_labels, balanced=marginal == "balanced", look=look)
+    checked_start(start, x, y, geometry, relaxed=marginal == "semi_relaxed", look=look)
     return solve(x, p, Columns(y, q, column_labels), options, row_labels, start)

@@ -36,7 +36,7 @@ class Status:
 
     @property
     def marginal_error(self) -> float:
-        """L1 error of the row marginal. The column marginal is exact, or not asked for."""
+        """L1 error of one marginal, almost always the rows'. The other is exact, or not asked for."""
         return float(self.error)
 
     @property
@@ -131,7 +131,7 @@ class Plan:
             return torch.cat([wanted, wanted.new_ones(len(wanted), 1)], dim=1)
 
         total = self.solver.times(with_ones, width + 1)
-        return total[:, :-1] / total[:, -1:]
+        return total[:, :-1] / total[:, -1:].clamp_min(torch.finfo(p.dtype).tiny)
 
     def objective(self) -> float:
         """``(1-λ)<M, T> + λ Σ (C1_ik - C2_jl)² T_ij T_kl - ε H(T)``."""

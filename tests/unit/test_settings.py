@@ -172,3 +172,21 @@ def test_environment_does_not_leak_into_a_run(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("SEED", "5")
     monkeypatch.setenv("TRAIN", '{"batch_size": 64}')
     assert resolve({}) == expected == from_command_line()
+
+
+@pytest.mark.parametrize(
+    ("transport", "hint"),
+    [
+        ({"scope": "full", "geometry": "euclidean"}, "use scope subset"),
+        ({"dual": "persistent", "geometry": "euclidean"}, "geometry cosine"),
+        ({"dual": "persistent", "marginal": "semi_relaxed"}, "marginal balanced"),
+        ({"dual": "persistent", "anneal_from": 1.0}, "without anneal_from"),
+        ({"backend": "pot", "marginal": "semi_relaxed"}, "use native"),
+        ({"backend": "pot", "iterations": "fixed"}, "use native"),
+    ],
+)
+def test_choices_that_do_not_go_together_are_refused(transport: dict, hint: str) -> None:
+    message = refusal({"transport": transport})
+    assert hint in message
+    assert "transport" in message
+    assert "\n" not in message
