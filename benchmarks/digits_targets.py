@@ -22,6 +22,7 @@ from gfgw_prod.evaluation.frechet import frechet_distance
 
 ROOT = Path(__file__).resolve().parent.parent
 KIMG, SEEDS, SUBSET_ROWS = "60", range(3), "512"
+FRESH = {"transport.tolerance": "0.01", "transport.outer-iterations": "2", "transport.inner-iterations": "50"}
 SCHEDULES = ("train.total-kimg", "optimizer.decay-kimg", "transport.epsilon-kimg", "transport.structure-weight-kimg")
 CHOICES = [*itertools.product(("argmax", "sample", "barycentric"), ("subset", "full"), ("fresh", "persistent"))]
 
@@ -41,6 +42,7 @@ def distance(target: str, scope: str, dual: str, seed: int, scratch: Path) -> fl
         "telemetry.frechet-samples": "0",
         "telemetry.samples-every-kimg": "1000",
         "checkpoint.every-kimg": "1000",
+        **FRESH,
         **dict.fromkeys(SCHEDULES, KIMG),
     }
     flags = [part for name, value in options.items() for part in (f"--{name}", value)]
