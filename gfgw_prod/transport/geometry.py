@@ -48,7 +48,6 @@ class Cosine:
 
     def __init__(self, x: Tensor, columns: Columns, p: Tensor, row_labels: Tensor | None, *, relaxed: bool):
         self.x, self.columns, self.p, self.row_labels, self.relaxed = x, columns, p, row_labels, relaxed
-        self._identity = torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
 
     def _features(self, block: slice) -> Tensor:
         return self.columns.features[block].to(self.x.dtype)
@@ -56,7 +55,8 @@ class Cosine:
     def _moment(self, mass: Tensor) -> Tensor:
         """``Yᵀ diag(mass) Y``, ``(d, d)``."""
         parts = [self._features(block).T @ (mass[block, None] * self._features(block)) for block in self.columns.blocks]
-        return self.columns.sum(parts, self._identity, RATIO_BITS)
+        d = self.x.shape[1]
+        return self.columns.sum(parts, self.x.new_empty(d, d), RATIO_BITS)
 
     def _mean(self, mass: Tensor) -> Tensor:
         parts = [mass[block] @ self._features(block) for block in self.columns.blocks]
@@ -68,8 +68,9 @@ class Cosine:
 
     def logits(self, state: Tensor, structure_weight: float, epsilon: float) -> Logits:
         d = self.x.shape[1]
-        weight = (1 - structure_weight) * self._identity + 4 * structure_weight * state[:d]
-        queries = self.x @ (weight / epsilon)  # (n, d)
+        weight = state[:d] * (4 * structure_weight / epsilon)
+        weight.diagonal().add_((1 - structure_weight) / epsilon)
+        queries = self.x @ weight  # (n, d)
 
         def write(block: slice, out: Tensor) -> None:
             y = self._features(block)

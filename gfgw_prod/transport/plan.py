@@ -68,8 +68,10 @@ class Plan:
 
     def conditional(self) -> Tensor:
         """``T_ij / p_i`` for this rank's columns, ``(n, m)``."""
-        blocks = [weights.clone() for _, weights in self.solver.conditional_blocks()]
-        return torch.cat(blocks, dim=1) if blocks else self._p.new_empty(len(self._p), 0)
+        whole = self._p.new_empty(len(self._p), len(self._columns.features))
+        for block, weights in self.solver.conditional_blocks():
+            whole[:, block] = weights
+        return whole
 
     def dense(self) -> Tensor:
         """The coupling matrix's columns on this rank, ``(n, m)``."""

@@ -190,12 +190,12 @@ class Sinkhorn:
             v = v.clamp(1 / LARGEST, LARGEST)
         parts = []
         for index, (kernel, block) in enumerate(zip(self._kernel, self.columns.blocks, strict=True)):
-            rows = (torch.mv(kernel, v[block]) * self._w).clamp_max(LARGEST_CHANGE)
-            unsafe = torch.zeros_like(rows[:1])
+            rows = v.new_zeros(len(self.p) + 1)
+            torch.mul(torch.mv(kernel, v[block]), self._w, out=rows[:-1]).clamp_max_(LARGEST_CHANGE)
             if index == 0:
-                largest, growth = torch.maximum(v, v.reciprocal()).amax(), (v / self._v).amax()
-                unsafe += ~((largest <= LARGEST) & (growth <= LARGEST_CHANGE))
-            parts.append(torch.cat([rows, unsafe]))
+                (least, most), growth = v.aminmax(), (v / self._v).amax()
+                rows[-1] = ~((least >= 1 / LARGEST) & (most <= LARGEST) & (growth <= LARGEST_CHANGE))
+            parts.append(rows)
         total = self.columns.sum(parts, self.p.new_empty(len(self.p) + 1), RATIO_BITS)
         ratio = total[:-1].masked_fill(self._blind, 1)
         return ratio, v, total[-1] + (ratio < 1 / LARGEST_CHANGE).any()
