@@ -7,7 +7,8 @@ torchrun's own options, and
 * does not restart workers that left with 2 (bad input), 75 (preempted, state saved) or 76 (crash loop), and leaves
   with their code;
 * says one line for each crash in place of torchrun's banner: the worker has already printed its own story;
-* forwards a signal to the workers, waits `GRACE_SECONDS` (default 60) for them to save, and leaves no orphans.
+* forwards a signal to the workers, waits `GRACE_SECONDS` (default 60) for them to save, and leaves no orphans;
+* waits for a rendezvous that was lost with the node that hosts it, and joins again when that node is back.
 
 Every other failure is a crash: the workers are restarted `--max-restarts` times, then the agent leaves with 1.
 """
@@ -28,13 +29,21 @@ if __name__ == "__main__":
     # so the job may simply be queued again; torch installs handlers of its own when the first workers start.
     for _signal in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(_signal, lambda *_: os._exit(PREEMPTED))
+    # Read once, by the import. A peer that is lost gets a line of ours; torch would add a C++ stack for each attempt.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
+from torch.distributed import DistNetworkError
 from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.api import SubprocessContext
 from torch.distributed.elastic.rendezvous import RendezvousParameters
-from torch.distributed.elastic.rendezvous.api import RendezvousClosedError, RendezvousError, RendezvousTimeoutError
+from torch.distributed.elastic.rendezvous.api import (
+    RendezvousClosedError,
+    RendezvousConnectionError,
+    RendezvousError,
+    RendezvousTimeoutError,
+)
 from torch.distributed.elastic.rendezvous.registry import get_rendezvous_handler
 from torch.distributed.elastic.rendezvous.utils import _matches_machine_hostname, parse_rendezvous_endpoint
 from torch.distributed.launcher.api import LaunchConfig
@@ -139,9 +148,25 @@ def await_host(endpoint: str, seconds: float) -> bool:
 def launch(config: LaunchConfig, entrypoint: str, arguments: list[str], grace_seconds: int) -> int:
     """Run the workers of this node to their end; returns the exit code of the job."""
     join_timeout = float(config.rdzv_configs.get("join_timeout", 600))
-    if not await_host(config.rdzv_endpoint, join_timeout):
-        say(f"nobody listens at the rendezvous {config.rdzv_endpoint} after {join_timeout:.0f} s")
-        return CRASHED
+    while await_host(config.rdzv_endpoint, join_timeout):
+        try:
+            return attend(config, entrypoint, arguments, grace_seconds)
+        except RendezvousLostError:
+            say(f"lost the rendezvous at {config.rdzv_endpoint}; waiting up to {join_timeout:.0f} s for it to come back")
+    say(f"nobody listens at the rendezvous {config.rdzv_endpoint} after {join_timeout:.0f} s")
+    return CRASHED
+
+
+class RendezvousLostError(Exception):
+    """The node that hosts the rendezvous has gone in the middle of a job, or cannot be reached."""
+
+
+def attend(config: LaunchConfig, entrypoint: str, arguments: list[str], grace_seconds: int) -> int:
+    """Take part in the job as long as its rendezvous lives; returns the exit code.
+
+    Raises:
+        RendezvousLostError: the workers of this node have been stopped.
+    """
     rendezvous = get_rendezvous_handler(
         RendezvousParameters(
             backend=config.rdzv_backend,
@@ -176,6 +201,9 @@ def launch(config: LaunchConfig, entrypoint: str, arguments: list[str], grace_se
         say("the other nodes have ended the job")
         rendezvous.shutdown()
         return CRASHED
+    except (RendezvousConnectionError, DistNetworkError) as lost:
+        rendezvous._stop_heartbeats()  # type: ignore[attr-defined]  # shutdown() would end the job for all, if it could
+        raise RendezvousLostError from lost
     rendezvous.shutdown()
     if result is None or not result.is_failed():  # None: more nodes came than the job takes, and this one was spare
         return FINISHED
@@ -188,6 +216,7 @@ def main() -> int:
         # One worker's line about a wrong setting must not drown in the agent's account of stopping its neighbours.
         logging.getLogger("torch.distributed.elastic.multiprocessing.api").setLevel(logging.CRITICAL)
         logging.getLogger("torch.distributed.elastic.agent.server.api").setLevel(logging.ERROR)
+        logging.getLogger("torch.distributed.elastic.rendezvous.dynamic_rendezvous").setLevel(logging.ERROR)
     grace = os.environ.get("GRACE_SECONDS", "60")
     if not grace.isdigit() or int(grace) == 0:
         say(f"GRACE_SECONDS must be a positive whole number, not {grace!r}")

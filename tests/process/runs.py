@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import json
 import os
 import signal
@@ -178,6 +179,17 @@ def losses(run_dir: Path) -> dict[int, dict[str, float]]:
         for record in records(run_dir)
         if "loss/total" in record
     }
+
+
+def assert_each_metric_has_each_step_once(run_dir: Path, steps: int = STEPS) -> None:
+    """No step is missing from the records of a run, and none is counted twice."""
+    by_metric: dict[str, list[int]] = {}
+    for record in records(run_dir):
+        for metric in record.keys() - {"step", "images", "time"}:
+            by_metric.setdefault(metric, []).append(record["step"])
+    assert by_metric["loss/total"] == list(range(1, steps + 1))
+    for metric, found in by_metric.items():
+        assert all(a < b for a, b in itertools.pairwise(found)), f"{metric}: {found}"
 
 
 def newest_shard(run_dir: Path) -> Path:

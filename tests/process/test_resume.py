@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 from pathlib import Path
 
 from . import runs
@@ -17,16 +16,6 @@ def contents(directory: Path) -> dict[str, tuple[int, str]]:
     }
 
 
-def assert_each_metric_has_each_step_once(run_dir: Path) -> None:
-    by_metric: dict[str, list[int]] = {}
-    for record in runs.records(run_dir):
-        for metric in record.keys() - {"step", "images", "time"}:
-            by_metric.setdefault(metric, []).append(record["step"])
-    assert by_metric["loss/total"] == list(range(1, runs.STEPS + 1))
-    for metric, steps in by_metric.items():
-        assert all(a < b for a, b in itertools.pairwise(steps)), f"{metric}: {steps}"
-
-
 def test_run_that_changes_ranks_twice_ends_with_the_same_weights(reference: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     runs.train(run_dir, steps=2, ranks=2)
@@ -35,13 +24,13 @@ def test_run_that_changes_ranks_twice_ends_with_the_same_weights(reference: Path
     assert "step-00000004" in last.stderr
     assert runs.digests(run_dir) == runs.digests(reference)
     assert runs.losses(run_dir) == runs.losses(reference)
-    assert_each_metric_has_each_step_once(run_dir)
+    runs.assert_each_metric_has_each_step_once(run_dir)
 
 
 def test_killed_run_ends_with_the_same_weights(reference: Path, killed_and_resumed: Path) -> None:
     assert runs.digests(killed_and_resumed) == runs.digests(reference)
     assert runs.losses(killed_and_resumed) == runs.losses(reference)
-    assert_each_metric_has_each_step_once(killed_and_resumed)
+    runs.assert_each_metric_has_each_step_once(killed_and_resumed)
 
 
 def test_finished_run_finds_nothing_to_do_and_leaves_its_files_alone(copy_of_reference: Path) -> None:

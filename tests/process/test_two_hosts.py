@@ -1,0 +1,143 @@
+"""Two nodes that come, go and lose sight of each other end with the weights of one process that was left alone."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from . import runs
+from .two_hosts import CANNOT, TwoHosts
+
+pytestmark = pytest.mark.skipif(bool(CANNOT), reason=CANNOT)
+
+STEPS = 24
+Agents = list["subprocess.Popen[str]"]
+
+
+class Job:
+    """A run on two hosts. Its agents are joined at the end of the context."""
+
+    def __init__(self, directory: Path, *options: str):
+        self.run_dir = directory / "run"
+        self.command = runs.elastic(self.run_dir, *runs.UNHURRIED, *options, steps=STEPS)
+        self.agents: Agents = []
+
+    @contextmanager
+    def on(self, net: TwoHosts) -> Iterator[Job]:
+        self.agents = [net.start(host, self.command) for host in (0, 1)]
+        try:
+            yield self
+        finally:
+            for agent in self.agents:
+                agent.kill()  # ranks go with their agent
+
+    def position(self) -> tuple[int, int]:
+        """Ranks that train, and the last step on record."""
+        if not (self.run_dir / "stats.jsonl").exists():
+            return 0, 0
+        told = [record for record in runs.records(self.run_dir) if "run/world_size" in record]
+        return (int(told[-1]["run/world_size"]), int(told[-1]["step"])) if told else (0, 0)
+
+    def wait_for(self, ranks: int, after: int = 0) -> int:
+        """Waits until so many ranks have made a step after the given one; returns their step."""
+
+        def there() -> bool:
+            now, step = self.position()
+            return now == ranks and step > after
+
+        runs.wait_until(there, self.agents[0])
+        return self.position()[1]
+
+    def end(self) -> list[runs.Outcome]:
+        return [runs.outcome_of(agent) for agent in self.agents]
+
+
+def killed_agent(directory: Path) -> tuple[Path, list[runs.Outcome]]:
+    with TwoHosts() as net, Job(directory).on(net) as job:
+        step = job.wait_for(2, after=3)
+        job.agents[1].kill()
+        assert runs.outcome_of(job.agents[1]).code == -signal.SIGKILL
+        alone = job.wait_for(1)
+        assert alone >= step - 2  # one interval between checkpoints
+        job.agents[1] = net.start(1, job.command)
+        job.wait_for(2, after=alone)
+        return job.run_dir, job.end()
+
+
+def cut_cable(directory: Path) -> tuple[Path, list[runs.Outcome]]:
+    with TwoHosts() as net, Job(directory, "--distributed.timeout-seconds", "10").on(net) as job:
+        job.wait_for(2, after=3)
+        net.cable("down")
+        time.sleep(25)
+        net.cable("up")
+        job.wait_for(2, after=job.position()[1])
+        return job.run_dir, job.end()
+
+
+def lost_rendezvous(directory: Path) -> tuple[Path, list[runs.Outcome]]:
+    with TwoHosts() as net, Job(directory).on(net) as job:
+        step = job.wait_for(2, after=3)
+        job.agents[0].kill()
+        runs.outcome_of(job.agents[0])
+        time.sleep(5)  # the other node waits; alone, it has nobody to meet
+        assert job.agents[1].poll() is None
+        job.agents[0] = net.start(0, job.command)  # as a scheduler would
+        job.wait_for(2, after=step)
+        return job.run_dir, job.end()
+
+
+Ends = dict[Callable[[Path], tuple[Path, list[runs.Outcome]]], "Future[tuple[Path, list[runs.Outcome]]]"]
+
+
+@pytest.fixture(scope="module")
+def ends(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ends]:
+    """All stories at once: most of their time is spent waiting for a node to be missed."""
+    with ThreadPoolExecutor() as pool:
+        yield {
+            story: pool.submit(story, tmp_path_factory.mktemp(story.__name__))
+            for story in (killed_agent, cut_cable, lost_rendezvous)
+        }
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run_dir = tmp_path_factory.mktemp("undisturbed") / "run"
+    runs.train(run_dir, steps=STEPS)
+    return run_dir
+
+
+@pytest.mark.parametrize(
+    ("story", "said"),
+    [(killed_agent, "restart 1 of 3"), (cut_cable, "restart 1 of 3"), (lost_rendezvous, "lost the rendezvous")],
+)
+def test_two_hosts_end_with_the_weights_of_one_process(
+    ends: Ends, undisturbed: Path, story: Callable[[Path], tuple[Path, list[runs.Outcome]]], said: str
+) -> None:
+    run_dir, outcomes = ends[story].result()
+    assert [outcome.code for outcome in outcomes] == [0, 0], outcomes
+    assert any(said in outcome.stderr for outcome in outcomes)
+    assert any("resumed" in outcome.stderr for outcome in outcomes)
+    assert runs.digests(run_dir)[STEPS] == runs.digests(undisturbed)[STEPS]
+    assert runs.losses(run_dir) == runs.losses(undisturbed)
+    runs.assert_each_metric_has_each_step_once(run_dir, STEPS)
+
+
+def test_no_rank_outlives_its_agent(tmp_path: Path) -> None:
+    agent = runs.start(runs.elastic(tmp_path / "run", *runs.UNHURRIED), {"NPROC": "1"})
+    runs.wait_until((tmp_path / "run" / "stats.jsonl").exists, agent)
+    children = [int(pid) for pid in Path(f"/proc/{agent.pid}/task/{agent.pid}/children").read_text().split()]
+    assert children
+    os.kill(agent.pid, signal.SIGKILL)
+    runs.outcome_of(agent)
+    deadline = time.monotonic() + 5
+    while any(Path(f"/proc/{child}").exists() for child in children):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
