@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -31,9 +32,10 @@ TERMS = ("total", "flow", "feature", "structure", "lpips", "boundary")
 
 @dataclass(frozen=True)
 class StepReport:
-    """What a step found, still on the device: this rank's loss terms ``(rounds, len(TERMS))`` and scalars."""
+    """What a step found, still on the device: this rank's loss terms and streamed row ids, and scalars."""
 
-    terms: Tensor
+    terms: Tensor  # (rounds, len(TERMS))
+    streamed: Tensor  # (rounds, b)
     gradient_norm: Tensor
     lr: float
     epsilon: float
@@ -44,9 +46,14 @@ class StepReport:
 
     def values(self, world: World, cells: int) -> dict[str, float]:
         """Metrics by tag of the catalogue; losses are means over all cells, in the order of cells. Collective."""
-        by_cell = world.gather(self.terms).transpose(0, 1).flatten(0, 1)[:cells]
-        means = by_cell.double().mean(dim=0).tolist()
+
+        def in_order(by_round: Tensor) -> Tensor:
+            return world.gather(by_round).transpose(0, 1).flatten(0, 1)[:cells]
+
+        means = in_order(self.terms).double().mean(dim=0).tolist()
+        rows = torch.cat([in_order(self.streamed).flatten(), self.match.rows]).cpu()
         return {f"loss/{term}": mean for term, mean in zip(TERMS, means, strict=True)} | {
+            "data/batch_crc": zlib.crc32(rows.numpy().astype("<i8").tobytes()),
             "optimizer/gradient_norm": float(self.gradient_norm),
             "optimizer/learning_rate": self.lr,
             "transport/epsilon": self.epsilon,
@@ -96,6 +103,7 @@ class TrainingStep:
         norm, lr = self._update(images_seen)
         return StepReport(
             torch.stack(terms),
+            torch.stack([cell.rows for cell in inputs]),
             norm,
             lr,
             self.matcher.epsilon(images_seen),
@@ -176,6 +184,7 @@ class TrainingStep:
 class CellInputs:
     """A cell's random draws and streamed rows, on the device."""
 
+    rows: Tensor  # (b,) ids of the images
     noise: Tensor  # (b, c, h, w)
     images: Tensor  # (b, c, h, w), from the stream
     labels: Tensor  # (b,)
@@ -185,6 +194,7 @@ class CellInputs:
     def draw(cls, cell: Cell, rows: CellRows, table: Table, device: torch.device) -> CellInputs:
         assert rows.cell == cell, "the stream and the rounds must agree"
         return cls(
+            rows=rows.ids.to(device),
             noise=cell.normal("noise", table.image_shape, device),
             images=rows.images.to(device),
             labels=rows.labels.to(device),

@@ -112,7 +112,7 @@ class Run:
     def resume(self) -> None:
         """Takes up the newest good checkpoint of the run directory, or encodes the bank for a new run."""
         path = self._together(self._choose_checkpoint)
-        self.facts = guards.facts_of(self.config, self.table, self._frozen())
+        self.facts = guards.facts_of(self.config, self.table, self._frozen(), self.world.device)
         found = self.world.share(path)
         if found is not None:
             if changed := guards.accept_changes(found.manifest, self.facts):

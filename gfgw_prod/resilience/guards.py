@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
 from gfgw_prod.resilience.checkpoint import weights_digest
@@ -38,13 +39,21 @@ FREE = frozenset(
 FREE_SECTIONS = ("telemetry.",)
 
 
-def facts_of(config: Config, table: Table, frozen: Sequence[nn.Module]) -> dict[str, Any]:
+def arithmetic_of(device: torch.device) -> str:
+    """What computes: a GPU's model, or the instruction set that torch's CPU kernels use; bits depend on it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"cpu {torch.backends.cpu.get_cpu_capability()}"
+
+
+def facts_of(config: Config, table: Table, frozen: Sequence[nn.Module], device: torch.device) -> dict[str, Any]:
     """What a checkpoint's manifest says of the run: all that its weights are a function of, as JSON."""
     return {
         "config": config.model_dump(mode="json"),
         "data_fingerprint": table.fingerprint(),
         "frozen_weights": [weights_digest(net.state_dict()) for net in frozen],
         "packages": {name: version(name) for name in PACKAGES},
+        "arithmetic": arithmetic_of(device),
         "num_classes": table.num_classes,
         "image_shape": list(table.image_shape),
         "changes": [],
@@ -54,7 +63,9 @@ def facts_of(config: Config, table: Table, frozen: Sequence[nn.Module]) -> dict[
 def changes(manifest: dict[str, Any], facts: dict[str, Any]) -> list[str]:
     """Every difference between a checkpoint's run and the present one that would change the weights."""
     old, new = (
-        flatten(each["config"]) | {f"package {name}": found for name, found in each["packages"].items()}
+        flatten(each["config"])
+        | {f"package {name}": found for name, found in each["packages"].items()}
+        | {"the arithmetic of": each["arithmetic"]}
         for each in (manifest, facts)
     )
     found = [

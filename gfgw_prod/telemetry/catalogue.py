@@ -46,6 +46,12 @@ CATALOGUE: tuple[Metric, ...] = (
     ),
     Metric("transport/seconds", "gfgw_transport_seconds", "gauge", "Wall time of the last matching."),
     Metric("transport/bytes_sent", "gfgw_transport_bytes_sent", "gauge", "Bytes this rank sent for the last matching."),
+    Metric(
+        "data/batch_crc",
+        "gfgw_batch_crc",
+        "gauge",
+        "CRC-32 of the last batch's row ids, streamed and matched: equal in runs that see the same.",
+    ),
     Metric("run/world_size", "gfgw_world_size", "gauge", "Ranks that train."),
     Metric("run/idle_share", "gfgw_idle_share", "gauge", "Share of cell slots that run without weight."),
     Metric("run/checkpoint_saves", "gfgw_checkpoint_saves", "counter", "Checkpoints written by this process."),

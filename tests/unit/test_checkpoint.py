@@ -49,6 +49,7 @@ def save_step(run_dir: Path, world: World, step: int, *, keep: int = 5) -> None:
         "data_fingerprint": "abc",
         "frozen_weights": [],
         "packages": {},
+        "arithmetic": "cpu",
         "changes": [],
         "image_shape": [1, 8, 8],
         "num_classes": 10,

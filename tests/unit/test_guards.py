@@ -14,7 +14,7 @@ from gfgw_prod.settings_io import resolve, setting_names
 
 @pytest.fixture
 def facts(table: Table) -> dict[str, Any]:
-    return facts_of(resolve({}), table, [torch.nn.Linear(2, 2)]) | {"step": 7}
+    return facts_of(resolve({}), table, [torch.nn.Linear(2, 2)], torch.device("cpu")) | {"step": 7}
 
 
 def changed(facts: dict[str, Any], name: str, value: object) -> dict[str, Any]:
@@ -116,3 +116,8 @@ def test_batch_size_counts_the_steps_and_stays(facts: dict[str, Any]) -> None:
     other = changed(changed(facts, "run.allow_changes", True), "train.batch_size", 512)
     with pytest.raises(UserError, match=r"keep train\.batch_size 256"):
         accept_changes(facts, other)
+
+
+def test_other_arithmetic_is_named(facts: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=r"arithmetic of 'cpu \S+' -> 'NVIDIA A100'"):
+        accept_changes(facts, copy.deepcopy(facts) | {"arithmetic": "NVIDIA A100"})

@@ -1,0 +1,66 @@
+"""The comparison of world sizes can fail: a copy of the trainer with one stream keyed by rank trains other weights."""
+
+from __future__ import annotations
+
+import shutil
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from . import runs
+
+SEEDED = 'text = "/".join([str(seed), stream, *map(str, position)])\n'
+BY_RANK = SEEDED + '    text += str(__import__("os").environ.get("RANK")) if stream == "{stream}" else ""\n'
+STEPS = 2
+# Every stream that a step draws from, and the settings that make it matter where the tiny run's do not.
+STREAMS = {
+    "noise": (),
+    "time": (),
+    "flip": (),
+    "dropout": (),
+    "target": (),
+    "order": ("--transport.target", "independent"),
+    "bank": ("--transport.scope", "subset", "--transport.subset-rows", "300"),
+    "weights": ("--distributed.strategy", "fsdp"),  # DDP sends rank 0's to all
+    "none of them": (),
+}
+
+
+def mutated(directory: Path, stream: str) -> Path:
+    """A copy of the package in which one stream depends on the rank."""
+    unwanted = shutil.ignore_patterns("__pycache__")
+    package = shutil.copytree(runs.ROOT / "gfgw_prod", directory / "gfgw_prod", ignore=unwanted)
+    cells = package / "distributed" / "cells.py"
+    source = cells.read_text(encoding="utf-8")
+    assert source.count(SEEDED) == 1
+    cells.write_text(source.replace(SEEDED, BY_RANK.format(stream=stream)), encoding="utf-8")
+    return directory
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, str]]:
+    """Digests by stream: of its mutated copy on two ranks, and of the faithful trainer alone."""
+    base = tmp_path_factory.mktemp("streams")
+    names = {options: f"faithful-{number}" for number, options in enumerate(sorted(set(STREAMS.values())))}
+    commands = {
+        name: partial(runs.execute, runs.training(base / name, *options, steps=STEPS))
+        for options, name in names.items()
+    }
+    for stream, options in STREAMS.items():
+        copy = {"PYTHONPATH": str(mutated(base / f"{stream} package", stream)), "PYTHONSAFEPATH": "1"}
+        commands[stream] = partial(
+            runs.execute, runs.training(base / stream, *options, steps=STEPS, ranks=2), copy
+        )
+    found = {}
+    for name, outcome in runs.execute_all(commands).items():
+        # Ranks that disagree on the rows of a subset send each other tensors of different sizes.
+        found[name] = runs.digests(base / name)[STEPS] if outcome.code == 0 else outcome.stderr
+    return {stream: (found[stream], found[names[options]]) for stream, options in STREAMS.items()}
+
+
+@pytest.mark.parametrize("stream", STREAMS)
+def test_stream_keyed_by_rank_trains_other_weights(weights: dict[str, tuple[str, str]], stream: str) -> None:
+    keyed, faithful = weights[stream]
+    assert len(faithful) == 64, faithful
+    assert (keyed == faithful) == (stream == "none of them"), keyed

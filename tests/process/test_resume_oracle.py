@@ -1,0 +1,65 @@
+"""Runs that are killed twice at random, and go on each time on another number of ranks, end with the same weights."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from . import runs
+from .test_elastic import workers_of
+
+STEPS = 16
+EVERY = 3  # steps between checkpoints
+ORDER = (1, 2, 4, 3)  # ranks of the launches, in a ring
+
+
+def options(length: int = STEPS) -> list[str]:
+    kimg = runs.SMALL_BATCH / 1000
+    return [*runs.SMALL, "--train.total-kimg", str(length * kimg), "--checkpoint.every-kimg", str(EVERY * kimg)]
+
+
+def last_step(run_dir: Path) -> int:
+    return max(runs.losses(run_dir), default=0) if (run_dir / "stats.jsonl").exists() else 0
+
+
+def killed_twice(run_dir: Path, number: int, expected: dict[int, dict[str, float]]) -> str:
+    """Trains to the end in three launches, two of which die; returns the digest of the weights."""
+    chance = random.Random(number)
+    for launch in range(3):
+        ranks = ORDER[(number + launch) % len(ORDER)]
+        strategy = chance.choice(["ddp", "fsdp"])
+        command = runs.training(run_dir, *options(), "--distributed.strategy", strategy, ranks=ranks)
+        if launch == 2:
+            outcome = runs.execute(command)
+            assert outcome.code == 0, outcome.stderr
+            break
+        begun = last_step(run_dir)
+        step = begun + chance.randint(1, (STEPS - 1 - begun) // (2 - launch))
+        process = runs.start(command)
+        runs.wait_until(lambda step=step: last_step(run_dir) >= step, process)
+        victims = workers_of(process.pid) if ranks > 1 else {0: process.pid}
+        os.kill(victims[chance.randrange(ranks)], signal.SIGKILL)
+        assert runs.outcome_of(process).code != 0
+        so_far = runs.losses(run_dir)
+        assert so_far == {step: expected[step] for step in so_far}, "a step that was made twice differs"
+    assert runs.losses(run_dir) == expected
+    runs.assert_each_metric_has_each_step_once(run_dir, STEPS)
+    return runs.digests(run_dir)[STEPS]
+
+
+@pytest.mark.timeout(3600)
+def test_runs_killed_twice_on_changing_worlds_end_with_the_same_weights(
+    request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    runs.train(tmp_path / "undisturbed", *options())
+    expected = runs.losses(tmp_path / "undisturbed")
+    count = 20 if request.config.getoption("--thorough") else 4
+    with ThreadPoolExecutor(2) as pool:
+        futures = [pool.submit(killed_twice, tmp_path / str(number), number, expected) for number in range(count)]
+        digests = [future.result() for future in futures]
+    assert digests == count * [runs.digests(tmp_path / "undisturbed")[STEPS]]
