@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 
-from benchmarks import digits_quality, digits_targets, startup, transport
+from benchmarks import digits_quality, digits_targets, reduction, startup, transport
 
 BENCHMARKS = {
     "startup": startup.main,
     "transport": transport.main,
+    "reduction": reduction.main,
     "digits-quality": digits_quality.main,
     "digits-targets": digits_targets.main,
 }
