@@ -41,13 +41,12 @@ class Stepper:
         self.run.bank.encode(self.run.table, self.run.extractor, config.features.block_rows, on_block=lambda rows: None)
         self.stream = cell_stream(
             self.run.table,
+            self.run.parallel.spread,
             seed=config.seed,
             first_step=0,
             last_step=MOST_PAIRS + 2,
-            cells=config.cells,
             size=config.train.cell_size,
             rank=world.rank,
-            world_size=world.world_size,
         )
 
     def measure(self) -> tuple[float, int]:

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from gfgw_prod.config import Config
 from gfgw_prod.data.sources import shape_and_classes
+from gfgw_prod.distributed.cells import Spread
+from gfgw_prod.distributed.reduction import levels
 from gfgw_prod.features.extractors import DINOV2, Dinov2Features
 from gfgw_prod.generator import build_generator
 from gfgw_prod.losses.perceptual import PerceptualLoss
@@ -37,14 +39,15 @@ def plan(config: Config, *, ranks: int, as_json: bool) -> int:
         raise UserError(str(error)) from None
     parameters = sum(p.numel() for p in generator.parameters())
     dim = FEATURE_DIMS.get(config.features.extractor, math.prod(shape))
-    rounds = -(-config.cells // ranks)
+    spread = Spread(config.cells, ranks, contiguous=config.distributed.strategy == "ddp")
     share = ranks if config.distributed.strategy == "fsdp" else 1
-    # Weights, gradient, two moments and the average; with exact reduction also the partial sums, sharded over ranks.
+    # Weights, gradient, two moments and the average; with exact reduction also the partial sums.
     state = 5 * parameters // share
     if config.distributed.strategy == "ddp" and ranks > 1:
         state += parameters  # DDP's buckets
     if config.distributed.reduction == "exact":
-        state += parameters // ranks * (math.floor(math.log2(config.cells)) + 1)
+        summed = spread.turns if share == 1 else config.cells  # on one rank; FSDP keeps its slice of every cell's
+        state += parameters // share * (math.floor(math.log2(summed)) + 1)
     bank = -(-rows // ranks) * dim
     if config.transport.scope == "full":
         bank += rows * dim
@@ -57,15 +60,15 @@ def plan(config: Config, *, ranks: int, as_json: bool) -> int:
         "bank": bank * FLOAT_BYTES,
         "coupling": 2 * config.train.batch_size * coupled * FLOAT_BYTES,
     }
-    sent = _sent_bytes(config, parameters, ranks, rounds, dim, coupled)
+    sent = _sent_bytes(config, parameters, spread, dim, coupled)
     report = {
         "parameters": parameters,
         "steps": config.total_steps,
         "images": config.total_steps * config.train.batch_size,
         "ranks": ranks,
         "cells": config.cells,
-        "cells_per_rank": rounds,
-        "idle_share": 1 - config.cells / (rounds * ranks),
+        "cells_per_rank": spread.turns,
+        "idle_share": spread.idle_share,
         "memory_bytes_per_rank": memory,
         "sent_bytes_per_rank_and_step": sent,
     }
@@ -74,7 +77,7 @@ def plan(config: Config, *, ranks: int, as_json: bool) -> int:
         return FINISHED
     print(f"parameters        {parameters:,}")
     print(f"steps             {report['steps']:,} of {config.train.batch_size} images ({report['images']:,})")
-    print(f"cells             {config.cells} of {config.train.cell_size}; {rounds} per rank on {ranks} ranks")
+    print(f"cells             {config.cells} of {config.train.cell_size}; {spread.turns} per rank on {ranks} ranks")
     for name, size in memory.items():
         print(f"memory, {name:<12}{size / 2**20:>10,.1f} MiB per rank")
     print(f"sent per step     {sent / 2**20:>12,.1f} MiB per rank")
@@ -131,17 +134,18 @@ def saved_bytes(generator: nn.Module, frozen: Sequence[nn.Module], cell_size: in
     return sum(seen.values())
 
 
-def _sent_bytes(config: Config, parameters: int, ranks: int, rounds: int, dim: int, coupled: int) -> int:
+def _sent_bytes(config: Config, parameters: int, spread: Spread, dim: int, coupled: int) -> int:
     """Bytes a rank sends in a step: gradients, weights (FSDP), features and drawn bank rows."""
+    ranks = spread.world_size
     part = (ranks - 1) / ranks
-    if config.distributed.reduction == "exact":
-        gradients = parameters * part * rounds  # one all-to-all a round
-    else:
-        gradients = parameters * part  # one reduce-scatter a step
-    if config.distributed.strategy == "ddp":
+    exchanges = 1  # of a gradient: one reduce-scatter a step
+    if config.distributed.reduction == "exact":  # one for each node of the tree, or every turn
+        nodes = max(len(levels(spread.held(rank))) for rank in range(ranks))
+        exchanges = nodes if spread.contiguous else spread.turns
+    if spread.contiguous:
         weights = parameters * part  # the other half of the all-reduce
     else:
-        weights = parameters * part * 3 * rounds  # gathered to generate, to regress forward, to go backward
+        weights = parameters * part * 3 * spread.turns  # gathered to generate, to regress forward, to go backward
     features = config.train.batch_size * part * dim
     drawn = coupled * part * dim if config.transport.scope == "subset" else 0
-    return round((gradients + weights + features + drawn) * FLOAT_BYTES)
+    return round((parameters * part * exchanges + weights + features + drawn) * FLOAT_BYTES)

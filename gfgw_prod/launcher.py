@@ -152,7 +152,9 @@ def launch(config: LaunchConfig, entrypoint: str, arguments: list[str], grace_se
         try:
             return attend(config, entrypoint, arguments, grace_seconds)
         except RendezvousLostError:
-            say(f"lost the rendezvous at {config.rdzv_endpoint}; waiting up to {join_timeout:.0f} s for it to come back")
+            say(
+                f"lost the rendezvous at {config.rdzv_endpoint}; waiting up to {join_timeout:.0f} s for it to come back"
+            )
     say(f"nobody listens at the rendezvous {config.rdzv_endpoint} after {join_timeout:.0f} s")
     return CRASHED
 

@@ -14,7 +14,7 @@ from gfgw_prod import schedule
 from gfgw_prod.config import Config, TimeSettings
 from gfgw_prod.data.sources import Table
 from gfgw_prod.data.stream import CellRows, KeyedOrder, flip_some
-from gfgw_prod.distributed.cells import Cell, Round, rounds
+from gfgw_prod.distributed.cells import Cell, Round, Spread
 from gfgw_prod.distributed.parallel import Parallel
 from gfgw_prod.distributed.reduction import gradient_norm, scale_gradients
 from gfgw_prod.distributed.world import World
@@ -44,14 +44,11 @@ class StepReport:
     match_seconds: float
     match_bytes: int
 
-    def values(self, world: World, cells: int) -> dict[str, float]:
+    def values(self, world: World, spread: Spread) -> dict[str, float]:
         """Metrics by tag of the catalogue; losses are means over all cells, in the order of cells. Collective."""
-
-        def in_order(by_round: Tensor) -> Tensor:
-            return world.gather(by_round).transpose(0, 1).flatten(0, 1)[:cells]
-
-        means = in_order(self.terms).double().mean(dim=0).tolist()
-        rows = torch.cat([in_order(self.streamed).flatten(), self.match.rows]).cpu()
+        means = spread.in_order(world.gather(self.terms)).double().mean(dim=0).tolist()
+        streamed = spread.in_order(world.gather(self.streamed)).flatten()
+        rows = torch.cat([streamed, self.match.rows]).cpu()
         return {f"loss/{term}": mean for term, mean in zip(TERMS, means, strict=True)} | {
             "data/batch_crc": zlib.crc32(rows.numpy().astype("<i8").tobytes()),
             "optimizer/gradient_norm": float(self.gradient_norm),
@@ -84,14 +81,7 @@ class TrainingStep:
     def __call__(self, step: int, stream: Iterator[CellRows]) -> StepReport:
         config, world = self.config, self.world
         images_seen = step * config.train.batch_size
-        turns = rounds(
-            config.seed,
-            step,
-            cells=config.cells,
-            size=config.train.cell_size,
-            rank=world.rank,
-            world_size=world.world_size,
-        )
+        turns = self.parallel.spread.rounds(config.seed, step, size=config.train.cell_size, rank=world.rank)
         inputs = [CellInputs.draw(turn.cell, next(stream), self.table, world.device) for turn in turns]
 
         generated = [self._generate(cell) for cell in inputs]
@@ -126,7 +116,7 @@ class TrainingStep:
         """Couples the features of all ranks' cells, in the order of cells, with the bank."""
         config = self.config
         gathered = self.world.gather(torch.stack(features))  # (W, rounds, b, d)
-        batch = gathered.transpose(0, 1).flatten(0, 2)[: config.train.batch_size]
+        batch = self.parallel.spread.in_order(gathered).flatten(0, 1)
         cells = [Cell(config.seed, step, index, config.train.cell_size) for index in range(config.cells)]
         uniforms = torch.cat([cell.uniform("target") for cell in cells])
         rows = self._order.rows(images_seen, config.train.batch_size)

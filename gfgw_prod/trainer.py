@@ -83,7 +83,13 @@ class Run:
             torch.zeros(1, dtype=torch.long, device=world.device),
         )
         self.parallel = parallelise(
-            generator, world, config.distributed.strategy, config.distributed.reduction, UNetBlock, example
+            generator,
+            world,
+            config.cells,
+            config.distributed.strategy,
+            config.distributed.reduction,
+            UNetBlock,
+            example,
         )
         o = config.optimizer
         self.optimizer = AdamW(generator, betas=o.betas, weight_decay=o.weight_decay)
@@ -133,17 +139,15 @@ class Run:
         config = self.config
         stream = cell_stream(
             self.table,
+            self.parallel.spread,
             seed=config.seed,
             first_step=self.step,
             last_step=config.total_steps,
-            cells=config.cells,
             size=config.train.cell_size,
             rank=self.world.rank,
-            world_size=self.world.world_size,
         )
         started = time.monotonic()
-        slots = -(-config.cells // self.world.world_size) * self.world.world_size
-        self._pace = Pace(self.step, config.train.batch_size, self.world.world_size, 1 - config.cells / slots)
+        self._pace = Pace(self.step, config.train.batch_size, self.world.world_size, self.parallel.spread.idle_share)
         while self.step < config.total_steps:
             report = self.training_step(self.step, stream)
             if not torch.isfinite(report.gradient_norm):
@@ -183,8 +187,7 @@ class Run:
         return self.images // interval != (self.images - batch_size) // interval
 
     def _record(self, report: StepReport) -> None:
-        cells = self.config.cells
-        values = report.values(self.world, cells) | self._pace.values(self.step)
+        values = report.values(self.world, self.parallel.spread) | self._pace.values(self.step)
         values["transport/bank_share"] = self.matcher.usage.share(self.images)
         self.telemetry.record(self.step, self.images, values)
         if not values.get("transport/converged", 1.0) and not self._warned:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torchdata import nodes
 
 from gfgw_prod.data.sources import Table
-from gfgw_prod.distributed.cells import Cell, random_stream, rounds
+from gfgw_prod.distributed.cells import Cell, Spread, random_stream
 
 
 class KeyedOrder:
@@ -50,21 +50,21 @@ class CellRows:
 
 
 def cell_stream(
-    table: Table, *, seed: int, first_step: int, last_step: int, cells: int, size: int, rank: int, world_size: int
+    table: Table, spread: Spread, *, seed: int, first_step: int, last_step: int, size: int, rank: int
 ) -> Iterator[CellRows]:
     """The rank's cells of steps ``first_step`` to ``last_step`` (exclusive), one ``CellRows`` per round, prefetched.
 
-    Rounds come in the order of ``rounds``; torchdata fetches ahead in a thread.
+    Rounds come in the order of ``spread.rounds``; torchdata fetches ahead in a thread.
     """
     order = KeyedOrder(seed, len(table))
 
     def positions() -> Iterator[Cell]:
         for step in range(first_step, last_step):
-            for turn in rounds(seed, step, cells=cells, size=size, rank=rank, world_size=world_size):
+            for turn in spread.rounds(seed, step, size=size, rank=rank):
                 yield turn.cell
 
     def fetch(cell: Cell) -> CellRows:
-        ids = order.rows((cell.step * cells + cell.index) * size, size)
+        ids = order.rows((cell.step * spread.cells + cell.index) * size, size)
         return CellRows(cell, ids, table.labels[ids], table.rows(ids))
 
     source = nodes.IterableWrapper(positions())

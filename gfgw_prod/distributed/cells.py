@@ -84,13 +84,45 @@ class Round:
         return 1.0 if self.counts else 0.0
 
 
-def rounds(seed: int, step: int, *, cells: int, size: int, rank: int, world_size: int) -> list[Round]:
-    """The rank's turns of one step: turn ``j`` runs cell ``j * world_size + rank``."""
-    count = -(-cells // world_size)
-    result = []
-    for turn in range(count):
-        index = turn * world_size + rank
-        live = min(world_size, cells - turn * world_size)
-        cell = Cell(seed, step, index % cells, size)
-        result.append(Round(cell, counts=index < cells, live_ranks=live, is_last=turn == count - 1))
-    return result
+@dataclass(frozen=True)
+class Spread:
+    """Which rank runs which of a step's cells. Weights do not depend on it; what crosses the wire does.
+
+    ``contiguous`` gives rank ``r`` cells from ``r * turns`` on, so that sums of neighbouring cells are formed where
+    they are. Otherwise turn ``j`` of rank ``r`` runs cell ``j * world_size + r``: every turn's cells are neighbours
+    across ranks, and can be added and let go turn by turn.
+    """
+
+    cells: int
+    world_size: int
+    contiguous: bool
+
+    @property
+    def turns(self) -> int:
+        """Turns of every rank."""
+        return -(-self.cells // self.world_size)
+
+    @property
+    def idle_share(self) -> float:
+        """Share of turns that add nothing."""
+        return 1 - self.cells / (self.turns * self.world_size)
+
+    def held(self, rank: int) -> range:
+        """The cells of a rank, if they are contiguous."""
+        return range(min(rank * self.turns, self.cells), min((rank + 1) * self.turns, self.cells))
+
+    def rounds(self, seed: int, step: int, *, size: int, rank: int) -> list[Round]:
+        """The rank's turns of one step."""
+        result = []
+        for turn in range(self.turns):
+            first, apart = (turn, self.turns) if self.contiguous else (turn * self.world_size, 1)
+            indices = [first + apart * each for each in range(self.world_size)]
+            index, live = indices[rank], sum(each < self.cells for each in indices)
+            cell = Cell(seed, step, index % self.cells, size)
+            result.append(Round(cell, index < self.cells, live, is_last=turn == self.turns - 1))
+        return result
+
+    def in_order(self, gathered: Tensor) -> Tensor:
+        """What all ranks have of all turns, ``(world_size, turns, ...)``, in the order of cells, ``(cells, ...)``."""
+        by_cell = gathered if self.contiguous else gathered.transpose(0, 1)
+        return by_cell.flatten(0, 1)[: self.cells]

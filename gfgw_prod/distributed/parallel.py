@@ -13,14 +13,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from gfgw_prod.distributed.cells import Round
-from gfgw_prod.distributed.reduction import TreeSum, exchange_chunks, split_like
+from gfgw_prod.distributed.cells import Round, Spread
+from gfgw_prod.distributed.reduction import TreeSum, exchange_chunks, levels, split_like
 from gfgw_prod.distributed.world import World
 
 
 class Parallel(Protocol):
     """A generator ready for training on this rank."""
 
+    spread: Spread  # of the step's cells over ranks
     module: nn.Module  # holds the parameters; call it without gradient
     trained: nn.Module  # call it with gradient
 
@@ -34,6 +35,7 @@ class Parallel(Protocol):
 def parallelise(
     generator: nn.Module,
     world: World,
+    cells: int,
     strategy: Literal["ddp", "fsdp"],
     reduction: Literal["exact", "fast"],
     blocks: type[nn.Module],
@@ -42,20 +44,23 @@ def parallelise(
     """Wraps the generator.
 
     Args:
+        cells: of a step.
         blocks: FSDP shards each submodule of this type on its own.
         example: inputs of one forward pass, for DDP's rehearsal.
     """
+    spread = Spread(cells, world.world_size, contiguous=strategy == "ddp")
     if world.world_size == 1:
-        return _Alone(generator, exact=reduction == "exact")
+        return _Alone(generator, spread, exact=reduction == "exact")
     if strategy == "ddp":
-        return _Replicated(generator, world, exact=reduction == "exact", example=example)
-    return _Sharded(generator, world, exact=reduction == "exact", blocks=blocks)
+        return _Replicated(generator, spread, world, exact=reduction == "exact", example=example)
+    return _Sharded(generator, spread, world, exact=reduction == "exact", blocks=blocks)
 
 
 class _Alone:
     """One rank: gradients of cells go through the same tree as anywhere else."""
 
-    def __init__(self, generator: nn.Module, *, exact: bool):
+    def __init__(self, generator: nn.Module, spread: Spread, *, exact: bool):
+        self.spread = spread
         self.module = self.trained = generator
         self._parameters = [p for p in generator.parameters() if p.requires_grad]
         self._sums = [TreeSum() for _ in self._parameters] if exact else None
@@ -66,7 +71,7 @@ class _Alone:
         if self._sums is not None:
             for parameter, tree in zip(self._parameters, self._sums, strict=True):
                 assert parameter.grad is not None
-                tree.push(parameter.grad)
+                tree.push(parameter.grad, give=True)
                 parameter.grad = None
 
     def finish(self) -> None:
@@ -76,21 +81,27 @@ class _Alone:
 
 
 class _Replicated:
-    """DistributedDataParallel with a communication hook per bucket."""
+    """DistributedDataParallel with a communication hook per bucket.
 
-    def __init__(self, generator: nn.Module, world: World, *, exact: bool, example: tuple[Any, ...]):
+    A rank's cells are neighbours: it adds up their nodes of the tree by itself, and all nodes cross the wire during
+    the last backward pass. Where the ranks' shares are powers of two, that is as much as a plain all-reduce sends.
+    """
+
+    def __init__(self, generator: nn.Module, spread: Spread, world: World, *, exact: bool, example: tuple[Any, ...]):
         device_ids = [world.device] if world.device.type == "cuda" else None
+        self.spread = spread
         self.module = generator
         self._ddp = nn.parallel.DistributedDataParallel(generator, device_ids=device_ids, broadcast_buffers=False)
         self.trained: nn.Module = self._ddp
         self._world = world
         self._exact = exact
         self._turn: Round | None = None
-        self._sums: dict[int, TreeSum] = {}
-        self._bucket_parameters: dict[int, list[Tensor]] = {}
+        self._levels = [levels(spread.held(rank)) for rank in range(world.world_size)]
+        first = spread.held(world.rank).start
+        self._sums: dict[Tensor, TreeSum] = {p: TreeSum(first) for p in generator.parameters() if p.requires_grad}
+        self._buckets: list[tuple[list[Tensor], Tensor]] = []  # parameters, and this rank's slice of their total
         self._ddp.register_comm_hook(None, self._take_bucket)
-        # DDP lays its buckets out anew after the first backward pass. Sums are kept by bucket over the rounds of a
-        # step, so that pass is made here, and its gradients are dropped.
+        # DDP lays its buckets out anew after the first backward pass; that pass is made here, its gradients dropped.
         # DDP would also warn about the strides of gradients of 1x1 convolutions, which mean the same in either order.
         warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
         self._ddp(*example).sum().backward()
@@ -99,42 +110,64 @@ class _Replicated:
     @contextmanager
     def turn(self, turn: Round) -> Iterator[None]:
         self._turn = turn
-        # Without the exact tree, gradients add up locally and cross the wire once, in the last round.
-        with nullcontext() if self._exact or turn.is_last else self._ddp.no_sync():
+        # Gradients add up locally and cross the wire once, in the last round.
+        with nullcontext() if turn.is_last else self._ddp.no_sync():
             yield
-        if self._exact:
-            self.module.zero_grad(set_to_none=True)  # the trees hold the sums
+        if not self._exact:
+            return
+        if turn.counts and not turn.is_last:
+            for parameter, tree in self._sums.items():
+                assert parameter.grad is not None
+                tree.push(parameter.grad, give=True)
+        self.module.zero_grad(set_to_none=True)  # the trees hold the sums
 
     def finish(self) -> None:
         if not self._exact:
             return
-        for index in sorted(self._sums):
-            chunk = self._sums[index].pop()
+        for parameters, chunk in self._buckets:
             full = self._world.gather(chunk).flatten()
-            parameters = self._bucket_parameters[index]
             for parameter, gradient in zip(parameters, split_like(full, parameters), strict=True):
                 parameter.grad = gradient
+        self._buckets.clear()
 
     def _take_bucket(self, _: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
         done: torch.futures.Future[Tensor] = torch.futures.Future()
         flat = bucket.buffer()
         if self._turn is not None:
             if self._exact:
-                self._bucket_parameters[bucket.index()] = bucket.parameters()
-                tree = self._sums.setdefault(bucket.index(), TreeSum())
-                padded = nn.functional.pad(flat, (0, -len(flat) % self._world.world_size))
-                for chunk in exchange_chunks(padded, self._world.world_size)[: self._turn.live_ranks]:
-                    tree.push(chunk)
+                self._buckets.append((bucket.parameters(), self._total(bucket)))
             else:
                 dist.all_reduce(flat)
         done.set_result(flat)
         return done
 
+    def _total(self, bucket: dist.GradBucket) -> Tensor:
+        """This rank's slice of the sum of a bucket's gradients over all cells."""
+        assert self._turn is not None
+        size, flat = self._world.world_size, bucket.buffer()
+        nodes = [flat]
+        if self.spread.turns > 1:
+            by_parameter = []
+            for parameter, gradient in zip(bucket.parameters(), bucket.gradients(), strict=True):
+                tree = self._sums[parameter]
+                if self._turn.counts:
+                    tree.push(gradient)
+                by_parameter.append(tree.take())
+            nodes = [torch.cat([part.flatten() for part in parts]) for parts in zip(*by_parameter, strict=True)]
+        # A rank with fewer nodes than the others sends zeros, which nobody adds.
+        nodes += [torch.zeros_like(flat)] * (max(map(len, self._levels)) - len(nodes))
+        received = [exchange_chunks(node, size) for node in nodes]
+        total = TreeSum()
+        for rank, found in enumerate(self._levels):
+            for node, level in zip(received, found, strict=False):
+                total.push(node[rank], level, give=True)
+        return total.pop()
+
 
 class _Sharded:
-    """FSDP2 with our own reduce-scatter in ``exact`` mode."""
+    """FSDP2 with our own reduce-scatter in ``exact`` mode, once a round: whole gradients are never kept."""
 
-    def __init__(self, generator: nn.Module, world: World, *, exact: bool, blocks: type[nn.Module]):
+    def __init__(self, generator: nn.Module, spread: Spread, world: World, *, exact: bool, blocks: type[nn.Module]):
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import FSDPModule, fully_shard
 
@@ -144,6 +177,7 @@ class _Sharded:
                 fully_shard(module, mesh=mesh, reshard_after_forward=True)
         # The root too: a pass without gradient must leave every parameter sharded, as EMA and checkpoints find it.
         self._root = fully_shard(generator, mesh=mesh, reshard_after_forward=True)
+        self.spread = spread
         self.module = self.trained = generator
         self._exact = exact
         self._reducers: list[Any] = []

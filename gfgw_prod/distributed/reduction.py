@@ -1,13 +1,14 @@
 """Sums of cells' gradients along one fixed binary tree, whatever the number of ranks.
 
 Floating-point addition is not associative, so the order of summation is part of the result. Cells are added in order of
-their index by a binary counter: leaf 2k with leaf 2k+1, then pairs of pairs. Each rank holds its own slice of the sums;
-one ``all_to_all`` per round moves as many bytes as a ring reduce-scatter.
+their index by a binary counter: leaf 2k with leaf 2k+1, then pairs of pairs. Ranks exchange nodes of the tree by
+``all_to_all``, which moves as many bytes as a ring reduce-scatter, and each adds up its own slice.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,33 +19,70 @@ from torch.distributed.tensor import DTensor
 from gfgw_prod.distributed.shards import local
 
 
+@dataclass
+class _Node:
+    """The sum of the ``2**level`` leaves from ``start`` on, a multiple of their number."""
+
+    start: int
+    level: int
+    sum: Tensor
+
+
 class TreeSum:
-    """A running sum over leaves given in order, with at most ``log2(leaves) + 1`` partial sums alive."""
+    """A running sum over leaves given in order, with at most ``log2(leaves) + 1`` partial sums alive.
 
-    def __init__(self) -> None:
-        self._partials: dict[int, Tensor] = {}
+    Args:
+        first: index of the first leaf among all; partial sums are nodes of the tree over all leaves.
+    """
 
-    def push(self, leaf: Tensor) -> None:
-        """Adds the next leaf; the tensor is copied where it is kept."""
-        level, value = 0, leaf
-        while level in self._partials:
-            value = self._partials.pop(level).add_(value)
-            level += 1
-        self._partials[level] = leaf.clone() if value is leaf else value
+    def __init__(self, first: int = 0) -> None:
+        self._first = self._next = first
+        self._nodes: list[_Node] = []
+
+    def push(self, value: Tensor, level: int = 0, *, give: bool = False) -> None:
+        """Adds the next leaf, or the sum of the next ``2**level``; copied where it is kept, unless it is given away."""
+        node = _Node(self._next, level, value)
+        self._next += 1 << level
+        while self._nodes and self._nodes[-1].level == node.level and not self._nodes[-1].start >> node.level & 1:
+            left = self._nodes.pop()
+            node = _Node(left.start, left.level + 1, left.sum.add_(node.sum))
+        if node.sum is value and not give:
+            node.sum = value.clone()
+        self._nodes.append(node)
+
+    def take(self) -> list[Tensor]:
+        """The partial sums so far, of the leaves that ``levels`` says; the next push starts anew."""
+        nodes, self._nodes, self._next = self._nodes, [], self._first
+        return [node.sum for node in nodes]
 
     def pop(self) -> Tensor:
         """The sum of all leaves so far; the next push starts a new one."""
-        levels = sorted(self._partials)
-        total = self._partials.pop(levels[0])
-        for level in levels[1:]:
-            total = self._partials.pop(level).add_(total)
+        nodes = self.take()
+        total = nodes.pop()
+        while nodes:
+            total = nodes.pop().add_(total)
         return total
 
 
+def levels(leaves: range) -> list[int]:
+    """Levels of the fewest nodes of the tree that hold neighbouring leaves, in order."""
+    found, start = [], leaves.start
+    while start < leaves.stop:
+        level = (leaves.stop - start).bit_length() - 1
+        while start % (1 << level):
+            level -= 1
+        found.append(level)
+        start += 1 << level
+    return found
+
+
 def exchange_chunks(flat: Tensor, world_size: int) -> Tensor:
-    """Sends chunk ``i`` of ``flat`` to rank ``i``; returns this rank's chunk of every rank, ``(world_size, chunk)``."""
-    if world_size == 1:
-        return flat[None]
+    """Sends chunk ``i`` of ``flat`` to rank ``i``; returns this rank's chunk of every rank, ``(world_size, chunk)``.
+
+    What the number of ranks does not divide is padded with zeros.
+    """
+    if short := -len(flat) % world_size:
+        flat = torch.nn.functional.pad(flat, (0, short))
     received = torch.empty_like(flat)
     dist.all_to_all_single(received, flat)
     return received.view(world_size, -1)

@@ -14,37 +14,26 @@ SCOPES = {
     "subset": ("--transport.scope", "subset", "--transport.dual", "fresh", "--transport.subset-rows", "128"),
 }
 WORLDS = {f"{ranks} {kind}": (ranks, kind) for ranks in (2, 3, 4) for kind in ("ddp", "fsdp")}
+FEW_STEPS, FEW_WORLDS = 20, {"full": ["2 ddp", "3 fsdp", "4 ddp"], "subset": ["3 ddp", "4 fsdp"]}
+MANY_STEPS, ALL_WORLDS = 200, {scope: list(WORLDS) for scope in SCOPES}
 
 
-@pytest.fixture(scope="module")
-def steps(request: pytest.FixtureRequest) -> int:
-    return 200 if request.config.getoption("--thorough") else 20
-
-
-@pytest.fixture(scope="module", params=SCOPES)
-def directory(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, steps: int) -> Path:
-    """Run directories of one scope by world."""
-    base = tmp_path_factory.mktemp("steps")
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("scope", SCOPES)
+def test_every_world_trains_the_weights_of_one_process(
+    request: pytest.FixtureRequest, tmp_path: Path, scope: str
+) -> None:
+    thorough = request.config.getoption("--thorough")
+    steps, worlds = (MANY_STEPS, ALL_WORLDS[scope]) if thorough else (FEW_STEPS, FEW_WORLDS[scope])
     kimg = steps * runs.SMALL_BATCH / 1000
     length = ("--train.total-kimg", str(kimg), "--checkpoint.every-kimg", str(kimg / 2))
-    commands = {
-        world: partial(
-            runs.train,
-            base / world,
-            *(*runs.SMALL, *length, *SCOPES[request.param], "--distributed.strategy", strategy),
-            ranks=ranks,
-        )
-        for world, (ranks, strategy) in {"alone": (1, "ddp"), **WORLDS}.items()
-    }
+    commands = {}
+    for world, (ranks, strategy) in {"alone": (1, "ddp"), **{name: WORLDS[name] for name in worlds}}.items():
+        options = (*runs.SMALL, *length, *SCOPES[scope], "--distributed.strategy", strategy)
+        commands[world] = partial(runs.train, tmp_path / world, *options, ranks=ranks)
     runs.execute_all(commands)
-    return base
-
-
-@pytest.mark.timeout(1800)
-@pytest.mark.parametrize("world", WORLDS)
-def test_every_world_trains_the_weights_of_one_process(directory: Path, steps: int, world: str) -> None:
-    alone, other = directory / "alone", directory / world
-    assert list(runs.digests(alone)) == [steps // 2, steps]
-    assert runs.digests(other) == runs.digests(alone)
-    assert runs.losses(other) == runs.losses(alone)
-    assert len(runs.losses(alone)) == steps
+    expected, losses = runs.digests(tmp_path / "alone"), runs.losses(tmp_path / "alone")
+    assert list(expected) == [steps // 2, steps]
+    assert len(losses) == steps
+    assert {world: runs.digests(tmp_path / world) for world in worlds} == dict.fromkeys(worlds, expected)
+    assert {world: runs.losses(tmp_path / world) for world in worlds} == dict.fromkeys(worlds, losses)

@@ -49,9 +49,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, st
     }
     for stream, options in STREAMS.items():
         copy = {"PYTHONPATH": str(mutated(base / f"{stream} package", stream)), "PYTHONSAFEPATH": "1"}
-        commands[stream] = partial(
-            runs.execute, runs.training(base / stream, *options, steps=STEPS, ranks=2), copy
-        )
+        commands[stream] = partial(runs.execute, runs.training(base / stream, *options, steps=STEPS, ranks=2), copy)
     found = {}
     for name, outcome in runs.execute_all(commands).items():
         # Ranks that disagree on the rows of a subset send each other tensors of different sizes.

@@ -58,7 +58,7 @@ def test_runs_killed_twice_on_changing_worlds_end_with_the_same_weights(
 ) -> None:
     runs.train(tmp_path / "undisturbed", *options())
     expected = runs.losses(tmp_path / "undisturbed")
-    count = 20 if request.config.getoption("--thorough") else 4
+    count = 20 if request.config.getoption("--thorough") else 2
     with ThreadPoolExecutor(2) as pool:
         futures = [pool.submit(killed_twice, tmp_path / str(number), number, expected) for number in range(count)]
         digests = [future.result() for future in futures]

@@ -5,24 +5,51 @@ from itertools import product
 import pytest
 import torch
 
-from gfgw_prod.distributed.cells import Cell, derived_seed, random_stream, rounds, seeded_globally
+from gfgw_prod.distributed.cells import Cell, Round, Spread, derived_seed, random_stream, seeded_globally
 
 CPU = torch.device("cpu")
 WORLDS = [(cells, ranks) for cells in range(1, 10) for ranks in range(1, cells + 1)]
 
 
-@pytest.mark.parametrize(("cells", "world_size"), WORLDS)
-def test_every_cell_counts_exactly_once(cells: int, world_size: int) -> None:
-    ranks = [rounds(0, 3, cells=cells, size=4, rank=rank, world_size=world_size) for rank in range(world_size)]
-    assert len({len(turns) for turns in ranks}) == 1, "all ranks take part in every collective"
-    in_order = [turn for turns in zip(*ranks, strict=True) for turn in turns]
-    assert [turn.cell.index for turn in in_order if turn.counts] == list(range(cells))
-    assert all(0 <= turn.cell.index < cells and turn.cell.step == 3 and turn.cell.size == 4 for turn in in_order)
+def turns_of(spread: Spread) -> list[list[Round]]:
+    return [spread.rounds(0, 3, size=4, rank=rank) for rank in range(spread.world_size)]
+
+
+@pytest.fixture(params=[False, True], ids=["in turn", "contiguous"])
+def contiguous(request: pytest.FixtureRequest) -> bool:
+    return bool(request.param)
 
 
 @pytest.mark.parametrize(("cells", "world_size"), WORLDS)
-def test_live_ranks_and_last_round_are_known_to_all(cells: int, world_size: int) -> None:
-    ranks = [rounds(0, 0, cells=cells, size=1, rank=rank, world_size=world_size) for rank in range(world_size)]
+def test_every_cell_counts_exactly_once(cells: int, world_size: int, contiguous: bool) -> None:
+    spread = Spread(cells, world_size, contiguous)
+    ranks = turns_of(spread)
+    assert {len(turns) for turns in ranks} == {spread.turns}, "all ranks take part in every collective"
+    by_rank = [turn for turns in ranks for turn in turns]
+    by_turn = [turn for turns in zip(*ranks, strict=True) for turn in turns]
+    counted = [turn.cell.index for turn in (by_rank if contiguous else by_turn) if turn.counts]
+    assert counted == list(range(cells))
+    assert all(0 <= turn.cell.index < cells and turn.cell.step == 3 and turn.cell.size == 4 for turn in by_rank)
+    assert spread.idle_share == pytest.approx(sum(not turn.counts for turn in by_rank) / len(by_rank))
+
+
+@pytest.mark.parametrize(("cells", "world_size"), WORLDS)
+def test_what_ranks_have_is_put_in_the_order_of_cells(cells: int, world_size: int, contiguous: bool) -> None:
+    spread = Spread(cells, world_size, contiguous)
+    gathered = torch.tensor([[turn.cell.index for turn in turns] for turns in turns_of(spread)])
+    assert spread.in_order(gathered).tolist() == list(range(cells))
+
+
+@pytest.mark.parametrize(("cells", "world_size"), WORLDS)
+def test_contiguous_ranks_hold_their_cells(cells: int, world_size: int) -> None:
+    spread = Spread(cells, world_size, contiguous=True)
+    for rank, turns in enumerate(turns_of(spread)):
+        assert [turn.cell.index for turn in turns if turn.counts] == list(spread.held(rank))
+
+
+@pytest.mark.parametrize(("cells", "world_size"), WORLDS)
+def test_live_ranks_and_last_round_are_known_to_all(cells: int, world_size: int, contiguous: bool) -> None:
+    ranks = turns_of(Spread(cells, world_size, contiguous))
     for number, turns in enumerate(zip(*ranks, strict=True)):
         live = sum(turn.counts for turn in turns)
         assert all(turn.counts == (rank < live) for rank, turn in enumerate(turns))

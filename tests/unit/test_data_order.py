@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from gfgw_prod.data.sources import Table
 from gfgw_prod.data.stream import CellRows, KeyedOrder, cell_stream, flip_some
-from gfgw_prod.distributed.cells import rounds
+from gfgw_prod.distributed.cells import Spread
 
 
 @given(length=st.integers(1, 40), epoch=st.integers(0, 5), seed=st.integers(0, 2**62))
@@ -38,14 +38,16 @@ def test_order_differs_by_epoch_seed_and_stream() -> None:
     assert len({tuple(rows) for rows in epochs + others}) == 4
 
 
-def cells_of(table: Table, world_size: int, first_step: int = 0) -> dict[tuple[int, int], CellRows]:
+def cells_of(
+    table: Table, world_size: int, first_step: int = 0, contiguous: bool = False
+) -> dict[tuple[int, int], CellRows]:
     """What all ranks' streams bring to the cells that count, steps up to 4 of 5 cells of 4 rows."""
     found = {}
     for rank in range(world_size):
-        place = {"cells": 5, "size": 4, "rank": rank, "world_size": world_size}
-        stream = cell_stream(table, seed=9, first_step=first_step, last_step=4, **place)
+        spread = Spread(5, world_size, contiguous)
+        stream = cell_stream(table, spread, seed=9, first_step=first_step, last_step=4, size=4, rank=rank)
         for step in range(first_step, 4):
-            for turn in rounds(9, step, **place):
+            for turn in spread.rounds(9, step, size=4, rank=rank):
                 rows = next(stream)
                 assert rows.cell == turn.cell
                 if turn.counts:
@@ -55,9 +57,10 @@ def cells_of(table: Table, world_size: int, first_step: int = 0) -> dict[tuple[i
     return found
 
 
+@pytest.mark.parametrize("contiguous", [False, True])
 @pytest.mark.parametrize("world_size", [2, 3, 5])
-def test_any_number_of_ranks_reads_the_same_cells(table: Table, world_size: int) -> None:
-    expected, found = cells_of(table, 1), cells_of(table, world_size)
+def test_any_number_of_ranks_reads_the_same_cells(table: Table, world_size: int, contiguous: bool) -> None:
+    expected, found = cells_of(table, 1), cells_of(table, world_size, contiguous=contiguous)
     assert found.keys() == expected.keys()
     for place, rows in expected.items():
         assert torch.equal(found[place].ids, rows.ids)

@@ -1,4 +1,4 @@
-"""Randomness comes from named streams: no module but ``distributed`` touches a global generator, and none stores one."""
+"""Randomness comes from named streams: only ``distributed`` touches a global generator, and none stores one."""
 
 import ast
 from collections.abc import Iterator
@@ -30,11 +30,11 @@ def findings(source: str, *, may_seed: bool) -> Iterator[str]:
         # ``random_stream(...)`` seeds a generator of its own; torch.manual_seed seeds everybody's.
         # Layers are initialised, and drop out, inside ``distributed.cells.seeded_globally``.
         by_layer = ast.unparse(node.func.value) == "nn.init"
-        if (on_torch and name in DRAWS or name in IN_PLACE) and "generator" not in given and not by_layer:
+        if ((on_torch and name in DRAWS) or name in IN_PLACE) and "generator" not in given and not by_layer:
             yield f"{node.lineno}: {name} without a generator"
         if name.endswith("_like") and name.startswith("rand"):
             yield f"{node.lineno}: {name} takes no generator"
-        if name in SEEDS and not may_seed or name in STATES:
+        if (name in SEEDS and not may_seed) or name in STATES:
             yield f"{node.lineno}: {name}"
         if ast.unparse(node.func.value) in {"np.random", "numpy.random", "random"}:
             yield f"{node.lineno}: {ast.unparse(node.func)}"

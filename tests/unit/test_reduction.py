@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gfgw_prod.distributed.reduction import TreeSum, gradient_norm, scale_gradients, split_like
+from gfgw_prod.distributed.cells import Spread
+from gfgw_prod.distributed.reduction import TreeSum, gradient_norm, levels, scale_gradients, split_like
 
 
 def leaves(count: int) -> list[Tensor]:
@@ -43,8 +44,30 @@ def test_few_partial_sums_are_alive(count: int) -> None:
     total, most = TreeSum(), 0
     for leaf in leaves(count):
         total.push(leaf)
-        most = max(most, len(total._partials))
+        most = max(most, len(total._nodes))
     assert most <= math.floor(math.log2(count)) + 1
+
+
+@pytest.mark.parametrize(("count", "ranks"), [(8, 2), (8, 3), (8, 5), (48, 5), (13, 4), (100, 3), (7, 7)])
+def test_sums_of_neighbouring_leaves_are_nodes_of_the_same_tree(count: int, ranks: int) -> None:
+    """Every rank adds up the leaves it holds; what is left to add are few nodes, and the total is the tree's."""
+    total, spread = TreeSum(), Spread(count, ranks, contiguous=True)
+    for rank in range(ranks):
+        held = spread.held(rank)
+        own = TreeSum(held.start)
+        for _ in range(2):  # a second step finds it as new
+            for index in held:
+                own.push(leaves(count)[index])
+            nodes = own.take()
+        assert len(nodes) == len(levels(held)) <= 2 * math.log2(count)
+        for node, level in zip(nodes, levels(held), strict=True):
+            total.push(node, level)
+    assert torch.equal(total.pop(), tree(leaves(count)))
+
+
+@pytest.mark.parametrize(("held", "expected"), [((0, 8), [3]), ((3, 6), [0, 1]), ((5, 16), [0, 1, 3]), ((4, 4), [])])
+def test_neighbouring_leaves_are_held_by_the_fewest_nodes(held: tuple[int, int], expected: list[int]) -> None:
+    assert levels(range(*held)) == expected
 
 
 def test_leaves_are_left_as_they_were_and_the_next_sum_starts_anew() -> None:
