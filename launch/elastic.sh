@@ -10,10 +10,11 @@
 # Environment:
 #   NNODES             number of nodes, or MIN:MAX for a job that grows and shrinks            [1]
 #   NPROC              ranks on this node           [its GPUs if nvidia-smi lists any, else min(2, cores)]
-#   RDZV_ENDPOINT      HOST:PORT of the node that hosts the rendezvous; required unless NNODES=1.
+#   RDZV_ENDPOINT      HOST:PORT of the node that hosts the rendezvous; required unless NNODES=1. Without that node
+#                      nobody can meet: the others stop, and wait RDZV_TIMEOUT for it to be started there again.
 #                      There is no fallback to localhost: nodes that each met themselves would train apart.
 #   RDZV_ID            name of the job at the rendezvous, equal on all nodes                   [gfgw]
-#   RDZV_TIMEOUT       seconds to wait for MIN nodes                                           [600]
+#   RDZV_TIMEOUT       seconds to wait for MIN nodes, or for the rendezvous itself             [600]
 #   RDZV_LAST_CALL     seconds to wait for more, up to MAX, once MIN nodes have come           [30]
 #   LOCAL_ADDR         address of this node as its peers see it               [its host name; one node: localhost]
 #   MAX_RESTARTS       restarts of this node's workers before the job fails                    [3]
