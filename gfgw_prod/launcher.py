@@ -24,11 +24,19 @@ from collections.abc import Iterable, Mapping
 
 from gfgw_prod.resilience.exit_codes import BAD_INPUT, CRASH_LOOP, FINISHED, PREEMPTED
 
+
+def leave_when_told() -> None:
+    """Make a stop signal end this process: without workers there is nothing to save, and the job may be queued again.
+
+    Importing torch and meeting the other nodes takes seconds to minutes. torch installs handlers of its own when
+    workers start.
+    """
+    for stop in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(stop, lambda *_: os._exit(PREEMPTED))
+
+
 if __name__ == "__main__":
-    # Importing torch and meeting the other nodes takes seconds to minutes. A stop in that time finds nothing to save,
-    # so the job may simply be queued again; torch installs handlers of its own when the first workers start.
-    for _signal in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(_signal, lambda *_: os._exit(PREEMPTED))
+    leave_when_told()
     # Read once, by the import. A peer that is lost gets a line of ours; torch would add a C++ stack for each attempt.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
@@ -152,6 +160,7 @@ def launch(config: LaunchConfig, entrypoint: str, arguments: list[str], grace_se
         try:
             return attend(config, entrypoint, arguments, grace_seconds)
         except RendezvousLostError:
+            leave_when_told()
             say(
                 f"lost the rendezvous at {config.rdzv_endpoint}; waiting up to {join_timeout:.0f} s for it to come back"
             )

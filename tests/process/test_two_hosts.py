@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from gfgw_prod.resilience.exit_codes import PREEMPTED
+
 from . import runs
 from .two_hosts import CANNOT, TwoHosts
 
@@ -128,6 +130,18 @@ def test_two_hosts_end_with_the_weights_of_one_process(
     assert runs.digests(run_dir)[STEPS] == runs.digests(undisturbed)[STEPS]
     assert runs.losses(run_dir) == runs.losses(undisturbed)
     runs.assert_each_metric_has_each_step_once(run_dir, STEPS)
+
+
+def test_node_that_waits_for_the_rendezvous_stops_when_told(tmp_path: Path) -> None:
+    with TwoHosts() as net, Job(tmp_path).on(net) as job:
+        job.wait_for(2)
+        job.agents[0].kill()
+        waiting = job.agents[1]
+        assert waiting.stderr is not None
+        said = next(line for line in waiting.stderr if "gfgw launcher" in line and "rank" not in line)
+        assert "lost the rendezvous" in said
+        waiting.terminate()
+        assert waiting.wait(timeout=10) == PREEMPTED
 
 
 def test_no_rank_outlives_its_agent(tmp_path: Path) -> None:
