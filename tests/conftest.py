@@ -5,5 +5,5 @@ import pytest
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--thorough", action="store_true", help="as many steps, kills and runs as the documentation speaks of (an hour)"
+        "--thorough", action="store_true", help="as many steps, kills and runs as the documentation speaks of"
     )
