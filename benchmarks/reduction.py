@@ -13,7 +13,6 @@ from pathlib import Path
 
 from gfgw_prod import settings_io
 from gfgw_prod.config import Config
-from gfgw_prod.data.stream import cell_stream
 from gfgw_prod.distributed.world import World
 from gfgw_prod.trainer import Run
 
@@ -39,15 +38,7 @@ class Stepper:
     def __init__(self, config: Config, world: World):
         self.run, self.world, self.step = Run(config, world), world, 0
         self.run.bank.encode(self.run.table, self.run.extractor, config.features.block_rows, on_block=lambda rows: None)
-        self.stream = cell_stream(
-            self.run.table,
-            self.run.parallel.spread,
-            seed=config.seed,
-            first_step=0,
-            last_step=MOST_PAIRS + 2,
-            size=config.train.cell_size,
-            rank=world.rank,
-        )
+        self.stream = self.run.stream(MOST_PAIRS + 1)
 
     def measure(self) -> tuple[float, int]:
         """Seconds of one step, and what all ranks sent in it, headers and acknowledgements included."""

@@ -39,7 +39,7 @@ def plan(config: Config, *, ranks: int, as_json: bool) -> int:
         raise UserError(str(error)) from None
     parameters = sum(p.numel() for p in generator.parameters())
     dim = FEATURE_DIMS.get(config.features.extractor, math.prod(shape))
-    spread = Spread(config.cells, ranks, contiguous=config.distributed.strategy == "ddp")
+    spread = Spread.under(config.distributed.strategy, config.cells, ranks)
     share = ranks if config.distributed.strategy == "fsdp" else 1
     # Weights, gradient, two moments and the average; with exact reduction also the partial sums.
     state = 5 * parameters // share

@@ -32,10 +32,10 @@ TERMS = ("total", "flow", "feature", "structure", "lpips", "boundary")
 
 @dataclass(frozen=True)
 class StepReport:
-    """What a step found, still on the device: this rank's loss terms and streamed row ids, and scalars."""
+    """What a step found: this rank's loss terms and scalars, still on the device, and streamed row ids."""
 
     terms: Tensor  # (rounds, len(TERMS))
-    streamed: Tensor  # (rounds, b)
+    streamed: Tensor  # (rounds, b), on the CPU
     gradient_norm: Tensor
     lr: float
     epsilon: float
@@ -47,7 +47,7 @@ class StepReport:
     def values(self, world: World, spread: Spread) -> dict[str, float]:
         """Metrics by tag of the catalogue; losses are means over all cells, in the order of cells. Collective."""
         means = spread.in_order(world.gather(self.terms)).double().mean(dim=0).tolist()
-        streamed = spread.in_order(world.gather(self.streamed)).flatten()
+        streamed = spread.in_order(world.gather(self.streamed.to(world.device))).flatten()
         rows = torch.cat([streamed, self.match.rows]).cpu()
         return {f"loss/{term}": mean for term, mean in zip(TERMS, means, strict=True)} | {
             "data/batch_crc": zlib.crc32(rows.numpy().astype("<i8").tobytes()),
@@ -93,7 +93,7 @@ class TrainingStep:
         norm, lr = self._update(images_seen)
         return StepReport(
             torch.stack(terms),
-            torch.stack([cell.rows for cell in inputs]),
+            torch.stack([cell.ids for cell in inputs]),
             norm,
             lr,
             self.matcher.epsilon(images_seen),
@@ -172,9 +172,9 @@ class TrainingStep:
 
 @dataclass(frozen=True)
 class CellInputs:
-    """A cell's random draws and streamed rows, on the device."""
+    """A cell's random draws and streamed rows, on the device, and the rows' ids, on the CPU."""
 
-    rows: Tensor  # (b,) ids of the images
+    ids: Tensor  # (b,)
     noise: Tensor  # (b, c, h, w)
     images: Tensor  # (b, c, h, w), from the stream
     labels: Tensor  # (b,)
@@ -184,7 +184,7 @@ class CellInputs:
     def draw(cls, cell: Cell, rows: CellRows, table: Table, device: torch.device) -> CellInputs:
         assert rows.cell == cell, "the stream and the rounds must agree"
         return cls(
-            rows=rows.ids.to(device),
+            ids=rows.ids,
             noise=cell.normal("noise", table.image_shape, device),
             images=rows.images.to(device),
             labels=rows.labels.to(device),

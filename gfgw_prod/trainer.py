@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from gfgw_prod import samples, settings_io
 from gfgw_prod.commands import program
 from gfgw_prod.config import Config
 from gfgw_prod.data.sources import load_table
-from gfgw_prod.data.stream import cell_stream
+from gfgw_prod.data.stream import CellRows, cell_stream
 from gfgw_prod.distributed.parallel import parallelise
 from gfgw_prod.distributed.world import World
 from gfgw_prod.features.bank import FeatureBank
@@ -134,18 +135,22 @@ class Run:
         if self.world.is_main:
             settings_io.write_yaml(self.config, self.dir / "config.yaml")
 
+    def stream(self, last_step: int) -> Iterator[CellRows]:
+        """This rank's cells from the present step to the last, exclusive."""
+        return cell_stream(
+            self.table,
+            self.parallel.spread,
+            seed=self.config.seed,
+            first_step=self.step,
+            last_step=last_step,
+            size=self.config.train.cell_size,
+            rank=self.world.rank,
+        )
+
     def loop(self) -> None:
         """Steps until ``train.total_kimg``, with records, pictures and checkpoints at their intervals."""
         config = self.config
-        stream = cell_stream(
-            self.table,
-            self.parallel.spread,
-            seed=config.seed,
-            first_step=self.step,
-            last_step=config.total_steps,
-            size=config.train.cell_size,
-            rank=self.world.rank,
-        )
+        stream = self.stream(config.total_steps)
         started = time.monotonic()
         self._pace = Pace(self.step, config.train.batch_size, self.world.world_size, self.parallel.spread.idle_share)
         while self.step < config.total_steps:

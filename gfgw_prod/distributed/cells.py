@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -96,6 +97,11 @@ class Spread:
     cells: int
     world_size: int
     contiguous: bool
+
+    @classmethod
+    def under(cls, strategy: Literal["ddp", "fsdp"], cells: int, world_size: int) -> Spread:
+        """Neighbouring cells for DDP, which may keep whole gradients; cells in turn for FSDP, which may not."""
+        return cls(cells, world_size, contiguous=strategy == "ddp")
 
     @property
     def turns(self) -> int:

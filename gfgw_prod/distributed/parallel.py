@@ -48,7 +48,7 @@ def parallelise(
         blocks: FSDP shards each submodule of this type on its own.
         example: inputs of one forward pass, for DDP's rehearsal.
     """
-    spread = Spread(cells, world.world_size, contiguous=strategy == "ddp")
+    spread = Spread.under(strategy, cells, world.world_size)
     if world.world_size == 1:
         return _Alone(generator, spread, exact=reduction == "exact")
     if strategy == "ddp":

@@ -27,8 +27,10 @@ from gfgw_prod.resilience.exit_codes import UserError
 
 MANIFEST = "manifest.json"
 FORMAT = 1
-FACTS = {"step", "images", "saved_at", "config", "data_fingerprint", "frozen_weights", "packages", "changes"}
-FACTS |= {"arithmetic", "image_shape", "num_classes"}
+FACTS = {
+    *("step", "images", "saved_at", "config", "data_fingerprint", "frozen_weights", "packages", "arithmetic"),
+    *("changes", "image_shape", "num_classes"),
+}
 LOCK_SECONDS = 10.0  # how long a run waits for a predecessor that is on its way out
 State = dict[str, Tensor]
 

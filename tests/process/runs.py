@@ -225,6 +225,21 @@ def kill_after_checkpoint(process: subprocess.Popen[str], run_dir: Path, step: i
     os.kill(process.pid if victim is None else victim, signal.SIGKILL)
 
 
+def workers_of(agent: int) -> dict[int, int]:
+    """Process ids of the agent's workers by rank."""
+    found = {}
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+            variables = (entry / "environ").read_bytes().split(b"\0") if parent == agent else []
+        except OSError:  # it has ended meanwhile
+            continue
+        found |= {int(each[5:]): int(entry.name) for each in variables if each.startswith(b"RANK=")}
+    return found
+
+
 def free_port() -> int:
     """A TCP port that nobody listens on."""
     with socket.create_server(("127.0.0.1", 0)) as server:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -11,21 +12,7 @@ import pytest
 from . import runs
 
 TWO_RANKS = {"NPROC": "2"}
-
-
-def workers_of(agent: int) -> dict[int, int]:
-    """Process ids of the agent's workers by rank."""
-    found = {}
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit():
-            continue
-        try:
-            parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-            variables = (entry / "environ").read_bytes().split(b"\0") if parent == agent else []
-        except OSError:  # it has ended meanwhile
-            continue
-        found |= {int(each[5:]): int(entry.name) for each in variables if each.startswith(b"RANK=")}
-    return found
+NEEDS_PROC = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finding a rank's process needs /proc")
 
 
 def test_two_ranks_train_the_weights_that_one_process_trains(reference: Path, tmp_path: Path) -> None:
@@ -34,11 +21,11 @@ def test_two_ranks_train_the_weights_that_one_process_trains(reference: Path, tm
     assert runs.digests(tmp_path / "run") == {2: runs.digests(reference)[2]}
 
 
-@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finding a rank's process needs /proc")
+@NEEDS_PROC
 def test_run_whose_rank_was_killed_is_restarted_and_ends_with_the_same_weights(reference: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     agent = runs.start(runs.elastic(run_dir, *runs.UNHURRIED), TWO_RANKS)
-    workers = runs.wait_until(lambda: len(found := workers_of(agent.pid)) == 2 and found, agent)
+    workers = runs.wait_until(lambda: len(found := runs.workers_of(agent.pid)) == 2 and found, agent)
     runs.kill_after_checkpoint(agent, run_dir, step=2, victim=workers[1])
     outcome = runs.outcome_of(agent)
     assert outcome.code == 0, outcome.stderr
@@ -48,6 +35,20 @@ def test_run_whose_rank_was_killed_is_restarted_and_ends_with_the_same_weights(r
     assert runs.digests(run_dir) == runs.digests(reference)
     assert runs.losses(run_dir) == runs.losses(reference)
     assert not any(Path(f"/proc/{worker}").exists() for worker in workers.values())
+
+
+@NEEDS_PROC
+def test_no_rank_outlives_its_agent(tmp_path: Path) -> None:
+    agent = runs.start(runs.elastic(tmp_path / "run", *runs.UNHURRIED), {"NPROC": "1"})
+    runs.wait_until((tmp_path / "run" / "stats.jsonl").exists, agent)
+    workers = runs.workers_of(agent.pid)
+    assert workers
+    os.kill(agent.pid, signal.SIGKILL)
+    runs.outcome_of(agent)
+    deadline = time.monotonic() + 5
+    while any(Path(f"/proc/{worker}").exists() for worker in workers.values()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 @pytest.mark.parametrize(

@@ -11,16 +11,15 @@ from pathlib import Path
 import pytest
 
 from . import runs
-from .test_elastic import workers_of
 
 STEPS = 16
 EVERY = 3  # steps between checkpoints
 ORDER = (1, 2, 4, 3)  # ranks of the launches, in a ring
-
-
-def options(length: int = STEPS) -> list[str]:
-    kimg = runs.SMALL_BATCH / 1000
-    return [*runs.SMALL, "--train.total-kimg", str(length * kimg), "--checkpoint.every-kimg", str(EVERY * kimg)]
+STEP_KIMG = runs.SMALL_BATCH / 1000
+OPTIONS = (
+    *(*runs.SMALL, "--train.total-kimg", str(STEPS * STEP_KIMG)),
+    *("--checkpoint.every-kimg", str(EVERY * STEP_KIMG)),
+)
 
 
 def last_step(run_dir: Path) -> int:
@@ -33,7 +32,7 @@ def killed_twice(run_dir: Path, number: int, expected: dict[int, dict[str, float
     for launch in range(3):
         ranks = ORDER[(number + launch) % len(ORDER)]
         strategy = chance.choice(["ddp", "fsdp"])
-        command = runs.training(run_dir, *options(), "--distributed.strategy", strategy, ranks=ranks)
+        command = runs.training(run_dir, *OPTIONS, "--distributed.strategy", strategy, ranks=ranks)
         if launch == 2:
             outcome = runs.execute(command)
             assert outcome.code == 0, outcome.stderr
@@ -42,7 +41,7 @@ def killed_twice(run_dir: Path, number: int, expected: dict[int, dict[str, float
         step = begun + chance.randint(1, (STEPS - 1 - begun) // (2 - launch))
         process = runs.start(command)
         runs.wait_until(lambda step=step: last_step(run_dir) >= step, process)
-        victims = workers_of(process.pid) if ranks > 1 else {0: process.pid}
+        victims = runs.workers_of(process.pid) if ranks > 1 else {0: process.pid}
         os.kill(victims[chance.randrange(ranks)], signal.SIGKILL)
         assert runs.outcome_of(process).code != 0
         so_far = runs.losses(run_dir)
@@ -56,7 +55,7 @@ def killed_twice(run_dir: Path, number: int, expected: dict[int, dict[str, float
 def test_runs_killed_twice_on_changing_worlds_end_with_the_same_weights(
     request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
-    runs.train(tmp_path / "undisturbed", *options())
+    runs.train(tmp_path / "undisturbed", *OPTIONS)
     expected = runs.losses(tmp_path / "undisturbed")
     count = 20 if request.config.getoption("--thorough") else 2
     with ThreadPoolExecutor(2) as pool:

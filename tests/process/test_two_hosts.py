@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import time
@@ -21,7 +20,6 @@ from .two_hosts import CANNOT, TwoHosts
 pytestmark = pytest.mark.skipif(bool(CANNOT), reason=CANNOT)
 
 STEPS = 24
-Agents = list["subprocess.Popen[str]"]
 
 
 class Job:
@@ -30,7 +28,7 @@ class Job:
     def __init__(self, directory: Path, *options: str):
         self.run_dir = directory / "run"
         self.command = runs.elastic(self.run_dir, *runs.UNHURRIED, *options, steps=STEPS)
-        self.agents: Agents = []
+        self.agents: list[subprocess.Popen[str]] = []
 
     @contextmanager
     def on(self, net: TwoHosts) -> Iterator[Job]:
@@ -142,16 +140,3 @@ def test_node_that_waits_for_the_rendezvous_stops_when_told(tmp_path: Path) -> N
         assert "lost the rendezvous" in said
         waiting.terminate()
         assert waiting.wait(timeout=10) == PREEMPTED
-
-
-def test_no_rank_outlives_its_agent(tmp_path: Path) -> None:
-    agent = runs.start(runs.elastic(tmp_path / "run", *runs.UNHURRIED), {"NPROC": "1"})
-    runs.wait_until((tmp_path / "run" / "stats.jsonl").exists, agent)
-    children = [int(pid) for pid in Path(f"/proc/{agent.pid}/task/{agent.pid}/children").read_text().split()]
-    assert children
-    os.kill(agent.pid, signal.SIGKILL)
-    runs.outcome_of(agent)
-    deadline = time.monotonic() + 5
-    while any(Path(f"/proc/{child}").exists() for child in children):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
