@@ -46,8 +46,7 @@ def plan(config: Config, *, ranks: int, as_json: bool) -> int:
     if config.distributed.strategy == "ddp" and ranks > 1:
         state += parameters  # DDP's buckets
     if config.distributed.reduction == "exact":
-        summed = spread.turns if share == 1 else config.cells  # on one rank; FSDP keeps its slice of every cell's
-        state += parameters // share * (math.floor(math.log2(summed)) + 1)
+        state += parameters // share * _partial_sums(spread)
     bank = -(-rows // ranks) * dim
     if config.transport.scope == "full":
         bank += rows * dim
@@ -82,6 +81,12 @@ def plan(config: Config, *, ranks: int, as_json: bool) -> int:
         print(f"memory, {name:<12}{size / 2**20:>10,.1f} MiB per rank")
     print(f"sent per step     {sent / 2**20:>12,.1f} MiB per rank")
     return FINISHED
+
+
+def _partial_sums(spread: Spread) -> int:
+    """The most sums of cells that a rank keeps at a time: of its own cells, or (FSDP) its slice of all cells'."""
+    held = [spread.held(rank) for rank in range(spread.world_size)] if spread.contiguous else [range(spread.cells)]
+    return max(len(levels(range(cells.start, stop))) for cells in held for stop in range(cells.start, cells.stop + 1))
 
 
 def frozen_networks(config: Config, shape: tuple[int, int, int]) -> list[nn.Module]:

@@ -118,13 +118,13 @@ class Run:
 
     def resume(self) -> None:
         """Takes up the newest good checkpoint of the run directory, or encodes the bank for a new run."""
-        path = self._together(self._choose_checkpoint)
-        self.facts = guards.facts_of(self.config, self.table, self._frozen(), self.world.device)
-        found = self.world.share(path)
+        found = self.world.share(self._together(self._choose_checkpoint))
         if found is not None:
-            if changed := guards.accept_changes(found.manifest, self.facts):
-                self._say(f"run.allow_changes: going on with {'; '.join(changed)}")
             self.step = self.first_step = self.optimizer.steps = found.step
+        self.facts = guards.facts_of(self.config, self.table, self._frozen(), self.world.device)
+        by_rank = self.world.collect(self.facts)
+        for change in self._together(lambda: self._accepted_changes(found, by_rank)):
+            self._say(f"run.allow_changes: going on with {change}")
         self.telemetry = self._together(lambda: self._open_telemetry(found))
         if found is not None:
             checkpoint.load(found, self._state(), self.world)
@@ -269,6 +269,10 @@ class Run:
     def _build_perceptual(self) -> torch.nn.Module | None:
         loss = self.config.loss
         return build_perceptual(loss.lpips_trunk).to(self.world.device) if loss.lpips else None
+
+    def _accepted_changes(self, found: checkpoint.Checkpoint | None, by_rank: list[dict[str, Any]]) -> list[str]:
+        changed = [] if found is None else guards.accept_changes(found.manifest, self.facts)
+        return changed + guards.accept_mixture(by_rank, self.facts, self.step)
 
     def _choose_checkpoint(self) -> checkpoint.Checkpoint | None:
         return checkpoint.newest_good(self.dir, self._say) if self.world.is_main else None

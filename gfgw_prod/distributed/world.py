@@ -12,6 +12,7 @@ from typing import Literal, TypeVar
 
 import torch
 import torch.distributed as dist
+import torch.utils.deterministic
 from torch import Tensor
 
 from gfgw_prod.resilience.exit_codes import UserError, one_line
@@ -50,10 +51,12 @@ class World:
         chosen = choose_device(device)
         timeout = timedelta(seconds=timeout_seconds)
         backend = "nccl" if chosen.type == "cuda" else "gloo"
+        torch.use_deterministic_algorithms(True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # it costs time, and hides what nobody reads here
         if chosen.type == "cuda":
+            os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # read when the first matrices are multiplied
             torch.cuda.set_device(chosen)
             torch.backends.cudnn.benchmark = False  # picks kernels by their time: not a function of the configuration
-            torch.backends.cudnn.deterministic = True
         if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
             try:
                 with _silent_output():
@@ -109,17 +112,21 @@ class World:
         dist.broadcast_object_list(box, src=0, device=self.device)
         return box[0]
 
+    def collect(self, value: T) -> list[T]:
+        """Every rank's value, by rank, on all ranks."""
+        if self.world_size == 1:
+            return [value]
+        values: list[T] = [value] * self.world_size
+        dist.all_gather_object(values, value)
+        return values
+
     def agree(self, problem: str | None) -> None:
         """Raises the first rank's problem on all ranks, so that none waits for one that gave up.
 
         Raises:
             UserError: if any rank has a problem.
         """
-        problems: list[str | None] = [problem]
-        if self.world_size > 1:
-            problems = [None] * self.world_size
-            dist.all_gather_object(problems, problem)
-        for found in problems:
+        for found in self.collect(problem):
             if found is not None:
                 raise UserError(found)
 

@@ -1,9 +1,11 @@
-"""Refuses to go on with a run whose trajectory new settings, data or packages would change, unless told to."""
+"""Refuses to go on with a run whose trajectory new settings, data, packages or machines would change, unless told to."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import platform
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,8 +18,16 @@ if TYPE_CHECKING:
     from gfgw_prod.config import Config
     from gfgw_prod.data.sources import Table
 
-# Those whose arithmetic ends in the weights. Data sets and weight files have fingerprints of their own.
-PACKAGES = ("gfgw-prod", "lpips", "pot", "timm", "torch", "torchvision")
+# Settings with which a package's arithmetic ends in the weights; torch's and our own always does. Data sets and weight
+# files have fingerprints of their own.
+PACKAGES: dict[str, Callable[[Config], bool]] = {
+    "gfgw-prod": lambda config: True,
+    "torch": lambda config: True,
+    "timm": lambda config: config.features.extractor == "dinov2",
+    "lpips": lambda config: config.loss.lpips > 0,
+    "torchvision": lambda config: config.loss.lpips > 0,
+    "pot": lambda config: config.transport.backend == "pot",
+}
 
 # Settings that leave every weight as it is: where things are kept, what is reported, how the work is spread.
 FREE = frozenset(
@@ -40,10 +50,21 @@ FREE_SECTIONS = ("telemetry.",)
 
 
 def arithmetic_of(device: torch.device) -> str:
-    """What computes: a GPU's model, or the instruction set that torch's CPU kernels use; bits depend on it."""
+    """What computes, as far as bits depend on it: a GPU's model and its libraries, or a CPU's model and instructions."""
     if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"cpu {torch.backends.cpu.get_cpu_capability()}"
+        return (
+            f"{torch.cuda.get_device_name(device)}, CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}"
+        )
+    return f"{_cpu_model()}, {torch.backends.cpu.get_cpu_capability()}"
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.processor() or platform.machine())
 
 
 def facts_of(config: Config, table: Table, frozen: Sequence[nn.Module], device: torch.device) -> dict[str, Any]:
@@ -52,7 +73,7 @@ def facts_of(config: Config, table: Table, frozen: Sequence[nn.Module], device: 
         "config": config.model_dump(mode="json"),
         "data_fingerprint": table.fingerprint(),
         "frozen_weights": [weights_digest(net.state_dict()) for net in frozen],
-        "packages": {name: version(name) for name in PACKAGES},
+        "packages": {name: version(name) for name, matters in PACKAGES.items() if matters(config)},
         "arithmetic": arithmetic_of(device),
         "num_classes": table.num_classes,
         "image_shape": list(table.image_shape),
@@ -99,6 +120,24 @@ def accept_changes(manifest: dict[str, Any], facts: dict[str, Any]) -> list[str]
             "use those, another run.dir, or run.allow_changes true"
         )
     facts["changes"] = [*manifest["changes"], *([{"step": manifest["step"], "changes": found}] if found else [])]
+    return found
+
+
+def accept_mixture(by_rank: Sequence[dict[str, Any]], facts: dict[str, Any], step: int) -> list[str]:
+    """Refuses ranks that differ from rank 0, or enters and returns their differences, as ``accept_changes`` does.
+
+    Raises:
+        UserError: naming the first rank that would train other weights, and why.
+    """
+    mixed = {rank: changes(by_rank[0], other) for rank, other in enumerate(by_rank)}
+    found = [f"rank {rank}: {'; '.join(different)}" for rank, different in mixed.items() if different]
+    if found and not facts["config"]["run"]["allow_changes"]:
+        raise UserError(
+            f"ranks differ from rank 0 in what trains the weights ({found[0]}); "
+            "make their nodes alike, or set run.allow_changes true"
+        )
+    if found and found not in [each["changes"] for each in facts["changes"]]:  # a mixed job may be resumed often
+        facts["changes"].append({"step": step, "changes": found})
     return found
 
 

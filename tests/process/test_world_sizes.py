@@ -37,6 +37,14 @@ def test_five_ranks_share_cells_that_five_does_not_divide(
     assert runs.records(tmp_path / "alone")[0]["run/idle_share"] == 0
 
 
+def test_several_buckets_and_a_boundary_penalty_train_the_weights_that_one_process_trains(tmp_path: Path) -> None:
+    # More than a megabyte of gradients, which is what DDP puts into its first bucket.
+    options = ("--generator.model-channels", "40", "--generator.exact-boundary", "false", "--data.flip", "false")
+    runs.train(tmp_path / "alone", *options, steps=2)
+    runs.train(tmp_path / "three", *options, steps=2, ranks=3)
+    assert runs.digests(tmp_path / "three") == runs.digests(tmp_path / "alone")
+
+
 def test_another_seed_trains_other_weights(reference: Path, tmp_path: Path) -> None:
     runs.train(tmp_path / "run", "--seed", "1", steps=2)
     assert runs.digests(tmp_path / "run")[2] != runs.digests(reference)[2]

@@ -8,7 +8,7 @@ import torch
 
 from gfgw_prod.data.sources import Table
 from gfgw_prod.resilience.exit_codes import UserError
-from gfgw_prod.resilience.guards import FREE, accept_changes, facts_of, flatten
+from gfgw_prod.resilience.guards import FREE, accept_changes, accept_mixture, arithmetic_of, facts_of, flatten
 from gfgw_prod.settings_io import resolve, setting_names
 
 
@@ -119,5 +119,37 @@ def test_batch_size_counts_the_steps_and_stays(facts: dict[str, Any]) -> None:
 
 
 def test_other_arithmetic_is_named(facts: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match=r"arithmetic of 'cpu \S+' -> 'NVIDIA A100'"):
+    with pytest.raises(UserError, match=r"arithmetic of '.+' -> 'NVIDIA A100'"):
         accept_changes(facts, copy.deepcopy(facts) | {"arithmetic": "NVIDIA A100"})
+
+
+def test_arithmetic_names_the_processor() -> None:
+    *model, instructions = arithmetic_of(torch.device("cpu")).split(", ")
+    assert instructions == torch.backends.cpu.get_cpu_capability()
+    assert "".join(model)
+
+
+def test_packages_that_compute_nothing_are_not_compared(table: Table) -> None:
+    def packages(**sections: dict[str, object]) -> set[str]:
+        return set(facts_of(resolve(sections), table, [], torch.device("cpu"))["packages"])
+
+    pixels: dict[str, object] = {"extractor": "pixels"}
+    assert packages(features=pixels) == {"gfgw-prod", "torch"}
+    assert packages(features={"extractor": "dinov2"}) == {"gfgw-prod", "torch", "timm"}
+    assert packages(features=pixels, loss={"lpips": 0.5}) == {"gfgw-prod", "torch", "lpips", "torchvision"}
+    assert packages(features=pixels, transport={"backend": "pot"}) == {"gfgw-prod", "torch", "pot"}
+
+
+def test_rank_that_would_train_other_weights_is_named(facts: dict[str, Any]) -> None:
+    other = copy.deepcopy(facts) | {"arithmetic": "NVIDIA H100"}
+    assert accept_mixture([facts, copy.deepcopy(facts)], facts, step=0) == []
+    with pytest.raises(UserError, match=r"rank 2: the arithmetic of '.+' -> 'NVIDIA H100'"):
+        accept_mixture([facts, facts, other], facts, step=0)
+
+
+def test_allowed_mixture_is_recorded_once(facts: dict[str, Any]) -> None:
+    allowed = changed(facts, "run.allow_changes", True)
+    by_rank = [allowed, copy.deepcopy(allowed) | {"data_fingerprint": "xyz"}]
+    assert accept_mixture(by_rank, allowed, step=3) == ["rank 1: the data set itself"]
+    accept_mixture(by_rank, allowed, step=9)
+    assert allowed["changes"] == [{"step": 3, "changes": ["rank 1: the data set itself"]}]

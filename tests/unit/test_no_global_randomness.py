@@ -21,6 +21,8 @@ def findings(source: str, *, may_seed: bool) -> Iterator[str]:
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import | ast.ImportFrom):
             names = [alias.name for alias in node.names] + [getattr(node, "module", None) or ""]
+            if getattr(node, "module", None) == "torch" and DRAWS & set(names):
+                yield f"{node.lineno}: imports {', '.join(names)}, which would not be seen where it is called"
             if {"random", "numpy.random", "secrets"} & set(names):
                 yield f"{node.lineno}: imports {', '.join(names)}"
         if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
@@ -55,6 +57,7 @@ def test_no_global_generator_is_used(file: Path) -> None:
         "state = torch.get_rng_state()",
         "noise = torch.randn_like(x)",
         "import random",
+        "from torch import Tensor, randn",
         "from numpy import random",
         "i = np.random.randint(3)",
     ],
