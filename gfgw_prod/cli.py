@@ -1,4 +1,4 @@
-"""The commands: train, sample, inspect, doctor. Heavy packages are imported where a command needs them."""
+"""The commands: train, sample, export, inspect, doctor. Heavy packages are imported where a command needs them."""
 
 from __future__ import annotations
 
@@ -52,13 +52,24 @@ def _run(arguments: list[str]) -> int:
     train.add_argument("--json", action="store_true", help="with --dry-run: print JSON")
     train.add_argument("--ranks", type=int, default=1, metavar="N", help="with --dry-run: ranks to plan for (1)")
 
-    sample = commands.add_parser("sample", help="draw images from a checkpoint")
-    _add_place(sample)
+    sample = commands.add_parser("sample", help="draw images from a checkpoint or an exported generator")
+    _add_place(sample, also=", or an exported .safetensors file")
     sample.add_argument("--num", type=int, default=64, help="number of images (default: 64)")
     sample.add_argument("--out", type=Path, required=True, metavar="DIR", help="directory for the images")
     sample.add_argument("--seed", type=int, default=0, help="seed of the noise (default: 0)")
     sample.add_argument("--grid", action="store_true", help="one picture of all images instead of a file each")
     sample.add_argument("--raw", action="store_true", help="weights as trained instead of their average (EMA)")
+
+    export = commands.add_parser("export", help="write the generator as one file for other programs")
+    _add_place(export, also=", or an exported .safetensors file")
+    export.add_argument(
+        "--format",
+        choices=("safetensors", "onnx"),
+        required=True,
+        help="safetensors: weights and settings, for gfgw_prod.trained.load_generator; onnx: noise in, images out",
+    )
+    export.add_argument("--out", type=Path, required=True, metavar="FILE", help="file to write, whole or not at all")
+    export.add_argument("--raw", action="store_true", help="weights as trained instead of their average (EMA)")
 
     inspect = commands.add_parser("inspect", help="list checkpoints with step, images and whether they are whole")
     _add_place(inspect)
@@ -69,7 +80,7 @@ def _run(arguments: list[str]) -> int:
     doctor.add_argument("--json", action="store_true", help="print JSON")
 
     if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help", "--version")):
-        raise UserError("name a command: train, sample, inspect or doctor (see gfgw --help)")
+        raise UserError("name a command: train, sample, export, inspect or doctor (see gfgw --help)")
     if arguments[0] == "train":
         return _train(train, arguments[1:])
     chosen, rest = parser.parse_known_args(settings_io.normalised(arguments))
@@ -79,6 +90,10 @@ def _run(arguments: list[str]) -> int:
         from gfgw_prod.commands import sample_images
 
         return sample_images(chosen.place, chosen.num, chosen.out, seed=chosen.seed, grid=chosen.grid, raw=chosen.raw)
+    if chosen.command == "export":
+        from gfgw_prod.export import export_generator
+
+        return export_generator(chosen.place, chosen.format, chosen.out, raw=chosen.raw)
     if chosen.command == "inspect":
         from gfgw_prod.commands import inspect_checkpoints
 
@@ -105,5 +120,6 @@ def _train(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
     return train(config)
 
 
-def _add_place(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("place", type=Path, metavar="RUN_OR_CHECKPOINT", help="run directory or one of its checkpoints")
+def _add_place(parser: argparse.ArgumentParser, also: str = "") -> None:
+    described = f"run directory or one of its checkpoints{also}"
+    parser.add_argument("place", type=Path, metavar="RUN_OR_CHECKPOINT", help=described)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 import time
@@ -11,7 +12,6 @@ from typing import Any
 
 from gfgw_prod.resilience import checkpoint
 from gfgw_prod.resilience.exit_codes import BAD_INPUT, FINISHED, UserError
-from gfgw_prod.settings_io import resolve
 
 
 def find_checkpoints(place: Path) -> list[checkpoint.Checkpoint]:
@@ -20,9 +20,10 @@ def find_checkpoints(place: Path) -> list[checkpoint.Checkpoint]:
     Raises:
         UserError: if there is none.
     """
-    place = place.resolve()
+    # The functions of os.path take loops of links and names that are too long for what is not there.
+    place = Path(os.path.realpath(place))
     itself = checkpoint.read(place)
-    found = checkpoint.checkpoints(place) if itself is None else [itself]
+    found = [itself] if itself is not None else checkpoint.checkpoints(place) if os.path.isdir(place) else []
     if not found:
         raise UserError(f"{place} holds no checkpoint; name a run directory or one of its checkpoints/step-*")
     return found
@@ -75,31 +76,23 @@ def sample_images(place: Path, count: int, out: Path, *, seed: int, grid: bool, 
     import torch
 
     from gfgw_prod import samples
-    from gfgw_prod.generator import build_generator
+    from gfgw_prod.trained import read_trained
 
     if count < 1:
         raise UserError(f"--num must be at least 1, not {count}")
     if not 0 <= seed < 2**63:
         raise UserError(f"--seed must be between 0 and 2**63 - 1, not {seed}")
-    found = next((c for c in reversed(find_checkpoints(place)) if c.problem() is None), None)
-    if found is None:
-        raise UserError(f"{place} has no undamaged checkpoint; see gfgw inspect {place} --verify")
+    trained = read_trained(place, raw=raw)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--out {out} cannot be made a directory ({error.strerror})") from None
 
-    config = resolve(found.manifest["config"])
-    channels, height, width = found.manifest["image_shape"]
-    classes = found.manifest["num_classes"]
-    torch.set_num_threads(config.run.threads)
-    generator = build_generator(config.generator, (channels, height, width), classes, config.seed)
-    prefix = "generator." if raw else "ema."
-    generator.load_state_dict({name.removeprefix(prefix): t for name, t in found.tensors(prefix).items()})
+    torch.set_num_threads(trained.settings.run.threads)
     images, _ = samples.draw_samples(
-        generator,
-        (channels, height, width),
-        classes,
+        trained.build(),
+        trained.image_shape,
+        trained.num_classes,
         count=count,
         seed=seed,
         stream="sample",

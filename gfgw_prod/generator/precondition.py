@@ -51,5 +51,6 @@ class OneStepGenerator(nn.Module):
 
     def sample(self, noise: Tensor, labels: Tensor | None = None) -> Tensor:
         """One-step samples ``G(z, 1)`` of noise ``(n, c, h, w)``."""
-        images: Tensor = self(noise, noise.new_ones(len(noise)), labels)
+        # shape[0], not len(): a traced graph would keep len() as a constant and take no other batch size.
+        images: Tensor = self(noise, noise.new_ones(noise.shape[0]), labels)
         return images

@@ -219,7 +219,7 @@ class SongUNet(nn.Module):
     def forward(self, x: Tensor, noise_level: Tensor, labels: Tensor | None = None) -> Tensor:
         # The published networks swap the halves of the positional embedding to (cos, sin).
         embedding = self.map_noise(noise_level)
-        embedding = embedding.reshape(len(embedding), 2, -1).flip(1).flatten(1).to(x.dtype)
+        embedding = embedding.unflatten(1, (2, -1)).flip(1).flatten(1).to(x.dtype)
         if self.map_label is not None and labels is not None:
             embedding = embedding + self.map_label(labels.to(x.dtype))
         embedding = F.silu(self.map_layer0(embedding))

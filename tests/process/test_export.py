@@ -1,0 +1,153 @@
+"""``export``: the newest whole checkpoint as a file for other programs, or one line that says why not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnxruntime
+import pytest
+import torch
+
+from gfgw_prod import cli
+from gfgw_prod.distributed.cells import random_stream
+from gfgw_prod.resilience.checkpoint import checkpoints, weights_digest
+from gfgw_prod.samples import draw_samples
+from gfgw_prod.trained import load_generator, read_file
+
+from . import runs
+
+
+@pytest.fixture(scope="module")
+def exported(reference: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with the undisturbed run's generator in both formats, made by quiet processes."""
+    place = tmp_path_factory.mktemp("exported") / "made" / "on the way"
+    outcomes = runs.execute_all(
+        {
+            form: lambda f=form: runs.execute(
+                [*runs.GFGW, "export", str(reference), "--format", f, "--out", str(place / f"digits.{f}")]
+            )
+            for form in ("safetensors", "onnx")
+        }
+    )
+    for form, outcome in outcomes.items():
+        assert (outcome.code, outcome.stderr) == (0, "")
+        assert len(outcome.stdout.splitlines()) == 1
+        assert outcome.stdout.startswith(f"{place / f'digits.{form}'}: averaged weights of step {runs.STEPS} ")
+    assert {file.name for file in place.iterdir()} == {"digits.safetensors", "digits.onnx"}
+    return place
+
+
+def gfgw(*arguments: str) -> None:
+    """A command in this process, where torch is imported once; it must succeed."""
+    assert cli.main(arguments) == 0
+
+
+def test_file_holds_the_averaged_weights_of_the_newest_checkpoint(reference: Path, exported: Path) -> None:
+    held = read_file(exported / "digits.safetensors")
+    [*_, last] = checkpoints(reference)
+    average = {name.removeprefix("ema."): tensor for name, tensor in last.tensors("ema.").items()}
+    assert weights_digest(load_generator(exported / "digits.safetensors").state_dict()) == weights_digest(average)
+    assert (held.step, held.images, held.weights) == (runs.STEPS, runs.STEPS * runs.BATCH, "ema")
+    assert held.weights_sha256 == runs.digests(reference)[runs.STEPS]
+    assert held.config == last.manifest["config"]
+
+
+def test_graph_makes_the_samples_of_the_checkpoint(exported: Path) -> None:
+    images, labels = draw_samples(
+        load_generator(exported / "digits.safetensors"),
+        *((1, 8, 8), 10),
+        count=7,
+        seed=0,
+        stream="sample",
+        device=torch.device("cpu"),
+    )
+    noise = torch.stack([torch.randn((1, 8, 8), generator=random_stream(0, "sample", i)) for i in range(7)])
+    session = onnxruntime.InferenceSession(exported / "digits.onnx", providers=["CPUExecutionProvider"])
+    [made] = session.run(None, {"noise": noise.numpy(), "labels": labels.numpy()})
+    torch.testing.assert_close(torch.from_numpy(made), images, atol=1e-4, rtol=0)
+    described = session.get_modelmeta().custom_metadata_map
+    assert described == read_file(exported / "digits.safetensors").metadata
+
+
+def test_exported_file_samples_and_exports_like_its_run(reference: Path, exported: Path, tmp_path: Path) -> None:
+    file = str(exported / "digits.safetensors")
+    for place, out in ((file, "from-file"), (str(reference), "from-run")):
+        gfgw("sample", place, "--num", "3", "--out", str(tmp_path / out))
+    pictures = [sorted(each.read_bytes() for each in (tmp_path / out).iterdir()) for out in ("from-file", "from-run")]
+    assert pictures[0] == pictures[1]
+    assert len(set(pictures[0])) == 3
+    gfgw("export", file, "--format", "onnx", "--out", str(tmp_path / "again.onnx"))
+    assert (tmp_path / "again.onnx").read_bytes() == (exported / "digits.onnx").read_bytes()
+
+
+def test_raw_weights_replace_an_older_file(reference: Path, tmp_path: Path) -> None:
+    out = tmp_path / "digits.safetensors"
+    out.write_text("older")
+    (tmp_path / "link").symlink_to(out)
+    gfgw("export", str(reference), "--raw", "--format", "safetensors", "--out", str(tmp_path / "link"))
+    [*_, last] = checkpoints(reference)
+    trained = {name.removeprefix("generator."): tensor for name, tensor in last.tensors("generator.").items()}
+    assert weights_digest(read_file(out).tensors) == weights_digest(trained)
+    assert read_file(out).weights == "raw"
+    assert (tmp_path / "link").is_symlink()
+    gfgw("sample", str(out), "--raw", "--num", "1", "--out", str(tmp_path / "pictures"))
+
+
+def test_export_passes_over_a_damaged_checkpoint(copy_of_reference: Path, tmp_path: Path) -> None:
+    runs.newest_shard(copy_of_reference).write_bytes(b"")
+    gfgw("export", str(copy_of_reference), "--format", "safetensors", "--out", str(tmp_path / "g"))
+    assert read_file(tmp_path / "g").step == checkpoints(copy_of_reference)[-2].step == 4
+
+
+# Name of the case: arguments ({run} is a whole run, {file} its file, {} a scratch directory), words of the line.
+CASES: dict[str, tuple[list[str], list[str]]] = {
+    "no run": (["{}/none", "--format", "onnx", "--out", "{}/g"], ["{}/none", "no checkpoint"]),
+    "a name too long for a run": (["x" * 300, "--format", "onnx", "--out", "{}/g"], ["no checkpoint"]),
+    "nothing but a damaged checkpoint": (
+        ["{}/damaged", "--format", "safetensors", "--out", "{}/g"],
+        ["{}/damaged", "no undamaged checkpoint", "inspect"],
+    ),
+    "a file that is no generator": (["{}/text", "--format", "onnx", "--out", "{}/g"], ["{}/text", "safetensors"]),
+    "averaged weights alone": (["{file}", "--raw", "--format", "onnx", "--out", "{}/g"], ["{file}", "--raw"]),
+    "a format nobody knows": (["{run}", "--format", "pickle", "--out", "{}/g"], ["--format", "safetensors", "onnx"]),
+    "no format": (["{run}", "--out", "{}/g"], ["--format"]),
+    "no file to write": (["{run}", "--format", "onnx"], ["--out"]),
+    "out is a directory": (["{run}", "--format", "onnx", "--out", "{}"], ["--out {}", "is a directory"]),
+    "out is under a file": (["{run}", "--format", "onnx", "--out", "{}/text/g"], ["--out {}/text/g", "cannot be"]),
+    "out is in no place for a file": (["{run}", "--format", "safetensors", "--out", "/proc/g"], ["--out /proc/g"]),
+    "out is a device": (["{run}", "--format", "safetensors", "--out", "/dev/null"], ["/dev/null", "regular file"]),
+    "out has a name too long": (
+        ["{run}", "--format", "safetensors", "--out", "{}/" + "x" * 300],
+        ["--out", "too long"],
+    ),
+    "one argument too many": (["{run}", "--format", "onnx", "--out", "{}/g", "more"], ["'more'"]),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_bad_input_is_refused_in_one_line_and_writes_nothing(
+    name: str, reference: Path, exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if name == "nothing but a damaged checkpoint":
+        [*_, last] = checkpoints(reference)
+        damaged = tmp_path / "damaged" / "checkpoints" / last.path.name
+        damaged.mkdir(parents=True)
+        for file in last.path.iterdir():
+            (damaged / file.name).write_bytes(file.read_bytes()[: -1 if file.suffix == ".distcp" else None])
+    (tmp_path / "text").write_text("no weights")
+    before = sorted(tmp_path.rglob("*"))
+
+    def filled(word: str) -> str:
+        known = {"{run}": reference, "{file}": exported / "digits.safetensors", "{}": tmp_path}
+        for mark, path in known.items():
+            word = word.replace(mark, str(path))
+        return word
+
+    arguments, words = CASES[name]
+    assert cli.main(["export", *map(filled, arguments)]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert len(said.err.splitlines()) == 1, said.err
+    assert all(filled(word) in said.err for word in words), said.err
+    assert sorted(tmp_path.rglob("*")) == before
+    assert Path("/dev/null").is_char_device()
