@@ -11,7 +11,7 @@ import torch
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 
-from gfgw_prod.commands import find_checkpoints
+from gfgw_prod.checkpoint.run_directory import find_checkpoints
 from gfgw_prod.evaluation.frechet import frechet_distance
 from gfgw_prod.generator import build_generator
 from gfgw_prod.samples import draw_samples

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gfgw_prod import __version__, settings_io
-from gfgw_prod.resilience.exit_codes import BAD_INPUT, UserError
+from gfgw_prod.resilience.exit_codes import BAD_INPUT, CRASH_LOOP, NoProgressError, UserError
 from gfgw_prod.resilience.orphans import die_with_parent
 
 SETTINGS_HELP = (
@@ -26,6 +26,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if os.environ.get("LOCAL_RANK", "0") == "0":
             print(f"gfgw: {error}", file=sys.stderr)
         return BAD_INPUT
+    except NoProgressError as error:
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            print(f"gfgw: {error}", file=sys.stderr)
+        return CRASH_LOOP
     except KeyboardInterrupt:
         print("gfgw: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         return 130
@@ -122,4 +126,4 @@ def _train(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
 
 def _add_place(parser: argparse.ArgumentParser, also: str = "") -> None:
     described = f"run directory or one of its checkpoints{also}"
-    parser.add_argument("place", type=Path, metavar="RUN_OR_CHECKPOINT", help=described)
+    parser.add_argument("place", metavar="RUN_OR_CHECKPOINT", help=described)

@@ -3,62 +3,35 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from gfgw_prod.resilience import checkpoint
+from gfgw_prod.checkpoint.reading import Checkpoint, weights_digest
+from gfgw_prod.checkpoint.run_directory import listed
 from gfgw_prod.resilience.exit_codes import BAD_INPUT, FINISHED, UserError
 
 
-def find_checkpoints(place: Path) -> list[checkpoint.Checkpoint]:
-    """Checkpoints of a run directory, or the one that ``place`` is.
+def inspect_checkpoints(place: str, *, verify: bool, as_json: bool) -> int:
+    """Prints every checkpoint's step, images, age, size, whether it is whole or why not, and its weights' digest.
+
+    With ``verify``, returns 2 if any is damaged.
 
     Raises:
         UserError: if there is none.
     """
-    # The functions of os.path take loops of links and names that are too long for what is not there.
-    place = Path(os.path.realpath(place))
-    itself = checkpoint.read(place)
-    found = [itself] if itself is not None else checkpoint.checkpoints(place) if os.path.isdir(place) else []
-    if not found:
-        raise UserError(f"{place} holds no checkpoint; name a run directory or one of its checkpoints/step-*")
-    return found
-
-
-def inspect_checkpoints(place: Path, *, verify: bool, as_json: bool) -> int:
-    """Prints every checkpoint's step, images, age, size, whether its hashes match, and the digest of its weights.
-
-    With ``verify``, returns 2 if any is damaged.
-    """
-    rows: list[dict[str, Any]] = []
-    for found in find_checkpoints(place):
-        problem = found.problem()
-        digest = None
-        if problem is None:
-            digest = checkpoint.weights_digest(found.tensors("generator.", "ema."))
-        rows.append(
-            {
-                "name": found.path.name,
-                "step": found.step,
-                "images": found.images,
-                "age_seconds": round(time.time() - found.manifest["saved_at"], 1),
-                "bytes": sum(entry["bytes"] for entry in found.manifest["files"].values()),
-                "verified": problem is None,
-                "problem": problem,
-                "weights_sha256": digest,
-                "changes": found.manifest["changes"],
-            }
-        )
+    rows = [_row(name, checkpoint, problem) for name, checkpoint, problem in listed(place)]
     code = BAD_INPUT if verify and not all(row["verified"] for row in rows) else FINISHED
     if as_json:
         print(json.dumps({"checkpoints": rows}, indent=1))
         return code
     print(f"{'checkpoint':<16}{'kimg':>10}{'MB':>9}{'age':>10}  {'whole':<7}weights_sha256")
     for row in rows:
+        if row["bytes"] is None:
+            print(f"{row['name']:<16}{'':>29}  no: {row['problem']}")
+            continue
         size, age = row["bytes"] / 1e6, row["age_seconds"]
         state, digest = "yes" if row["verified"] else f"no: {row['problem']}", row["weights_sha256"] or ""
         print(f"{row['name']:<16}{row['images'] / 1000:>10.1f}{size:>9.1f}{age:>9.0f}s  {state:<7}{digest}")
@@ -67,7 +40,25 @@ def inspect_checkpoints(place: Path, *, verify: bool, as_json: bool) -> int:
     return code
 
 
-def sample_images(place: Path, count: int, out: Path, *, seed: int, grid: bool, raw: bool) -> int:
+def _row(name: str, checkpoint: Checkpoint | None, problem: str | None) -> dict[str, Any]:
+    row: dict[str, Any] = {"name": name, "step": None, "images": None, "age_seconds": None, "bytes": None}
+    row |= {"verified": False, "problem": problem, "weights_sha256": None, "changes": []}
+    if checkpoint is None:
+        return row
+    problem = checkpoint.problem()
+    return row | {
+        "step": checkpoint.step,
+        "images": checkpoint.images,
+        "age_seconds": round(time.time() - checkpoint.manifest["saved_at"], 1),
+        "bytes": checkpoint.bytes,
+        "verified": problem is None,
+        "problem": problem,
+        "weights_sha256": weights_digest(checkpoint.tensors("generator.", "ema.")) if problem is None else None,
+        "changes": checkpoint.manifest["changes"],
+    }
+
+
+def sample_images(place: str, count: int, out: Path, *, seed: int, grid: bool, raw: bool) -> int:
     """Writes ``count`` one-step samples as PNG files, or as one grid.
 
     Raises:

@@ -169,6 +169,12 @@ class DistributedSettings(Section):
 class CheckpointSettings(Section):
     every_kimg: PositiveFloat = Field(100.0, description="interval between checkpoints, kimg")
     keep: PositiveInt = Field(3, description="checkpoints kept, newest first")
+    keep_every_kimg: NonNegative = Field(
+        0.0, description="one checkpoint for each multiple of this stays for good, kimg; 0 is off"
+    )
+    root: str = Field("", description="directory or fsspec URL of the checkpoints; empty is run.dir/checkpoints")
+    upload_to: str = Field("", description="directory or fsspec URL that they are copied to in the background")
+    max_failures: PositiveInt = Field(3, description="saves in a row that may fail before the run ends with 76")
 
 
 class TelemetrySettings(Section):

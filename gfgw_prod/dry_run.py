@@ -16,6 +16,7 @@ from gfgw_prod.distributed.cells import Spread
 from gfgw_prod.distributed.reduction import levels
 from gfgw_prod.features.extractors import DINOV2, Dinov2Features
 from gfgw_prod.generator import build_generator
+from gfgw_prod.losses.flow import check_scales
 from gfgw_prod.losses.perceptual import PerceptualLoss
 from gfgw_prod.resilience.exit_codes import FINISHED, UserError
 
@@ -32,11 +33,9 @@ def plan(config: Config, *, ranks: int, as_json: bool) -> int:
     if not 1 <= ranks <= config.cells:
         raise UserError(f"--ranks should lie between 1 and the {config.cells} cells of a step, not {ranks}")
     shape, classes, rows = shape_and_classes(config.data.source)
-    try:
-        with torch.device("meta"):
-            generator = build_generator(config.generator, shape, classes, config.seed)
-    except ValueError as error:
-        raise UserError(str(error)) from None
+    check_scales(config.loss.flow_scales, shape)
+    with torch.device("meta"):
+        generator = build_generator(config.generator, shape, classes, config.seed)
     parameters = sum(p.numel() for p in generator.parameters())
     dim = FEATURE_DIMS.get(config.features.extractor, math.prod(shape))
     spread = Spread.under(config.distributed.strategy, config.cells, ranks)

@@ -11,7 +11,7 @@ from gfgw_prod.resilience.exit_codes import FINISHED, UserError
 from gfgw_prod.trained import read_trained, to_safetensors
 
 
-def export_generator(place: Path, form: str, out: Path, *, raw: bool) -> int:
+def export_generator(place: str, form: str, out: Path, *, raw: bool) -> int:
     """Writes the generator as ``safetensors`` (weights) or ``onnx`` (the one-step sampler), whole or not at all.
 
     Raises:

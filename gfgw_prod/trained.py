@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gfgw_prod.commands import find_checkpoints
+from gfgw_prod.checkpoint.reading import weights_digest
+from gfgw_prod.checkpoint.run_directory import find_checkpoints
 from gfgw_prod.config import Config
 from gfgw_prod.generator import OneStepGenerator, build_generator
-from gfgw_prod.resilience.checkpoint import weights_digest
 from gfgw_prod.resilience.exit_codes import UserError, one_line
 from gfgw_prod.settings_io import resolve
 
@@ -78,7 +78,7 @@ class TrainedGenerator:
         return generator.eval()
 
 
-def read_trained(place: Path, *, raw: bool) -> TrainedGenerator:
+def read_trained(place: str, *, raw: bool) -> TrainedGenerator:
     """The generator of a run's newest whole checkpoint, of one checkpoint, or of a file that ``export`` wrote.
 
     Args:
@@ -88,7 +88,7 @@ def read_trained(place: Path, *, raw: bool) -> TrainedGenerator:
         UserError: if there is none, it is damaged, or it does not hold the weights asked for.
     """
     if os.path.isfile(place):
-        trained = read_file(place)
+        trained = read_file(Path(place))
         if raw and trained.weights != "raw":
             raise UserError(f"{place} holds averaged weights alone; export the run with --raw for those as trained")
         return trained

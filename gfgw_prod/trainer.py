@@ -11,6 +11,9 @@ from typing import Any
 import torch
 
 from gfgw_prod import samples, settings_io
+from gfgw_prod.checkpoint.reading import Checkpoint, newest_good
+from gfgw_prod.checkpoint.run_directory import prepare_directory, storages_of
+from gfgw_prod.checkpoint.saving import Saver
 from gfgw_prod.commands import program
 from gfgw_prod.config import Config
 from gfgw_prod.data.sources import load_table
@@ -21,10 +24,10 @@ from gfgw_prod.features.bank import FeatureBank
 from gfgw_prod.features.extractors import build_extractor
 from gfgw_prod.generator import UNetBlock, build_generator
 from gfgw_prod.generator.ema import Ema
-from gfgw_prod.losses.flow import largest_scales
+from gfgw_prod.losses.flow import check_scales
 from gfgw_prod.losses.perceptual import build_perceptual
 from gfgw_prod.optimizer import AdamW
-from gfgw_prod.resilience import checkpoint, guards
+from gfgw_prod.resilience import guards
 from gfgw_prod.resilience.exit_codes import FINISHED, UserError
 from gfgw_prod.resilience.state import training_state
 from gfgw_prod.step import StepReport, TrainingStep
@@ -47,7 +50,7 @@ def train(config: Config) -> int:
             run.loop()
             run.finish()
         finally:
-            run.telemetry.close()
+            run.close()
     except UserError:
         world.stop()
         raise
@@ -60,14 +63,15 @@ class Run:
 
     def __init__(self, config: Config, world: World):
         self.config, self.world, self.dir = config, world, config.run.dir
-        self.step = self.first_step = self.saves = 0
+        self.step = self.first_step = 0
         self._told, self._warned = time.monotonic(), False
         if world.world_size > config.cells:
             raise UserError(
                 f"{world.world_size} ranks share {config.cells} cells; lower train.cell_size or run fewer ranks"
             )
         self.telemetry = Telemetry([])
-        self.lock = self._together(lambda: checkpoint.prepare_directory(self.dir) if world.is_main else None)
+        self.lock = self._together(lambda: prepare_directory(self.dir, self._say) if world.is_main else None)
+        self.storages = self._together(lambda: storages_of(config.checkpoint, self.dir, make=world.is_main))
 
         # Rank 0 may have to fetch an archive; the others then find it.
         fetched = self._together(lambda: load_table(config.data) if world.is_main else None)
@@ -83,15 +87,8 @@ class Run:
             torch.ones(1, device=world.device),
             torch.zeros(1, dtype=torch.long, device=world.device),
         )
-        self.parallel = parallelise(
-            generator,
-            world,
-            config.cells,
-            config.distributed.strategy,
-            config.distributed.reduction,
-            UNetBlock,
-            example,
-        )
+        d = config.distributed
+        self.parallel = parallelise(generator, world, config.cells, d.strategy, d.reduction, UNetBlock, example)
         o = config.optimizer
         self.optimizer = AdamW(generator, betas=o.betas, weight_decay=o.weight_decay)
         self.ema = Ema(generator)
@@ -99,17 +96,10 @@ class Run:
         self.matcher = Matcher(
             config.transport, self.bank, self.table, seed=config.seed, conditional=config.generator.conditional
         )
-        self.training_step = TrainingStep(
-            config,
-            world,
-            self.table,
-            self.parallel,
-            self.extractor,
-            self.perceptual,
-            self.matcher,
-            self.optimizer,
-            self.ema,
-        )
+        parts = (self.table, self.parallel, self.extractor, self.perceptual, self.matcher, self.optimizer, self.ema)
+        self.training_step = TrainingStep(config, world, *parts)
+        # Before a checkpoint is chosen: what an earlier process still commits must be there to be chosen.
+        self.saver = Saver(config.checkpoint, self.storages, world, self._say)
 
     @property
     def images(self) -> int:
@@ -118,7 +108,7 @@ class Run:
 
     def resume(self) -> None:
         """Takes up the newest good checkpoint of the run directory, or encodes the bank for a new run."""
-        found = self.world.share(self._together(self._choose_checkpoint))
+        found = newest_good(self.storages, self.world, self._say)
         if found is not None:
             self.step = self.first_step = self.optimizer.steps = found.step
         self.facts = guards.facts_of(self.config, self.table, self._frozen(), self.world.device)
@@ -127,8 +117,8 @@ class Run:
             self._say(f"run.allow_changes: going on with {change}")
         self.telemetry = self._together(lambda: self._open_telemetry(found))
         if found is not None:
-            checkpoint.load(found, self._state(), self.world)
-            self._say(f"resumed {self.dir} at {self.images / 1000:.1f} kimg from {found.path.name}")
+            found.load(self._state(), self.world)
+            self._say(f"resumed {self.dir} at {self.images / 1000:.1f} kimg from {found.name}")
         else:
             block_rows = self.config.features.block_rows
             self.bank.encode(self.table, self.extractor, block_rows, on_block=self._encoded)
@@ -165,12 +155,17 @@ class Run:
                 self._picture()
             if last or self._due(config.checkpoint.every_kimg):
                 self._save()
+            self._tell_of_saves()
+        while self.saver.saved_step != self.step:  # a last save that fails is tried again; too often is an error
+            self._save()
+            self.saver.join()
+        self.saver.finish()
         self.seconds = time.monotonic() - started
 
     def finish(self) -> None:
         """Closes the telemetry and says what there is now and what to do next."""
         figures = self._figures()
-        self.telemetry.close()
+        self.close()
         place, more = shlex.quote(str(self.dir)), shlex.quote(str(self.dir / "more-samples"))
         made = (self.step - self.first_step) * self.config.train.batch_size
         done = f"trained {made / 1000:.1f} kimg in {self.seconds:.0f} s" if made else "nothing to do: already finished"
@@ -179,6 +174,11 @@ class Run:
         self._say(f"curves:     {program('tensorboard')} --logdir {place}")
         self._say(f"samples:    {program('gfgw')} sample {place} --num 64 --grid --out {more}")
         self._say(f"go on:      the same command with --train.total-kimg {2 * self.config.train.total_kimg:g}")
+
+    def close(self) -> None:
+        """Tells what is still to be told, also of saves that failed."""
+        self._tell_of_saves()
+        self.telemetry.close()
 
     def _encoded(self, rows: int) -> None:
         """Says now and then how far the bank is; with a large network it takes minutes."""
@@ -227,19 +227,11 @@ class Run:
         self.telemetry.picture(self.images, "samples", grid)
 
     def _save(self) -> None:
-        started = time.monotonic()
-        checkpoint.save(
-            self.dir,
-            self._state(),
-            self.world,
-            step=self.step,
-            images=self.images,
-            facts=self.facts,
-            keep=self.config.checkpoint.keep,
-        )
-        self.saves += 1
-        values = {"run/checkpoint_seconds": time.monotonic() - started, "run/checkpoint_saves": self.saves}
-        self.telemetry.record(self.step, self.images, values)
+        self.saver.save(self._state(), step=self.step, images=self.images, facts=self.facts)
+
+    def _tell_of_saves(self) -> None:
+        for step, images, values in self.saver.news():
+            self.telemetry.record(step, images, values)
 
     def _frozen(self) -> list[torch.nn.Module]:
         return [net for net in (self.extractor, self.perceptual) if net is not None]
@@ -253,31 +245,24 @@ class Run:
             return ""
         from gfgw_prod.evaluation.frechet import frechet_distance
 
-        drawn = self._draw(count, "frechet").flatten(1).double().numpy()
-        data = self.table.rows(torch.arange(len(self.table))).flatten(1).double().numpy()
-        return f", raw-pixel Fréchet distance {frechet_distance(drawn, data):.3f} ({count:,} samples)"
+        drawn, data = self._draw(count, "frechet"), self.table.rows(torch.arange(len(self.table)))
+        distance = frechet_distance(*(images.flatten(1).double().numpy() for images in (drawn, data)))
+        return f", raw-pixel Fréchet distance {distance:.3f} ({count:,} samples)"
 
     def _build_generator(self) -> torch.nn.Module:
         c, shape = self.config, self.table.image_shape
-        if c.loss.flow_scales > largest_scales(shape):
-            raise UserError(f"loss.flow_scales should be at most {largest_scales(shape)} for {shape[-1]}-pixel images")
-        try:
-            return build_generator(c.generator, shape, self.table.num_classes, c.seed)
-        except ValueError as error:
-            raise UserError(str(error)) from None
+        check_scales(c.loss.flow_scales, shape)
+        return build_generator(c.generator, shape, self.table.num_classes, c.seed)
 
     def _build_perceptual(self) -> torch.nn.Module | None:
         loss = self.config.loss
         return build_perceptual(loss.lpips_trunk).to(self.world.device) if loss.lpips else None
 
-    def _accepted_changes(self, found: checkpoint.Checkpoint | None, by_rank: list[dict[str, Any]]) -> list[str]:
+    def _accepted_changes(self, found: Checkpoint | None, by_rank: list[dict[str, Any]]) -> list[str]:
         changed = [] if found is None else guards.accept_changes(found.manifest, self.facts)
         return changed + guards.accept_mixture(by_rank, self.facts, self.step)
 
-    def _choose_checkpoint(self) -> checkpoint.Checkpoint | None:
-        return checkpoint.newest_good(self.dir, self._say) if self.world.is_main else None
-
-    def _open_telemetry(self, resumed: checkpoint.Checkpoint | None) -> Telemetry:
+    def _open_telemetry(self, resumed: Checkpoint | None) -> Telemetry:
         if not self.world.is_main:
             return Telemetry([])
         return Telemetry.open(

@@ -52,7 +52,8 @@ class World:
         timeout = timedelta(seconds=timeout_seconds)
         backend = "nccl" if chosen.type == "cuda" else "gloo"
         torch.use_deterministic_algorithms(True)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # it costs time, and hides what nobody reads here
+        # Costs time, for memory that nobody reads before it is written.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         if chosen.type == "cuda":
             os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # read when the first matrices are multiplied
             torch.cuda.set_device(chosen)
@@ -75,6 +76,14 @@ class World:
         """Leaves the process group."""
         if dist.is_initialized():
             dist.destroy_process_group()
+
+    def background_group(self, timeout: timedelta) -> dist.ProcessGroup | None:
+        """All ranks over gloo, for collectives of a thread of its own; ``None`` for a run alone. Collective."""
+        if self.world_size == 1:
+            return None
+        with _silent_output():
+            group: dist.ProcessGroup = dist.new_group(backend="gloo", timeout=timeout)
+        return group
 
     def barrier(self) -> None:
         """Waits for all ranks."""

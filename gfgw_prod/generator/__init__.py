@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from gfgw_prod.distributed.cells import seeded_globally
 from gfgw_prod.generator.precondition import OneStepGenerator, interpolate
 from gfgw_prod.generator.unet import SongUNet, UNetBlock
+from gfgw_prod.resilience.exit_codes import UserError
 
 if TYPE_CHECKING:
     from gfgw_prod.config import GeneratorSettings
@@ -20,19 +21,22 @@ def build_generator(
     """A generator with weights drawn from the run's ``weights`` stream, on torch's current default device.
 
     Raises:
-        ValueError: if the image's side does not fit the number of levels.
+        UserError: if the image's side does not fit the number of levels.
     """
     classes = num_classes if settings.conditional else 0
-    with seeded_globally(seed, "weights"):
-        network = SongUNet(
-            image_shape[-1],
-            image_shape[0],
-            model_channels=settings.model_channels,
-            channel_mult=settings.channel_mult,
-            channel_mult_emb=settings.channel_mult_emb,
-            num_blocks=settings.num_blocks,
-            attention_resolutions=settings.attention_resolutions,
-            dropout=settings.dropout,
-            label_dim=classes,
-        )
+    try:
+        with seeded_globally(seed, "weights"):
+            network = SongUNet(
+                image_shape[-1],
+                image_shape[0],
+                model_channels=settings.model_channels,
+                channel_mult=settings.channel_mult,
+                channel_mult_emb=settings.channel_mult_emb,
+                num_blocks=settings.num_blocks,
+                attention_resolutions=settings.attention_resolutions,
+                dropout=settings.dropout,
+                label_dim=classes,
+            )
+    except ValueError as error:
+        raise UserError(str(error)) from None
     return OneStepGenerator(network, num_classes=classes, exact_boundary=settings.exact_boundary)

@@ -7,6 +7,8 @@ import math
 import torch.nn.functional as F
 from torch import Tensor
 
+from gfgw_prod.resilience.exit_codes import UserError
+
 
 def flow_loss(predicted: Tensor, target: Tensor, *, huber: float, scales: int) -> Tensor:
     """Mean over images ``(n, c, h, w)`` and resolutions of ``√(|e|² + c²) - c``, ``c = huber √d``, divided by ``√d``.
@@ -23,6 +25,12 @@ def flow_loss(predicted: Tensor, target: Tensor, *, huber: float, scales: int) -
     return total / scales
 
 
-def largest_scales(image_shape: tuple[int, int, int]) -> int:
-    """How many resolutions an image offers."""
-    return int(math.log2(min(image_shape[1:]))) + 1
+def check_scales(scales: int, image_shape: tuple[int, int, int]) -> None:
+    """Refuses more resolutions than an image offers.
+
+    Raises:
+        UserError: naming the setting.
+    """
+    most = int(math.log2(min(image_shape[1:]))) + 1
+    if scales > most:
+        raise UserError(f"loss.flow_scales should be at most {most} for {image_shape[-1]}-pixel images")

@@ -12,6 +12,10 @@ class UserError(ValueError):
     """Bad configuration or input. Its message is one line that names the setting and what would be right."""
 
 
+class NoProgressError(RuntimeError):
+    """The run cannot keep what it does; to start it again would not help. Its message is one line."""
+
+
 def one_line(message: object, most: int | None = None) -> str:
     """A message of another library as one line of at most ``most`` characters, to stand inside a ``UserError``."""
     return " ".join(str(message).split())[:most]

@@ -1,4 +1,4 @@
-"""Refuses to go on with a run whose trajectory new settings, data, packages or machines would change, unless told to."""
+"""Refuses to go on with a run whose trajectory new settings, data or machines would change, unless told to."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from gfgw_prod.resilience.checkpoint import weights_digest
+from gfgw_prod.checkpoint.reading import weights_digest
 from gfgw_prod.resilience.exit_codes import UserError
 
 if TYPE_CHECKING:
@@ -42,15 +42,13 @@ FREE = frozenset(
         "train.total_kimg",
         "distributed.strategy",
         "distributed.timeout_seconds",
-        "checkpoint.every_kimg",
-        "checkpoint.keep",
     }
 )
-FREE_SECTIONS = ("telemetry.",)
+FREE_SECTIONS = ("checkpoint.", "telemetry.")
 
 
 def arithmetic_of(device: torch.device) -> str:
-    """What computes, as far as bits depend on it: a GPU's model and its libraries, or a CPU's model and instructions."""
+    """What computes, as far as bits depend on it: a GPU's model and libraries, or a CPU's model and instructions."""
     if device.type == "cuda":
         return (
             f"{torch.cuda.get_device_name(device)}, CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}"

@@ -55,7 +55,17 @@ CATALOGUE: tuple[Metric, ...] = (
     Metric("run/world_size", "gfgw_world_size", "gauge", "Ranks that train."),
     Metric("run/idle_share", "gfgw_idle_share", "gauge", "Share of cell slots that run without weight."),
     Metric("run/checkpoint_saves", "gfgw_checkpoint_saves", "counter", "Checkpoints written by this process."),
-    Metric("run/checkpoint_seconds", "gfgw_checkpoint_seconds", "gauge", "Wall time of the last save."),
+    Metric("run/checkpoint_failures", "gfgw_checkpoint_failures", "counter", "Saves of this process that failed."),
+    Metric("run/checkpoint_seconds", "gfgw_checkpoint_seconds", "gauge", "Wall time of the last save, in background."),
+    Metric(
+        "run/checkpoint_blocked_seconds",
+        "gfgw_checkpoint_blocked_seconds",
+        "gauge",
+        "Time for which the last save held up training.",
+    ),
+    Metric("run/uploads", "gfgw_checkpoint_uploads", "counter", "Checkpoints uploaded by this process."),
+    Metric("run/upload_failures", "gfgw_checkpoint_upload_failures", "counter", "Uploads that failed."),
+    Metric("run/damaged_checkpoints", "gfgw_damaged_checkpoints", "gauge", "Checkpoints set aside as damaged."),
     Metric(
         "run/checkpoint_age_seconds",
         "gfgw_checkpoint_age_seconds",

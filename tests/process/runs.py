@@ -99,10 +99,13 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     }
 
 
-def start(command: Sequence[str], extra: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
+def start(
+    command: Sequence[str], extra: Mapping[str, str] | None = None, cwd: Path | None = None
+) -> subprocess.Popen[str]:
     """Starts a process."""
     return subprocess.Popen(
         command,
+        cwd=cwd,
         env=environment(extra),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -126,9 +129,9 @@ def outcome_of(process: subprocess.Popen[str], limit_seconds: float = LIMIT_SECO
     return Outcome(process.returncode, stdout, stderr)
 
 
-def execute(command: Sequence[str], extra: Mapping[str, str] | None = None) -> Outcome:
+def execute(command: Sequence[str], extra: Mapping[str, str] | None = None, cwd: Path | None = None) -> Outcome:
     """Runs a process to its end."""
-    return outcome_of(start(command, extra))
+    return outcome_of(start(command, extra, cwd))
 
 
 def execute_all(commands: Mapping[str, Callable[[], Outcome]], at_once: int = 2) -> dict[str, Outcome]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from gfgw_prod.resilience.checkpoint import checkpoints
+from gfgw_prod.checkpoint.run_directory import find_checkpoints
 from gfgw_prod.settings_io import setting_names
 
 from . import runs
@@ -28,7 +28,7 @@ def pictures(directory: Path) -> dict[str, bytes]:
 def test_dry_run_counts_what_the_run_then_holds(reference: Path, tmp_path: Path) -> None:
     command = runs.training(tmp_path / "run", "--dry-run", "--json", "--ranks", "4")[len(runs.GFGW) :]
     plan = json.loads(gfgw(*command))
-    [*_, last] = checkpoints(reference)
+    [*_, last] = find_checkpoints(reference)
     assert plan["parameters"] == sum(tensor.numel() for tensor in last.tensors("generator.").values())
     assert (plan["steps"], plan["images"]) == (last.step, last.images)
     assert (plan["ranks"], plan["cells"], plan["cells_per_rank"], plan["idle_share"]) == (4, 6, 2, 0.25)

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from gfgw_prod import cli
+from gfgw_prod.checkpoint.reading import weights_digest
+from gfgw_prod.checkpoint.run_directory import find_checkpoints
 from gfgw_prod.distributed.cells import random_stream
-from gfgw_prod.resilience.checkpoint import checkpoints, weights_digest
 from gfgw_prod.samples import draw_samples
 from gfgw_prod.trained import load_generator, read_file
 
@@ -44,7 +45,7 @@ def gfgw(*arguments: str) -> None:
 
 def test_file_holds_the_averaged_weights_of_the_newest_checkpoint(reference: Path, exported: Path) -> None:
     held = read_file(exported / "digits.safetensors")
-    [*_, last] = checkpoints(reference)
+    [*_, last] = find_checkpoints(reference)
     average = {name.removeprefix("ema."): tensor for name, tensor in last.tensors("ema.").items()}
     assert weights_digest(load_generator(exported / "digits.safetensors").state_dict()) == weights_digest(average)
     assert (held.step, held.images, held.weights) == (runs.STEPS, runs.STEPS * runs.BATCH, "ema")
@@ -85,7 +86,7 @@ def test_raw_weights_replace_an_older_file(reference: Path, tmp_path: Path) -> N
     out.write_text("older")
     (tmp_path / "link").symlink_to(out)
     gfgw("export", str(reference), "--raw", "--format", "safetensors", "--out", str(tmp_path / "link"))
-    [*_, last] = checkpoints(reference)
+    [*_, last] = find_checkpoints(reference)
     trained = {name.removeprefix("generator."): tensor for name, tensor in last.tensors("generator.").items()}
     assert weights_digest(read_file(out).tensors) == weights_digest(trained)
     assert read_file(out).weights == "raw"
@@ -96,7 +97,7 @@ def test_raw_weights_replace_an_older_file(reference: Path, tmp_path: Path) -> N
 def test_export_passes_over_a_damaged_checkpoint(copy_of_reference: Path, tmp_path: Path) -> None:
     runs.newest_shard(copy_of_reference).write_bytes(b"")
     gfgw("export", str(copy_of_reference), "--format", "safetensors", "--out", str(tmp_path / "g"))
-    assert read_file(tmp_path / "g").step == checkpoints(copy_of_reference)[-2].step == 4
+    assert read_file(tmp_path / "g").step == find_checkpoints(copy_of_reference)[-2].step == 4
 
 
 # Name of the case: arguments ({run} is a whole run, {file} its file, {} a scratch directory), words of the line.
@@ -129,10 +130,10 @@ def test_bad_input_is_refused_in_one_line_and_writes_nothing(
     name: str, reference: Path, exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     if name == "nothing but a damaged checkpoint":
-        [*_, last] = checkpoints(reference)
-        damaged = tmp_path / "damaged" / "checkpoints" / last.path.name
+        [*_, last] = find_checkpoints(reference)
+        damaged = tmp_path / "damaged" / "checkpoints" / last.name
         damaged.mkdir(parents=True)
-        for file in last.path.iterdir():
+        for file in (reference / "checkpoints" / last.name).iterdir():
             (damaged / file.name).write_bytes(file.read_bytes()[: -1 if file.suffix == ".distcp" else None])
     (tmp_path / "text").write_text("no weights")
     before = sorted(tmp_path.rglob("*"))

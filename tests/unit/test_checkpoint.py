@@ -1,7 +1,9 @@
 """Checkpoints: written whole, verified file by file, read back bit by bit."""
 
+from __future__ import annotations
+
 import json
-from collections.abc import Callable
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -10,190 +12,234 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 
-from gfgw_prod.commands import find_checkpoints
+from gfgw_prod.checkpoint.manifest import encode
+from gfgw_prod.checkpoint.reading import checkpoints, weights_digest
+from gfgw_prod.checkpoint.run_directory import find_checkpoints, prepare_directory
+from gfgw_prod.checkpoint.staging import Stage
+from gfgw_prod.checkpoint.storage import MANIFEST, LocalStorage
 from gfgw_prod.distributed.world import World
-from gfgw_prod.resilience.checkpoint import (
-    MANIFEST,
-    Checkpoint,
-    checkpoints,
-    load,
-    newest_good,
-    prepare_directory,
-    save,
-    weights_digest,
-)
 from gfgw_prod.resilience.exit_codes import UserError
 
-
-def state(seed: int = 0) -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    return {
-        "generator.weight": torch.randn(16, 8, generator=generator),
-        "ema.weight": torch.randn(16, 8, generator=generator),
-        "bank.rows": torch.randn(40, 3, generator=generator),
-    }
+from ..checkpoints import ALONE, FACTS, Keeper, assert_holds, choose, state, steps
 
 
 @pytest.fixture
-def run_dir(tmp_path: Path, alone: World) -> Path:
+def keeper(tmp_path: Path) -> Keeper:
     """A run with checkpoints of steps 1 and 2."""
-    prepare_directory(tmp_path)
-    for step in (1, 2):
-        save_step(tmp_path, alone, step)
-    return tmp_path
+    keeper = Keeper(tmp_path / "checkpoints", keep=5)
+    keeper.save(1, 2)
+    return keeper
 
 
-def save_step(run_dir: Path, world: World, step: int, *, keep: int = 5) -> None:
-    facts = {
-        "config": {"seed": 1},
-        "data_fingerprint": "abc",
-        "frozen_weights": [],
-        "packages": {},
-        "arithmetic": "cpu",
-        "changes": [],
-        "image_shape": [1, 8, 8],
-        "num_classes": 10,
-    }
-    save(run_dir, state(step), world, step=step, images=step * 10, facts=facts, keep=keep)
+def names(keeper: Keeper) -> list[str]:
+    return [name for name in keeper.storage.names() if not name.startswith(".")]
 
 
-def payload(checkpoint: Checkpoint) -> Path:
-    """The largest file of a checkpoint: its tensors."""
-    return max(checkpoint.path.glob("*.distcp"), key=lambda path: path.stat().st_size)
-
-
-def flip_a_byte(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
-
-
-def truncate(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-1])
-
-
-def test_saved_tensors_come_back_bit_by_bit(run_dir: Path, alone: World) -> None:
-    restored = {name: torch.zeros_like(tensor) for name, tensor in state().items()}
-    first, second = checkpoints(run_dir)
+def test_saved_tensors_come_back_bit_by_bit(keeper: Keeper) -> None:
+    first, second = checkpoints(keeper.storage)
     assert [(c.step, c.images, c.manifest["config"]) for c in (first, second)] == [
-        (1, 10, {"seed": 1}),
-        (2, 20, {"seed": 1}),
+        (1, 1000, {"seed": 1}),
+        (2, 2000, {"seed": 1}),
     ]
-    load(second, restored, alone)
-    assert all(torch.equal(restored[name], tensor) for name, tensor in state(2).items())
+    assert_holds(first, 1)
+    assert_holds(second, 2)
     assert first.problem() is None
 
 
-def test_tensors_are_chosen_by_prefix(run_dir: Path) -> None:
-    found = checkpoints(run_dir)[1].tensors("generator.", "ema.")
+def test_tensors_are_chosen_by_prefix(keeper: Keeper) -> None:
+    found = checkpoints(keeper.storage)[1].tensors("generator.", "ema.")
     assert found.keys() == {"generator.weight", "ema.weight"}
     assert torch.equal(found["ema.weight"], state(2)["ema.weight"])
 
 
-def test_manifest_lists_every_file(run_dir: Path) -> None:
-    found = checkpoints(run_dir)[0]
-    assert {path.name for path in found.path.iterdir()} == {*found.manifest["files"], MANIFEST}
+def test_manifest_lists_every_file(keeper: Keeper) -> None:
+    found = checkpoints(keeper.storage)[0]
+    assert set(keeper.storage.names(found.name)) == {*found.manifest["files"], MANIFEST}
 
 
-@pytest.mark.parametrize("name", [".metadata", "payload"])
-@pytest.mark.parametrize(
-    ("damage", "said"),
-    [(flip_a_byte, "SHA-256"), (truncate, "bytes"), (Path.unlink, "missing")],
-    ids=["flipped", "truncated", "missing"],
-)
-def test_damage_to_any_file_is_found(run_dir: Path, name: str, damage: Callable[[Path], None], said: str) -> None:
-    found = checkpoints(run_dir)[1]
-    file = payload(found) if name == "payload" else found.path / name
-    damage(file)
-    problem = found.problem()
-    assert problem is not None
-    assert file.name in problem
-    assert said in problem
+def test_training_goes_on_with_the_state_while_its_copy_is_written(keeper: Keeper) -> None:
+    changing = state(3)
+    keeper.start(3, changing)
+    for tensor in changing.values():
+        tensor.zero_()
+    keeper.saver.join()
+    assert_holds(choose(keeper.storage)[0], 3)
 
 
-@pytest.mark.parametrize(
-    "edit",
-    [{"files": {}}, {"format": 2}, {"config": None}, {"files": {".metadata": {"bytes": 1}}}, {"files": [1]}],
-    ids=["no files", "other format", "no config", "no hash", "files is a list"],
-)
-def test_manifest_that_says_too_little_is_no_checkpoint(run_dir: Path, edit: dict[str, Any]) -> None:
-    path = run_dir / "checkpoints" / "step-00000002" / MANIFEST
-    manifest = json.loads(path.read_text()) | edit
-    path.write_text(json.dumps({key: value for key, value in manifest.items() if value is not None}))
-    lines: list[str] = []
-    assert newest_good(run_dir, lines.append).step == 1
-    assert len(lines) == 1
+def test_copies_are_made_into_the_same_memory() -> None:
+    stage = Stage(ALONE)
+    first = {name: tensor.data_ptr() for name, tensor in stage.copy(state(1)).items()}
+    again = stage.copy(state(2))
+    assert {name: tensor.data_ptr() for name, tensor in again.items()} == first
+    assert torch.equal(again["bank.rows"], state(2)["bank.rows"])
 
 
-def test_directory_in_use_is_refused_until_it_is_free(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gfgw_prod.resilience.checkpoint.LOCK_SECONDS", 0.5)
-    lock = prepare_directory(run_dir)
-    with pytest.raises(UserError, match="in use"):
-        prepare_directory(run_dir)
-    lock.close()
-    prepare_directory(run_dir).close()
+def test_ranks_share_what_they_have_alike() -> None:
+    whole = {f"{index}": torch.zeros(size) for index, size in enumerate((50, 30, 30, 20, 10))}
+    parts = [Stage(World(rank, 3, torch.device("cpu"))).copy(whole) for rank in range(3)]
+    assert sorted(name for part in parts for name in part) == sorted(whole)
+    assert max(sum(tensor.numel() for tensor in part.values()) for part in parts) <= 50
 
 
-def test_damaged_checkpoint_is_reported_set_aside_and_replaced(run_dir: Path, alone: World) -> None:
-    lines: list[str] = []
-    flip_a_byte(payload(checkpoints(run_dir)[1]))
-    assert newest_good(run_dir, lines.append).step == 1
-    assert len(lines) == 1
-    assert "step-00000002" in lines[0]
-    assert len(list((run_dir / "checkpoints").glob("damaged-*"))) == 1
-    save_step(run_dir, alone, 2)
-    assert newest_good(run_dir, lines.append).step == 2
-    assert len(lines) == 1
+def test_one_save_is_in_flight_at_a_time(keeper: Keeper) -> None:
+    for step in range(3, 9):
+        keeper.start(step)
+        assert [thread.name for thread in threading.enumerate()].count("save") <= 1
+    keeper.saver.finish()
+    assert steps(keeper.storage)[-1] == 8
 
 
-@pytest.mark.parametrize("damage", [truncate, Path.unlink], ids=["truncated", "missing"])
-def test_checkpoint_without_a_readable_manifest_is_reported_and_replaced(
-    run_dir: Path, alone: World, damage: Callable[[Path], None]
-) -> None:
-    lines: list[str] = []
-    damage(run_dir / "checkpoints" / "step-00000002" / MANIFEST)
-    assert newest_good(run_dir, lines.append).step == 1
-    assert any("step-00000002" in line for line in lines)
-    save_step(run_dir, alone, 2)
-    assert newest_good(run_dir, lines.append).step == 2
+def test_saved_step_is_left_as_it_is(keeper: Keeper) -> None:
+    keeper.start(2, state(99))
+    keeper.saver.join()
+    assert_holds(choose(keeper.storage)[0], 2)
+    assert keeper.saver.saved_step == 2
 
 
-def test_no_good_checkpoint_is_none(run_dir: Path) -> None:
-    for found in checkpoints(run_dir):
-        truncate(payload(found))
-    assert newest_good(run_dir, lambda line: None) is None
+def test_end_of_a_run_leaves_checkpoints_and_nothing_else(keeper: Keeper) -> None:
+    keeper.start(3)
+    keeper.saver.finish()
+    assert keeper.storage.names() == ["step-00000001", "step-00000002", "step-00000003"]
 
 
-@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
-def test_write_cut_short_is_no_checkpoint_and_is_cleared(run_dir: Path) -> None:
-    pending = run_dir / "checkpoints" / ".pending-step-00000003-1-1"
-    dcp.save(state(), storage_writer=dcp.FileSystemWriter(pending), no_dist=True)
-    assert [found.step for found in checkpoints(run_dir)] == [1, 2]
-    prepare_directory(run_dir)
-    assert not pending.exists()
-    assert [found.step for found in checkpoints(run_dir)] == [1, 2]
+def test_newest_are_kept(tmp_path: Path) -> None:
+    keeper = Keeper(tmp_path, keep=2)
+    keeper.save(1, 2, 3)
+    assert names(keeper) == ["step-00000002", "step-00000003"]
 
 
-def test_saved_step_is_left_as_it_is(run_dir: Path, alone: World) -> None:
-    save(run_dir, state(99), alone, step=2, images=20, facts={}, keep=5)
-    assert torch.equal(checkpoints(run_dir)[1].tensors("ema.")["ema.weight"], state(2)["ema.weight"])
+def test_one_of_every_interval_is_kept_for_good(tmp_path: Path) -> None:
+    keeper = Keeper(tmp_path, keep=1, keep_every_kimg=3)
+    keeper.save(*range(1, 11))
+    assert steps(keeper.storage) == [3, 6, 9, 10]
 
 
-def test_newest_are_kept(run_dir: Path, alone: World) -> None:
-    save_step(run_dir, alone, 3, keep=2)
-    assert [found.step for found in checkpoints(run_dir)] == [2, 3]
-    assert all(not path.name.startswith(".") for path in (run_dir / "checkpoints").iterdir())
+def test_damaged_checkpoints_are_neither_counted_nor_removed(tmp_path: Path) -> None:
+    keeper = Keeper(tmp_path, keep=2)
+    keeper.save(1, 2)
+    keeper.storage.write("step-00000002/manifest.json", b"{}")
+    keeper.save(3)
+    assert steps(keeper.storage) == [1, 3]
+    assert "step-00000002" in names(keeper)
+    found, lines = choose(keeper.storage)
+    assert_holds(found, 3)
+    assert not lines  # older than what is chosen
 
 
 @pytest.mark.parametrize("change", ["shape", "name"])
-def test_another_architecture_is_refused_by_tensor(run_dir: Path, alone: World, change: str) -> None:
+def test_another_architecture_is_refused_by_tensor(keeper: Keeper, change: str) -> None:
     other = {"generator.weight": torch.zeros(3, 8)} if change == "shape" else {"generator.bias": torch.zeros(8)}
     with pytest.raises(UserError, match=r"another architecture: generator\."):
-        load(checkpoints(run_dir)[1], other, alone)
+        checkpoints(keeper.storage)[1].load(other, ALONE)
+
+
+def test_checkpoint_of_another_format_is_refused_by_name(keeper: Keeper) -> None:
+    manifest = {**checkpoints(keeper.storage)[1].manifest, "format": 1}
+    keeper.storage.write(f"step-00000002/{MANIFEST}", encode(manifest))
+    with pytest.raises(UserError, match=r"step-00000002 is of format 1, .* reads format 2"):
+        choose(keeper.storage)
+    assert names(keeper) == ["step-00000001", "step-00000002"]
+
+
+def test_run_without_a_good_checkpoint_does_not_begin_anew(keeper: Keeper) -> None:
+    for name in names(keeper):
+        keeper.storage.write(f"{name}/{MANIFEST}", b"")
+    for _ in range(2):  # the second start knows no more than the first
+        with pytest.raises(UserError, match=r"no checkpoint in .* is good \(step-00000002: manifest\.json is unread"):
+            choose(keeper.storage)
+    for name in names(keeper):
+        keeper.storage.set_aside(name)
+    with pytest.raises(UserError, match=r"no checkpoint in .* is good"):
+        choose(keeper.storage)
+
+
+def test_new_run_has_none(tmp_path: Path) -> None:
+    assert choose(LocalStorage(tmp_path)) == (None, [])
+    assert choose(LocalStorage(tmp_path / "nothing")) == (None, [])
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+def test_write_cut_short_is_no_checkpoint_and_is_cleared(keeper: Keeper) -> None:
+    token = keeper.storage.claim()
+    dcp.save(state(), storage_writer=dcp.FileSystemWriter(f"{keeper.storage}/.writing-{token}/x"), no_dist=True)
+    assert steps(keeper.storage) == [1, 2]
+    Keeper(keeper.storage.root)
+    assert not keeper.storage.exists(f".writing-{token}")
+    assert steps(keeper.storage) == [1, 2]
+
+
+def test_writer_that_wakes_up_late_is_fenced_off(keeper: Keeper) -> None:
+    later = Keeper(keeper.storage.root, keep=5)
+    later.save(3)
+    with pytest.raises(UserError, match=r"process \d+ on .* has taken over"):
+        keeper.save(4)
+    assert steps(keeper.storage) == [1, 2, 3]
+
+
+def test_writer_that_is_fenced_off_within_a_save_commits_nothing(tmp_path: Path) -> None:
+    keeper = Keeper(tmp_path, keep=50)
+    large = state(0, rows=200_000)  # 13 MB: takes a while
+    in_time = 0
+    for number in range(10):
+        keeper.start(number, large)
+        successor = Keeper(tmp_path, keep=50)
+        at_claim = steps(successor.storage)
+        in_time += number not in at_claim
+        with pytest.raises(UserError, match="taken over"):
+            keeper.save(100 + number)  # the claim may have come after the save in flight, but not after this one
+        assert steps(successor.storage) == at_claim
+        keeper = successor
+    assert in_time
+
+
+def test_directory_in_use_on_this_host_is_refused_until_it_is_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gfgw_prod.checkpoint.run_directory.LOCK_SECONDS", 0.5)
+    lines: list[str] = []
+    lock = prepare_directory(tmp_path, lines.append)
+    assert lock is not None
+    with pytest.raises(UserError, match=r"in use by process \d+"):
+        prepare_directory(tmp_path, lines.append)
+    lock.close()
+    again = prepare_directory(tmp_path, lines.append)
+    assert again is not None
+    again.close()
+    assert not lines
+
+
+@pytest.mark.parametrize("holder", [{"host": "another", "pid": 7}, {"pid": 7, "job": "of mine"}], ids=["host", "job"])
+def test_directory_held_by_a_frozen_predecessor_is_taken_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, holder: dict[str, Any]
+) -> None:
+    monkeypatch.setattr("gfgw_prod.checkpoint.run_directory.LOCK_SECONDS", 0.5)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "of mine")
+    lines: list[str] = []
+    lock = prepare_directory(tmp_path, lines.append)
+    assert lock is not None
+    said = json.loads((tmp_path / ".lock").read_text())
+    (tmp_path / ".lock").write_text(json.dumps({**said, **holder}))
+    assert prepare_directory(tmp_path, lines.append) is None
+    lock.close()
+    assert len(lines) == 1
+    assert "taking over from process 7" in lines[0]
+
+
+def test_run_and_checkpoint_directories_are_both_found(keeper: Keeper, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_dir = Path(keeper.storage.root).parent
+    one = run_dir / "checkpoints" / "step-00000001"
+    assert [found.step for found in find_checkpoints(run_dir)] == [1, 2]
+    assert [found.step for found in find_checkpoints(one)] == [1]
+    monkeypatch.chdir(one.parent)
+    assert [found.step for found in find_checkpoints(Path(one.name))] == [1]
+    monkeypatch.chdir(one)
+    assert [found.step for found in find_checkpoints(Path())] == [1]
+    with pytest.raises(UserError, match="holds no checkpoint"):
+        find_checkpoints(run_dir / "nothing")
 
 
 def test_digest_is_of_names_shapes_and_bits() -> None:
-    weights = state()
+    weights: dict[str, Tensor] = state()
     backwards = dict(reversed(list(weights.items())))
     moved = weights | {"ema.weight": weights["ema.weight"].clone()}
     moved["ema.weight"][0, 0] = torch.nextafter(moved["ema.weight"][0, 0], torch.tensor(9.0))
@@ -206,13 +252,5 @@ def test_digest_is_of_names_shapes_and_bits() -> None:
     assert len({weights_digest(other) for other in others} | {weights_digest(weights)}) == 4
 
 
-def test_run_and_checkpoint_directories_are_both_found(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    one = run_dir / "checkpoints" / "step-00000001"
-    assert [found.step for found in find_checkpoints(run_dir)] == [1, 2]
-    assert [found.step for found in find_checkpoints(one)] == [1]
-    monkeypatch.chdir(one.parent)
-    assert [found.step for found in find_checkpoints(Path(one.name))] == [1]
-    monkeypatch.chdir(one)
-    assert [found.step for found in find_checkpoints(Path())] == [1]
-    with pytest.raises(UserError, match="holds no checkpoint"):
-        find_checkpoints(run_dir / "nothing")
+def test_facts_are_what_a_manifest_must_say(keeper: Keeper) -> None:
+    assert checkpoints(keeper.storage)[0].manifest.keys() >= FACTS.keys()

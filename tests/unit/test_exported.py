@@ -16,11 +16,11 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from gfgw_prod.checkpoint.reading import weights_digest
 from gfgw_prod.config import GeneratorSettings
 from gfgw_prod.distributed.cells import random_stream
 from gfgw_prod.generator import build_generator
 from gfgw_prod.onnx_graph import to_onnx
-from gfgw_prod.resilience.checkpoint import weights_digest
 from gfgw_prod.resilience.exit_codes import UserError
 from gfgw_prod.samples import draw_samples
 from gfgw_prod.settings_io import resolve

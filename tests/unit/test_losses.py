@@ -11,8 +11,9 @@ from gfgw_prod.features.extractors import build_extractor
 from gfgw_prod.generator import build_generator
 from gfgw_prod.losses.boundary import boundary_loss
 from gfgw_prod.losses.feature import feature_loss
-from gfgw_prod.losses.flow import flow_loss, largest_scales
+from gfgw_prod.losses.flow import check_scales, flow_loss
 from gfgw_prod.losses.structure import structure_loss
+from gfgw_prod.resilience.exit_codes import UserError
 
 
 def unit_rows(rows: int, dim: int, seed: int) -> torch.Tensor:
@@ -57,7 +58,9 @@ def test_flow_loss_is_quadratic_for_small_and_linear_for_large_errors() -> None:
 
 @pytest.mark.parametrize(("side", "scales"), [(8, 4), (32, 6), (20, 5)])
 def test_images_offer_as_many_scales_as_they_can_be_halved(side: int, scales: int) -> None:
-    assert largest_scales((3, side, side)) == scales
+    check_scales(scales, (3, side, side))
+    with pytest.raises(UserError, match=f"at most {scales} for {side}-pixel"):
+        check_scales(scales + 1, (3, side, side))
     images = torch.zeros(1, 3, side, side)
     assert torch.isfinite(flow_loss(images, images, huber=1.0, scales=scales))
 

@@ -1,0 +1,60 @@
+"""The manifest of a checkpoint: what it is of, and every file with its size and BLAKE3 hash."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from blake3 import blake3
+
+from gfgw_prod.resilience.exit_codes import UserError
+
+FORMAT = 2
+FACTS = {
+    *("step", "images", "saved_at", "config", "data_fingerprint", "frozen_weights", "packages", "arithmetic"),
+    *("changes", "image_shape", "num_classes"),
+}
+METADATA = ".metadata"  # DCP's own account of its shards
+
+
+class DamagedError(Exception):
+    """A checkpoint, or its manifest, that is not what was written."""
+
+
+def encode(manifest: dict[str, Any]) -> bytes:
+    """The manifest as a file that ends with a hash of its own."""
+    whole = {"format": FORMAT, **manifest}
+    return json.dumps({**whole, "blake3": _digest(whole)}, indent=1).encode()
+
+
+def decode(content: bytes) -> dict[str, Any]:
+    """What ``encode`` wrote.
+
+    Raises:
+        DamagedError: if it is not whole.
+        UserError: if it is whole, and of a format that another version of this package writes.
+    """
+    try:
+        manifest = json.loads(content)
+        claimed = manifest.pop("blake3")
+        whole = claimed == _digest(manifest)
+        other_format = manifest["format"] if manifest["format"] != FORMAT else None
+        told = manifest.keys() >= FACTS and METADATA in manifest["files"]
+        told &= all({"bytes", "blake3"} <= entry.keys() for entry in manifest["files"].values())
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise DamagedError("is unreadable") from None
+    if not whole:
+        raise DamagedError("does not match its own hash")
+    if other_format is not None:
+        raise UserError(
+            f"is of format {other_format}, and this version reads format {FORMAT}; "
+            "go on with the version that wrote it, or use another run.dir"
+        )
+    if not told:
+        raise DamagedError("says too little")
+    return dict(manifest)
+
+
+def _digest(manifest: dict[str, Any]) -> str:
+    canonical = json.dumps(manifest, sort_keys=True, separators=(",", ":"))
+    return blake3(canonical.encode()).hexdigest()

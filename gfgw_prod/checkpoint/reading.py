@@ -1,0 +1,283 @@
+"""Checkpoints as they are found: listed, verified file by file, read."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from blake3 import blake3
+from torch import Tensor
+
+from gfgw_prod.checkpoint.manifest import METADATA, DamagedError, decode
+from gfgw_prod.checkpoint.storage import BLOCK, DAMAGED, MANIFEST, Storage
+from gfgw_prod.checkpoint.unpickling import read_metadata
+from gfgw_prod.distributed.world import World
+from gfgw_prod.resilience.exit_codes import UserError
+
+State = dict[str, Tensor]
+NAME = re.compile(r"step-(\d{8,})(-[0-9a-f]{32})?")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A committed checkpoint and what its manifest says."""
+
+    storage: Storage
+    name: str
+    manifest: dict[str, Any]
+
+    def __str__(self) -> str:
+        return f"{self.storage}/{self.name}"
+
+    @property
+    def step(self) -> int:
+        """Optimisation steps made."""
+        return int(self.manifest["step"])
+
+    @property
+    def images(self) -> int:
+        """Images seen."""
+        return int(self.manifest["images"])
+
+    @property
+    def bytes(self) -> int:
+        """Size of all files."""
+        return sum(int(entry["bytes"]) for entry in self.manifest["files"].values())
+
+    def problem(self, part: int = 0, parts: int = 1) -> str | None:
+        """What is wrong with its files, or ``None`` if every one has its size and hash, and DCP's account can be read.
+
+        Args:
+            part: which of ``parts`` equal shares of the files to hash; all are looked at.
+        """
+        files = self.manifest["files"]
+        for name, expected in files.items():
+            size = self.storage.size(f"{self.name}/{name}")
+            if size is None:
+                return f"{name} is missing"
+            if size != expected["bytes"]:
+                return f"{name} has {size} bytes, not {expected['bytes']}"
+        mine = sorted(files, key=lambda name: (-files[name]["bytes"], name))[part::parts]
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+            digests = list(pool.map(lambda name: _blake3(self.storage, f"{self.name}/{name}"), mine))
+        for name, digest in zip(mine, digests, strict=True):
+            if digest != files[name]["blake3"]:
+                return f"{name} does not match its hash"
+        try:
+            self.metadata()
+        except DamagedError as damage:
+            return f"{METADATA}: {damage}"
+        return None
+
+    def metadata(self) -> Any:
+        """DCP's account of the tensors.
+
+        Raises:
+            DamagedError: if it is not the one that was written, asks for code, or names files that are not listed.
+        """
+        content = self.storage.read(f"{self.name}/{METADATA}")
+        if blake3(content).hexdigest() != self.manifest["files"][METADATA]["blake3"]:
+            raise DamagedError("does not match its hash")
+        found = read_metadata(content)
+        try:
+            strangers = {info.relative_path for info in found.storage_data.values()} - self.manifest["files"].keys()
+        except (AttributeError, TypeError):
+            raise DamagedError("does not say where tensors are") from None
+        if strangers:
+            raise DamagedError(f"names {min(map(str, strangers))}, which the manifest does not")
+        return found
+
+    def tensors(self, *prefixes: str) -> State:
+        """Whole tensors whose names start with one of the prefixes, on the CPU, without a process group."""
+        from torch.distributed.checkpoint import load
+        from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+        reader = _reader(self)
+        state: State = {}
+        for name, entry in reader.read_metadata().state_dict_metadata.items():
+            if name.startswith(prefixes) and isinstance(entry, TensorStorageMetadata):
+                state[name] = torch.empty(entry.size, dtype=entry.properties.dtype)
+        with _quiet():
+            load(state, storage_reader=reader, no_dist=True)
+        return state
+
+    def load(self, state: State, world: World) -> None:
+        """Fills the tensors of ``state`` in place, on any number of ranks. Collective.
+
+        Raises:
+            UserError: if names or shapes differ, that is, if the checkpoint is of another architecture.
+        """
+        from torch.distributed.checkpoint import load as fill
+
+        reader = _reader(self)
+        stored = reader.read_metadata().state_dict_metadata
+        for name, tensor in state.items():
+            size = getattr(stored.get(name), "size", None)
+            if size != tensor.shape:
+                held = "nothing" if size is None else tuple(size)
+                raise UserError(
+                    f"{self} is of another architecture: {name} is {tuple(tensor.shape)} here, {held} there"
+                )
+        with _quiet():
+            fill(state, storage_reader=reader, no_dist=world.world_size == 1)
+
+
+def _reader(checkpoint: Checkpoint) -> Any:
+    """DCP's reader over our storage, which never unpickles what is not verified."""
+    from torch.distributed.checkpoint import FileSystemReader
+    from torch.distributed.checkpoint.metadata import StorageMeta
+
+    class Reader(FileSystemReader):
+        def read_metadata(self, *args: Any, **kwargs: Any) -> Any:
+            found = checkpoint.metadata()
+            found.storage_meta = StorageMeta(load_id=self.load_id)
+            return found
+
+    reader = Reader(checkpoint.name)
+    reader.fs = checkpoint.storage  # type: ignore[assignment]  # annotated as the local one, used as any
+    reader.path = checkpoint.name
+    return reader
+
+
+def find(storage: Storage, name: str) -> Checkpoint:
+    """The checkpoint in a directory of the storage.
+
+    Raises:
+        DamagedError: if its manifest is missing, damaged, or of another step.
+        UserError: if another version of this package wrote it.
+    """
+    try:
+        manifest = decode(storage.read(f"{name}/{MANIFEST}"))
+    except OSError:
+        raise DamagedError(f"{MANIFEST} is missing") from None
+    except DamagedError as damage:
+        raise DamagedError(f"{MANIFEST} {damage}") from None
+    except UserError as error:
+        raise UserError(f"{storage}/{name} {error}") from None
+    if _step_of(name) not in (manifest["step"], None):
+        raise DamagedError(f"{MANIFEST} is of step {manifest['step']}")
+    return Checkpoint(storage, name, manifest)
+
+
+def _step_of(name: str) -> int | None:
+    matched = NAME.fullmatch(name)
+    return int(matched[1]) if matched else None
+
+
+def candidates(storage: Storage) -> list[tuple[int, str]]:
+    """Steps and names of what may be checkpoints, oldest first."""
+    steps = ((_step_of(name), name) for name in storage.names())
+    return sorted((step, name) for step, name in steps if step is not None)
+
+
+def checkpoints(storage: Storage) -> list[Checkpoint]:
+    """Committed checkpoints, oldest first; a directory without a whole manifest is none."""
+    found = []
+    for _, name in candidates(storage):
+        try:
+            found.append(find(storage, name))
+        except DamagedError:
+            continue
+    return found
+
+
+def newest_good(storages: Sequence[Storage], world: World, report: Callable[[str], None]) -> Checkpoint | None:
+    """The newest checkpoint whose every file matches its hash; ``None`` for a run that has none yet. Collective.
+
+    Rank 0 chooses, all ranks share the hashing. Damaged ones above it are set aside, so that their steps can be saved
+    again, and reported in a line each.
+
+    Raises:
+        UserError: if there are checkpoints, and none is good: to begin anew is not ours to decide.
+    """
+    bad: list[tuple[int, str, str]] = []
+    found = None
+    for place, name in world.share(_places(storages) if world.is_main else []):
+        answer = world.share(_answer(storages[place], name) if world.is_main else None)
+        if isinstance(answer, UserError):
+            raise answer
+        if isinstance(answer, Checkpoint):
+            found, answer = answer, _problem_anywhere(answer, world)
+        if answer is None:
+            break
+        bad.append((place, name, answer))
+        found = None
+    if found is None and world.share(bool(bad) or _were_damaged(storages)):
+        why = f" ({bad[0][1]}: {bad[0][2]})" if bad else ""
+        raise UserError(
+            f"no checkpoint in {storages[0]} is good{why}; nothing was deleted: mend one, or use another run.dir"
+        )
+    if world.is_main:
+        for place, name, problem in bad:
+            kept = storages[place].set_aside(name)
+            report(f"checkpoint {name} is damaged ({problem}); kept as {kept}, trying the one before")
+    world.barrier()
+    return found
+
+
+def _answer(storage: Storage, name: str) -> Checkpoint | str | UserError:
+    """The checkpoint, why it is none, or what to tell the user."""
+    try:
+        return find(storage, name)
+    except DamagedError as damage:
+        return str(damage)
+    except UserError as error:
+        return error
+
+
+def _problem_anywhere(checkpoint: Checkpoint, world: World) -> str | None:
+    """What any rank finds wrong, each with its share of the files.
+
+    Raises:
+        UserError: if a rank does not see the files that rank 0 sees.
+    """
+    first, *others = world.collect(checkpoint.problem(world.rank, world.world_size))
+    other = next(filter(None, others), None)
+    if first is None and other is not None and other.endswith("is missing"):
+        raise UserError(f"rank 0 sees {checkpoint}, another rank does not ({other}): all ranks must share run.dir")
+    return first or other
+
+
+def _places(storages: Sequence[Storage]) -> list[tuple[int, str]]:
+    """Index of the storage and name of every candidate, newest first, the first storage before the others."""
+    found = [(step, -place, name) for place, storage in enumerate(storages) for step, name in candidates(storage)]
+    return [(-place, name) for _, place, name in sorted(found, reverse=True)]
+
+
+def _were_damaged(storages: Sequence[Storage]) -> bool:
+    return any(name.startswith(DAMAGED) for storage in storages for name in storage.names())
+
+
+def _blake3(storage: Storage, path: str) -> str:
+    digest, block = blake3(), bytearray(BLOCK)
+    with storage.open(path, "rb") as stream:
+        while count := stream.readinto(block):  # type: ignore[attr-defined]
+            digest.update(memoryview(block)[:count])
+    return digest.hexdigest()
+
+
+def weights_digest(tensors: State) -> str:
+    """SHA-256 over names, shapes and bytes of whole tensors in the order of their names."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """DCP warns of working without a process group, which a run alone means to, and of its own use of old torch API."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        warnings.filterwarnings("ignore", message="TypedStorage is deprecated")
+        yield

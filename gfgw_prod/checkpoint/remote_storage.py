@@ -1,0 +1,83 @@
+"""Checkpoints behind a URL of fsspec."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import IO, Any
+
+from fsspec.core import url_to_fs
+
+from gfgw_prod.checkpoint.storage import DAMAGED, MANIFEST, WRITING, Storage
+
+
+class RemoteStorage(Storage):
+    """A URL of fsspec, such as ``s3://bucket/run``.
+
+    Object stores cannot rename a directory at once. A checkpoint is written where it stays, under a name of its claim's
+    own, and its manifest, written last, makes it one. A process that was fenced off can therefore still commit within
+    the moment between its check and its last write; what it commits is whole, and of its own name.
+    """
+
+    def __init__(self, url: str):
+        super().__init__(url)
+        self.fs, self.base = url_to_fs(url)
+        self.fs.makedirs(self.base, exist_ok=True)
+
+    def _at(self, path: Any) -> str:
+        return f"{self.base}/{path}"
+
+    def open(self, path: str, mode: str) -> IO[bytes]:
+        stream: IO[bytes] = self.fs.open(self._at(path), mode)
+        return stream
+
+    def names(self, directory: str = "") -> list[str]:
+        self.fs.invalidate_cache()
+        try:
+            found = self.fs.ls(self._at(directory).rstrip("/"), detail=False)
+        except FileNotFoundError:
+            return []
+        return sorted(name.rstrip("/").rpartition("/")[2] for name in found)
+
+    def size(self, path: str) -> int | None:
+        try:
+            entry = self.fs.info(self._at(path))
+        except FileNotFoundError:
+            return None
+        return int(entry["size"]) if entry["type"] == "file" else None
+
+    def exists(self, path: Any) -> bool:
+        return bool(self.fs.exists(self._at(path)))
+
+    def rename(self, path: Any, new_path: Any) -> None:
+        self.fs.mv(self._at(path), self._at(new_path))
+
+    def rm_file(self, path: Any) -> None:
+        self.fs.rm_file(self._at(path))
+
+    def mkdir(self, path: Any) -> None:
+        self.fs.makedirs(self._at(path), exist_ok=True)
+
+    def write(self, path: str, content: bytes) -> None:
+        self.fs.pipe_file(self._at(path), content)
+
+    def remove(self, path: str) -> None:
+        with suppress(FileNotFoundError):
+            self.fs.rm_file(self._at(f"{path}/{MANIFEST}"))
+        with suppress(FileNotFoundError):
+            self.fs.rm(self._at(path), recursive=True)
+
+    def set_aside(self, name: str) -> str:
+        with suppress(FileNotFoundError):
+            self.rename(f"{name}/{MANIFEST}", f"{name}/{DAMAGED}{MANIFEST}")
+        return name
+
+    def begin(self, name: str, token: str) -> str:
+        if not self.holds(token):
+            raise FileNotFoundError(f"{WRITING}{token}")
+        path = f"{name}-{token}"
+        self.remove(path)  # of a save that failed
+        self.mkdir(path)
+        return path
+
+    def commit(self, path: str, name: str) -> str:
+        return path

@@ -1,0 +1,263 @@
+"""Saves in the background: the state is copied, then written, hashed and committed while training goes on."""
+
+from __future__ import annotations
+
+import threading
+import time
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch.distributed as dist
+
+from gfgw_prod.checkpoint.manifest import DamagedError, encode
+from gfgw_prod.checkpoint.reading import Checkpoint, State, candidates, find
+from gfgw_prod.checkpoint.retention import retain
+from gfgw_prod.checkpoint.staging import Stage, size_of
+from gfgw_prod.checkpoint.storage import MANIFEST, Storage
+from gfgw_prod.checkpoint.uploading import News, Uploader
+from gfgw_prod.checkpoint.writing import HashingWriter
+from gfgw_prod.distributed.world import World
+from gfgw_prod.resilience.exit_codes import NoProgressError, UserError, one_line
+
+if TYPE_CHECKING:
+    from gfgw_prod.config import CheckpointSettings
+
+T = TypeVar("T")
+SLOWEST = timedelta(hours=6)  # a write on any rank, before the others take it for lost
+OVERHEAD = 1.02  # DCP's files over the tensors in them
+SPARE_BYTES = 1 << 20  # for the small files
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a save ended, the same on all ranks."""
+
+    step: int
+    images: int
+    blocked_seconds: float  # of training
+    seconds: float = 0.0
+    problem: str | None = None
+    superseded: bool = False
+
+
+class Saver:
+    """Writes a run's checkpoints, one at a time. ``save``, ``join`` and ``finish`` are collective.
+
+    Args:
+        storages: where checkpoints are kept, and where they are uploaded to, if they are.
+        report: says a line.
+    """
+
+    def __init__(
+        self, settings: CheckpointSettings, storages: Sequence[Storage], world: World, report: Callable[[str], None]
+    ):
+        self.storage, *upload_to = storages
+        self.world = world
+        self.saved_step: int | None = None  # of the last committed checkpoint
+        self._keep, self._keep_every = settings.keep, round(settings.keep_every_kimg * 1000)
+        self._max_failures, self._report = settings.max_failures, report
+        self._uploader: Uploader | None = None
+        if upload_to and world.is_main:
+            self._uploader = Uploader(
+                self.storage, upload_to[0], keep=self._keep, keep_every_images=self._keep_every, report=report
+            )
+        self._stage = Stage(world)
+        self._group = world.background_group(SLOWEST)
+        self._token: str = world.share(self.storage.claim() if world.is_main else "")
+        self._thread: threading.Thread | None = None
+        self._outcome: Outcome | None = None
+        self._broken: BaseException | None = None
+        self._failures_in_a_row = 0
+        self._counts = {"run/checkpoint_saves": 0.0, "run/checkpoint_failures": 0.0}
+        self._news: deque[News] = deque()
+        # Once and for all, not around the calls: filters belong to the process, and the calls are made in a thread.
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        warnings.filterwarnings("ignore", message="TypedStorage is deprecated")
+
+    def save(self, state: State, *, step: int, images: int, facts: dict[str, Any]) -> None:
+        """Copies the state, and writes it in the background. A step that is saved already is left as it is.
+
+        Args:
+            state: tensors and DTensors by name.
+            facts: JSON for the manifest.
+
+        Raises:
+            NoProgressError: if too many saves in a row have failed.
+            UserError: if another process writes this run now.
+        """
+        started = time.monotonic()
+        self.join()
+        exists, problem = self.world.share(self._examine(step, state) if self.world.is_main else (False, None))
+        if exists:
+            self.saved_step = step
+            return
+        if problem is not None:
+            self._end(Outcome(step, images, time.monotonic() - started, problem=problem))
+            self._settle()
+            return
+        staged = self._stage.copy(state)
+        begun = Outcome(step, images, time.monotonic() - started)
+        manifest = {"step": step, "images": images, "saved_at": time.time(), **facts}
+        self._thread = threading.Thread(target=self._run, args=(staged, manifest, begun), name="save", daemon=True)
+        self._thread.start()
+
+    def join(self) -> None:
+        """Waits for the save in flight.
+
+        Raises:
+            NoProgressError: if too many saves in a row have failed.
+            UserError: if another process writes this run now.
+        """
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+            if self._broken is not None:
+                raise self._broken
+            self._settle()
+
+    def finish(self) -> None:
+        """Waits for all that is still being written and uploaded; raises as ``join`` does."""
+        self.join()
+        if self._uploader is not None:
+            self._uploader.finish()
+        if self.world.is_main:
+            self.storage.release(self._token)
+
+    def news(self) -> Iterator[News]:
+        """What has ended since the last call: step, images and metrics by tag."""
+        while self._news:
+            yield self._news.popleft()
+        if self._uploader is not None:
+            yield from self._uploader.news()
+
+    def _settle(self) -> None:
+        """Draws the consequences of a save; all ranks do so at the same point of the run."""
+        outcome, self._outcome = self._outcome, None
+        assert outcome is not None
+        if outcome.superseded:
+            by = self.storage.owner()
+            raise UserError(
+                f"process {by.get('pid')} on {by.get('host')} has taken over {self.storage}; this one stops, "
+                "and leaves the run to it"
+            )
+        if outcome.problem is None:
+            self._failures_in_a_row, self.saved_step = 0, outcome.step
+            return
+        self._failures_in_a_row += 1
+        if self._failures_in_a_row >= self._max_failures:
+            raise NoProgressError(
+                f"{self._failures_in_a_row} checkpoints in a row could not be saved; "
+                f"those in {self.storage} are as they were"
+            )
+
+    def _examine(self, step: int, state: State) -> tuple[bool, str | None]:
+        """Whether the step is saved already, and what speaks against saving it. On rank 0."""
+        try:
+            for name in [name for found, name in candidates(self.storage) if found == step]:
+                try:
+                    find(self.storage, name)
+                except DamagedError:
+                    self.storage.set_aside(name)
+                else:
+                    return True, None
+            free = self.storage.free_bytes()
+        except Exception as error:  # a storage raises what it likes
+            return False, _reason(error)
+        need = sum(map(size_of, state.values())) * OVERHEAD + SPARE_BYTES
+        if free is not None and free < need:
+            return False, f"it takes {need / 1e6:,.1f} MB, and {free / 1e6:,.1f} MB are free in {self.storage}"
+        return False, None
+
+    def _run(self, staged: State, manifest: dict[str, Any], begun: Outcome) -> None:
+        """The thread: writes on all ranks, commits on rank 0, and lets all know how it ended."""
+        started = time.monotonic()
+        try:
+            problem, superseded = self._write(staged, manifest)
+            self._end(
+                replace(begun, seconds=time.monotonic() - started, problem=problem, superseded=superseded),
+            )
+        except BaseException as error:  # the connection to the other ranks has gone; ``join`` raises it
+            self._broken = error
+
+    def _write(self, staged: State, manifest: dict[str, Any]) -> tuple[str | None, bool]:
+        """Writes and commits a checkpoint. Collective, over a group that nothing else uses."""
+        from torch.distributed.checkpoint import CheckpointException
+        from torch.distributed.checkpoint import save as write
+
+        name = name_of(manifest["step"])
+        path, problem = self._from_main(lambda: self.storage.begin(name, self._token))
+        if path is not None:
+            writer = HashingWriter(self.storage, path)
+            try:
+                write(staged, storage_writer=writer, process_group=self._group, no_dist=self._group is None)
+            except CheckpointException as failed:  # on all ranks, whichever it was
+                rank, (error, _) = min(failed.failures.items())
+                problem = (f"rank {rank}: " if self.world.world_size > 1 else "") + _reason(error)
+            files = {key: entry for each in self._gathered(writer.written()) for key, entry in each.items()}
+            if problem is None:
+                _, problem = self._from_main(lambda: self._commit(path, {**manifest, "files": files}))
+        if problem is None:
+            return None, False
+        if path is not None:
+            self._from_main(lambda: self.storage.remove(path))
+        held, _ = self._from_main(lambda: self.storage.holds(self._token))
+        return problem, held is False
+
+    def _commit(self, path: str, manifest: dict[str, Any]) -> None:
+        """Makes what was written a checkpoint, and lets go of old ones. On rank 0."""
+        if not self.storage.holds(self._token):
+            raise OSError("another process has claimed the run")
+        self.storage.write(f"{path}/{MANIFEST}", encode(manifest))
+        name = self.storage.commit(path, name_of(manifest["step"]))
+        spare: tuple[str | None, ...] = ()
+        if self._uploader is not None:
+            self._uploader.offer(Checkpoint(self.storage, name, manifest))
+            spare = (self._uploader.busy, name)
+        retain(self.storage, self._keep, self._keep_every, spare=spare)
+
+    def _end(self, outcome: Outcome) -> None:
+        """Tells of a save, as soon as it has ended."""
+        self._outcome = outcome
+        values = {"run/checkpoint_blocked_seconds": outcome.blocked_seconds}
+        if outcome.problem is None:
+            tag = "run/checkpoint_saves"
+            values["run/checkpoint_seconds"] = outcome.seconds
+        else:
+            tag = "run/checkpoint_failures"
+            self._report(f"checkpoint of step {outcome.step} was not saved: {outcome.problem}")
+        self._counts[tag] += 1
+        self._news.append((outcome.step, outcome.images, values | {tag: self._counts[tag]}))
+
+    def _from_main(self, action: Callable[[], T]) -> tuple[T | None, str | None]:
+        """Rank 0's result of an action and what went wrong with it, on all ranks."""
+        answer: tuple[T | None, str | None] = (None, None)
+        if self.world.is_main:
+            try:
+                answer = action(), None
+            except Exception as error:  # a storage raises what it likes
+                answer = None, _reason(error)
+        if self._group is None:
+            return answer
+        box = [answer]
+        dist.broadcast_object_list(box, src=0, group=self._group)
+        return box[0]
+
+    def _gathered(self, value: T) -> list[T]:
+        if self._group is None:
+            return [value]
+        values: list[T] = [value] * self.world.world_size
+        dist.all_gather_object(values, value, group=self._group)
+        return values
+
+
+def name_of(step: int) -> str:
+    """The name of a step's checkpoint."""
+    return f"step-{step:08d}"
+
+
+def _reason(error: BaseException) -> str:
+    return one_line(error, 300) or type(error).__name__

@@ -1,0 +1,52 @@
+"""Reads DCP's ``.metadata``, a pickle, without running what a pickle may ask for."""
+
+from __future__ import annotations
+
+import io
+import pickle
+from typing import Any
+
+from gfgw_prod.checkpoint.manifest import DamagedError
+
+DCP = "torch.distributed.checkpoint"
+# All that torch 2.9 writes into the account of a state of tensors. Each builds a plain value from plain values.
+ALLOWED = frozenset(
+    {
+        *((f"{DCP}.metadata", name) for name in ("Metadata", "MetadataIndex", "StorageMeta", "_MEM_FORMAT_ENCODING")),
+        *((f"{DCP}.metadata", name) for name in ("TensorStorageMetadata", "TensorProperties", "ChunkStorageMetadata")),
+        (f"{DCP}.filesystem", "_StorageInfo"),
+        ("torch", "Size"),
+        ("torch.serialization", "_get_layout"),
+        *(("torch", name) for name in ("float64", "float32", "float16", "bfloat16", "bool", "uint8")),
+        *(("torch", name) for name in ("int8", "int16", "int32", "int64")),
+    }
+)
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in ALLOWED:
+            raise DamagedError(f"{module}.{name} is asked for, which no checkpoint needs; nothing was run")
+        return super().find_class(module, name)
+
+    def persistent_load(self, pid: Any) -> Any:
+        raise DamagedError("an outside object is asked for, which no checkpoint needs; nothing was run")
+
+
+def read_metadata(content: bytes) -> Any:
+    """DCP's ``Metadata`` from the bytes of a ``.metadata`` file.
+
+    Raises:
+        DamagedError: if they ask for anything but DCP's own types, or are no such account.
+    """
+    from torch.distributed.checkpoint.metadata import Metadata
+
+    try:
+        found = _Unpickler(io.BytesIO(content)).load()
+    except DamagedError:
+        raise
+    except Exception as error:  # a pickle that is cut or twisted may raise anything
+        raise DamagedError(f"cannot be read ({type(error).__name__})") from None
+    if not isinstance(found, Metadata):
+        raise DamagedError("is not DCP's account of a checkpoint")
+    return found

@@ -1,0 +1,179 @@
+"""Real file systems that are full, read-only or slow: training goes on, and what was saved stays."""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+
+from gfgw_prod.resilience.exit_codes import CRASH_LOOP, NoProgressError
+
+from ..checkpoints import Keeper, assert_holds, choose, state, steps
+from . import runs
+
+ROWS = 10_000  # 640 kB in all
+NEEDS_ROOT = pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("mount"), reason="mounting needs root")
+
+
+def do(*command: str) -> None:
+    subprocess.run(command, check=True, capture_output=True)
+
+
+@pytest.fixture
+def mount(tmp_path: Path) -> Iterator[Callable[..., Path]]:
+    """Mounts a file system on a new directory until the end of the test."""
+    with ExitStack() as stack:
+
+        def mounted(*how: str) -> Path:
+            place = tmp_path / "mounted"
+            place.mkdir()
+            do("mount", *how, str(place))
+            stack.callback(do, "umount", "--lazy", str(place))
+            return place
+
+        yield mounted
+
+
+@contextmanager
+def no_file_larger_than(limit: int) -> Iterator[None]:
+    """Makes writes past a limit of this process fail with EFBIG."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def assert_next_save_fails(keeper: Keeper, words: str) -> None:
+    """And leaves everything as it was."""
+    before = steps(keeper.storage)
+    keeper.save(before[-1] + 1, rows=ROWS)
+    assert steps(keeper.storage) == before
+    assert words in keeper.lines[-1]
+    assert keeper.lines[-1].startswith(f"checkpoint of step {before[-1] + 1} was not saved: ")
+    assert keeper.saver.news()["run/checkpoint_failures"] == len(keeper.lines)
+    found, lines = choose(keeper.storage)
+    assert_holds(found, before[-1], state(before[-1], ROWS))
+    assert not lines
+
+
+def assert_next_save_succeeds(keeper: Keeper) -> None:
+    step = steps(keeper.storage)[-1] + 1
+    keeper.save(step, rows=ROWS)
+    assert_holds(choose(keeper.storage)[0], step, state(step, ROWS))
+
+
+@NEEDS_ROOT
+def test_disk_without_room_is_told_before_anything_is_written(mount: Callable[..., Path]) -> None:
+    root = mount("-t", "tmpfs", "-o", "size=6m", "tmpfs")
+    keeper = Keeper(root, keep=5)
+    keeper.save(1, 2, rows=ROWS)
+    filler = root / "filler"
+    filler.write_bytes(bytes(4 << 20))
+    assert_next_save_fails(keeper, "MB are free in")
+    assert_next_save_fails(keeper, "it takes")
+    filler.unlink()
+    assert_next_save_succeeds(keeper)
+
+
+@NEEDS_ROOT
+def test_disk_that_fills_up_within_a_save_is_told_and_survived(mount: Callable[..., Path]) -> None:
+    root = mount("-t", "tmpfs", "-o", "size=100m,nr_inodes=12", "tmpfs")
+    keeper = Keeper(root, keep=1)  # 5 inodes, and 4 for each of two checkpoints, but for the one that makes it full
+    keeper.save(1, rows=ROWS)
+    (root / "filler").touch()
+    (root / "another").touch()
+    assert_next_save_fails(keeper, "No space left on device")
+    (root / "filler").unlink()
+    (root / "another").unlink()
+    assert_next_save_succeeds(keeper)
+
+
+def test_write_that_breaks_off_is_told_and_survived(tmp_path: Path) -> None:
+    keeper = Keeper(tmp_path)
+    keeper.save(1, 2, rows=ROWS)
+    for limit in (1, 1000, 400_000):
+        keeper.saver._failures_in_a_row = 0
+        with no_file_larger_than(limit):
+            assert_next_save_fails(keeper, "File too large")
+    assert_next_save_succeeds(keeper)
+
+
+@NEEDS_ROOT
+def test_file_system_that_turns_read_only_is_told_and_survived(mount: Callable[..., Path]) -> None:
+    root = mount("-t", "tmpfs", "-o", "size=6m", "tmpfs")
+    keeper = Keeper(root)
+    keeper.save(1, rows=ROWS)
+    do("mount", "-o", "remount,ro", str(root))
+    assert_next_save_fails(keeper, "Read-only file system")
+    do("mount", "-o", "remount,rw", str(root))
+    assert_next_save_succeeds(keeper)
+
+
+@NEEDS_ROOT
+@pytest.mark.skipif(not shutil.which("mkfs.ext4"), reason="mkfs.ext4 is not there")
+def test_slow_disk_holds_up_training_only_where_a_save_waits_for_the_one_before(
+    mount: Callable[..., Path], tmp_path: Path
+) -> None:
+    image = tmp_path / "image"
+    with image.open("wb") as file:
+        file.truncate(32 << 20)
+    do("mkfs.ext4", "-q", str(image))
+    keeper = Keeper(mount("-o", "loop,sync,dirsync", str(image)))  # every block waits for the disk
+    started = time.monotonic()
+    keeper.start(1, state(1, ROWS))
+    blocked = time.monotonic() - started
+    keeper.saver.join()
+    whole = time.monotonic() - started
+    assert blocked < whole / 2
+    keeper.start(2, state(2, ROWS))
+    keeper.start(3, state(3, ROWS))  # waits for 2, which is not lost
+    keeper.saver.join()
+    assert steps(keeper.storage) == [1, 2, 3]
+    assert_holds(choose(keeper.storage)[0], 3, state(3, ROWS))
+
+
+def test_too_many_failures_in_a_row_end_the_run(tmp_path: Path) -> None:
+    keeper = Keeper(tmp_path, max_failures=2)
+    keeper.save(1, rows=ROWS)
+    with no_file_larger_than(1000):
+        keeper.save(2, rows=ROWS)
+    keeper.save(3, rows=ROWS)  # success is forgiven
+    with no_file_larger_than(1000):
+        keeper.save(4, rows=ROWS)
+        with pytest.raises(NoProgressError, match="2 checkpoints in a row could not be saved"):
+            keeper.save(5, rows=ROWS)
+    assert_holds(choose(keeper.storage)[0], 3, state(3, ROWS))
+
+
+@NEEDS_ROOT
+def test_run_on_a_disk_that_fills_up_ends_with_its_code_and_goes_on_where_there_is_room(
+    mount: Callable[..., Path], reference: Path, tmp_path: Path
+) -> None:
+    root = mount("-t", "tmpfs", "-o", "size=100m,nr_inodes=17", "tmpfs")
+    run_dir = tmp_path / "run"
+    agent = runs.elastic(run_dir, "--checkpoint.root", str(root))
+    outcome = runs.execute(agent, {"NPROC": "2"})
+    assert outcome.code == CRASH_LOOP, outcome.stderr
+    told = [line for line in outcome.stderr.splitlines() if "was not saved" in line]
+    assert len(told) == 3
+    assert all("No space left on device" in line for line in told)
+    assert "gfgw: 3 checkpoints in a row could not be saved" in outcome.stderr
+    assert "restart" not in outcome.stderr
+    assert [
+        record["run/checkpoint_failures"] for record in runs.records(run_dir) if "run/checkpoint_failures" in record
+    ]
+    do("mount", "-o", "remount,nr_inodes=100", str(root))
+    outcome = runs.execute(agent, {"NPROC": "2"})
+    assert outcome.code == 0, outcome.stderr
+    assert "resumed" in outcome.stderr
+    assert runs.digests(run_dir)[runs.STEPS] == runs.digests(reference)[runs.STEPS]
+    assert runs.losses(run_dir) == runs.losses(reference)

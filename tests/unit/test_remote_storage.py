@@ -1,0 +1,129 @@
+"""Checkpoints behind URLs, and a local tier that is uploaded in the background."""
+
+from __future__ import annotations
+
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from gfgw_prod.checkpoint.remote_storage import RemoteStorage
+from gfgw_prod.checkpoint.run_directory import find_checkpoints, storages_of
+from gfgw_prod.checkpoint.storage import MANIFEST, storage_at
+from gfgw_prod.config import CheckpointSettings
+from gfgw_prod.resilience.exit_codes import UserError
+
+from ..checkpoints import Keeper, assert_holds, choose, state, steps
+
+
+@pytest.fixture(params=["file", "memory"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """A root that nobody else uses."""
+    place = f"memory://{uuid.uuid4().hex}" if request.param == "memory" else f"file://{tmp_path}/root"
+    yield place
+    storage = storage_at(place)
+    assert isinstance(storage, RemoteStorage)
+    storage.fs.rm(storage.base, recursive=True)
+
+
+def test_url_holds_checkpoints_as_a_directory_does(url: str) -> None:
+    keeper = Keeper(url, keep=2)
+    keeper.save(1, 2, 3)
+    assert steps(keeper.storage) == [2, 3]
+    found, lines = choose(keeper.storage)
+    assert_holds(found, 3)
+    assert not lines
+    assert [each.step for each in find_checkpoints(url)] == [2, 3]
+    assert found is not None
+    assert [each.step for each in find_checkpoints(f"{url}/{found.name}")] == [3]
+
+
+def test_damage_behind_a_url_is_passed_over_and_the_step_saved_again(url: str) -> None:
+    keeper = Keeper(url)
+    keeper.save(1, 2)
+    newest = choose(keeper.storage)[0]
+    assert newest is not None
+    shard = next(name for name in keeper.storage.names(newest.name) if name.endswith(".distcp"))
+    content = bytearray(keeper.storage.read(f"{newest.name}/{shard}"))
+    content[len(content) // 2] ^= 1
+    keeper.storage.write(f"{newest.name}/{shard}", bytes(content))
+    found, lines = choose(keeper.storage)
+    assert_holds(found, 1)
+    assert len(lines) == 1
+    keeper.save(2)
+    found, lines = choose(keeper.storage)
+    assert_holds(found, 2)
+    assert not lines
+
+
+def test_save_behind_a_url_that_is_cut_short_is_no_checkpoint(url: str) -> None:
+    keeper = Keeper(url)
+    keeper.save(1, 2)
+    newest = choose(keeper.storage)[0]
+    assert newest is not None
+    keeper.storage.rm_file(f"{newest.name}/{MANIFEST}")
+    assert steps(keeper.storage) == [1]
+    assert_holds(choose(keeper.storage)[0], 1)
+
+
+def test_writer_behind_a_url_that_wakes_up_late_is_fenced_off(url: str) -> None:
+    keeper = Keeper(url)
+    keeper.save(1)
+    Keeper(url).save(2)
+    with pytest.raises(UserError, match="taken over"):
+        keeper.save(3)
+    assert steps(keeper.storage) == [1, 2]
+
+
+def test_local_checkpoints_are_uploaded_and_taken_up_where_the_disk_is_new(url: str, tmp_path: Path) -> None:
+    local = tmp_path / "local"
+    keeper = Keeper(local, url, keep=2)
+    keeper.save(1, 2, 3)
+    keeper.saver.finish()
+    distant = storage_at(url)
+    assert steps(distant)[-1] == 3
+    assert 0 < len(steps(distant)) <= 2
+    assert keeper.saver.news()["run/uploads"] >= 1
+    shutil.rmtree(local)
+    successor = Keeper(local, url)
+    found, lines = choose(successor.storage, distant)
+    assert_holds(found, 3)
+    assert not lines
+    successor.save(4)
+    successor.saver.finish()
+    assert_holds(choose(successor.storage, distant)[0], 4)
+    assert steps(distant)[-1] == 4
+
+
+def test_local_checkpoint_is_preferred_to_its_copy_and_a_newer_copy_to_it(tmp_path: Path) -> None:
+    local, distant = Keeper(tmp_path / "a"), Keeper(tmp_path / "b")
+    local.save(1, 2)
+    distant.save(1, 2)
+    found = choose(local.storage, distant.storage)[0]
+    assert found is not None
+    assert found.storage is local.storage
+    distant.save(3)
+    found = choose(local.storage, distant.storage)[0]
+    assert found is not None
+    assert (found.step, found.storage) == (3, distant.storage)
+
+
+def test_upload_that_fails_is_told_and_counted_and_leaves_saving_alone(tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    target.mkdir()
+    keeper = Keeper(tmp_path / "local", f"file://{target}")
+    shutil.rmtree(target)
+    target.write_text("in the way")
+    keeper.save(1)
+    keeper.start(2, state(2))
+    keeper.saver.finish()
+    assert steps(keeper.storage) == [1, 2]
+    assert any("step-00000002 could not be uploaded" in line for line in keeper.lines)
+    assert keeper.saver.news()["run/upload_failures"] >= 1
+
+
+def test_url_of_an_unknown_kind_is_refused_by_setting(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"checkpoint\.upload_to nosuch://x cannot be used"):
+        storages_of(CheckpointSettings(upload_to="nosuch://x"), tmp_path)
