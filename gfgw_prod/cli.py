@@ -10,7 +10,6 @@ from pathlib import Path
 
 from gfgw_prod import __version__, settings_io
 from gfgw_prod.resilience.exit_codes import BAD_INPUT, UserError
-from gfgw_prod.resilience.orphans import die_with_parent
 
 SETTINGS_HELP = (
     "Every setting can stand in the YAML file and on the command line; the command line wins. - and _ are alike."
@@ -98,8 +97,6 @@ def _train(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
         from gfgw_prod.dry_run import plan
 
         return plan(config, ranks=chosen.ranks, as_json=chosen.json)
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        die_with_parent()
     from gfgw_prod.trainer import train
 
     return train(config)

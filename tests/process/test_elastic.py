@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from pathlib import Path
 
 import pytest
@@ -35,20 +34,6 @@ def test_run_whose_rank_was_killed_is_restarted_and_ends_with_the_same_weights(r
     assert runs.digests(run_dir) == runs.digests(reference)
     assert runs.losses(run_dir) == runs.losses(reference)
     assert not any(Path(f"/proc/{worker}").exists() for worker in workers.values())
-
-
-@NEEDS_PROC
-def test_no_rank_outlives_its_agent(tmp_path: Path) -> None:
-    agent = runs.start(runs.elastic(tmp_path / "run", *runs.UNHURRIED), {"NPROC": "1"})
-    runs.wait_until((tmp_path / "run" / "stats.jsonl").exists, agent)
-    workers = runs.workers_of(agent.pid)
-    assert workers
-    os.kill(agent.pid, signal.SIGKILL)
-    runs.outcome_of(agent)
-    deadline = time.monotonic() + 5
-    while any(Path(f"/proc/{worker}").exists() for worker in workers.values()):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 @pytest.mark.parametrize(
