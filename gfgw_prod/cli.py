@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gfgw_prod import __version__, settings_io
-from gfgw_prod.resilience.exit_codes import BAD_INPUT, UserError
+from gfgw_prod.resilience.exit_codes import BAD_INPUT, CRASHED, UserError
 
 SETTINGS_HELP = (
     "Every setting can stand in the YAML file and on the command line; the command line wins. - and _ are alike."
@@ -25,6 +25,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if os.environ.get("LOCAL_RANK", "0") == "0":
             print(f"gfgw: {error}", file=sys.stderr)
         return BAD_INPUT
+    except RuntimeError as error:
+        from gfgw_prod.distributed.lost_peers import lost_connection
+
+        if (loss := lost_connection(error)) is None:
+            raise
+        # Its peer, or the launcher, tells why. The same happens on every rank, in another place.
+        print(f"gfgw: rank {os.environ.get('RANK', '0')} lost the connection to other ranks: {loss}", file=sys.stderr)
+        return CRASHED
     except KeyboardInterrupt:
         print("gfgw: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         return 130
