@@ -23,6 +23,7 @@ from torch.distributed.run import config_from_args, get_args_parser
 from gfgw_prod.launcher import say
 from gfgw_prod.launcher.agent import ContractAgent
 from gfgw_prod.launcher.ending import Ending
+from gfgw_prod.launcher.logs import NoFiles
 from gfgw_prod.launcher.signals import finish_what_is_left, leave_when_told
 from gfgw_prod.resilience.exit_codes import BAD_INPUT, CRASHED, PREEMPTED, UserError
 from gfgw_prod.resilience.orphans import AGENT_PID
@@ -175,7 +176,8 @@ def main() -> int:
     os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
     os.environ[AGENT_PID] = str(os.getpid())
     options = get_args_parser().parse_args()
-    options.log_dir = options.log_dir or os.devnull  # else torch makes a directory, which a killed agent leaves behind
+    has_files = options.log_dir is not None
+    options.log_dir = options.log_dir or os.devnull
     try:
         if not grace.isdigit() or int(grace) == 0:
             raise UserError(f"GRACE_SECONDS must be a positive whole number, not {grace!r}")
@@ -183,6 +185,8 @@ def main() -> int:
             raise UserError(f"--rdzv-backend must be c10d, not {options.rdzv_backend!r}")
         config, entrypoint, arguments = config_from_args(options)
         assert isinstance(entrypoint, str)
+        if not has_files:
+            config.logs_specs = NoFiles()
         return launch(config, entrypoint, arguments, int(grace))
     except UserError as error:
         say(str(error))
