@@ -116,7 +116,11 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(
     ("story", "said"),
-    [(killed_agent, "restart 1 of 3"), (cut_cable, "lost the connection to other ranks"), (lost_rendezvous, "lost the rendezvous")],
+    [
+        (killed_agent, "restart 1 of 3"),
+        (cut_cable, "lost the connection to other ranks"),
+        (lost_rendezvous, "lost the rendezvous"),
+    ],
 )
 def test_two_hosts_end_with_the_weights_of_one_process(
     ends: Ends, undisturbed: Path, story: Callable[[Path], tuple[Path, list[runs.Outcome]]], said: str
