@@ -42,9 +42,17 @@ def test_what_a_rank_starts_has_the_rank_for_its_parent_and_not_the_agent() -> N
     assert __version__ in outcome.stdout
 
 
+def lives(process: int) -> bool:
+    try:
+        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state != "Z"  # ended, but whoever inherited it has not looked yet
+
+
 def assert_they_end(workers: dict[int, int], within_seconds: float) -> None:
     deadline = time.monotonic() + within_seconds
-    while alive := [worker for worker in workers.values() if Path(f"/proc/{worker}").exists()]:
+    while alive := [worker for worker in workers.values() if lives(worker)]:
         assert time.monotonic() < deadline, alive
         time.sleep(0.05)
 
@@ -59,6 +67,7 @@ def test_no_rank_outlives_its_agent(tmp_path: Path) -> None:
     runs.wait_until((tmp_path / "run" / "stats.jsonl").exists, agent)
     workers = runs.workers_of(agent.pid)
     assert workers
+    assert all(lives(worker) for worker in workers.values())
     kill_and_wait(agent)
     assert_they_end(workers, within_seconds=5)
 
