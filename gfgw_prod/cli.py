@@ -9,8 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gfgw_prod import __version__, settings_io
-from gfgw_prod.resilience.exit_codes import BAD_INPUT, CRASH_LOOP, NoProgressError, UserError
-from gfgw_prod.resilience.orphans import die_with_parent
+from gfgw_prod.resilience.exit_codes import BAD_INPUT, CRASH_LOOP, CRASHED, NoProgressError, UserError
 
 SETTINGS_HELP = (
     "Every setting can stand in the YAML file and on the command line; the command line wins. - and _ are alike."
@@ -30,6 +29,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if os.environ.get("LOCAL_RANK", "0") == "0":
             print(f"gfgw: {error}", file=sys.stderr)
         return CRASH_LOOP
+    except RuntimeError as error:
+        from gfgw_prod.distributed.lost_peers import lost_connection
+
+        if (loss := lost_connection(error)) is None:
+            raise
+        # Its peer, or the launcher, tells why. The same happens on every rank, in another place.
+        print(f"gfgw: rank {os.environ.get('RANK', '0')} lost the connection to other ranks: {loss}", file=sys.stderr)
+        return CRASHED
     except KeyboardInterrupt:
         print("gfgw: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         return 130
@@ -117,8 +124,6 @@ def _train(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
         from gfgw_prod.dry_run import plan
 
         return plan(config, ranks=chosen.ranks, as_json=chosen.json)
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        die_with_parent()
     from gfgw_prod.trainer import train
 
     return train(config)

@@ -5,10 +5,13 @@
 #   NNODES=2:4 RDZV_ENDPOINT=node0:29400 launch/elastic.sh --config configs/cifar10.yaml    the same line on every node
 #
 # Exit codes: 0 finished; 2 bad configuration or input; 75 preempted, state saved (queue it again);
-# 76 crash loop; anything else is a crash that outlived its restarts.
+# 76 crash loop; anything else is a crash that outlived its restarts. All nodes of a job leave with the code of the node
+# that ended it; a node that was told to stop leaves alone.
 #
 # Environment:
 #   NNODES             number of nodes, or MIN:MAX for a job that grows and shrinks            [1]
+#                      MAX x NPROC must be at most train.batch_size / train.cell_size: a node that brings more ranks
+#                      than there are cells ends the job with exit code 2.
 #   NPROC              ranks on this node           [its GPUs if nvidia-smi lists any, else min(2, cores)]
 #   RDZV_ENDPOINT      HOST:PORT of the node that hosts the rendezvous; required unless NNODES=1. Without that node
 #                      nobody can meet: the others stop, and wait RDZV_TIMEOUT for it to be started there again.
@@ -17,11 +20,11 @@
 #   RDZV_TIMEOUT       seconds to wait for MIN nodes, or for the rendezvous itself             [600]
 #   RDZV_LAST_CALL     seconds to wait for more, up to MAX, once MIN nodes have come           [30]
 #   LOCAL_ADDR         address of this node as its peers see it               [its host name; one node: localhost]
-#   MAX_RESTARTS       restarts of this node's workers before the job fails                    [3]
+#   MAX_RESTARTS       restarts of this node's workers, over the whole job, before it fails    [3]
 #                      A node that joins or leaves can spend one too: its peers' workers fail, and are restarted.
 #   GRACE_SECONDS      seconds between a stop signal and SIGKILL, for all ranks to save        [60]
-#   OMP_NUM_THREADS    intra-op threads of a rank                                              [1]
-#                      On a CPU they are part of the arithmetic: another number, other low bits in the weights.
+#   OMP_NUM_THREADS    threads of OpenMP in a rank                                             [1]
+#                      torch's own, the only ones that touch the weights, are the setting run.threads.
 #   PYTHON             interpreter                              [the .venv beside this directory, else python3]
 set -euo pipefail
 

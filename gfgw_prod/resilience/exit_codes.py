@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 FINISHED = 0
+CRASHED = 1  # worth a restart
 BAD_INPUT = 2  # will fail again: do not restart
 PREEMPTED = 75  # state saved: requeue
 CRASH_LOOP = 76  # no progress across restarts: stop and alert

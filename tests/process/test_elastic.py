@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
-import time
+import socket
 from pathlib import Path
 
 import pytest
 
+from gfgw_prod.resilience.exit_codes import PREEMPTED
+
 from . import runs
+from .two_hosts import CANNOT
 
 TWO_RANKS = {"NPROC": "2"}
 NEEDS_PROC = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finding a rank's process needs /proc")
@@ -31,24 +34,35 @@ def test_run_whose_rank_was_killed_is_restarted_and_ends_with_the_same_weights(r
     assert outcome.code == 0, outcome.stderr
     assert "restart 1 of 3" in outcome.stderr
     assert signal.SIGKILL.name in outcome.stderr
+    assert "gfgw: rank 0 lost the connection to other ranks: " in outcome.stderr
+    assert "Traceback" not in outcome.stderr
     assert "resumed" in outcome.stderr
     assert runs.digests(run_dir) == runs.digests(reference)
     assert runs.losses(run_dir) == runs.losses(reference)
     assert not any(Path(f"/proc/{worker}").exists() for worker in workers.values())
 
 
-@NEEDS_PROC
-def test_no_rank_outlives_its_agent(tmp_path: Path) -> None:
-    agent = runs.start(runs.elastic(tmp_path / "run", *runs.UNHURRIED), {"NPROC": "1"})
-    runs.wait_until((tmp_path / "run" / "stats.jsonl").exists, agent)
-    workers = runs.workers_of(agent.pid)
-    assert workers
-    os.kill(agent.pid, signal.SIGKILL)
-    runs.outcome_of(agent)
-    deadline = time.monotonic() + 5
-    while any(Path(f"/proc/{worker}").exists() for worker in workers.values()):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+def test_agent_told_to_stop_before_the_others_have_come_leaves_nothing_behind(tmp_path: Path) -> None:
+    port = runs.free_port()
+    waiting = {"NNODES": "2", "RDZV_ENDPOINT": f"localhost:{port}", "TMPDIR": str(tmp_path)}
+    agent = runs.start(runs.elastic(tmp_path / "run"), waiting)
+
+    def listens() -> bool:
+        with socket.socket() as client:
+            return client.connect_ex(("localhost", port)) == 0
+
+    runs.wait_until(listens, agent)
+    agent.terminate()
+    assert runs.outcome_of(agent) == runs.Outcome(PREEMPTED, "", "")
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(bool(CANNOT), reason=CANNOT)
+def test_host_without_a_name_is_told_so_in_one_line(tmp_path: Path) -> None:
+    nameless = ["unshare", "--uts", "--net", "sh", "-c", 'hostname nowhere; exec "$@"', "sh"]
+    two_nodes = {"NNODES": "2", "RDZV_ENDPOINT": "198.18.0.1:29400"}
+    complaint = runs.execute([*nameless, *runs.elastic(tmp_path / "run")], two_nodes).complaint
+    assert "host name nowhere must resolve" in complaint
 
 
 @pytest.mark.parametrize(

@@ -116,7 +116,11 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(
     ("story", "said"),
-    [(killed_agent, "restart 1 of 3"), (cut_cable, "restart 1 of 3"), (lost_rendezvous, "lost the rendezvous")],
+    [
+        (killed_agent, "restart 1 of 3"),
+        (cut_cable, "lost the connection to other ranks"),
+        (lost_rendezvous, "lost the rendezvous"),
+    ],
 )
 def test_two_hosts_end_with_the_weights_of_one_process(
     ends: Ends, undisturbed: Path, story: Callable[[Path], tuple[Path, list[runs.Outcome]]], said: str
@@ -125,6 +129,7 @@ def test_two_hosts_end_with_the_weights_of_one_process(
     assert [outcome.code for outcome in outcomes] == [0, 0], outcomes
     assert any(said in outcome.stderr for outcome in outcomes)
     assert any("resumed" in outcome.stderr for outcome in outcomes)
+    assert not any("Traceback" in outcome.stderr for outcome in outcomes), outcomes
     assert runs.digests(run_dir)[STEPS] == runs.digests(undisturbed)[STEPS]
     assert runs.losses(run_dir) == runs.losses(undisturbed)
     runs.assert_each_metric_has_each_step_once(run_dir, STEPS)

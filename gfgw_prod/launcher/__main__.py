@@ -1,0 +1,14 @@
+"""Entry point: `python -m gfgw_prod.launcher [torchrun options] -m MODULE [arguments]`."""
+
+import os
+import sys
+
+from gfgw_prod.launcher.signals import leave_when_told
+
+if __name__ == "__main__":
+    leave_when_told()
+    # Read once, by the import. A peer that is lost gets a line of ours; torch would add a C++ stack for each attempt.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    from gfgw_prod.launcher.job import main
+
+    sys.exit(main())

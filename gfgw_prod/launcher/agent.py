@@ -1,0 +1,155 @@
+"""The agent that runs the workers of one node and knows what their exit codes mean."""
+
+import signal
+import sys
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+
+from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec, WorkerState
+from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
+from torch.distributed.elastic.multiprocessing import LogsSpecs, SignalException
+from torch.distributed.elastic.multiprocessing.api import SubprocessContext
+from torch.distributed.elastic.rendezvous.api import RendezvousClosedError, RendezvousConnectionError
+
+from gfgw_prod.launcher import say
+from gfgw_prod.launcher.ending import Ending
+from gfgw_prod.resilience.exit_codes import BAD_INPUT, CRASH_LOOP, CRASHED, FINISHED, PREEMPTED
+
+# A rank that fails takes its peers' connections along: their nodes may see a crash before its own node has told why.
+CAUSE_SECONDS = 5.0
+
+
+def verdict(failed: Iterable[int], closed: Iterable[int] = ()) -> int | None:
+    """The exit code that ends the job, or None for a crash that is worth a restart.
+
+    `failed` are the codes of the workers that left first, `closed` those of the workers that were then told to stop.
+    A stopped worker leaves with 75 because of the others' crash, so its 75 says nothing; but a 2 or a 76 is a cause
+    even if a neighbour noticed the broken connection before the worker itself had gone.
+    """
+    decisive = {*failed, *({BAD_INPUT, CRASH_LOOP} & {*closed})}
+    return next((code for code in (BAD_INPUT, CRASH_LOOP, PREEMPTED) if code in decisive), None)
+
+
+class ContractAgent(LocalElasticAgent):
+    """torchrun's agent for local workers, which knows the exit codes that are final, here and on other nodes."""
+
+    def __init__(
+        self,
+        spec: WorkerSpec,
+        logs_specs: LogsSpecs,
+        log_line_prefix_template: str | None,
+        ending: Ending,
+        grace_seconds: int,
+        restarts_left: int,
+    ):
+        super().__init__(spec, logs_specs, log_line_prefix_template=log_line_prefix_template)
+        self.ending = ending
+        self.grace_seconds = grace_seconds
+        self.final_code: int | None = None
+        self._remaining_restarts = restarts_left
+
+    @property
+    def restarts_left(self) -> int:
+        """How many more crashes of its workers this node takes."""
+        return int(self._remaining_restarts)
+
+    def job(self) -> int:
+        """Run the workers to the end of the job; returns its exit code.
+
+        Raises:
+            SignalException: told to stop. The workers had their grace period.
+            RendezvousConnectionError: the node that hosts the rendezvous has gone. The workers have been stopped.
+        """
+        try:
+            result = self.run()
+        except RendezvousClosedError:
+            code = self._heard_at_the_end(otherwise=CRASHED)
+            say("the other nodes have " + ("finished" if code == FINISHED else f"ended the job with exit code {code}"))
+            return code
+        if result is None:  # more nodes came than the job takes, and this one was spare
+            return self._heard_at_the_end(otherwise=FINISHED)
+        if not result.is_failed():
+            return self.ending.declare(FINISHED)
+        return self.ending.declare(CRASHED if self.final_code is None else self.final_code)
+
+    def _heard_at_the_end(self, otherwise: int) -> int:
+        code = None
+        with suppress(RendezvousConnectionError):
+            code = self.ending.heard()
+        return otherwise if code is None else code
+
+    def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
+        result: RunResult = super()._monitor_workers(worker_group)
+        if result.state == WorkerState.HEALTHY:
+            # The connections of this node's workers may tell nothing of an ended job for as long as their timeout.
+            if self._rdzv_handler.is_closed() and self.ending.heard() not in (None, FINISHED):
+                raise RendezvousClosedError
+        elif result.is_failed():
+            failed = {rank: failure.exitcode for rank, failure in result.failures.items()}
+            self.final_code = verdict(failed.values(), self.exit_codes())
+            patience = 0 if self.final_code is not None or self._remaining_restarts or self._alone() else CAUSE_SECONDS
+            heard = self.ending.heard_within(patience)
+            if heard == FINISHED:
+                # All ranks of another node finished, so the run is finished; that node waits for this one.
+                say(f"{causes(failed)} after the other nodes had finished")
+                return RunResult(WorkerState.SUCCEEDED, dict.fromkeys(w.global_rank for w in worker_group.workers))
+            if heard is not None:
+                raise RendezvousClosedError
+            if self.final_code is None:
+                self._report_crash(failed)
+            else:
+                self._remaining_restarts = 0
+        return result
+
+    def _exit_barrier(self) -> None:
+        if self.ending.declare(FINISHED) == FINISHED:
+            super()._exit_barrier()  # type: ignore[no-untyped-call]
+
+    def _shutdown(self, death_sig: signal.Signals = signal.SIGTERM) -> None:
+        if isinstance(sys.exception(), SignalException):
+            # A scheduler may say SIGTERM more than once; the workers' grace period is not shortened by it. Ctrl-C is.
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        if self._pcontext is not None:
+            self._pcontext.close(death_sig, timeout=self.grace_seconds)
+        super()._shutdown(death_sig)
+
+    def _report_crash(self, failed: Mapping[int, int]) -> None:
+        allowed = self._worker_group.spec.max_restarts
+        number = allowed - self._remaining_restarts + 1
+        say(f"{causes(failed)}; " + (f"restart {number} of {allowed}" if number <= allowed else "no restarts left"))
+
+    def _alone(self) -> bool:
+        return bool(self._worker_group.group_world_size == 1)
+
+    def exit_codes(self) -> list[int]:
+        """Exit codes of the local workers that have ended (negative: the signal that killed them)."""
+        if not isinstance(self._pcontext, SubprocessContext):
+            return []
+        codes = (handler.proc.poll() for handler in self._pcontext.subprocess_handlers.values())
+        return [code for code in codes if code is not None]
+
+    def end_after_signal(self, received: signal.Signals) -> int:
+        """The exit code of a job that was told to stop; by now its workers had their grace period."""
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        if self._pcontext is not None:
+            # Ctrl-C again and again cuts the grace period short. Workers live in sessions of their own: without this
+            # they would go on training, and writing checkpoints, beside the next run.
+            self._pcontext.close(signal.SIGKILL, timeout=5)
+        codes = self.exit_codes()
+        if (final := verdict(codes)) is not None:
+            return final
+        if all(code == 0 for code in codes):
+            return FINISHED
+        if all(code in (0, -received) for code in codes):
+            return PREEMPTED  # still importing: too early for the workers to have anything to save
+        say(f"workers did not stop cleanly after {received.name}; the run resumes from its last checkpoint")
+        return CRASHED
+
+
+def causes(failed: Mapping[int, int]) -> str:
+    """How ranks ended, in words."""
+    return ", ".join(
+        f"rank {rank} " + (f"exited with {code}" if code > 0 else f"died of {signal.Signals(-code).name}")
+        for rank, code in sorted(failed.items())
+    )

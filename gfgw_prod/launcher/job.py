@@ -1,0 +1,202 @@
+"""A node's part in a job: meet the other nodes, run the workers, meet again if the rendezvous was lost, leave."""
+
+import logging
+import os
+import socket
+import time
+
+from torch.distributed import DistNetworkError, DistStoreError
+from torch.distributed.elastic.agent.server.api import WorkerSpec
+from torch.distributed.elastic.multiprocessing import SignalException
+from torch.distributed.elastic.rendezvous import RendezvousParameters
+from torch.distributed.elastic.rendezvous.api import (
+    RendezvousConnectionError,
+    RendezvousError,
+    RendezvousTimeoutError,
+)
+from torch.distributed.elastic.rendezvous.c10d_rendezvous_backend import create_backend
+from torch.distributed.elastic.rendezvous.dynamic_rendezvous import DynamicRendezvousHandler, create_handler
+from torch.distributed.elastic.rendezvous.utils import _matches_machine_hostname, parse_rendezvous_endpoint
+from torch.distributed.launcher.api import LaunchConfig
+from torch.distributed.run import config_from_args, get_args_parser
+
+from gfgw_prod.launcher import say
+from gfgw_prod.launcher.agent import ContractAgent
+from gfgw_prod.launcher.ending import Ending
+from gfgw_prod.launcher.logs import NoFiles
+from gfgw_prod.launcher.signals import finish_what_is_left, leave_when_told
+from gfgw_prod.resilience.exit_codes import BAD_INPUT, CRASHED, PREEMPTED, UserError
+from gfgw_prod.resilience.orphans import AGENT_PID
+
+LINGER_SECONDS = 10.0  # at most, for the other nodes to read why the job has ended
+LONGEST_PAUSE_SECONDS = 30.0  # of growing ones before a lost rendezvous is joined again
+
+
+class RendezvousLostError(Exception):
+    """The node that hosts the rendezvous has gone in the middle of a job, or cannot be reached."""
+
+    def __init__(self, restarts_left: int, *, met: bool):
+        super().__init__("lost the rendezvous")
+        self.restarts_left, self.met = restarts_left, met
+
+
+def address(endpoint: str) -> tuple[str, int]:
+    """Host and port of the rendezvous."""
+    host, port = parse_rendezvous_endpoint(endpoint, default_port=29400)
+    return str(host), int(port)
+
+
+def is_host(endpoint: str) -> bool:
+    """Whether this node hosts the rendezvous, by torch's own rule.
+
+    Raises:
+        UserError: if that cannot be told.
+    """
+    try:
+        return bool(_matches_machine_hostname(address(endpoint)[0]))
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    except socket.gaierror as error:
+        name = socket.gethostname()
+        raise UserError(f"this node's own host name {name} must resolve, as in /etc/hosts ({error.strerror})") from None
+
+
+def await_host(endpoint: str, deadline: float) -> bool:
+    """Wait until the rendezvous host listens; nodes of one job may start minutes apart. False: nobody does."""
+    # torch would wait too, but for a minute at most, deaf to signals, and with a stack trace for every attempt.
+    while time.monotonic() < deadline:
+        try:
+            socket.create_connection(address(endpoint), timeout=5).close()
+        except OSError:
+            time.sleep(1)
+        else:
+            return True
+    return False
+
+
+def launch(config: LaunchConfig, entrypoint: str, arguments: list[str], grace_seconds: int) -> int:
+    """Run the workers of this node to the end of the job; returns its exit code."""
+    hosting = is_host(config.rdzv_endpoint)
+    patience = float(config.rdzv_configs.get("join_timeout", 600))
+    restarts_left, pause, alone_since = config.max_restarts, 1.0, time.monotonic()
+    while hosting or await_host(config.rdzv_endpoint, alone_since + patience):
+        try:
+            return attend(config, entrypoint, arguments, grace_seconds, restarts_left, hosting=hosting)
+        except RendezvousLostError as lost:
+            restarts_left = lost.restarts_left
+            if lost.met:
+                alone_since = time.monotonic()
+        leave_when_told()
+        say(f"lost the rendezvous at {config.rdzv_endpoint}; waiting up to {patience:.0f} s for it to come back")
+        time.sleep(pause)  # a host that comes and goes is not met, and lost, in a busy loop
+        pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+    say(f"nobody listens at the rendezvous {config.rdzv_endpoint} after {patience:.0f} s")
+    return CRASHED
+
+
+def meet(config: LaunchConfig) -> tuple[DynamicRendezvousHandler, Ending]:
+    """Open the rendezvous, or connect to the node that hosts it. The store is its memory, and holds the job's ending.
+
+    Raises:
+        RendezvousConnectionError: if nobody answers.
+    """
+    parameters = RendezvousParameters(
+        backend=config.rdzv_backend,
+        endpoint=config.rdzv_endpoint,
+        run_id=config.run_id,
+        min_nodes=config.min_nodes,
+        max_nodes=config.max_nodes,
+        local_addr=config.local_addr,
+        **config.rdzv_configs,
+    )
+    backend, store = create_backend(parameters)
+    return create_handler(store, backend, parameters), Ending(store, config.run_id)
+
+
+def attend(
+    config: LaunchConfig,
+    entrypoint: str,
+    arguments: list[str],
+    grace_seconds: int,
+    restarts_left: int,
+    *,
+    hosting: bool,
+) -> int:
+    """Take part in the job as long as its rendezvous lives; returns the exit code.
+
+    Raises:
+        RendezvousLostError: the workers of this node, if it had any, have been stopped.
+    """
+    try:
+        rendezvous, ending = meet(config)
+    except (RendezvousConnectionError, OSError) as gone:
+        if hosting:  # nobody else would open it
+            raise
+        raise RendezvousLostError(restarts_left, met=False) from gone
+    spec = WorkerSpec(
+        role=config.role,
+        local_world_size=config.nproc_per_node,
+        entrypoint=entrypoint,
+        args=tuple(arguments),
+        rdzv_handler=rendezvous,
+        max_restarts=config.max_restarts,
+        monitor_interval=config.monitor_interval,
+        local_addr=config.local_addr,
+        numa_options=config.numa_options,
+    )
+    assert config.logs_specs is not None
+    prefix = config.log_line_prefix_template
+    agent = ContractAgent(spec, config.logs_specs, prefix, ending, grace_seconds, restarts_left)
+    try:
+        code = agent.job()
+        finish_what_is_left()
+    except SignalException as stop:
+        # The rendezvous stays open: closing it would end the job on the nodes that were not told to stop.
+        return agent.end_after_signal(stop.sigval)
+    except (RendezvousConnectionError, DistNetworkError, DistStoreError) as lost:
+        rendezvous._stop_heartbeats()  # shutdown() would end the job for all, if it could
+        raise RendezvousLostError(agent.restarts_left, met=True) from lost
+    rendezvous.shutdown()
+    if hosting:
+        # Every node known to it, also those that wait to take part or are spare.
+        ending.wait_for_listeners(len(rendezvous._state_holder.state.last_heartbeats), LINGER_SECONDS)
+    return code
+
+
+def main() -> int:
+    """Take part in the job that the command line describes; returns the exit code."""
+    if "LOGLEVEL" not in os.environ:
+        # One worker's line about a wrong setting must not drown in the agent's account of stopping its neighbours.
+        logging.getLogger("torch.distributed.elastic.multiprocessing.api").setLevel(logging.CRITICAL)
+        logging.getLogger("torch.distributed.elastic.agent.server.api").setLevel(logging.CRITICAL)
+        logging.getLogger("torch.distributed.elastic.rendezvous.dynamic_rendezvous").setLevel(logging.ERROR)
+    grace = os.environ.get("GRACE_SECONDS", "60")
+    # One store for all rendezvous rounds would offer restarted ranks the addresses of their dead predecessors, which
+    # they then wait for. Without sharing, every round has a store and a port of its own.
+    os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
+    os.environ[AGENT_PID] = str(os.getpid())
+    options = get_args_parser().parse_args()
+    has_files = options.log_dir is not None
+    options.log_dir = options.log_dir or os.devnull
+    try:
+        if not grace.isdigit() or int(grace) == 0:
+            raise UserError(f"GRACE_SECONDS must be a positive whole number, not {grace!r}")
+        if options.rdzv_backend != "c10d":
+            raise UserError(f"--rdzv-backend must be c10d, not {options.rdzv_backend!r}")
+        config, entrypoint, arguments = config_from_args(options)
+        assert isinstance(entrypoint, str)
+        if not has_files:
+            config.logs_specs = NoFiles()
+        return launch(config, entrypoint, arguments, int(grace))
+    except UserError as error:
+        say(str(error))
+        return BAD_INPUT
+    except SignalException:  # after workers had ended, and before it was known what to do next
+        return PREEMPTED
+    except RendezvousTimeoutError:
+        say(f"too few nodes came to {options.rdzv_endpoint} in time: {options.nnodes} wanted")
+        return CRASHED
+    except RendezvousError as error:
+        reason = str(error.__cause__ or error) or type(error).__name__
+        say(f"no rendezvous at {options.rdzv_endpoint}: {reason.splitlines()[0]}")
+        return CRASHED

@@ -1,0 +1,177 @@
+"""A job on two hosts ends as one: every node leaves, soon, with the exit code of the node that ended it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import count
+from pathlib import Path
+
+import pytest
+
+from gfgw_prod.resilience.exit_codes import BAD_INPUT, CRASH_LOOP, CRASHED, FINISHED, PREEMPTED
+
+from . import runs
+from .two_hosts import CANNOT, TwoHosts
+
+pytestmark = pytest.mark.skipif(bool(CANNOT), reason=CANNOT)
+
+SOON_SECONDS = 45  # on busy cores; a node that waits for its peer in vain waits for 300 or 600
+
+
+def until(condition: str) -> str:
+    """A rank's wait, in shell; it ends with its agent."""
+    return f"while kill -0 $GFGW_AGENT_PID && ! {condition}; do sleep 0.2; done 2>/dev/null"
+
+
+TRAINS_ON = until("false")
+ports = count(29500)
+
+
+class Job:
+    """Agents on two hosts whose ranks are shell scripts, one script for each host. Joined at the end of the context."""
+
+    def __init__(self, net: TwoHosts, directory: Path, *scripts: str, nodes: str = "2", max_restarts: int = 3):
+        self.net, self.directory, self.scripts, self.port = net, directory, scripts, next(ports)
+        self.nodes, self.max_restarts = nodes, max_restarts
+        self.agents: dict[int, subprocess.Popen[str]] = {}
+
+    def start(self, host: int) -> None:
+        address = self.net.addresses
+        launcher = [sys.executable, "-m", "gfgw_prod.launcher", "--nnodes", self.nodes, "--nproc-per-node", "1"]
+        meeting = ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"{address[0]}:{self.port}", "--rdzv-id", "job"]
+        # A read of the rendezvous that takes so long has failed; torch takes as long to give up a connection.
+        limits = ["--rdzv-conf", "last_call_timeout=10,read_timeout=10", "--max-restarts", str(self.max_restarts)]
+        rank = ["--local-addr", address[host], "--no-python", "sh", "-c", self.scripts[host]]
+        command = [*launcher, *meeting, *limits, *rank]
+        self.agents[host] = self.net.start(host, command, {"HERE": str(self.directory)})
+
+    def __enter__(self) -> Job:
+        for host in (0, 1):
+            self.start(host)
+        return self
+
+    def kill(self, host: int) -> None:
+        self.agents[host].kill()
+        self.agents[host].wait()  # its rank sees it gone when its process id is free
+
+    def __exit__(self, *_: object) -> None:
+        for host in self.agents:
+            self.kill(host)
+
+    def end(self) -> list[runs.Outcome]:
+        """Outcomes by host. Once one agent has ended, the other must follow soon."""
+        deadline = time.monotonic() + runs.LIMIT_SECONDS
+        while all(agent.poll() is None for agent in self.agents.values()):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        return [runs.outcome_of(self.agents[host], SOON_SECONDS) for host in (0, 1)]
+
+    def wait_for(self, *lines: str) -> None:
+        """Waits until ranks have written these lines, and no others."""
+        file = self.directory / "told"
+        runs.wait_until(lambda: file.exists() and file.read_text().split() == [*lines], self.agents[1])
+
+
+Ends = list[runs.Outcome]
+
+
+def bad_input_on_the_host(net: TwoHosts, directory: Path) -> Ends:
+    with Job(net, directory, "exit 2", TRAINS_ON) as job:
+        return job.end()
+
+
+def seen_before_its_cause(net: TwoHosts, directory: Path) -> Ends:
+    """A broken connection is a crash to a node without restarts left; its cause takes a moment to be told."""
+    cause = "touch $HERE/broken; sleep 2; exit 76"
+    effect = f"{until('[ -e $HERE/broken ]')}; exit 1"
+    with Job(net, directory, cause, effect, max_restarts=0) as job:
+        return job.end()
+
+
+def finished_and_crashed(net: TwoHosts, directory: Path) -> Ends:
+    with Job(net, directory, "exit 0", "sleep 5; exit 1") as job:
+        return job.end()
+
+
+def wrong_setting_on_one(net: TwoHosts, directory: Path) -> Ends:
+    """The ranks of the other host wait for their peer to come."""
+    command = runs.elastic(directory / "run")
+    agents = [net.start(0, command), net.start(1, [*command, "--train.batchsize", "16"])]
+    return [runs.outcome_of(agent, 2 * SOON_SECONDS) for agent in agents]
+
+
+def one_told_to_stop(net: TwoHosts, directory: Path) -> Ends:
+    """As in training, the rank that stays fails for the loss of its peer, and is started again."""
+    stays = f"[ $TORCHELASTIC_RESTART_COUNT = 1 ] && exit 0; {until('[ -e $HERE/gone ]')}; exit 1"
+    with Job(net, directory, stays, f"echo up >> $HERE/told; {TRAINS_ON}", nodes="1:2") as job:
+        job.wait_for("up")
+        job.agents[1].terminate()
+        gone = runs.outcome_of(job.agents[1], SOON_SECONDS)
+        (directory / "gone").touch()
+        return [runs.outcome_of(job.agents[0], 2 * SOON_SECONDS), gone]
+
+
+def restarts_used_up(net: TwoHosts, directory: Path) -> Ends:
+    """The rank of host 1 crashes; the host of the rendezvous is lost and comes back; the rank crashes again."""
+    crashes = f"echo $TORCHELASTIC_RESTART_COUNT >> $HERE/told; {until('rm $HERE/strike')}; exit 1"
+    with Job(net, directory, TRAINS_ON, crashes, max_restarts=1) as job:
+        job.wait_for("0")
+        (directory / "strike").touch()
+        job.wait_for("0", "1")
+        job.kill(0)
+        job.start(0)
+        job.wait_for("0", "1", "1")
+        (directory / "strike").touch()
+        return job.end()
+
+
+def host_that_hangs_up(net: TwoHosts, directory: Path) -> Ends:
+    """Whoever listens at the rendezvous is gone when it is talked to; then the host comes."""
+    job = Job(net, directory, "exit 0", "exit 0")
+    answer = f"import socket\ns = socket.create_server(('', {job.port}))\nwhile True: s.accept()[0].close()"
+    stand_in = net.start(0, [sys.executable, "-c", answer])
+    job.start(1)
+    try:
+        stderr = job.agents[1].stderr
+        assert stderr is not None
+        first = stderr.readline()
+        stand_in.kill()
+        runs.outcome_of(stand_in)
+        job.start(0)
+        host, peer = job.end()
+        return [host, runs.Outcome(peer.code, peer.stdout, first + peer.stderr)]
+    finally:
+        stand_in.kill()
+        job.__exit__()
+
+
+STORIES: list[tuple[Callable[[TwoHosts, Path], Ends], list[int], str]] = [
+    (bad_input_on_the_host, [BAD_INPUT, BAD_INPUT], "with exit code 2"),
+    (wrong_setting_on_one, [BAD_INPUT, BAD_INPUT], "with exit code 2"),
+    (seen_before_its_cause, [CRASH_LOOP, CRASH_LOOP], "with exit code 76"),
+    (finished_and_crashed, [FINISHED, FINISHED], "after the other nodes had finished"),
+    (one_told_to_stop, [FINISHED, PREEMPTED], "restart 1 of 3"),
+    (restarts_used_up, [CRASHED, CRASHED], "no restarts left"),
+    (host_that_hangs_up, [FINISHED, FINISHED], "lost the rendezvous"),
+]
+
+
+@pytest.fixture(scope="module")
+def ends(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Future[Ends]]]:
+    """All stories at once, on the same two hosts: most of their time is spent waiting."""
+    with TwoHosts() as net, ThreadPoolExecutor(len(STORIES)) as pool:
+        yield {
+            story.__name__: pool.submit(story, net, tmp_path_factory.mktemp(story.__name__)) for story, _, _ in STORIES
+        }
+
+
+@pytest.mark.parametrize(("name", "codes", "said"), [(story.__name__, *rest) for story, *rest in STORIES])
+def test_job_ends_as_one(ends: dict[str, Future[Ends]], name: str, codes: list[int], said: str) -> None:
+    outcomes = ends[name].result()
+    assert [outcome.code for outcome in outcomes] == codes, outcomes
+    assert any(said in outcome.stderr for outcome in outcomes), outcomes
+    assert not any("Traceback" in outcome.stderr for outcome in outcomes), outcomes
