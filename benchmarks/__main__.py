@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 
-from benchmarks import digits_quality, digits_targets, reduction, startup, transport
+from benchmarks import digits_quality, digits_targets, reduction, saving, startup, transport
 
 BENCHMARKS = {
     "startup": startup.main,
     "transport": transport.main,
     "reduction": reduction.main,
+    "saving": saving.main,
     "digits-quality": digits_quality.main,
     "digits-targets": digits_targets.main,
 }

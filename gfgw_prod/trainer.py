@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from gfgw_prod import samples, settings_io
-from gfgw_prod.checkpoint.reading import Checkpoint, newest_good
+from gfgw_prod.checkpoint.reading import Checkpoint, newest_good, set_aside
 from gfgw_prod.checkpoint.run_directory import prepare_directory, storages_of
 from gfgw_prod.checkpoint.saving import Saver
 from gfgw_prod.commands import program
@@ -109,6 +109,7 @@ class Run:
     def resume(self) -> None:
         """Takes up the newest good checkpoint of the run directory, or encodes the bank for a new run."""
         found = newest_good(self.storages, self.world, self._say)
+        self.damaged = len(set_aside(self.storages)) if self.world.is_main else 0
         if found is not None:
             self.step = self.first_step = self.optimizer.steps = found.step
         self.facts = guards.facts_of(self.config, self.table, self._frozen(), self.world.device)
@@ -194,6 +195,7 @@ class Run:
     def _record(self, report: StepReport) -> None:
         values = report.values(self.world, self.parallel.spread) | self._pace.values(self.step)
         values["transport/bank_share"] = self.matcher.usage.share(self.images)
+        values["run/damaged_checkpoints"] = self.damaged
         self.telemetry.record(self.step, self.images, values)
         if not values.get("transport/converged", 1.0) and not self._warned:
             self._warned = True

@@ -58,6 +58,10 @@ class Keeper:
             self.start(step, state(step, rows))
             self.saver.join()
 
+    def figures(self) -> dict[str, float]:
+        """The last value of each metric since the last call."""
+        return {tag: value for _, _, values in self.saver.news() for tag, value in values.items()}
+
 
 def steps(storage: Storage) -> list[int]:
     """Steps of all that counts as a checkpoint."""

@@ -210,7 +210,7 @@ def newest_good(storages: Sequence[Storage], world: World, report: Callable[[str
             break
         bad.append((place, name, answer))
         found = None
-    if found is None and world.share(bool(bad) or _were_damaged(storages)):
+    if found is None and world.share(bool(bad or set_aside(storages))):
         why = f" ({bad[0][1]}: {bad[0][2]})" if bad else ""
         raise UserError(
             f"no checkpoint in {storages[0]} is good{why}; nothing was deleted: mend one, or use another run.dir"
@@ -252,8 +252,9 @@ def _places(storages: Sequence[Storage]) -> list[tuple[int, str]]:
     return [(-place, name) for _, place, name in sorted(found, reverse=True)]
 
 
-def _were_damaged(storages: Sequence[Storage]) -> bool:
-    return any(name.startswith(DAMAGED) for storage in storages for name in storage.names())
+def set_aside(storages: Sequence[Storage]) -> list[str]:
+    """Names of damaged checkpoints that are kept for a person to look at."""
+    return [name for storage in storages for name in storage.names() if name.startswith(DAMAGED)]
 
 
 def _blake3(storage: Storage, path: str) -> str:

@@ -94,7 +94,7 @@ def moments(root: Path, count: int) -> None:
         child = fork(save_on_and_on)
         os.close(writing)
         first = os.read(reading, 4)  # it has begun
-        time.sleep(chance.uniform(0, 0.06))
+        time.sleep(chance.uniform(0, 0.08))
         os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
         started = (first + os.read(reading, 1 << 16))[-4:]

@@ -59,7 +59,7 @@ def assert_next_save_fails(keeper: Keeper, words: str) -> None:
     assert steps(keeper.storage) == before
     assert words in keeper.lines[-1]
     assert keeper.lines[-1].startswith(f"checkpoint of step {before[-1] + 1} was not saved: ")
-    assert keeper.saver.news()["run/checkpoint_failures"] == len(keeper.lines)
+    assert keeper.figures()["run/checkpoint_failures"] == len(keeper.lines)
     found, lines = choose(keeper.storage)
     assert_holds(found, before[-1], state(before[-1], ROWS))
     assert not lines

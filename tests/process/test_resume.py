@@ -55,6 +55,7 @@ def test_damaged_checkpoint_is_passed_over_kept_aside_and_replaced(reference: Pa
     assert "from step-00000004" in outcome.stderr
     kept = [file.read_bytes() for file in copy_of_reference.glob(f"checkpoints/*/{shard.name}")]
     assert damaged in kept
+    assert runs.records(copy_of_reference)[-1].get("run/damaged_checkpoints", 1) == 1
     assert runs.digests(copy_of_reference) == runs.digests(reference)
     assert runs.losses(copy_of_reference) == runs.losses(reference)
 

@@ -85,7 +85,7 @@ def test_local_checkpoints_are_uploaded_and_taken_up_where_the_disk_is_new(url: 
     distant = storage_at(url)
     assert steps(distant)[-1] == 3
     assert 0 < len(steps(distant)) <= 2
-    assert keeper.saver.news()["run/uploads"] >= 1
+    assert keeper.figures()["run/uploads"] >= 1
     shutil.rmtree(local)
     successor = Keeper(local, url)
     found, lines = choose(successor.storage, distant)
@@ -121,7 +121,7 @@ def test_upload_that_fails_is_told_and_counted_and_leaves_saving_alone(tmp_path:
     keeper.saver.finish()
     assert steps(keeper.storage) == [1, 2]
     assert any("step-00000002 could not be uploaded" in line for line in keeper.lines)
-    assert keeper.saver.news()["run/upload_failures"] >= 1
+    assert keeper.figures()["run/upload_failures"] >= 1
 
 
 def test_url_of_an_unknown_kind_is_refused_by_setting(tmp_path: Path) -> None:
