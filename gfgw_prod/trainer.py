@@ -123,6 +123,7 @@ class Run:
         else:
             block_rows = self.config.features.block_rows
             self.bank.encode(self.table, self.extractor, block_rows, on_block=self._encoded)
+        self.saver.warm(self._state())
         if self.world.is_main:
             settings_io.write_yaml(self.config, self.dir / "config.yaml")
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 SLOWEST = timedelta(hours=6)  # a write on any rank, before the others take it for lost
+FILES = 4  # of a rank, written and hashed side by side
 OVERHEAD = 1.02  # DCP's files over the tensors in them
 SPARE_BYTES = 1 << 20  # for the small files
 
@@ -69,6 +70,7 @@ class Saver:
         self._group = world.background_group(SLOWEST)
         self._token: str = world.share(self.storage.claim() if world.is_main else "")
         self._thread: threading.Thread | None = None
+        self._warming: threading.Thread | None = None
         self._outcome: Outcome | None = None
         self._broken: BaseException | None = None
         self._failures_in_a_row = 0
@@ -77,6 +79,11 @@ class Saver:
         # Once and for all, not around the calls: filters belong to the process, and the calls are made in a thread.
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         warnings.filterwarnings("ignore", message="TypedStorage is deprecated")
+
+    def warm(self, state: State) -> None:
+        """Makes the memory for copies of the state in the background: fresh memory takes longer than the copy."""
+        self._warming = threading.Thread(target=self._stage.reserve, args=(state,), name="warm", daemon=True)
+        self._warming.start()
 
     def save(self, state: State, *, step: int, images: int, facts: dict[str, Any]) -> None:
         """Copies the state, and writes it in the background. A step that is saved already is left as it is.
@@ -99,6 +106,9 @@ class Saver:
             self._end(Outcome(step, images, time.monotonic() - started, problem=problem))
             self._settle()
             return
+        if self._warming is not None:
+            self._warming.join()
+            self._warming = None
         staged = self._stage.copy(state)
         begun = Outcome(step, images, time.monotonic() - started)
         manifest = {"step": step, "images": images, "saved_at": time.time(), **facts}
@@ -191,7 +201,7 @@ class Saver:
         name = name_of(manifest["step"])
         path, problem = self._from_main(lambda: self.storage.begin(name, self._token))
         if path is not None:
-            writer = HashingWriter(self.storage, path)
+            writer = HashingWriter(self.storage, path, files=max(min(FILES, len(staged)), 1))
             try:
                 write(staged, storage_writer=writer, process_group=self._group, no_dist=self._group is None)
             except CheckpointException as failed:  # on all ranks, whichever it was

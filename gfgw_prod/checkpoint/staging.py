@@ -21,6 +21,11 @@ class Stage:
         self._world = world
         self._buffers: dict[str, Tensor] = {}
 
+    def reserve(self, state: State) -> None:
+        """Makes the memory for this rank's part, and touches it."""
+        for name in self._owned(state):
+            self._buffer(name, local(state[name])).zero_()
+
     def copy(self, state: State) -> State:
         """This rank's part of the state, on the CPU, for DCP to write; valid until the next call."""
         mine = {name: self._copied(name, state[name]) for name in self._owned(state)}
@@ -44,11 +49,14 @@ class Stage:
 
     def _copied(self, name: str, tensor: Tensor) -> Tensor:
         part = local(tensor).detach()
-        if name not in self._buffers:
-            self._buffers[name] = torch.empty(part.shape, dtype=part.dtype, pin_memory=part.is_cuda)
-        buffer = self._buffers[name].copy_(part, non_blocking=True)
+        buffer = self._buffer(name, part).copy_(part, non_blocking=True)
         # DCP asks a DTensor where its shard lies, and its own CPU tensor for the bytes.
         return DTensor(buffer, tensor._spec, requires_grad=False) if isinstance(tensor, DTensor) else buffer
+
+    def _buffer(self, name: str, part: Tensor) -> Tensor:
+        if name not in self._buffers:
+            self._buffers[name] = torch.empty(part.shape, dtype=part.dtype, pin_memory=part.is_cuda)
+        return self._buffers[name]
 
 
 def size_of(tensor: Tensor) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO, Any
@@ -9,69 +10,93 @@ from typing import IO, Any
 from blake3 import blake3
 from torch.distributed.checkpoint import FileSystemWriter
 from torch.distributed.checkpoint.filesystem import FileSystemBase
+from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
+from torch.distributed.checkpoint.storage import WriteResult
+from torch.futures import Future
 
 from gfgw_prod.checkpoint.storage import LocalStorage, Storage
 
 
 class _HashedFile:
-    """A file being written. The first error is kept for the end.
+    """A file being written. The first error is kept for ``end``, and the rest of the content only counted.
 
     torch's archive writer calls ``write`` from C++, and ends the process if its own end fails after an error.
     """
 
-    def __init__(self, raw: IO[bytes]):
-        self._raw = raw
+    def __init__(self, storage: Storage, path: str):
         self._hash = blake3()
+        self._raw: IO[bytes] | None = None
         self.bytes = 0
-        self.error: OSError | None = None
+        self.error: Exception | None = None
+        with self._kept():
+            self._raw = storage.open(path, "wb")
+
+    @contextmanager
+    def _kept(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # of whatever kind the storage raises
+            self.error = self.error or error
 
     def write(self, content: Any) -> int:
         count = memoryview(content).nbytes
         self._hash.update(content)
         self.bytes += count
-        if self.error is None:
-            try:
+        if self.error is None and self._raw is not None:
+            with self._kept():
                 self._raw.write(content)
-            except OSError as error:
-                self.error = error
         return count
 
     def tell(self) -> int:
         return self.bytes
 
     def flush(self) -> None:
-        if self.error is None:
-            self._raw.flush()
-
-    def fileno(self) -> int:
-        self.flush()  # DCP syncs the descriptor without flushing what is above it
-        return self._raw.fileno()
+        """Done by ``end``."""
 
     def close(self) -> None:
-        if self.error is not None:
-            raise self.error
+        """Done by ``end``."""
 
-    def hexdigest(self) -> str:
+    def end(self, *, sync: bool) -> str:
+        """Closes the file, on the disk if it is to be synced; returns the hash of what should be in it."""
+        if self._raw is not None:
+            with self._kept():
+                self._raw.flush()
+                if sync:
+                    os.fsync(self._raw.fileno())
+            with self._kept():
+                self._raw.close()
         return self._hash.hexdigest()
 
 
 class _HashingFiles(FileSystemBase):
-    """The storage, as DCP's writer sees it. ``written`` has each file's size and hash by path."""
+    """The storage, as DCP's writer sees it. ``written`` has each file's size and hash by path.
+
+    DCP writes files in threads, and loses what is raised there: errors are kept, and raised where they are seen.
+    """
 
     def __init__(self, storage: Storage):
         self._storage = storage
         self.written: dict[str, dict[str, Any]] = {}
+        self.error: Exception | None = None
 
     @contextmanager
     def create_stream(self, path: Any, mode: str) -> Iterator[Any]:
         assert mode == "wb", mode
-        with self._storage.open(path, mode) as raw:
-            file = _HashedFile(raw)
+        file = _HashedFile(self._storage, path)
+        try:
             yield file
-            file.close()
-        self.written[path] = {"bytes": file.bytes, "blake3": file.hexdigest()}
+        finally:
+            digest = file.end(sync=isinstance(self._storage, LocalStorage))
+        self.error = self.error or file.error
+        self.written[path] = {"bytes": file.bytes, "blake3": digest}
+
+    def check(self) -> None:
+        """Raises the first error of any file."""
+        if self.error is not None:
+            raise self.error
 
     def rename(self, path: Any, new_path: Any) -> None:
+        self.check()
         self._storage.rename(path, new_path)
         self.written[new_path] = self.written.pop(path)
 
@@ -96,13 +121,24 @@ class _HashingFiles(FileSystemBase):
 
 
 class HashingWriter(FileSystemWriter):
-    """Writes one rank's shards into a directory of the storage."""
+    """Writes one rank's shards into a directory of the storage, ``files`` of them at a time."""
 
-    def __init__(self, storage: Storage, directory: str):
-        super().__init__(directory, sync_files=isinstance(storage, LocalStorage))
+    def __init__(self, storage: Storage, directory: str, files: int):
+        # Synced by us: DCP would sync a file whose last bytes are still in Python's buffer.
+        super().__init__(directory, sync_files=False, thread_count=files)
         self._files = _HashingFiles(storage)
         self.fs = self._files  # type: ignore[assignment]  # annotated as the local one, used as any
         self.path = directory
+
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
+        """Writes the shards.
+
+        Raises:
+            Exception: the first error of any file.
+        """
+        results = super().write_data(plan, planner)
+        self._files.check()
+        return results
 
     def written(self) -> dict[str, dict[str, Any]]:
         """Size and BLAKE3 hash of this rank's files, by name."""
