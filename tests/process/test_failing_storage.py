@@ -86,8 +86,8 @@ def test_disk_without_room_is_told_before_anything_is_written(mount: Callable[..
 
 @NEEDS_ROOT
 def test_disk_that_fills_up_within_a_save_is_told_and_survived(mount: Callable[..., Path]) -> None:
-    root = mount("-t", "tmpfs", "-o", "size=100m,nr_inodes=12", "tmpfs")
-    keeper = Keeper(root, keep=1)  # 5 inodes, and 4 for each of two checkpoints, but for the one that makes it full
+    root = mount("-t", "tmpfs", "-o", "size=100m,nr_inodes=16", "tmpfs")
+    keeper = Keeper(root, keep=1)  # 3 inodes, and 6 for each of two checkpoints: one is left
     keeper.save(1, rows=ROWS)
     (root / "filler").touch()
     (root / "another").touch()
@@ -100,7 +100,7 @@ def test_disk_that_fills_up_within_a_save_is_told_and_survived(mount: Callable[.
 def test_write_that_breaks_off_is_told_and_survived(tmp_path: Path) -> None:
     keeper = Keeper(tmp_path)
     keeper.save(1, 2, rows=ROWS)
-    for limit in (1, 1000, 400_000):
+    for limit in (1, 1000, 200_000):
         keeper.saver._failures_in_a_row = 0
         with no_file_larger_than(limit):
             assert_next_save_fails(keeper, "File too large")
