@@ -28,7 +28,8 @@ from gfgw_prod.losses.flow import check_scales
 from gfgw_prod.losses.perceptual import build_perceptual
 from gfgw_prod.optimizer import AdamW
 from gfgw_prod.resilience import guards
-from gfgw_prod.resilience.exit_codes import FINISHED, UserError
+from gfgw_prod.resilience.exit_codes import FINISHED, PREEMPTED, UserError
+from gfgw_prod.resilience.preemption import StopRequest, leave_when_told
 from gfgw_prod.resilience.state import training_state
 from gfgw_prod.step import StepReport, TrainingStep
 from gfgw_prod.telemetry import Telemetry
@@ -42,20 +43,22 @@ def train(config: Config) -> int:
     Raises:
         UserError: for settings, data, weights, ports or checkpoints that cannot work.
     """
+    leave_when_told()
     world = World.start(config.run.device, config.run.threads, config.distributed.timeout_seconds)
     try:
         run = Run(config, world)
         try:
             run.resume()
-            run.loop()
-            run.finish()
+            finished = run.loop()
+            if finished:
+                run.finish()
         finally:
             run.close()
     except UserError:
         world.stop()
         raise
     world.stop()
-    return FINISHED
+    return FINISHED if finished else PREEMPTED
 
 
 class Run:
@@ -70,17 +73,17 @@ class Run:
                 f"{world.world_size} ranks share {config.cells} cells; lower train.cell_size or run fewer ranks"
             )
         self.telemetry = Telemetry([])
-        self.lock = self._together(lambda: prepare_directory(self.dir, self._say) if world.is_main else None)
-        self.storages = self._together(lambda: storages_of(config.checkpoint, self.dir, make=world.is_main))
+        self.lock = world.together(lambda: prepare_directory(self.dir, self._say) if world.is_main else None)
+        self.storages = world.together(lambda: storages_of(config.checkpoint, self.dir, make=world.is_main))
 
         # Rank 0 may have to fetch an archive; the others then find it.
-        fetched = self._together(lambda: load_table(config.data) if world.is_main else None)
-        self.table = self._together(lambda: load_table(config.data) if fetched is None else fetched)
-        self.extractor = self._together(lambda: build_extractor(config.features, self.table.image_shape)).to(
+        fetched = world.together(lambda: load_table(config.data) if world.is_main else None)
+        self.table = world.together(lambda: load_table(config.data) if fetched is None else fetched)
+        self.extractor = world.together(lambda: build_extractor(config.features, self.table.image_shape)).to(
             world.device
         )
-        self.perceptual = self._together(self._build_perceptual)
-        generator = self._together(self._build_generator).to(world.device)
+        self.perceptual = world.together(self._build_perceptual)
+        generator = world.together(self._build_generator).to(world.device)
 
         example = (
             torch.zeros(1, *self.table.image_shape, device=world.device),
@@ -92,7 +95,7 @@ class Run:
         o = config.optimizer
         self.optimizer = AdamW(generator, betas=o.betas, weight_decay=o.weight_decay)
         self.ema = Ema(generator)
-        self.bank = FeatureBank(len(self.table), int(self.extractor.dim), world)
+        self.bank = FeatureBank(len(self.table), self.extractor.dim, world)
         self.matcher = Matcher(
             config.transport, self.bank, self.table, seed=config.seed, conditional=config.generator.conditional
         )
@@ -100,6 +103,7 @@ class Run:
         self.training_step = TrainingStep(config, world, *parts)
         # Before a checkpoint is chosen: what an earlier process still commits must be there to be chosen.
         self.saver = Saver(config.checkpoint, self.storages, world, self._say)
+        self.stop = StopRequest(world, config.distributed.timeout_seconds)
 
     @property
     def images(self) -> int:
@@ -114,9 +118,9 @@ class Run:
             self.step = self.first_step = self.optimizer.steps = found.step
         self.facts = guards.facts_of(self.config, self.table, self._frozen(), self.world.device)
         by_rank = self.world.collect(self.facts)
-        for change in self._together(lambda: self._accepted_changes(found, by_rank)):
+        for change in self.world.together(lambda: self._accepted_changes(found, by_rank)):
             self._say(f"run.allow_changes: going on with {change}")
-        self.telemetry = self._together(lambda: self._open_telemetry(found))
+        self.telemetry = self.world.together(lambda: self._open_telemetry(found))
         if found is not None:
             found.load(self._state(), self.world)
             self._say(f"resumed {self.dir} at {self.images / 1000:.1f} kimg from {found.name}")
@@ -139,13 +143,23 @@ class Run:
             rank=self.world.rank,
         )
 
-    def loop(self) -> None:
-        """Steps until ``train.total_kimg``, with records, pictures and checkpoints at their intervals."""
+    def loop(self) -> bool:
+        """Steps until ``train.total_kimg``, with records, pictures and checkpoints at their intervals.
+
+        Returns:
+            Whether it came that far: told to stop, it saves the state and returns ``False``.
+        """
         config = self.config
         stream = self.stream(config.total_steps)
         started = time.monotonic()
         self._pace = Pace(self.step, config.train.batch_size, self.world.world_size, self.parallel.spread.idle_share)
+        self.stop.listen()
         while self.step < config.total_steps:
+            if self.stop.agreed():
+                self._save()
+                self.saver.finish()
+                self._say(f"told to stop at {self.images / 1000:.1f} kimg; the same command goes on from there")
+                return False
             report = self.training_step(self.step, stream)
             if not torch.isfinite(report.gradient_norm):
                 raise FloatingPointError(f"the gradient norm of step {self.step} is {float(report.gradient_norm)}")
@@ -163,10 +177,11 @@ class Run:
             self.saver.join()
         self.saver.finish()
         self.seconds = time.monotonic() - started
+        return True
 
     def finish(self) -> None:
         """Closes the telemetry and says what there is now and what to do next."""
-        figures = self._figures()
+        figures = "" if self.stop.agreed() else self._figures()
         self.close()
         place, more = shlex.quote(str(self.dir)), shlex.quote(str(self.dir / "more-samples"))
         made = (self.step - self.first_step) * self.config.train.batch_size
@@ -276,16 +291,6 @@ class Run:
             total_images=self.config.total_steps * self.config.train.batch_size,
             saved_at=resumed.manifest["saved_at"] if resumed is not None else time.time(),
         )
-
-    def _together(self, action: Any) -> Any:
-        """The action's result; a user error on any rank is raised on all, so that none waits for one that gave up."""
-        result = problem = None
-        try:
-            result = action()
-        except UserError as error:
-            problem = str(error)
-        self.world.agree(problem)
-        return result
 
     def _say(self, line: str) -> None:
         if self.world.is_main:

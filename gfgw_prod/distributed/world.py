@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -138,6 +138,20 @@ class World:
         for found in self.collect(problem):
             if found is not None:
                 raise UserError(found)
+
+    def together(self, action: Callable[[], T]) -> T:
+        """The action's result; a user error on any rank is raised on all, so that none waits for one that gave up.
+
+        Raises:
+            UserError: that of the first rank that has one.
+        """
+        try:
+            result = action()
+        except UserError as error:
+            self.agree(str(error))
+            raise
+        self.agree(None)
+        return result
 
 
 def choose_device(device: Literal["auto", "cpu", "cuda"]) -> torch.device:

@@ -56,7 +56,7 @@ class Dinov2Features(nn.Module):
         return F.normalize(features, dim=1)
 
 
-def build_extractor(settings: FeatureSettings, image_shape: tuple[int, int, int]) -> nn.Module:
+def build_extractor(settings: FeatureSettings, image_shape: tuple[int, int, int]) -> PixelFeatures | Dinov2Features:
     """The extractor of the settings, without gradient to its weights.
 
     Raises:

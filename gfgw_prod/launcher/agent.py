@@ -4,11 +4,12 @@ import signal
 import sys
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from typing import Any
 
 from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec, WorkerState
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing import LogsSpecs, SignalException
-from torch.distributed.elastic.multiprocessing.api import SubprocessContext
+from torch.distributed.elastic.multiprocessing.api import SubprocessContext, _terminate_process_handler
 from torch.distributed.elastic.rendezvous.api import RendezvousClosedError, RendezvousConnectionError
 
 from gfgw_prod.launcher import say
@@ -86,6 +87,11 @@ class ContractAgent(LocalElasticAgent):
                 raise RendezvousClosedError
         elif result.is_failed():
             failed = {rank: failure.exitcode for rank, failure in result.failures.items()}
+            if {*failed.values()} == {PREEMPTED} and not self._alone():
+                # This node was not told to stop, another was: all ranks have saved, and here they go on without it.
+                say("ranks have saved their state for a node that was told to stop; meeting again")
+                self._remaining_restarts += 1  # what comes next is no crash
+                return result
             self.final_code = verdict(failed.values(), self.exit_codes())
             patience = 0 if self.final_code is not None or self._remaining_restarts or self._alone() else CAUSE_SECONDS
             heard = self.ending.heard_within(patience)
@@ -100,6 +106,12 @@ class ContractAgent(LocalElasticAgent):
             else:
                 self._remaining_restarts = 0
         return result
+
+    def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
+        started: dict[int, Any] = super()._start_workers(worker_group)
+        # As torch does with the other stop signals: schedulers use this one to announce them.
+        signal.signal(signal.SIGUSR1, _terminate_process_handler)
+        return started
 
     def _exit_barrier(self) -> None:
         if self.ending.declare(FINISHED) == FINISHED:

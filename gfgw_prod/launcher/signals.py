@@ -5,7 +5,7 @@ import signal
 
 from gfgw_prod.resilience.exit_codes import PREEMPTED
 
-STOP = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+STOP = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1)
 
 
 def leave_when_told() -> None:

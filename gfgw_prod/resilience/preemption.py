@@ -1,0 +1,67 @@
+"""A signal asks a run to stop: it sets a flag, all ranks agree at the end of a step, and the state is saved."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from datetime import timedelta
+from types import FrameType
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from gfgw_prod.distributed.world import World
+from gfgw_prod.resilience.exit_codes import PREEMPTED
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+# A scheduler signals every process of a job, and the launcher passes on what it gets: one request arrives twice.
+SAME_REQUEST_SECONDS = 5.0
+
+
+def leave_when_told() -> None:
+    """Before training there is nothing to save. For a run alone: a rank's launcher knows what its death means."""
+    if "RANK" not in os.environ:
+        for number in SIGNALS:
+            signal.signal(number, lambda *_: os._exit(PREEMPTED))
+
+
+class StopRequest:
+    """Whether any rank was told to stop.
+
+    Args:
+        timeout_seconds: longest wait for the other ranks.
+    """
+
+    def __init__(self, world: World, timeout_seconds: int):
+        self._group = world.background_group(timedelta(seconds=timeout_seconds))
+        self._told_at: float | None = None
+        self._asked: tuple[Tensor, dist.Work] | None = None
+
+    def listen(self) -> None:
+        """From now on signals are requests. One that comes again, later, ends this process without saving."""
+        for number in SIGNALS:
+            signal.signal(number, self._note)
+
+    def agreed(self) -> bool:
+        """Whether any rank had been told at the call before this one; alone, by now. The same on all ranks. Collective.
+
+        The ranks' answers travel while they make the step between.
+        """
+        if self._group is None:
+            return self._told_at is not None
+        told = False
+        if self._asked is not None:
+            flag, work = self._asked
+            work.wait()
+            told = bool(flag.item())
+        flag = torch.tensor([int(self._told_at is not None)])
+        self._asked = flag, dist.all_reduce(flag, dist.ReduceOp.MAX, group=self._group, async_op=True)
+        return told
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if self._told_at is not None and now - self._told_at > SAME_REQUEST_SECONDS:
+            os._exit(PREEMPTED)
+        self._told_at = self._told_at or now
