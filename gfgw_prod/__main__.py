@@ -1,6 +1,12 @@
 """``python -m gfgw_prod``, and the command ``gfgw``."""
 
+import os
+import sys
+import threading
+
 from gfgw_prod.resilience.orphans import die_with_agent
+
+BACKGROUND = {"save", "upload", "warm"}  # threads of the package that an error may leave behind
 
 
 def main() -> int:
@@ -8,7 +14,17 @@ def main() -> int:
     die_with_agent()  # before anything else is imported: that takes seconds, in which the agent may end
     from gfgw_prod.cli import main as run
 
-    return run()
+    try:
+        code = run()
+    except Exception:
+        sys.excepthook(*sys.exc_info())
+        code = 1
+    if any(thread.name in BACKGROUND for thread in threading.enumerate()):
+        # Interpreters before 3.14 unwind such threads through torch's C++ frames at their end, which aborts.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
 
 
 if __name__ == "__main__":

@@ -9,7 +9,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from gfgw_prod.checkpoint.reading import Checkpoint, weights_digest
+from gfgw_prod.checkpoint.digest import weights_digest
+from gfgw_prod.checkpoint.reading import Checkpoint
 from gfgw_prod.checkpoint.run_directory import listed
 from gfgw_prod.resilience.exit_codes import BAD_INPUT, FINISHED, UserError
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gfgw_prod.checkpoint.reading import weights_digest
+from gfgw_prod.checkpoint.digest import weights_digest
 from gfgw_prod.checkpoint.run_directory import find_checkpoints
 from gfgw_prod.config import Config
 from gfgw_prod.generator import OneStepGenerator, build_generator

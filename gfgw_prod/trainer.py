@@ -49,9 +49,11 @@ def train(config: Config) -> int:
         run = Run(config, world)
         try:
             run.resume()
-            finished = run.loop()
-            if finished:
+            if finished := run.loop():
                 run.finish()
+        except BaseException:
+            run.saver.give_up()
+            raise
         finally:
             run.close()
     except UserError:
@@ -123,6 +125,7 @@ class Run:
         self.telemetry = self.world.together(lambda: self._open_telemetry(found))
         if found is not None:
             found.load(self._state(), self.world)
+            self.saver.resumed(found)
             self._say(f"resumed {self.dir} at {self.images / 1000:.1f} kimg from {found.name}")
         else:
             block_rows = self.config.features.block_rows

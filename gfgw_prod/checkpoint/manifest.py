@@ -14,6 +14,12 @@ FACTS = {
     *("step", "images", "saved_at", "config", "data_fingerprint", "frozen_weights", "packages", "arithmetic"),
     *("changes", "image_shape", "num_classes"),
 }
+KINDS: dict[str, type | tuple[type, ...]] = {
+    **dict.fromkeys(("step", "images"), int),
+    "saved_at": (int, float),
+    **dict.fromkeys(("config", "packages"), dict),
+    **dict.fromkeys(("changes", "image_shape", "frozen_weights"), list),
+}
 METADATA = ".metadata"  # DCP's own account of its shards
 
 
@@ -40,8 +46,9 @@ def decode(content: bytes) -> dict[str, Any]:
         whole = claimed == _digest(manifest)
         other_format = manifest["format"] if manifest["format"] != FORMAT else None
         told = manifest.keys() >= FACTS and METADATA in manifest["files"]
-        told &= all({"bytes", "blake3"} <= entry.keys() for entry in manifest["files"].values())
-    except (ValueError, KeyError, TypeError, AttributeError):
+        told &= all(map(_is_entry, manifest["files"], manifest["files"].values()))
+        told &= all(isinstance(manifest[fact], kind) for fact, kind in KINDS.items())
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError):
         raise DamagedError("is unreadable") from None
     if not whole:
         raise DamagedError("does not match its own hash")
@@ -53,6 +60,11 @@ def decode(content: bytes) -> dict[str, Any]:
     if not told:
         raise DamagedError("says too little")
     return dict(manifest)
+
+
+def _is_entry(name: str, entry: dict[str, Any]) -> bool:
+    plain = "/" not in name and "\\" not in name and name not in ("", ".", "..")
+    return plain and isinstance(entry["bytes"], int) and isinstance(entry["blake3"], str)
 
 
 def _digest(manifest: dict[str, Any]) -> str:

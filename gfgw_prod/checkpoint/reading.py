@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import warnings
@@ -17,11 +16,12 @@ from blake3 import blake3
 from torch import Tensor
 
 from gfgw_prod.checkpoint.manifest import METADATA, DamagedError, decode
-from gfgw_prod.checkpoint.storage import BLOCK, DAMAGED, MANIFEST, Storage
+from gfgw_prod.checkpoint.storage import BLOCK, MANIFEST, Storage
 from gfgw_prod.checkpoint.unpickling import read_metadata
 from gfgw_prod.distributed.world import World
-from gfgw_prod.resilience.exit_codes import UserError
+from gfgw_prod.resilience.exit_codes import UserError, one_line
 
+UNREADABLE = "cannot be read"
 State = dict[str, Tensor]
 NAME = re.compile(r"step-(\d{8,})(-[0-9a-f]{32})?")
 
@@ -58,13 +58,23 @@ class Checkpoint:
         Args:
             part: which of ``parts`` equal shares of the files to hash; all are looked at.
         """
-        files = self.manifest["files"]
-        for name, expected in files.items():
+        try:
+            return self.incomplete() or self._changed(part, parts)
+        except OSError as error:
+            return f"{UNREADABLE} ({one_line(error, 200)})"
+
+    def incomplete(self) -> str | None:
+        """Which file is missing or of another size, or ``None``."""
+        for name, expected in self.manifest["files"].items():
             size = self.storage.size(f"{self.name}/{name}")
             if size is None:
                 return f"{name} is missing"
             if size != expected["bytes"]:
                 return f"{name} has {size} bytes, not {expected['bytes']}"
+        return None
+
+    def _changed(self, part: int, parts: int) -> str | None:
+        files = self.manifest["files"]
         mine = sorted(files, key=lambda name: (-files[name]["bytes"], name))[part::parts]
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
             digests = list(pool.map(lambda name: _blake3(self.storage, f"{self.name}/{name}"), mine))
@@ -156,8 +166,10 @@ def find(storage: Storage, name: str) -> Checkpoint:
     """
     try:
         manifest = decode(storage.read(f"{name}/{MANIFEST}"))
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         raise DamagedError(f"{MANIFEST} is missing") from None
+    except OSError as error:
+        raise DamagedError(f"{UNREADABLE} ({one_line(error, 200)})") from None
     except DamagedError as damage:
         raise DamagedError(f"{MANIFEST} {damage}") from None
     except UserError as error:
@@ -172,9 +184,14 @@ def _step_of(name: str) -> int | None:
     return int(matched[1]) if matched else None
 
 
+def name_of(step: int) -> str:
+    """The name of a step's checkpoint."""
+    return f"step-{step:08d}"
+
+
 def candidates(storage: Storage) -> list[tuple[int, str]]:
     """Steps and names of what may be checkpoints, oldest first."""
-    steps = ((_step_of(name), name) for name in storage.names())
+    steps = ((_step_of(name), name) for name in storage.committed())
     return sorted((step, name) for step, name in steps if step is not None)
 
 
@@ -184,7 +201,7 @@ def checkpoints(storage: Storage) -> list[Checkpoint]:
     for _, name in candidates(storage):
         try:
             found.append(find(storage, name))
-        except DamagedError:
+        except (DamagedError, UserError):  # a UserError: of another version
             continue
     return found
 
@@ -217,6 +234,9 @@ def newest_good(storages: Sequence[Storage], world: World, report: Callable[[str
         )
     if world.is_main:
         for place, name, problem in bad:
+            if problem.startswith(UNREADABLE):  # now; the disk or the network may be better off later
+                report(f"checkpoint {name} {problem}; trying the one before")
+                continue
             kept = storages[place].set_aside(name)
             report(f"checkpoint {name} is damaged ({problem}); kept as {kept}, trying the one before")
     world.barrier()
@@ -254,7 +274,7 @@ def _places(storages: Sequence[Storage]) -> list[tuple[int, str]]:
 
 def set_aside(storages: Sequence[Storage]) -> list[str]:
     """Names of damaged checkpoints that are kept for a person to look at."""
-    return [name for storage in storages for name in storage.names() if name.startswith(DAMAGED)]
+    return [name for storage in storages for name in storage.damaged()]
 
 
 def _blake3(storage: Storage, path: str) -> str:
@@ -262,16 +282,6 @@ def _blake3(storage: Storage, path: str) -> str:
     with storage.open(path, "rb") as stream:
         while count := stream.readinto(block):  # type: ignore[attr-defined]
             digest.update(memoryview(block)[:count])
-    return digest.hexdigest()
-
-
-def weights_digest(tensors: State) -> str:
-    """SHA-256 over names, shapes and bytes of whole tensors in the order of their names."""
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
-        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
-        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 

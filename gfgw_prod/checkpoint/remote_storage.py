@@ -18,10 +18,11 @@ class RemoteStorage(Storage):
     the moment between its check and its last write; what it commits is whole, and of its own name.
     """
 
-    def __init__(self, url: str):
+    def __init__(self, url: str, *, make: bool):
         super().__init__(url)
         self.fs, self.base = url_to_fs(url)
-        self.fs.makedirs(self.base, exist_ok=True)
+        if make:
+            self.fs.makedirs(self.base, exist_ok=True)
 
     def _at(self, path: Any) -> str:
         return f"{self.base}/{path}"
@@ -70,6 +71,20 @@ class RemoteStorage(Storage):
         with suppress(FileNotFoundError):
             self.rename(f"{name}/{MANIFEST}", f"{name}/{DAMAGED}{MANIFEST}")
         return name
+
+    def committed(self) -> list[str]:
+        return [name for name in self.names() if self.exists(f"{name}/{MANIFEST}")]
+
+    def damaged(self) -> list[str]:
+        return [name for name in self.names() if self.exists(f"{name}/{DAMAGED}{MANIFEST}")]
+
+    def claim(self) -> str:
+        token = super().claim()
+        # Saves that were cut short lie where checkpoints do.
+        for name in set(self.names()) - {*self.committed(), *self.damaged(), f"{WRITING}{token}"}:
+            if name.startswith("step-"):
+                self.remove(name)
+        return token
 
     def begin(self, name: str, token: str) -> str:
         if not self.holds(token):

@@ -92,7 +92,7 @@ def storages_of(settings: CheckpointSettings, run_dir: Path, *, make: bool = Fal
     found: list[Storage] = []
     for name, place in (("root", settings.root or run_dir / "checkpoints"), ("upload_to", settings.upload_to)):
         try:
-            storage = storage_at(place) if place else None
+            storage = storage_at(place, make=make) if place else None
             if make and isinstance(storage, LocalStorage):
                 storage.directory.mkdir(parents=True, exist_ok=True)
                 if not os.access(storage.directory, os.W_OK | os.X_OK):
@@ -100,23 +100,37 @@ def storages_of(settings: CheckpointSettings, run_dir: Path, *, make: bool = Fal
         except (ValueError, OSError) as error:
             reason = getattr(error, "strerror", None) or one_line(error, 300)
             raise UserError(f"checkpoint.{name} {place} cannot be used: {reason}") from None
+        if storage is not None and str(storage) in map(str, found):
+            raise UserError(f"checkpoint.{name} {place} is checkpoint.root; name another place")
         found += [storage] if storage is not None else []
     return found
+
+
+def claimed(storage: Storage) -> str:
+    """The token of a claim on a storage.
+
+    Raises:
+        UserError: if nothing can be written there.
+    """
+    try:
+        return storage.claim()
+    except OSError as error:
+        raise UserError(f"checkpoints cannot be written to {storage}: {error.strerror or one_line(error)}") from None
 
 
 def listed(place: str) -> list[tuple[str, Checkpoint | None, str | None]]:
     """What there is at a run directory, a checkpoint, or the URL of either: name, checkpoint, or why it is none.
 
     Raises:
-        UserError: if there is nothing, or another version of this package wrote it.
+        UserError: if there is nothing.
     """
     found: list[tuple[str, Checkpoint | None, str | None]] = []
     for storage, names in _places(place):
         for name in names:
             try:
                 found.append((name, find(storage, name), None))
-            except DamagedError as damage:
-                found.append((name, None, str(damage)))
+            except (DamagedError, UserError) as problem:  # a UserError: of another version
+                found.append((name, None, str(problem)))
     if not found:
         raise UserError(f"{place} holds no checkpoint; name a run directory or one of its checkpoints/step-*")
     return found
@@ -139,7 +153,7 @@ def _places(place: str) -> list[tuple[Storage, list[str]]]:
     if "://" in place:
         above, _, name = place.rstrip("/").rpartition("/")
         try:
-            itself, inside = storage_at(place.rstrip("/")), storage_at(above)
+            itself, inside = (storage_at(each, make=False) for each in (place.rstrip("/"), above))
             if itself.exists(MANIFEST):
                 return [(inside, [name])]
             return [(itself, [name for _, name in candidates(itself)])]
@@ -162,4 +176,4 @@ def _roots(run_dir: Path) -> list[Storage]:
         settings = resolve({"checkpoint": read_yaml(run_dir / "config.yaml").get("checkpoint", {})}).checkpoint
     except UserError:  # none, or of another version
         return [LocalStorage(run_dir / "checkpoints")]
-    return storages_of(settings, run_dir)[:1]
+    return storages_of(settings.model_copy(update={"upload_to": ""}), run_dir)

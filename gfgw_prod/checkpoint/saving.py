@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch.distributed as dist
 
 from gfgw_prod.checkpoint.manifest import DamagedError, encode
-from gfgw_prod.checkpoint.reading import Checkpoint, State, candidates, find
+from gfgw_prod.checkpoint.reading import Checkpoint, State, candidates, find, name_of
 from gfgw_prod.checkpoint.retention import retain
+from gfgw_prod.checkpoint.run_directory import claimed
 from gfgw_prod.checkpoint.staging import Stage, size_of
 from gfgw_prod.checkpoint.storage import MANIFEST, Storage
 from gfgw_prod.checkpoint.uploading import News, Uploader
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 SLOWEST = timedelta(hours=6)  # a write on any rank, before the others take it for lost
+LAST_SECONDS = 20.0  # for a save in flight when training has failed
 FILES = 4  # of a rank, written and hashed side by side
 OVERHEAD = 1.02  # DCP's files over the tensors in them
 SPARE_BYTES = 1 << 20  # for the small files
@@ -62,13 +64,15 @@ class Saver:
         self._keep, self._keep_every = settings.keep, round(settings.keep_every_kimg * 1000)
         self._max_failures, self._report = settings.max_failures, report
         self._uploader: Uploader | None = None
-        if upload_to and world.is_main:
+        token = world.together(lambda: claimed(upload_to[0]) if upload_to and world.is_main else "")
+        if token:
             self._uploader = Uploader(
-                self.storage, upload_to[0], keep=self._keep, keep_every_images=self._keep_every, report=report
+                self.storage, upload_to[0], token, keep=self._keep, keep_every_images=self._keep_every, report=report
             )
         self._stage = Stage(world)
         self._group = world.background_group(SLOWEST)
-        self._token: str = world.share(self.storage.claim() if world.is_main else "")
+        self._token: str = world.share(world.together(lambda: claimed(self.storage) if world.is_main else ""))
+        self._verified: set[str] = set()  # names of what was read back
         self._thread: threading.Thread | None = None
         self._warming: threading.Thread | None = None
         self._outcome: Outcome | None = None
@@ -79,6 +83,11 @@ class Saver:
         # Once and for all, not around the calls: filters belong to the process, and the calls are made in a thread.
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         warnings.filterwarnings("ignore", message="TypedStorage is deprecated")
+
+    def resumed(self, found: Checkpoint) -> None:
+        """Takes up where a checkpoint was left, which may not have been uploaded."""
+        if self._uploader is not None and found.storage is self.storage:
+            self._uploader.offer(found)
 
     def warm(self, state: State) -> None:
         """Makes the memory for copies of the state in the background: fresh memory takes longer than the copy."""
@@ -129,9 +138,17 @@ class Saver:
                 raise self._broken
             self._settle()
 
+    def give_up(self) -> None:
+        """After an error: lets a save in flight end, for a while; without its peers it may never."""
+        for thread in (self._warming, self._thread):
+            if thread is not None:
+                thread.join(LAST_SECONDS)
+
     def finish(self) -> None:
         """Waits for all that is still being written and uploaded; raises as ``join`` does."""
         self.join()
+        if self._warming is not None:
+            self._warming.join()
         if self._uploader is not None:
             self._uploader.finish()
         if self.world.is_main:
@@ -150,10 +167,8 @@ class Saver:
         assert outcome is not None
         if outcome.superseded:
             by = self.storage.owner()
-            raise UserError(
-                f"process {by.get('pid')} on {by.get('host')} has taken over {self.storage}; this one stops, "
-                "and leaves the run to it"
-            )
+            who = f"process {by.get('pid')} on {by.get('host')}" if by else "another process"
+            raise UserError(f"{who} has taken over {self.storage}; this one stops, and leaves the run to it")
         if outcome.problem is None:
             self._failures_in_a_row, self.saved_step = 0, outcome.step
             return
@@ -169,11 +184,12 @@ class Saver:
         try:
             for name in [name for found, name in candidates(self.storage) if found == step]:
                 try:
-                    find(self.storage, name)
+                    whole = find(self.storage, name).problem() is None
                 except DamagedError:
-                    self.storage.set_aside(name)
-                else:
+                    whole = False
+                if whole:
                     return True, None
+                self.storage.set_aside(name)
             free = self.storage.free_bytes()
         except Exception as error:  # a storage raises what it likes
             return False, _reason(error)
@@ -221,13 +237,19 @@ class Saver:
         """Makes what was written a checkpoint, and lets go of old ones. On rank 0."""
         if not self.storage.holds(self._token):
             raise OSError("another process has claimed the run")
+        for file, entry in manifest["files"].items():
+            if self.storage.size(f"{path}/{file}") != entry["bytes"]:
+                raise OSError(f"rank 0 does not see {file} as it was written: all ranks must share {self.storage}")
         self.storage.write(f"{path}/{MANIFEST}", encode(manifest))
         name = self.storage.commit(path, name_of(manifest["step"]))
-        spare: tuple[str | None, ...] = ()
-        if self._uploader is not None:
-            self._uploader.offer(Checkpoint(self.storage, name, manifest))
-            spare = (self._uploader.busy, name)
-        retain(self.storage, self._keep, self._keep_every, spare=spare)
+        try:  # it is saved: what fails from here on is told, and not taken for a failed save
+            spare: tuple[str | None, ...] = ()
+            if self._uploader is not None:
+                self._uploader.offer(Checkpoint(self.storage, name, manifest))
+                spare = (self._uploader.busy, name)
+            retain(self.storage, self._keep, self._keep_every, self._verified, spare=spare)
+        except Exception as error:  # a storage raises what it likes
+            self._report(f"old checkpoints in {self.storage} could not be removed: {_reason(error)}")
 
     def _end(self, outcome: Outcome) -> None:
         """Tells of a save, as soon as it has ended."""
@@ -262,11 +284,6 @@ class Saver:
         values: list[T] = [value] * self.world.world_size
         dist.all_gather_object(values, value, group=self._group)
         return values
-
-
-def name_of(step: int) -> str:
-    """The name of a step's checkpoint."""
-    return f"step-{step:08d}"
 
 
 def _reason(error: BaseException) -> str:

@@ -56,6 +56,7 @@ class Stage:
     def _buffer(self, name: str, part: Tensor) -> Tensor:
         if name not in self._buffers:
             self._buffers[name] = torch.empty(part.shape, dtype=part.dtype, pin_memory=part.is_cuda)
+        assert self._buffers[name].shape == part.shape, name  # copying would broadcast
         return self._buffers[name]
 
 

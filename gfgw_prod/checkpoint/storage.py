@@ -29,7 +29,8 @@ BLOCK = 1 << 22  # bytes read at a time
 
 def whoami() -> dict[str, Any]:
     """This process, for others to name; ``job`` is the launcher's."""
-    return {"host": socket.gethostname(), "pid": os.getpid(), "job": os.environ.get("TORCHELASTIC_RUN_ID")}
+    job = os.environ.get("TORCHELASTIC_RUN_ID", "none")
+    return {"host": socket.gethostname(), "pid": os.getpid(), "job": None if job == "none" else job}
 
 
 class Storage(FileSystemBase):
@@ -84,6 +85,14 @@ class Storage(FileSystemBase):
     @abstractmethod
     def set_aside(self, name: str) -> str:
         """Keeps a bad checkpoint where nobody takes it for one; returns its new name."""
+
+    def committed(self) -> list[str]:
+        """Names that may be checkpoints."""
+        return self.names()
+
+    def damaged(self) -> list[str]:
+        """Names of what was set aside."""
+        return [name for name in self.names() if name.startswith(DAMAGED)]
 
     @abstractmethod
     def begin(self, name: str, token: str) -> str:
@@ -222,8 +231,11 @@ class LocalStorage(Storage):
             os.close(descriptor)
 
 
-def storage_at(place: str | Path) -> Storage:
+def storage_at(place: str | Path, *, make: bool = True) -> Storage:
     """The storage of a directory or a URL.
+
+    Args:
+        make: make what is behind a URL if it is not there.
 
     Raises:
         ValueError: for a URL whose scheme fsspec does not know or cannot serve here.
@@ -233,6 +245,6 @@ def storage_at(place: str | Path) -> Storage:
     from gfgw_prod.checkpoint.remote_storage import RemoteStorage
 
     try:
-        return RemoteStorage(str(place))
+        return RemoteStorage(str(place), make=make)
     except ImportError as error:
         raise ValueError(f"{place}: {error}") from None

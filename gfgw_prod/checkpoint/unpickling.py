@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
-from typing import Any
+from typing import Any, ClassVar
 
 from gfgw_prod.checkpoint.manifest import DamagedError
 
@@ -23,7 +23,20 @@ ALLOWED = frozenset(
 )
 
 
-class _Unpickler(pickle.Unpickler):
+_InPython: Any = pickle._Unpickler  # its steps can be refused; the other is C
+
+
+class _Unpickler(_InPython):  # type: ignore[misc]  # typeshed does not know it
+    dispatch: ClassVar[dict[int, Any]] = dict(_InPython.dispatch)
+
+    def load_build(self) -> None:
+        # On a class it would set the class's own attributes, for the rest of this process.
+        if isinstance(self.stack[-2], type) or callable(self.stack[-2]):
+            raise DamagedError("a class is to be changed, which no checkpoint needs; nothing was run")
+        super().load_build()
+
+    dispatch[pickle.BUILD[0]] = load_build
+
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in ALLOWED:
             raise DamagedError(f"{module}.{name} is asked for, which no checkpoint needs; nothing was run")

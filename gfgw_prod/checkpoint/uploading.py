@@ -23,6 +23,7 @@ class Uploader:
         self,
         source: Storage,
         target: Storage,
+        token: str,
         *,
         keep: int,
         keep_every_images: int,
@@ -31,7 +32,8 @@ class Uploader:
         self._source, self._target = source, target
         self._keep, self._keep_every = keep, keep_every_images
         self._report = report
-        self._token = target.claim()
+        self._token = token
+        self._verified: set[str] = set()
         self._wake = threading.Condition()
         self._next: Checkpoint | None = None
         self._ends = False
@@ -97,7 +99,8 @@ class Uploader:
             raise OSError("another process uploads there now")
         self._target.write(f"{place}/{MANIFEST}", encode(checkpoint.manifest))
         self._target.commit(place, step)
-        retain(self._target, self._keep, self._keep_every)
+        self._verified.add(place)
+        retain(self._target, self._keep, self._keep_every, self._verified)
 
     def _is_whole(self, name: str) -> bool:
         try:

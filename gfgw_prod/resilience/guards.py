@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from gfgw_prod.checkpoint.reading import weights_digest
+from gfgw_prod.checkpoint.digest import weights_digest
 from gfgw_prod.resilience.exit_codes import UserError
 
 if TYPE_CHECKING:

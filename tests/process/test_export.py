@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from gfgw_prod import cli
-from gfgw_prod.checkpoint.reading import weights_digest
+from gfgw_prod.checkpoint.digest import weights_digest
 from gfgw_prod.checkpoint.run_directory import find_checkpoints
 from gfgw_prod.distributed.cells import random_stream
 from gfgw_prod.samples import draw_samples

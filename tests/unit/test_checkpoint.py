@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import threading
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,13 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 
+from gfgw_prod.checkpoint.digest import weights_digest
 from gfgw_prod.checkpoint.manifest import encode
-from gfgw_prod.checkpoint.reading import checkpoints, weights_digest
-from gfgw_prod.checkpoint.run_directory import find_checkpoints, prepare_directory
+from gfgw_prod.checkpoint.reading import checkpoints
+from gfgw_prod.checkpoint.run_directory import find_checkpoints, prepare_directory, storages_of
 from gfgw_prod.checkpoint.staging import Stage
 from gfgw_prod.checkpoint.storage import MANIFEST, LocalStorage
+from gfgw_prod.config import CheckpointSettings
 from gfgw_prod.distributed.world import World
 from gfgw_prod.resilience.exit_codes import UserError
 
@@ -126,6 +129,33 @@ def test_damaged_checkpoints_are_neither_counted_nor_removed(tmp_path: Path) -> 
     assert not lines  # older than what is chosen
 
 
+def test_checkpoint_with_a_lost_shard_is_not_counted_by_retention(tmp_path: Path) -> None:
+    keeper = Keeper(tmp_path, keep=2)
+    keeper.save(1, 2)
+    next((tmp_path / "step-00000002").glob("*.distcp")).unlink()
+    keeper.save(3)
+    assert steps(keeper.storage) == [1, 2, 3]
+    keeper.save(4)
+    assert steps(keeper.storage) == [2, 3, 4]
+
+
+def test_old_checkpoint_that_cannot_be_removed_or_read_is_no_failed_save(tmp_path: Path) -> None:
+    keeper = Keeper(tmp_path, keep=1, max_failures=1)
+    keeper.save(1)
+    manifest = {**checkpoints(keeper.storage)[0].manifest, "format": 1}
+    keeper.storage.write(f"step-00000001/{MANIFEST}", encode(manifest))
+    keeper.save(2)
+    if subprocess.run(["chattr", "+i", tmp_path / "step-00000002"], check=False, capture_output=True).returncode == 0:
+        try:
+            keeper.save(3)
+        finally:
+            subprocess.run(["chattr", "-i", tmp_path / "step-00000002"], check=True)
+        assert any("could not be removed" in line for line in keeper.lines)
+    keeper.save(4)
+    assert_holds(choose(keeper.storage)[0], 4)
+    assert not any("was not saved" in line for line in keeper.lines)
+
+
 @pytest.mark.parametrize("change", ["shape", "name"])
 def test_another_architecture_is_refused_by_tensor(keeper: Keeper, change: str) -> None:
     other = {"generator.weight": torch.zeros(3, 8)} if change == "shape" else {"generator.bias": torch.zeros(8)}
@@ -223,6 +253,21 @@ def test_directory_held_by_a_frozen_predecessor_is_taken_over(
     lock.close()
     assert len(lines) == 1
     assert "taking over from process 7" in lines[0]
+
+
+def test_second_start_under_plain_torchrun_is_refused_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gfgw_prod.checkpoint.run_directory.LOCK_SECONDS", 0.5)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")  # what it says where nobody named the job
+    lock = prepare_directory(tmp_path, print)
+    assert lock is not None
+    with pytest.raises(UserError, match="in use"):
+        prepare_directory(tmp_path, print)
+    lock.close()
+
+
+def test_copies_in_the_place_of_the_originals_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"checkpoint\.upload_to .* is checkpoint\.root"):
+        storages_of(CheckpointSettings(upload_to=str(tmp_path / "checkpoints")), tmp_path)
 
 
 def test_run_and_checkpoint_directories_are_both_found(keeper: Keeper, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import random
+import resource
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,8 +15,9 @@ from typing import Any
 
 import pytest
 from blake3 import blake3
+from torch.distributed.checkpoint.metadata import ChunkStorageMetadata
 
-from gfgw_prod.checkpoint.manifest import METADATA, DamagedError, encode
+from gfgw_prod.checkpoint.manifest import METADATA, DamagedError, decode, encode
 from gfgw_prod.checkpoint.reading import checkpoints, set_aside
 from gfgw_prod.checkpoint.storage import MANIFEST, LocalStorage
 from gfgw_prod.checkpoint.unpickling import read_metadata
@@ -205,6 +207,47 @@ def test_extension_codes_are_refused() -> None:
 def test_what_is_no_account_is_refused(content: bytes) -> None:
     with pytest.raises(DamagedError):
         read_metadata(content)
+
+
+def test_account_that_would_change_a_class_is_refused_and_changes_nothing() -> None:
+    account = b"torch.distributed.checkpoint.metadata"
+    before = dict(vars(ChunkStorageMetadata))
+    content = b"c" + account + b"\nChunkStorageMetadata\n(N}S'__setstate__'\nc" + account + b"\nStorageMeta\nstb."
+    with pytest.raises(DamagedError, match="a class is to be changed"):
+        read_metadata(content)
+    assert dict(vars(ChunkStorageMetadata)) == before
+
+
+def test_account_that_would_fill_the_memory_is_refused() -> None:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(DamagedError):
+        read_metadata(b"\x80\x02Nr\x00\x00\x00\x04.")  # a memo index of 67 million
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # kB
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        {"images": "abc"},
+        {"saved_at": None},
+        {"changes": 5},
+        {"config": []},
+        {"files": {".metadata": {"bytes": 1, "blake3": "0"}, "../x": {"bytes": 1, "blake3": "0"}}},
+        {"files": [1]},
+        {"files": {}},
+    ],
+    ids=str,
+)
+def test_manifest_of_odd_types_is_damaged_even_where_its_hash_is_right(whole: Path, edit: dict[str, Any]) -> None:
+    manifest = checkpoints(LocalStorage(whole))[1].manifest
+    with pytest.raises(DamagedError, match=r"says too little|is unreadable"):
+        decode(encode({**manifest, **edit}))
+
+
+@pytest.mark.parametrize("content", [b"", b"[" * 200_000, b"null", b"{}", b'{"blake3": 1e999}', b"\xff"])
+def test_what_is_no_manifest_is_damaged(content: bytes) -> None:
+    with pytest.raises(DamagedError):
+        decode(content)
 
 
 def test_account_that_names_a_file_the_manifest_does_not_is_refused(whole: Path, tmp_path: Path) -> None:

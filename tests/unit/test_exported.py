@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from gfgw_prod.checkpoint.reading import weights_digest
+from gfgw_prod.checkpoint.digest import weights_digest
 from gfgw_prod.config import GeneratorSettings
 from gfgw_prod.distributed.cells import random_stream
 from gfgw_prod.generator import build_generator

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from gfgw_prod.checkpoint.reading import set_aside
 from gfgw_prod.checkpoint.remote_storage import RemoteStorage
 from gfgw_prod.checkpoint.run_directory import find_checkpoints, storages_of
 from gfgw_prod.checkpoint.storage import MANIFEST, storage_at
@@ -65,7 +66,51 @@ def test_save_behind_a_url_that_is_cut_short_is_no_checkpoint(url: str) -> None:
     assert newest is not None
     keeper.storage.rm_file(f"{newest.name}/{MANIFEST}")
     assert steps(keeper.storage) == [1]
-    assert_holds(choose(keeper.storage)[0], 1)
+    found, lines = choose(keeper.storage)
+    assert_holds(found, 1)
+    assert not lines
+    successor = Keeper(url)
+    assert newest.name not in successor.storage.names()
+
+
+def test_first_save_behind_a_url_that_is_cut_short_is_in_nobodys_way(url: str) -> None:
+    keeper = Keeper(url)
+    keeper.save(1)
+    (name,) = keeper.storage.committed()
+    keeper.storage.rm_file(f"{name}/{MANIFEST}")
+    successor = Keeper(url)
+    assert choose(successor.storage) == (None, [])
+    successor.save(1)
+    assert_holds(choose(successor.storage)[0], 1)
+
+
+def test_damaged_checkpoint_behind_a_url_is_told_once_and_kept(url: str) -> None:
+    keeper = Keeper(url)
+    keeper.save(1, 2)
+    newest = keeper.storage.committed()[-1]
+    keeper.storage.write(f"{newest}/{MANIFEST}", b"{}")
+    assert len(choose(keeper.storage)[1]) == 1
+    successor = Keeper(url)
+    found, lines = choose(successor.storage)
+    assert_holds(found, 1)
+    assert not lines
+    assert set_aside([successor.storage]) == [newest]
+
+
+def test_checkpoint_that_was_not_uploaded_is_uploaded_by_the_next_start(url: str, tmp_path: Path) -> None:
+    Keeper(tmp_path / "local").save(1)
+    keeper = Keeper(tmp_path / "local", url)
+    found, _ = choose(keeper.storage)
+    assert found is not None
+    keeper.saver.resumed(found)
+    keeper.saver.finish()
+    assert_holds(choose(storage_at(url))[0], 1)
+
+
+def test_looking_makes_no_directory(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="holds no checkpoint"):
+        find_checkpoints(f"file://{tmp_path}/typo/run")
+    assert not (tmp_path / "typo").exists()
 
 
 def test_writer_behind_a_url_that_wakes_up_late_is_fenced_off(url: str) -> None:
