@@ -53,6 +53,7 @@ class GeneratorSettings(Section):
     dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.1, description="dropout probability in residual blocks")
     conditional: bool = Field(False, description="condition on class labels")
     exact_boundary: bool = Field(True, description="enforce G(x, 0) = x by construction")
+    pretrained: Path | None = Field(None, description="network .pkl of EDM to begin a run with, of these settings")
 
 
 class FeatureSettings(Section):

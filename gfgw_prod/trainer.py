@@ -22,7 +22,7 @@ from gfgw_prod.distributed.parallel import parallelise
 from gfgw_prod.distributed.world import World
 from gfgw_prod.features.bank import FeatureBank
 from gfgw_prod.features.extractors import build_extractor
-from gfgw_prod.generator import UNetBlock, build_generator
+from gfgw_prod.generator import UNetBlock, start_generator
 from gfgw_prod.generator.ema import Ema
 from gfgw_prod.losses.flow import check_scales
 from gfgw_prod.losses.perceptual import build_perceptual
@@ -273,7 +273,7 @@ class Run:
     def _build_generator(self) -> torch.nn.Module:
         c, shape = self.config, self.table.image_shape
         check_scales(c.loss.flow_scales, shape)
-        return build_generator(c.generator, shape, self.table.num_classes, c.seed)
+        return start_generator(c.generator, shape, self.table.num_classes, c.seed, self._say)
 
     def _build_perceptual(self) -> torch.nn.Module | None:
         loss = self.config.loss

@@ -1,13 +1,15 @@
-"""Reads DCP's ``.metadata``, a pickle, without running what a pickle may ask for."""
+"""Reads pickles, DCP's ``.metadata`` above all, without running what a pickle may ask for."""
 
 from __future__ import annotations
 
 import io
 import pickle
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from gfgw_prod.checkpoint.manifest import DamagedError
 
+Name = tuple[str, str]
 DCP = "torch.distributed.checkpoint"
 # All that torch 2.9 writes into the account of a state of tensors. Each builds a plain value from plain values.
 ALLOWED = frozenset(
@@ -29,6 +31,19 @@ _InPython: Any = pickle._Unpickler  # its steps can be refused; the other is C
 class _Unpickler(_InPython):  # type: ignore[misc]  # typeshed does not know it
     dispatch: ClassVar[dict[int, Any]] = dict(_InPython.dispatch)
 
+    def __init__(self, content: bytes, allowed: Mapping[Name, Any]):
+        super().__init__(io.BytesIO(content))
+        self._allowed = allowed
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in self._allowed:
+            raise DamagedError(f"{module}.{name} is asked for, which no checkpoint needs; nothing was run")
+        stand_in = self._allowed[module, name]
+        return super().find_class(module, name) if stand_in is None else stand_in
+
+    def persistent_load(self, pid: Any) -> Any:
+        raise DamagedError("an outside object is asked for, which no checkpoint needs; nothing was run")
+
     def load_build(self) -> None:
         # On a class it would set the class's own attributes, for the rest of this process.
         if isinstance(self.stack[-2], type) or callable(self.stack[-2]):
@@ -37,13 +52,22 @@ class _Unpickler(_InPython):  # type: ignore[misc]  # typeshed does not know it
 
     dispatch[pickle.BUILD[0]] = load_build
 
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in ALLOWED:
-            raise DamagedError(f"{module}.{name} is asked for, which no checkpoint needs; nothing was run")
-        return super().find_class(module, name)
 
-    def persistent_load(self, pid: Any) -> Any:
-        raise DamagedError("an outside object is asked for, which no checkpoint needs; nothing was run")
+def unpickle(content: bytes, allowed: Mapping[Name, Any]) -> Any:
+    """The object in a pickle.
+
+    Args:
+        allowed: what may be asked for, by module and name, and what stands in for it; ``None`` is the thing itself.
+
+    Raises:
+        DamagedError: if anything else is asked for, or it is no pickle.
+    """
+    try:
+        return _Unpickler(content, allowed).load()
+    except DamagedError:
+        raise
+    except Exception as error:  # a pickle that is cut or twisted may raise anything
+        raise DamagedError(f"cannot be read ({type(error).__name__})") from None
 
 
 def read_metadata(content: bytes) -> Any:
@@ -54,12 +78,7 @@ def read_metadata(content: bytes) -> Any:
     """
     from torch.distributed.checkpoint.metadata import Metadata
 
-    try:
-        found = _Unpickler(io.BytesIO(content)).load()
-    except DamagedError:
-        raise
-    except Exception as error:  # a pickle that is cut or twisted may raise anything
-        raise DamagedError(f"cannot be read ({type(error).__name__})") from None
+    found = unpickle(content, dict.fromkeys(ALLOWED))
     if not isinstance(found, Metadata):
         raise DamagedError("is not DCP's account of a checkpoint")
     return found

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from gfgw_prod.distributed.cells import seeded_globally
+from gfgw_prod.generator.edm_weights import load_edm
 from gfgw_prod.generator.precondition import OneStepGenerator, interpolate
 from gfgw_prod.generator.unet import SongUNet, UNetBlock
 from gfgw_prod.resilience.exit_codes import UserError
@@ -12,7 +14,7 @@ from gfgw_prod.resilience.exit_codes import UserError
 if TYPE_CHECKING:
     from gfgw_prod.config import GeneratorSettings
 
-__all__ = ["OneStepGenerator", "SongUNet", "UNetBlock", "build_generator", "interpolate"]
+__all__ = ["OneStepGenerator", "SongUNet", "UNetBlock", "build_generator", "interpolate", "start_generator"]
 
 
 def build_generator(
@@ -40,3 +42,21 @@ def build_generator(
     except ValueError as error:
         raise UserError(str(error)) from None
     return OneStepGenerator(network, num_classes=classes, exact_boundary=settings.exact_boundary)
+
+
+def start_generator(
+    settings: GeneratorSettings,
+    image_shape: tuple[int, int, int],
+    num_classes: int,
+    seed: int,
+    report: Callable[[str], None],
+) -> OneStepGenerator:
+    """The generator that a run begins with: drawn, or of a published network (``generator.pretrained``).
+
+    Raises:
+        UserError: if the settings do not fit the images or the published network.
+    """
+    generator = build_generator(settings, image_shape, num_classes, seed)
+    if settings.pretrained is not None:
+        report(f"generator: {load_edm(generator.network, settings.pretrained)}")
+    return generator

@@ -38,6 +38,7 @@ FREE = frozenset(
         "data.path",
         "data.download",
         "features.weights",
+        "generator.pretrained",
         "loss.lpips_trunk",
         "train.total_kimg",
         "distributed.strategy",

@@ -1,0 +1,152 @@
+"""EDM's network files are read without running the source they carry."""
+
+from __future__ import annotations
+
+import pickle
+import sys
+from collections import OrderedDict
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from gfgw_prod.config import GeneratorSettings
+from gfgw_prod.generator import build_generator, start_generator
+from gfgw_prod.generator.edm_weights import load_edm, read_edm
+from gfgw_prod.resilience.exit_codes import UserError
+
+SMALL = {"model_channels": 8, "channel_mult": (1, 2), "num_blocks": 1, "attention_resolutions": (8,)}
+
+
+class EasyDict(dict[str, Any]):
+    """As the published library has it, for the pickles of these tests."""
+
+
+def _reconstruct_persistent_obj(meta: EasyDict) -> object:
+    exec(meta["module_src"], {})
+    return meta
+
+
+class Persistent:
+    """Pickles as the published library's objects do: with their source."""
+
+    def __init__(self, state: dict[str, Any], source: str):
+        self.meta = EasyDict(type="class", version=6, module_src=source, class_name="Net", state=state)
+
+    def __reduce__(self) -> Any:
+        return _reconstruct_persistent_obj, (self.meta,)
+
+
+@pytest.fixture(autouse=True)
+def published_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The names under which its objects are pickled."""
+    for module, thing in (("dnnlib.util", EasyDict), ("torch_utils.persistence", _reconstruct_persistent_obj)):
+        monkeypatch.setitem(sys.modules, module.partition(".")[0], ModuleType(module.partition(".")[0]))
+        monkeypatch.setitem(sys.modules, module, ModuleType(module))
+        setattr(sys.modules[module], thing.__name__, thing)
+        monkeypatch.setattr(thing, "__module__", module)
+
+
+def as_published(module: nn.Module, source: str) -> Any:
+    state = dict(vars(module))
+    state["_modules"] = OrderedDict((name, as_published(each, source)) for name, each in module.named_children())
+    if isinstance(module, nn.ModuleDict):
+        copy = nn.ModuleDict()
+        copy._modules = state["_modules"]
+        return copy
+    return Persistent(state, source)
+
+
+def write(path: Path, network: nn.Module, source: str = "", **more: Any) -> Path:
+    outer = Persistent(
+        {"_parameters": {}, "_buffers": {}, "_modules": {"model": as_published(network, source)}}, source
+    )
+    path.write_bytes(pickle.dumps({"ema": outer, "dataset_kwargs": EasyDict(path="x"), **more}))
+    return path
+
+
+def network(seed: int, *, conditional: bool = False) -> nn.Module:
+    settings = GeneratorSettings(conditional=conditional, **SMALL)
+    return build_generator(settings, (3, 16, 16), 10, seed).network
+
+
+def test_weights_come_over_and_no_source_is_run(tmp_path: Path) -> None:
+    proof = tmp_path / "proof"
+    published = network(1)
+    path = write(tmp_path / "net.pkl", published, f"open({str(proof)!r}, 'w').close()")
+    lines: list[str] = []
+    settings = GeneratorSettings(pretrained=path, **SMALL)
+    started = start_generator(settings, (3, 16, 16), 10, 2, lines.append)
+    for name, parameter in published.named_parameters():
+        assert torch.equal(started.network.get_parameter(name), parameter), name
+    count = len(list(published.parameters()))
+    assert lines == [f"generator: {count} of {count} tensors from {path}"]
+    assert not proof.exists()
+    pickle.loads(path.read_bytes())  # which is what the library does
+    assert proof.exists()
+
+
+def test_unconditional_file_starts_a_conditional_network_but_for_its_labels(tmp_path: Path) -> None:
+    path = write(tmp_path / "net.pkl", network(1))
+    mine = network(2, conditional=True)
+    before = mine.map_label.weight.clone()
+    assert "; drawn: map_label.weight, map_label.bias" in load_edm(mine, path)
+    assert torch.equal(mine.map_label.weight, before)
+    assert torch.equal(mine.map_layer0.weight, network(1).map_layer0.weight)
+
+
+def test_conditional_file_starts_an_unconditional_network(tmp_path: Path) -> None:
+    path = write(tmp_path / "net.pkl", network(1, conditional=True))
+    assert "; not used: map_label.bias, map_label.weight" in load_edm(network(2), path)
+
+
+def test_file_of_another_network_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "net.pkl", network(1))
+    settings = GeneratorSettings(**{**SMALL, "channel_mult": (1, 2, 2)})
+    other = build_generator(settings, (3, 16, 16), 10, 0).network
+    before = [parameter.clone() for parameter in other.parameters()]
+    with pytest.raises(UserError, match=r"is of another network: \d+ of \d+ tensors differ"):
+        load_edm(other, path)
+    assert all(map(torch.equal, before, other.parameters()))
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage", pickle.dumps({"ema": 1}), pickle.dumps([1])])
+def test_what_is_no_such_file_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "net.pkl"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"generator\.pretrained"):
+        read_edm(path)
+    with pytest.raises(UserError, match="no file"):
+        read_edm(tmp_path / "nothing")
+
+
+def test_file_that_asks_for_more_is_refused_by_name(tmp_path: Path) -> None:
+    class Asks:
+        def __reduce__(self) -> Any:
+            return (eval, (f"open({str(tmp_path / 'proof')!r}, 'w')",))
+
+    path = write(tmp_path / "net.pkl", network(1), extra=Asks())
+    with pytest.raises(UserError, match=r"builtins\.eval is asked for.* nothing was run"):
+        read_edm(path)
+    assert not (tmp_path / "proof").exists()
+
+
+def test_tensor_bytes_that_carry_code_are_refused(tmp_path: Path) -> None:
+    class Asks:
+        def __reduce__(self) -> Any:
+            return (eval, (f"open({str(tmp_path / 'proof')!r}, 'w')",))
+
+    class Storage:
+        def __reduce__(self) -> Any:
+            return (torch.storage._load_from_bytes, (self.content,))
+
+    inner = Storage()
+    torch.save(Asks(), tmp_path / "inner.pt", _use_new_zipfile_serialization=False)
+    inner.content = (tmp_path / "inner.pt").read_bytes()
+    path = write(tmp_path / "net.pkl", network(1), extra=inner)
+    with pytest.raises(UserError, match=r"is refused"):
+        read_edm(path)
+    assert not (tmp_path / "proof").exists()
