@@ -42,24 +42,33 @@ def decode(content: bytes) -> dict[str, Any]:
     """
     try:
         manifest = json.loads(content)
-        claimed = manifest.pop("blake3")
-        whole = claimed == _digest(manifest)
-        other_format = manifest["format"] if manifest["format"] != FORMAT else None
-        told = manifest.keys() >= FACTS and METADATA in manifest["files"]
-        told &= all(map(_is_entry, manifest["files"], manifest["files"].values()))
-        told &= all(isinstance(manifest[fact], kind) for fact, kind in KINDS.items())
+        claimed = manifest.pop("blake3", None)
+        found = manifest["format"]
+        # Format 1 had no hash of its own.
+        whole = (claimed is None and found == 1) or claimed == _digest(manifest)
+        told = found != FORMAT or _says_enough(manifest)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError):
         raise DamagedError("is unreadable") from None
     if not whole:
         raise DamagedError("does not match its own hash")
-    if other_format is not None:
+    if found != FORMAT:
         raise UserError(
-            f"is of format {other_format}, and this version reads format {FORMAT}; "
+            f"is of format {found}, and this version reads format {FORMAT}; "
             "go on with the version that wrote it, or use another run.dir"
         )
     if not told:
         raise DamagedError("says too little")
     return dict(manifest)
+
+
+def _says_enough(manifest: dict[str, Any]) -> bool:
+    files = manifest["files"]
+    return (
+        manifest.keys() >= FACTS
+        and METADATA in files
+        and all(map(_is_entry, files, files.values()))
+        and all(isinstance(manifest[fact], kind) for fact, kind in KINDS.items())
+    )
 
 
 def _is_entry(name: str, entry: dict[str, Any]) -> bool:

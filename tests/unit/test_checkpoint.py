@@ -164,9 +164,13 @@ def test_another_architecture_is_refused_by_tensor(keeper: Keeper, change: str) 
 
 
 def test_checkpoint_of_another_format_is_refused_by_name(keeper: Keeper) -> None:
-    manifest = {**checkpoints(keeper.storage)[1].manifest, "format": 1}
-    keeper.storage.write(f"step-00000002/{MANIFEST}", encode(manifest))
-    with pytest.raises(UserError, match=r"step-00000002 is of format 1, .* reads format 2"):
+    for number in (1, 3):
+        manifest = {**checkpoints(keeper.storage)[-1].manifest, "format": number}
+        keeper.storage.write(f"step-00000002/{MANIFEST}", encode(manifest))
+        with pytest.raises(UserError, match=rf"step-00000002 is of format {number}, .* reads format 2"):
+            choose(keeper.storage)
+    keeper.storage.write(f"step-00000002/{MANIFEST}", b'{"format": 1, "step": 2, "files": {}}')  # as it was written
+    with pytest.raises(UserError, match=r"step-00000002 is of format 1"):
         choose(keeper.storage)
     assert names(keeper) == ["step-00000001", "step-00000002"]
 
