@@ -27,9 +27,8 @@ from gfgw_prod.generator.ema import Ema
 from gfgw_prod.losses.flow import check_scales
 from gfgw_prod.losses.perceptual import build_perceptual
 from gfgw_prod.optimizer import AdamW
-from gfgw_prod.resilience import guards
+from gfgw_prod.resilience import guards, preemption
 from gfgw_prod.resilience.exit_codes import FINISHED, PREEMPTED, UserError
-from gfgw_prod.resilience.preemption import StopRequest, leave_when_told
 from gfgw_prod.resilience.state import training_state
 from gfgw_prod.step import StepReport, TrainingStep
 from gfgw_prod.telemetry import Telemetry
@@ -43,7 +42,7 @@ def train(config: Config) -> int:
     Raises:
         UserError: for settings, data, weights, ports or checkpoints that cannot work.
     """
-    leave_when_told()
+    preemption.leave_before_training()
     world = World.start(config.run.device, config.run.threads, config.distributed.timeout_seconds)
     try:
         run = Run(config, world)
@@ -105,7 +104,7 @@ class Run:
         self.training_step = TrainingStep(config, world, *parts)
         # Before a checkpoint is chosen: what an earlier process still commits must be there to be chosen.
         self.saver = Saver(config.checkpoint, self.storages, world, self._say)
-        self.stop = StopRequest(world, config.distributed.timeout_seconds)
+        self.stop = preemption.StopRequest(world, config.distributed.timeout_seconds)
 
     @property
     def images(self) -> int:

@@ -10,15 +10,12 @@ from blake3 import blake3
 from gfgw_prod.resilience.exit_codes import UserError
 
 FORMAT = 2
-FACTS = {
-    *("step", "images", "saved_at", "config", "data_fingerprint", "frozen_weights", "packages", "arithmetic"),
-    *("changes", "image_shape", "num_classes"),
-}
-KINDS: dict[str, type | tuple[type, ...]] = {
-    **dict.fromkeys(("step", "images"), int),
+FACTS: dict[str, type | tuple[type, ...]] = {
+    **dict.fromkeys(("step", "images", "num_classes"), int),
     "saved_at": (int, float),
     **dict.fromkeys(("config", "packages"), dict),
     **dict.fromkeys(("changes", "image_shape", "frozen_weights"), list),
+    **dict.fromkeys(("data_fingerprint", "arithmetic"), str),
 }
 METADATA = ".metadata"  # DCP's own account of its shards
 
@@ -64,10 +61,10 @@ def decode(content: bytes) -> dict[str, Any]:
 def _says_enough(manifest: dict[str, Any]) -> bool:
     files = manifest["files"]
     return (
-        manifest.keys() >= FACTS
+        manifest.keys() >= FACTS.keys()
         and METADATA in files
         and all(map(_is_entry, files, files.values()))
-        and all(isinstance(manifest[fact], kind) for fact, kind in KINDS.items())
+        and all(isinstance(manifest[fact], kind) for fact, kind in FACTS.items())
     )
 
 

@@ -11,8 +11,6 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import torch.distributed as dist
-
 from gfgw_prod.checkpoint.manifest import DamagedError, encode
 from gfgw_prod.checkpoint.reading import Checkpoint, State, candidates, find, name_of
 from gfgw_prod.checkpoint.retention import retain
@@ -85,8 +83,12 @@ class Saver:
         warnings.filterwarnings("ignore", message="TypedStorage is deprecated")
 
     def resumed(self, found: Checkpoint) -> None:
-        """Takes up where a checkpoint was left, which may not have been uploaded."""
-        if self._uploader is not None and found.storage is self.storage:
+        """Takes up where a checkpoint was left, which was verified, and may not have been uploaded."""
+        if str(found.storage) != str(self.storage):
+            return
+        self.saved_step = found.step
+        self._verified.add(found.name)
+        if self._uploader is not None:
             self._uploader.offer(found)
 
     def warm(self, state: State) -> None:
@@ -203,9 +205,7 @@ class Saver:
         started = time.monotonic()
         try:
             problem, superseded = self._write(staged, manifest)
-            self._end(
-                replace(begun, seconds=time.monotonic() - started, problem=problem, superseded=superseded),
-            )
+            self._end(replace(begun, seconds=time.monotonic() - started, problem=problem, superseded=superseded))
         except BaseException as error:  # the connection to the other ranks has gone; ``join`` raises it
             self._broken = error
 
@@ -223,7 +223,9 @@ class Saver:
             except CheckpointException as failed:  # on all ranks, whichever it was
                 rank, (error, _) = min(failed.failures.items())
                 problem = (f"rank {rank}: " if self.world.world_size > 1 else "") + _reason(error)
-            files = {key: entry for each in self._gathered(writer.written()) for key, entry in each.items()}
+            files = {
+                key: entry for each in self.world.collect(writer.written(), self._group) for key, entry in each.items()
+            }
             if problem is None:
                 _, problem = self._from_main(lambda: self._commit(path, {**manifest, "files": files}))
         if problem is None:
@@ -272,18 +274,7 @@ class Saver:
                 answer = action(), None
             except Exception as error:  # a storage raises what it likes
                 answer = None, _reason(error)
-        if self._group is None:
-            return answer
-        box = [answer]
-        dist.broadcast_object_list(box, src=0, group=self._group)
-        return box[0]
-
-    def _gathered(self, value: T) -> list[T]:
-        if self._group is None:
-            return [value]
-        values: list[T] = [value] * self.world.world_size
-        dist.all_gather_object(values, value, group=self._group)
-        return values
+        return self.world.share(answer, self._group)
 
 
 def _reason(error: BaseException) -> str:

@@ -9,7 +9,6 @@ from typing import IO, Any
 
 from blake3 import blake3
 from torch.distributed.checkpoint import FileSystemWriter
-from torch.distributed.checkpoint.filesystem import FileSystemBase
 from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
@@ -68,8 +67,8 @@ class _HashedFile:
         return self._hash.hexdigest()
 
 
-class _HashingFiles(FileSystemBase):
-    """The storage, as DCP's writer sees it. ``written`` has each file's size and hash by path.
+class _HashingFiles:
+    """What DCP's writer asks of a file system, of the storage. ``written`` has each file's size and hash by path.
 
     DCP writes files in threads, and loses what is raised there: errors are kept, and raised where they are seen.
     """
@@ -111,13 +110,6 @@ class _HashingFiles(FileSystemBase):
 
     def concat_path(self, path: Any, suffix: str) -> str:
         return self._storage.concat_path(path, suffix)
-
-    def init_path(self, path: Any) -> Any:
-        return path
-
-    @classmethod
-    def validate_checkpoint_id(cls, checkpoint_id: Any) -> bool:
-        return True
 
 
 class HashingWriter(FileSystemWriter):

@@ -113,20 +113,21 @@ class World:
             dist.all_reduce(value, dist.ReduceOp.MAX)
         return value
 
-    def share(self, value: T) -> T:
-        """Rank 0's value, on every rank."""
+    def share(self, value: T, group: dist.ProcessGroup | None = None) -> T:
+        """Rank 0's value, on every rank; over a background group, if one is given."""
         if self.world_size == 1:
             return value
         box = [value]
-        dist.broadcast_object_list(box, src=0, device=self.device)
+        device = self.device if group is None else torch.device("cpu")
+        dist.broadcast_object_list(box, src=0, group=group, device=device)
         return box[0]
 
-    def collect(self, value: T) -> list[T]:
-        """Every rank's value, by rank, on all ranks."""
+    def collect(self, value: T, group: dist.ProcessGroup | None = None) -> list[T]:
+        """Every rank's value, by rank, on all ranks; over a background group, if one is given."""
         if self.world_size == 1:
             return [value]
         values: list[T] = [value] * self.world_size
-        dist.all_gather_object(values, value)
+        dist.all_gather_object(values, value, group=group)
         return values
 
     def agree(self, problem: str | None) -> None:

@@ -3,7 +3,7 @@
 import os
 import sys
 
-from gfgw_prod.launcher.signals import leave_when_told
+from gfgw_prod.resilience.signals import leave_when_told
 
 if __name__ == "__main__":
     leave_when_told()

@@ -24,9 +24,9 @@ from gfgw_prod.launcher import say
 from gfgw_prod.launcher.agent import ContractAgent
 from gfgw_prod.launcher.ending import Ending
 from gfgw_prod.launcher.logs import NoFiles
-from gfgw_prod.launcher.signals import finish_what_is_left, leave_when_told
 from gfgw_prod.resilience.exit_codes import BAD_INPUT, CRASHED, PREEMPTED, UserError
 from gfgw_prod.resilience.orphans import AGENT_PID
+from gfgw_prod.resilience.signals import finish_what_is_left, leave_when_told
 
 LINGER_SECONDS = 10.0  # at most, for the other nodes to read why the job has ended
 LONGEST_PAUSE_SECONDS = 30.0  # of growing ones before a lost rendezvous is joined again

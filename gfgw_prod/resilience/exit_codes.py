@@ -12,9 +12,13 @@ CRASH_LOOP = 76  # no progress across restarts: stop and alert
 class UserError(ValueError):
     """Bad configuration or input. Its message is one line that names the setting and what would be right."""
 
+    exit_code = BAD_INPUT
+
 
 class NoProgressError(RuntimeError):
     """The run cannot keep what it does; to start it again would not help. Its message is one line."""
+
+    exit_code = CRASH_LOOP
 
 
 def one_line(message: object, most: int | None = None) -> str:

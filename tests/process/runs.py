@@ -192,6 +192,11 @@ def losses(run_dir: Path) -> dict[int, dict[str, float]]:
     }
 
 
+def last_step(run_dir: Path) -> int:
+    """The last step on record; 0 before the first."""
+    return max(losses(run_dir), default=0) if (run_dir / "stats.jsonl").exists() else 0
+
+
 def assert_each_metric_has_each_step_once(run_dir: Path, steps: int = STEPS) -> None:
     """No step is missing from the records of a run, and none is counted twice."""
     by_metric: dict[str, list[int]] = {}

@@ -22,10 +22,6 @@ OPTIONS = (
 )
 
 
-def last_step(run_dir: Path) -> int:
-    return max(runs.losses(run_dir), default=0) if (run_dir / "stats.jsonl").exists() else 0
-
-
 def killed_twice(run_dir: Path, number: int, expected: dict[int, dict[str, float]]) -> str:
     """Trains to the end in three launches, two of which die; returns the digest of the weights."""
     chance = random.Random(number)
@@ -37,10 +33,10 @@ def killed_twice(run_dir: Path, number: int, expected: dict[int, dict[str, float
             outcome = runs.execute(command)
             assert outcome.code == 0, outcome.stderr
             break
-        begun = last_step(run_dir)
+        begun = runs.last_step(run_dir)
         step = begun + chance.randint(1, (STEPS - 1 - begun) // (2 - launch))
         process = runs.start(command)
-        runs.wait_until(lambda step=step: last_step(run_dir) >= step, process)
+        runs.wait_until(lambda step=step: runs.last_step(run_dir) >= step, process)
         victims = runs.workers_of(process.pid) if ranks > 1 else {0: process.pid}
         os.kill(victims[chance.randrange(ranks)], signal.SIGKILL)
         assert runs.outcome_of(process).code != 0

@@ -1,0 +1,25 @@
+"""What a stop signal does to a process that has nothing to save. Imports nothing: that would take seconds."""
+
+import os
+import signal
+from collections.abc import Iterable
+
+from gfgw_prod.resilience.exit_codes import PREEMPTED
+
+STOP = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1)
+
+
+def leave_when_told(signals: Iterable[signal.Signals] = STOP) -> None:
+    """Make a stop signal end this process: there is nothing to save, and the job may be queued again.
+
+    Importing torch and meeting the other nodes takes seconds to minutes. torch installs handlers of its own when an
+    agent's workers start.
+    """
+    for stop in signals:
+        signal.signal(stop, lambda *_: os._exit(PREEMPTED))
+
+
+def finish_what_is_left() -> None:
+    """Make this process deaf to stop signals: it has its exit code, and leaves within seconds."""
+    for stop in STOP:
+        signal.signal(stop, signal.SIG_IGN)
