@@ -178,6 +178,28 @@ class CheckpointSettings(Section):
     max_failures: PositiveInt = Field(3, description="saves in a row that may fail before the run ends with 76")
 
 
+class ResilienceSettings(Section):
+    hang_seconds: Annotated[float, Field(gt=0, le=86400)] = Field(
+        600.0,
+        description="seconds without progress after which a rank writes its stacks and ends; more than any step takes",
+    )
+    max_no_progress: PositiveInt = Field(
+        5, description="restarts without a new checkpoint after which the run ends with 76"
+    )
+    audit_every_steps: Annotated[int, Field(ge=0)] = Field(
+        1000, description="interval between steps that are computed twice and compared; 0 is off"
+    )
+    spike_factor: Annotated[float, Field(gt=1)] = Field(
+        100.0, description="gradient norm or loss over its running median at which a step is suspect"
+    )
+    skips_before_rollback: PositiveInt = Field(
+        5, description="bad steps in a row after which the run goes back to a checkpoint; a second time ends it"
+    )
+    straggler_ratio: Annotated[float, Field(gt=1)] = Field(
+        1.5, description="a rank's time per step over the median of all ranks at which it is named"
+    )
+
+
 class TelemetrySettings(Section):
     log_every_kimg: PositiveFloat = Field(1.0, description="interval between metric records, kimg")
     samples_every_kimg: PositiveFloat = Field(50.0, description="interval between sample grids, kimg")
@@ -212,6 +234,7 @@ class Config(BaseSettings):
     train: TrainSettings = Field(TrainSettings(), description="length and batch")
     distributed: DistributedSettings = Field(DistributedSettings(), description="ranks")
     checkpoint: CheckpointSettings = Field(CheckpointSettings(), description="restartable state")
+    resilience: ResilienceSettings = Field(ResilienceSettings(), description="faults")
     telemetry: TelemetrySettings = Field(TelemetrySettings(), description="metrics and pictures")
 
     @classmethod

@@ -32,5 +32,11 @@ def ema_decay(halflife_kimg: float, rampup_ratio: float, batch_size: int, images
     return float(0.5 ** (batch_size / max(halflife_images, 1e-8)))
 
 
+def is_due(interval_kimg: float, batch_size: int, images: int) -> bool:
+    """Whether the step that ended at ``images`` crossed a multiple of the interval."""
+    interval = interval_kimg * 1000
+    return images // interval != (images - batch_size) // interval
+
+
 def _progress(length_kimg: float, images: int) -> float:
     return min(images / (1000 * length_kimg), 1.0) if length_kimg > 0 else 1.0

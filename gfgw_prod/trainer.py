@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
-import time
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 
-from gfgw_prod import samples, settings_io
+from gfgw_prod import schedule, settings_io
 from gfgw_prod.checkpoint.reading import Checkpoint, newest_good, set_aside
 from gfgw_prod.checkpoint.run_directory import prepare_directory, storages_of
 from gfgw_prod.checkpoint.saving import Saver
-from gfgw_prod.commands import program
 from gfgw_prod.config import Config
 from gfgw_prod.data.sources import load_table
 from gfgw_prod.data.stream import CellRows, cell_stream
@@ -27,12 +23,11 @@ from gfgw_prod.generator.ema import Ema
 from gfgw_prod.losses.flow import check_scales
 from gfgw_prod.losses.perceptual import build_perceptual
 from gfgw_prod.optimizer import AdamW
+from gfgw_prod.reporting import Reporter
 from gfgw_prod.resilience import guards, preemption
 from gfgw_prod.resilience.exit_codes import FINISHED, PREEMPTED, UserError
 from gfgw_prod.resilience.state import training_state
-from gfgw_prod.step import StepReport, TrainingStep
-from gfgw_prod.telemetry import Telemetry
-from gfgw_prod.telemetry.pace import Pace
+from gfgw_prod.step import TrainingStep
 from gfgw_prod.transport.matching import Matcher
 
 
@@ -68,13 +63,12 @@ class Run:
     def __init__(self, config: Config, world: World):
         self.config, self.world, self.dir = config, world, config.run.dir
         self.step = self.first_step = 0
-        self._told, self._warned = time.monotonic(), False
+        self.report = Reporter(config, world)
         if world.world_size > config.cells:
             raise UserError(
                 f"{world.world_size} ranks share {config.cells} cells; lower train.cell_size or run fewer ranks"
             )
-        self.telemetry = Telemetry([])
-        self.lock = world.together(lambda: prepare_directory(self.dir, self._say) if world.is_main else None)
+        self.lock = world.together(lambda: prepare_directory(self.dir, self.report.say) if world.is_main else None)
         self.storages = world.together(lambda: storages_of(config.checkpoint, self.dir, make=world.is_main))
 
         # Rank 0 may have to fetch an archive; the others then find it.
@@ -103,7 +97,7 @@ class Run:
         parts = (self.table, self.parallel, self.extractor, self.perceptual, self.matcher, self.optimizer, self.ema)
         self.training_step = TrainingStep(config, world, *parts)
         # Before a checkpoint is chosen: what an earlier process still commits must be there to be chosen.
-        self.saver = Saver(config.checkpoint, self.storages, world, self._say)
+        self.saver = Saver(config.checkpoint, self.storages, world, self.report.say)
         self.stop = preemption.StopRequest(world, config.distributed.timeout_seconds)
 
     @property
@@ -113,19 +107,19 @@ class Run:
 
     def resume(self) -> None:
         """Takes up the newest good checkpoint of the run directory, or encodes the bank for a new run."""
-        found = newest_good(self.storages, self.world, self._say)
+        found = newest_good(self.storages, self.world, self.report.say)
         self.damaged = len(set_aside(self.storages)) if self.world.is_main else 0
         if found is not None:
             self.step = self.first_step = self.optimizer.steps = found.step
         self.facts = guards.facts_of(self.config, self.table, self._frozen(), self.world.device)
         by_rank = self.world.collect(self.facts)
         for change in self.world.together(lambda: self._accepted_changes(found, by_rank)):
-            self._say(f"run.allow_changes: going on with {change}")
-        self.telemetry = self.world.together(lambda: self._open_telemetry(found))
+            self.report.say(f"run.allow_changes: going on with {change}")
+        self.world.together(lambda: self.report.open(self.step, found))
         if found is not None:
             found.load(self._state(), self.world)
             self.saver.resumed(found)
-            self._say(f"resumed {self.dir} at {self.images / 1000:.1f} kimg from {found.name}")
+            self.report.say(f"resumed {self.dir} at {self.images / 1000:.1f} kimg from {found.name}")
         else:
             block_rows = self.config.features.block_rows
             self.bank.encode(self.table, self.extractor, block_rows, on_block=self._encoded)
@@ -153,24 +147,23 @@ class Run:
         """
         config = self.config
         stream = self.stream(config.total_steps)
-        started = time.monotonic()
-        self._pace = Pace(self.step, config.train.batch_size, self.world.world_size, self.parallel.spread.idle_share)
+        self.report.begin(self.step, self.parallel.spread)
         self.stop.listen()
         while self.step < config.total_steps:
             if self.stop.agreed():
                 self._save()
                 self.saver.finish()
-                self._say(f"told to stop at {self.images / 1000:.1f} kimg; the same command goes on from there")
+                self.report.say(f"told to stop at {self.images / 1000:.1f} kimg; the same command goes on from there")
                 return False
-            report = self.training_step(self.step, stream)
-            if not torch.isfinite(report.gradient_norm):
-                raise FloatingPointError(f"the gradient norm of step {self.step} is {float(report.gradient_norm)}")
+            found = self.training_step(self.step, stream)
+            if not torch.isfinite(found.gradient_norm):
+                raise FloatingPointError(f"the gradient norm of step {self.step} is {float(found.gradient_norm)}")
             self.step += 1
             last = self.step == config.total_steps
             if last or self.step == self.first_step + 1 or self._due(config.telemetry.log_every_kimg):
-                self._record(report)
+                self.report.record(self.step, self.images, found, self.matcher.usage, self.damaged)
             if last or self._due(config.telemetry.samples_every_kimg):
-                self._picture()
+                self.report.picture(self.images, self.ema, self.table)
             if last or self._due(config.checkpoint.every_kimg):
                 self._save()
             self._tell_of_saves()
@@ -178,80 +171,29 @@ class Run:
             self._save()
             self.saver.join()
         self.saver.finish()
-        self.seconds = time.monotonic() - started
         return True
 
     def finish(self) -> None:
         """Closes the telemetry and says what there is now and what to do next."""
-        figures = "" if self.stop.agreed() else self._figures()
-        self.close()
-        place, more = shlex.quote(str(self.dir)), shlex.quote(str(self.dir / "more-samples"))
-        made = (self.step - self.first_step) * self.config.train.batch_size
-        done = f"trained {made / 1000:.1f} kimg in {self.seconds:.0f} s" if made else "nothing to do: already finished"
-        self._say(f"{done}; {self.images / 1000:.1f} kimg in all, {self.step:,} steps{figures}")
-        self._say(f"picture:    {self.dir / 'samples.png'}")
-        self._say(f"curves:     {program('tensorboard')} --logdir {place}")
-        self._say(f"samples:    {program('gfgw')} sample {place} --num 64 --grid --out {more}")
-        self._say(f"go on:      the same command with --train.total-kimg {2 * self.config.train.total_kimg:g}")
+        self.report.finished(self.step, self.ema, self.table, measure=not self.stop.agreed())
 
     def close(self) -> None:
         """Tells what is still to be told, also of saves that failed."""
         self._tell_of_saves()
-        self.telemetry.close()
+        self.report.close()
 
     def _encoded(self, rows: int) -> None:
-        """Says now and then how far the bank is; with a large network it takes minutes."""
-        if time.monotonic() - self._told >= 10:
-            self._told = time.monotonic()
-            self._say(f"bank: {rows:,} of {len(self.bank.local):,} rows of rank 0 encoded")
+        self.report.encoded(rows, len(self.bank.local))
 
     def _due(self, interval_kimg: float) -> bool:
-        """Whether the last step crossed a multiple of the interval: a function of the position alone."""
-        interval, batch_size = interval_kimg * 1000, self.config.train.batch_size
-        return self.images // interval != (self.images - batch_size) // interval
-
-    def _record(self, report: StepReport) -> None:
-        values = report.values(self.world, self.parallel.spread) | self._pace.values(self.step)
-        values["transport/bank_share"] = self.matcher.usage.share(self.images)
-        values["run/damaged_checkpoints"] = self.damaged
-        self.telemetry.record(self.step, self.images, values)
-        if not values.get("transport/converged", 1.0) and not self._warned:
-            self._warned = True
-            self._say(
-                f"step {self.step}: the coupling stopped short of transport.tolerance (marginal error "
-                f"{values['transport/marginal_error']:.2g}); allow more iterations, or see transport/converged"
-            )
-
-    def _draw(self, count: int, stream: str) -> torch.Tensor:
-        """Samples of the averaged weights. Collective."""
-        with self.ema.applied() as generator:
-            images, _ = samples.draw_samples(
-                generator,
-                self.table.image_shape,
-                self.table.num_classes,
-                count=count,
-                seed=self.config.seed,
-                stream=stream,
-                device=self.world.device,
-            )
-        return images
-
-    def _picture(self) -> None:
-        side = self.config.telemetry.sample_grid
-        grid = samples.grid_of(self._draw(side * side, "grid"), side)
-        if self.world.is_main:
-            directory = self.dir / "samples"
-            directory.mkdir(exist_ok=True)
-            samples.write_png(grid, directory / f"kimg-{self.images / 1000:09.1f}.png")
-            samples.write_png(grid, self.dir / "samples.png")
-        self.telemetry.picture(self.images, "samples", grid)
+        return schedule.is_due(interval_kimg, self.config.train.batch_size, self.images)
 
     def _save(self) -> None:
         self.saver.save(self._state(), step=self.step, images=self.images, facts=self.facts)
 
     def _tell_of_saves(self) -> None:
         for step, images, values in self.saver.news():
-            self.telemetry.record(step, images, values)
+            self.report.values(step, images, values)
 
     def _frozen(self) -> list[torch.nn.Module]:
         return [net for net in (self.extractor, self.perceptual) if net is not None]
@@ -259,20 +201,10 @@ class Run:
     def _state(self) -> dict[str, torch.Tensor]:
         return training_state(self.parallel.module, self.ema, self.optimizer, self.bank, self.matcher)
 
-    def _figures(self) -> str:
-        count = self.config.telemetry.frechet_samples
-        if not count:
-            return ""
-        from gfgw_prod.evaluation.frechet import frechet_distance
-
-        drawn, data = self._draw(count, "frechet"), self.table.rows(torch.arange(len(self.table)))
-        distance = frechet_distance(*(images.flatten(1).double().numpy() for images in (drawn, data)))
-        return f", raw-pixel Fréchet distance {distance:.3f} ({count:,} samples)"
-
     def _build_generator(self) -> torch.nn.Module:
         c, shape = self.config, self.table.image_shape
         check_scales(c.loss.flow_scales, shape)
-        return start_generator(c.generator, shape, self.table.num_classes, c.seed, self._say)
+        return start_generator(c.generator, shape, self.table.num_classes, c.seed, self.report.say)
 
     def _build_perceptual(self) -> torch.nn.Module | None:
         loss = self.config.loss
@@ -281,19 +213,3 @@ class Run:
     def _accepted_changes(self, found: Checkpoint | None, by_rank: list[dict[str, Any]]) -> list[str]:
         changed = [] if found is None else guards.accept_changes(found.manifest, self.facts)
         return changed + guards.accept_mixture(by_rank, self.facts, self.step)
-
-    def _open_telemetry(self, resumed: Checkpoint | None) -> Telemetry:
-        if not self.world.is_main:
-            return Telemetry([])
-        return Telemetry.open(
-            self.config.telemetry,
-            self.dir,
-            step=self.step,
-            images=self.images,
-            total_images=self.config.total_steps * self.config.train.batch_size,
-            saved_at=resumed.manifest["saved_at"] if resumed is not None else time.time(),
-        )
-
-    def _say(self, line: str) -> None:
-        if self.world.is_main:
-            print(line, file=sys.stderr, flush=True)

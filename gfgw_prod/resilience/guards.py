@@ -43,6 +43,10 @@ FREE = frozenset(
         "train.total_kimg",
         "distributed.strategy",
         "distributed.timeout_seconds",
+        "resilience.hang_seconds",
+        "resilience.max_no_progress",
+        "resilience.audit_every_steps",
+        "resilience.straggler_ratio",
     }
 )
 FREE_SECTIONS = ("checkpoint.", "telemetry.")

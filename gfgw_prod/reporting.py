@@ -1,0 +1,141 @@
+"""What a run tells: lines on standard error, metric records, pictures, and where everything is at the end."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import time
+
+import torch
+
+from gfgw_prod import samples
+from gfgw_prod.checkpoint.reading import Checkpoint
+from gfgw_prod.commands import program
+from gfgw_prod.config import Config
+from gfgw_prod.data.sources import Table
+from gfgw_prod.distributed.cells import Spread
+from gfgw_prod.distributed.world import World
+from gfgw_prod.generator.ema import Ema
+from gfgw_prod.step import StepReport
+from gfgw_prod.telemetry import Telemetry
+from gfgw_prod.telemetry.pace import Pace
+from gfgw_prod.transport.usage import Usage
+
+TOLD_EVERY_SECONDS = 10.0  # of work that takes long before the first step
+
+
+class Reporter:
+    """Speaks for a run, on rank 0. What it draws or averages over cells is collective: all ranks call alike."""
+
+    def __init__(self, config: Config, world: World):
+        self.config, self.world, self.dir = config, world, config.run.dir
+        self._telemetry = Telemetry([])
+        self._told, self._warned = time.monotonic(), False
+
+    def say(self, line: str) -> None:
+        """One line, from rank 0."""
+        if self.world.is_main:
+            print(line, file=sys.stderr, flush=True)
+
+    def encoded(self, rows: int, total: int) -> None:
+        """Says now and then how far the bank is; with a large network it takes minutes."""
+        if time.monotonic() - self._told >= TOLD_EVERY_SECONDS:
+            self._told = time.monotonic()
+            self.say(f"bank: {rows:,} of {total:,} rows of rank 0 encoded")
+
+    def open(self, step: int, resumed: Checkpoint | None) -> None:
+        """Opens the sinks of a run that goes on after ``step`` steps.
+
+        Raises:
+            UserError: if the metrics port cannot be bound.
+        """
+        if self.world.is_main:
+            batch_size = self.config.train.batch_size
+            self._telemetry = Telemetry.open(
+                self.config.telemetry,
+                self.dir,
+                step=step,
+                images=step * batch_size,
+                total_images=self.config.total_steps * batch_size,
+                saved_at=resumed.manifest["saved_at"] if resumed is not None else time.time(),
+            )
+
+    def begin(self, step: int, spread: Spread) -> None:
+        """From here on time counts as training."""
+        self._spread, self._first_step, self._started = spread, step, time.monotonic()
+        self._pace = Pace(step, self.config.train.batch_size, self.world.world_size, spread.idle_share)
+
+    def record(self, step: int, images: int, report: StepReport, usage: Usage, damaged: int) -> None:
+        """Records what the last step found. Collective."""
+        values = report.values(self.world, self._spread) | self._pace.values(step)
+        values["transport/bank_share"] = usage.share(images)
+        values["run/damaged_checkpoints"] = damaged
+        self.values(step, images, values)
+        if not values.get("transport/converged", 1.0) and not self._warned:
+            self._warned = True
+            self.say(
+                f"step {step}: the coupling stopped short of transport.tolerance (marginal error "
+                f"{values['transport/marginal_error']:.2g}); allow more iterations, or see transport/converged"
+            )
+
+    def values(self, step: int, images: int, values: dict[str, float]) -> None:
+        """Records values by tag of the catalogue."""
+        self._telemetry.record(step, images, values)
+
+    def picture(self, images: int, ema: Ema, table: Table) -> None:
+        """Draws the grid of samples and keeps it as a file. Collective."""
+        side = self.config.telemetry.sample_grid
+        grid = samples.grid_of(self._draw(side * side, "grid", ema, table), side)
+        if self.world.is_main:
+            directory = self.dir / "samples"
+            directory.mkdir(exist_ok=True)
+            samples.write_png(grid, directory / f"kimg-{images / 1000:09.1f}.png")
+            samples.write_png(grid, self.dir / "samples.png")
+        self._telemetry.picture(images, "samples", grid)
+
+    def finished(self, step: int, ema: Ema, table: Table, *, measure: bool) -> None:
+        """Closes the telemetry and says what there is now and what to do next. Collective.
+
+        Args:
+            measure: also say how far samples are from the data, if ``telemetry.frechet_samples`` asks for it.
+        """
+        seconds = time.monotonic() - self._started
+        figures = self._figures(ema, table) if measure else ""
+        self.close()
+        batch_size, total_kimg = self.config.train.batch_size, self.config.train.total_kimg
+        place, more = shlex.quote(str(self.dir)), shlex.quote(str(self.dir / "more-samples"))
+        made = (step - self._first_step) * batch_size
+        done = f"trained {made / 1000:.1f} kimg in {seconds:.0f} s" if made else "nothing to do: already finished"
+        self.say(f"{done}; {step * batch_size / 1000:.1f} kimg in all, {step:,} steps{figures}")
+        self.say(f"picture:    {self.dir / 'samples.png'}")
+        self.say(f"curves:     {program('tensorboard')} --logdir {place}")
+        self.say(f"samples:    {program('gfgw')} sample {place} --num 64 --grid --out {more}")
+        self.say(f"go on:      the same command with --train.total-kimg {2 * total_kimg:g}")
+
+    def close(self) -> None:
+        """Flushes and closes all sinks."""
+        self._telemetry.close()
+
+    def _draw(self, count: int, stream: str, ema: Ema, table: Table) -> torch.Tensor:
+        """Samples of the averaged weights. Collective."""
+        with ema.applied() as generator:
+            images, _ = samples.draw_samples(
+                generator,
+                table.image_shape,
+                table.num_classes,
+                count=count,
+                seed=self.config.seed,
+                stream=stream,
+                device=self.world.device,
+            )
+        return images
+
+    def _figures(self, ema: Ema, table: Table) -> str:
+        count = self.config.telemetry.frechet_samples
+        if not count:
+            return ""
+        from gfgw_prod.evaluation.frechet import frechet_distance
+
+        drawn, data = self._draw(count, "frechet", ema, table), table.rows(torch.arange(len(table)))
+        distance = frechet_distance(*(images.flatten(1).double().numpy() for images in (drawn, data)))
+        return f", raw-pixel Fréchet distance {distance:.3f} ({count:,} samples)"
