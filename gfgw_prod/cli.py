@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gfgw_prod import __version__, settings_io
-from gfgw_prod.resilience.exit_codes import CRASHED, NoProgressError, UserError
+from gfgw_prod.resilience.exit_codes import CRASHED, HardwareError, NoProgressError, UserError
 
 SETTINGS_HELP = (
     "Every setting can stand in the YAML file and on the command line; the command line wins. - and _ are alike."
@@ -20,7 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; returns the exit code."""
     try:
         return _run(list(sys.argv[1:] if arguments is None else arguments))
-    except (UserError, NoProgressError) as error:
+    except (UserError, NoProgressError, HardwareError) as error:
         # Ranks of a node fail alike; one of them says why.
         if os.environ.get("LOCAL_RANK", "0") == "0":
             print(f"gfgw: {error}", file=sys.stderr)

@@ -16,7 +16,7 @@ from gfgw_prod.data.sources import Table
 from gfgw_prod.distributed.cells import Spread
 from gfgw_prod.distributed.world import World
 from gfgw_prod.generator.ema import Ema
-from gfgw_prod.step import StepReport
+from gfgw_prod.step import StepResult
 from gfgw_prod.telemetry import Telemetry
 from gfgw_prod.telemetry.pace import Pace
 from gfgw_prod.transport.usage import Usage
@@ -65,11 +65,10 @@ class Reporter:
         self._spread, self._first_step, self._started = spread, step, time.monotonic()
         self._pace = Pace(step, self.config.train.batch_size, self.world.world_size, spread.idle_share)
 
-    def record(self, step: int, images: int, report: StepReport, usage: Usage, damaged: int) -> None:
-        """Records what the last step found. Collective."""
-        values = report.values(self.world, self._spread) | self._pace.values(step)
+    def record(self, step: int, images: int, result: StepResult, usage: Usage, more: dict[str, float]) -> None:
+        """Records what the last step found, and more values by tag of the catalogue. Collective."""
+        values = result.values(self.world, self._spread) | self._pace.values(step) | more
         values["transport/bank_share"] = usage.share(images)
-        values["run/damaged_checkpoints"] = damaged
         self.values(step, images, values)
         if not values.get("transport/converged", 1.0) and not self._warned:
             self._warned = True

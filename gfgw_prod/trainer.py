@@ -25,10 +25,14 @@ from gfgw_prod.losses.perceptual import build_perceptual
 from gfgw_prod.optimizer import AdamW
 from gfgw_prod.reporting import Reporter
 from gfgw_prod.resilience import guards, preemption
-from gfgw_prod.resilience.exit_codes import FINISHED, PREEMPTED, UserError
+from gfgw_prod.resilience.checked_step import CheckedStep
+from gfgw_prod.resilience.exit_codes import FINISHED, PREEMPTED, NoProgressError, UserError
+from gfgw_prod.resilience.number_guard import NumberGuard
 from gfgw_prod.resilience.state import training_state
 from gfgw_prod.step import TrainingStep
 from gfgw_prod.transport.matching import Matcher
+
+REPLICATED = ("generator.", "ema.", "optimizer.")  # in the state, under DDP
 
 
 def train(config: Config) -> int:
@@ -95,7 +99,15 @@ class Run:
             config.transport, self.bank, self.table, seed=config.seed, conditional=config.generator.conditional
         )
         parts = (self.table, self.parallel, self.extractor, self.perceptual, self.matcher, self.optimizer, self.ema)
-        self.training_step = TrainingStep(config, world, *parts)
+        self.guard = NumberGuard(config.resilience)
+        self.checked_step = CheckedStep(
+            TrainingStep(config, world, *parts),
+            self.guard,
+            world,
+            audit_every_steps=config.resilience.audit_every_steps,
+            replicated=self.parallel.replicated,
+            report=self.report.say,
+        )
         # Before a checkpoint is chosen: what an earlier process still commits must be there to be chosen.
         self.saver = Saver(config.checkpoint, self.storages, world, self.report.say)
         self.stop = preemption.StopRequest(world, config.distributed.timeout_seconds)
@@ -155,16 +167,17 @@ class Run:
                 self.saver.finish()
                 self.report.say(f"told to stop at {self.images / 1000:.1f} kimg; the same command goes on from there")
                 return False
-            found = self.training_step(self.step, stream)
-            if not torch.isfinite(found.gradient_norm):
-                raise FloatingPointError(f"the gradient norm of step {self.step} is {float(found.gradient_norm)}")
+            found = self.checked_step(self.step, stream)
             self.step += 1
             last = self.step == config.total_steps
             if last or self.step == self.first_step + 1 or self._due(config.telemetry.log_every_kimg):
-                self.report.record(self.step, self.images, found, self.matcher.usage, self.damaged)
+                told = self.checked_step.values() | {"run/damaged_checkpoints": self.damaged}
+                self.report.record(self.step, self.images, found, self.matcher.usage, told)
             if last or self._due(config.telemetry.samples_every_kimg):
                 self.report.picture(self.images, self.ema, self.table)
-            if last or self._due(config.checkpoint.every_kimg):
+            if self.guard.wants_rollback:
+                self._roll_back()
+            elif last or self._due(config.checkpoint.every_kimg):
                 self._save()
             self._tell_of_saves()
         while self.saver.saved_step != self.step:  # a last save that fails is tried again; too often is an error
@@ -189,7 +202,36 @@ class Run:
         return schedule.is_due(interval_kimg, self.config.train.batch_size, self.images)
 
     def _save(self) -> None:
-        self.saver.save(self._state(), step=self.step, images=self.images, facts=self.facts)
+        state = self._state()
+        self.checked_step.check_replicas([tensor for name, tensor in state.items() if name.startswith(REPLICATED)])
+        self.saver.save(state, step=self.step, images=self.images, facts=self.facts)
+
+    def _roll_back(self) -> None:
+        """Goes on with the state of a checkpoint before the bad steps; those between are left out.
+
+        Only checkpoints at the regular interval count: where a run was interrupted must not matter.
+
+        Raises:
+            NoProgressError: if it has come to this before, or there is no such checkpoint.
+        """
+        skipped, in_a_row, rollbacks = self.guard.skipped, self.guard.skipped_in_a_row, self.guard.rollbacks
+        problem = f"the numbers of {in_a_row} steps in a row, up to step {self.step}, were bad"
+        if rollbacks:
+            raise NoProgressError(f"{problem}, again after going back to a checkpoint; look at the data and settings")
+        self.saver.join()
+        batch_size, every_kimg = self.config.train.batch_size, self.config.checkpoint.every_kimg
+        found = newest_good(
+            self.storages,
+            self.world,
+            self.report.say,
+            lambda step: step < self.step - in_a_row and schedule.is_due(every_kimg, batch_size, step * batch_size),
+        )
+        if found is None:
+            raise NoProgressError(f"{problem}, and there is no checkpoint from before to go back to")
+        found.load(self._state(), self.world)
+        self.guard.rolled_back(skipped, rollbacks)
+        self.report.say(f"{problem}: going on from there with the state of {found.name}, without the steps between")
+        self._save()
 
     def _tell_of_saves(self) -> None:
         for step, images, values in self.saver.news():
@@ -199,7 +241,7 @@ class Run:
         return [net for net in (self.extractor, self.perceptual) if net is not None]
 
     def _state(self) -> dict[str, torch.Tensor]:
-        return training_state(self.parallel.module, self.ema, self.optimizer, self.bank, self.matcher)
+        return training_state(self.parallel.module, self.ema, self.optimizer, self.bank, self.matcher, self.guard)
 
     def _build_generator(self) -> torch.nn.Module:
         c, shape = self.config, self.table.image_shape
