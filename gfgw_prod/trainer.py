@@ -194,6 +194,8 @@ class Run:
         """Tells what is still to be told, also of saves that failed."""
         self._tell_of_saves()
         self.report.close()
+        if self.lock is not None:
+            self.lock.close()
 
     def _encoded(self, rows: int) -> None:
         self.report.encoded(rows, len(self.bank.local))
