@@ -62,9 +62,8 @@ def fields(node: Any) -> Iterator[tuple[dict[str, Any], str]]:
 def test_misspelt_field_is_found_wherever_it_stands() -> None:
     for manifest in Manifests("base").objects:
         changed = copy.deepcopy(manifest)
-        for mapping, field in [*fields(changed)]:
-            if field in ("apiVersion", "kind"):
-                continue
+        found = {field: mapping for mapping, field in fields(changed) if field not in ("apiVersion", "kind")}
+        for field, mapping in found.items():
             mapping[f"{field}s"] = mapping.pop(field)
             assert problem(changed), f"{manifest['kind']}: {field}"
             mapping[field] = mapping.pop(f"{field}s")

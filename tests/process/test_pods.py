@@ -81,8 +81,7 @@ def test_pods_meet_train_as_one_and_answer_their_probes_until_they_are_evicted(t
         try:
 
             def both_train() -> bool:
-                answers = [pods.probed(index, "readinessProbe")[0] for index in (0, 1)]
-                return answers == [200, 200]
+                return all(pods.probed(index, "readinessProbe")[0] == 200 for index in (1, 0))
 
             runs.wait_until(both_train, trainers[0])
             for index in (0, 1):
