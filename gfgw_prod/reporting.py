@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 import time
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -18,8 +19,12 @@ from gfgw_prod.distributed.world import World
 from gfgw_prod.generator.ema import Ema
 from gfgw_prod.step import StepResult
 from gfgw_prod.telemetry import Telemetry
+from gfgw_prod.telemetry.health import Health
 from gfgw_prod.telemetry.pace import Pace
 from gfgw_prod.transport.usage import Usage
+
+if TYPE_CHECKING:
+    from gfgw_prod.telemetry.endpoint import Endpoint
 
 TOLD_EVERY_SECONDS = 10.0  # of work that takes long before the first step
 
@@ -29,6 +34,8 @@ class Reporter:
 
     def __init__(self, config: Config, world: World):
         self.config, self.world, self.dir = config, world, config.run.dir
+        self.health = Health(config.resilience.hang_seconds)
+        self._endpoint: Endpoint | None = None
         self._telemetry = Telemetry([])
         self._told, self._warned = time.monotonic(), False
 
@@ -37,23 +44,34 @@ class Reporter:
         if self.world.is_main:
             print(line, file=sys.stderr, flush=True)
 
+    def listen(self) -> None:
+        """Opens the endpoint of this node, on its first rank, long before there is anything to record.
+
+        Raises:
+            UserError: if the port cannot be bound.
+        """
+        telemetry = self.config.telemetry
+        if telemetry.prometheus_port and self.world.is_first_on_node:
+            from gfgw_prod.telemetry.endpoint import Endpoint
+
+            self._endpoint = Endpoint(telemetry.prometheus_address, telemetry.prometheus_port, self.health)
+
     def encoded(self, rows: int, total: int) -> None:
         """Says now and then how far the bank is; with a large network it takes minutes."""
+        self.health.phase(f"starting: encoding the bank, {rows:,} of {total:,} rows")
         if time.monotonic() - self._told >= TOLD_EVERY_SECONDS:
             self._told = time.monotonic()
             self.say(f"bank: {rows:,} of {total:,} rows of rank 0 encoded")
 
     def open(self, step: int, resumed: Checkpoint | None) -> None:
-        """Opens the sinks of a run that goes on after ``step`` steps.
-
-        Raises:
-            UserError: if the metrics port cannot be bound.
-        """
+        """Opens the sinks of a run that goes on after ``step`` steps."""
+        batch_size = self.config.train.batch_size
+        self.health.position(step, step * batch_size)
         if self.world.is_main:
-            batch_size = self.config.train.batch_size
             self._telemetry = Telemetry.open(
                 self.config.telemetry,
                 self.dir,
+                None if self._endpoint is None else self._endpoint.registry,
                 step=step,
                 images=step * batch_size,
                 total_images=self.config.total_steps * batch_size,
@@ -98,6 +116,7 @@ class Reporter:
         Args:
             measure: also say how far samples are from the data, if ``telemetry.frechet_samples`` asks for it.
         """
+        self.health.phase("finished")
         seconds = time.monotonic() - self._started
         figures = self._figures(ema, table) if measure else ""
         self.close()
@@ -112,8 +131,11 @@ class Reporter:
         self.say(f"go on:      the same command with --train.total-kimg {2 * total_kimg:g}")
 
     def close(self) -> None:
-        """Flushes and closes all sinks."""
+        """Flushes and closes all sinks, and the endpoint."""
         self._telemetry.close()
+        if self._endpoint is not None:
+            self._endpoint.close()
+            self._endpoint = None
 
     def _draw(self, count: int, stream: str, ema: Ema, table: Table) -> torch.Tensor:
         """Samples of the averaged weights. Collective."""

@@ -73,11 +73,15 @@ class Run:
                 f"{world.world_size} ranks share {config.cells} cells; lower train.cell_size or run fewer ranks"
             )
         self.lock = world.together(lambda: prepare_directory(self.dir, self.report.say) if world.is_main else None)
+        world.together(self.report.listen)
         self.storages = world.together(lambda: storages_of(config.checkpoint, self.dir, make=world.is_main))
 
+        phase = self.report.health.phase
+        phase("starting: reading the data")
         # Rank 0 may have to fetch an archive; the others then find it.
         fetched = world.together(lambda: load_table(config.data) if world.is_main else None)
         self.table = world.together(lambda: load_table(config.data) if fetched is None else fetched)
+        phase("starting: building the networks")
         self.extractor = world.together(lambda: build_extractor(config.features, self.table.image_shape)).to(
             world.device
         )
@@ -119,6 +123,7 @@ class Run:
 
     def resume(self) -> None:
         """Takes up the newest good checkpoint of the run directory, or encodes the bank for a new run."""
+        self.report.health.phase("starting: looking for a checkpoint")
         found = newest_good(self.storages, self.world, self.report.say)
         self.damaged = len(set_aside(self.storages)) if self.world.is_main else 0
         if found is not None:
@@ -129,12 +134,14 @@ class Run:
             self.report.say(f"run.allow_changes: going on with {change}")
         self.world.together(lambda: self.report.open(self.step, found))
         if found is not None:
+            self.report.health.phase(f"resuming from {found.name}")
             found.load(self._state(), self.world)
             self.saver.resumed(found)
             self.report.say(f"resumed {self.dir} at {self.images / 1000:.1f} kimg from {found.name}")
         else:
             block_rows = self.config.features.block_rows
             self.bank.encode(self.table, self.extractor, block_rows, on_block=self._encoded)
+        self.report.health.phase("starting: making ready for the first step")
         self.saver.warm(self._state())
         if self.world.is_main:
             settings_io.write_yaml(self.config, self.dir / "config.yaml")
@@ -163,12 +170,14 @@ class Run:
         self.stop.listen()
         while self.step < config.total_steps:
             if self.stop.agreed():
+                self.report.health.phase("told to stop: saving")
                 self._save()
                 self.saver.finish()
                 self.report.say(f"told to stop at {self.images / 1000:.1f} kimg; the same command goes on from there")
                 return False
             found = self.checked_step(self.step, stream)
             self.step += 1
+            self.report.health.made(self.step, self.images)
             last = self.step == config.total_steps
             if last or self.step == self.first_step + 1 or self._due(config.telemetry.log_every_kimg):
                 told = self.checked_step.values() | {"run/damaged_checkpoints": self.damaged}

@@ -72,6 +72,11 @@ class World:
         """Whether this rank speaks for the run."""
         return self.rank == 0
 
+    @property
+    def is_first_on_node(self) -> bool:
+        """Whether this rank answers for its node."""
+        return os.environ.get("LOCAL_RANK", "0") == "0"
+
     def stop(self) -> None:
         """Leaves the process group."""
         if dist.is_initialized():
