@@ -5,13 +5,17 @@ import sys
 import threading
 
 from gfgw_prod.resilience.orphans import die_with_agent
+from gfgw_prod.resilience.signals import starting
 
 BACKGROUND = {"save", "upload", "warm"}  # threads of the package that an error may leave behind
 
 
 def main() -> int:
     """Runs a command, alone or as a rank of a launcher; returns the exit code."""
-    die_with_agent()  # before anything else is imported: that takes seconds, in which the agent may end
+    # Before anything else is imported: that takes seconds, in which a signal may come, or the agent may end.
+    if sys.argv[1:2] == ["train"]:
+        starting.begin()
+    die_with_agent()
     from gfgw_prod.cli import main as run
 
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,6 +18,8 @@ from gfgw_prod.data.sources import Table
 from gfgw_prod.distributed.cells import Spread
 from gfgw_prod.distributed.world import World
 from gfgw_prod.generator.ema import Ema
+from gfgw_prod.resilience.preemption import ToldToStopError
+from gfgw_prod.resilience.watchdog import watch
 from gfgw_prod.step import StepResult
 from gfgw_prod.telemetry import Telemetry
 from gfgw_prod.telemetry.health import Health
@@ -34,7 +37,7 @@ class Reporter:
 
     def __init__(self, config: Config, world: World):
         self.config, self.world, self.dir = config, world, config.run.dir
-        self.health = Health(config.resilience.hang_seconds)
+        self.health = Health(config.resilience.hang_seconds, watch.silence)
         self._endpoint: Endpoint | None = None
         self._telemetry = Telemetry([])
         self._told, self._warned = time.monotonic(), False
@@ -110,15 +113,15 @@ class Reporter:
             samples.write_png(grid, self.dir / "samples.png")
         self._telemetry.picture(images, "samples", grid)
 
-    def finished(self, step: int, ema: Ema, table: Table, *, measure: bool) -> None:
+    def finished(self, step: int, ema: Ema, table: Table, *, told_to_stop: Callable[[], bool]) -> None:
         """Closes the telemetry and says what there is now and what to do next. Collective.
 
         Args:
-            measure: also say how far samples are from the data, if ``telemetry.frechet_samples`` asks for it.
+            told_to_stop: leave out how far samples are from the data, which ``telemetry.frechet_samples`` asks for.
         """
         self.health.phase("finished")
         seconds = time.monotonic() - self._started
-        figures = self._figures(ema, table) if measure else ""
+        figures = self._figures(ema, table, told_to_stop)
         self.close()
         batch_size, total_kimg = self.config.train.batch_size, self.config.train.total_kimg
         place, more = shlex.quote(str(self.dir)), shlex.quote(str(self.dir / "more-samples"))
@@ -137,7 +140,9 @@ class Reporter:
             self._endpoint.close()
             self._endpoint = None
 
-    def _draw(self, count: int, stream: str, ema: Ema, table: Table) -> torch.Tensor:
+    def _draw(
+        self, count: int, stream: str, ema: Ema, table: Table, before_batch: Callable[[], None] = watch.progress
+    ) -> torch.Tensor:
         """Samples of the averaged weights. Collective."""
         with ema.applied() as generator:
             images, _ = samples.draw_samples(
@@ -148,15 +153,26 @@ class Reporter:
                 seed=self.config.seed,
                 stream=stream,
                 device=self.world.device,
+                before_batch=before_batch,
             )
         return images
 
-    def _figures(self, ema: Ema, table: Table) -> str:
+    def _figures(self, ema: Ema, table: Table, told_to_stop: Callable[[], bool]) -> str:
+        def go_on() -> None:
+            watch.progress("measuring samples")
+            if told_to_stop():
+                raise ToldToStopError
+
         count = self.config.telemetry.frechet_samples
         if not count:
             return ""
         from gfgw_prod.evaluation.frechet import frechet_distance
 
-        drawn, data = self._draw(count, "frechet", ema, table), table.rows(torch.arange(len(table)))
-        distance = frechet_distance(*(images.flatten(1).double().numpy() for images in (drawn, data)))
+        try:
+            drawn = self._draw(count, "frechet", ema, table, go_on)
+        except ToldToStopError:
+            return "; told to stop before samples were measured"
+        with watch.paused():
+            data = table.rows(torch.arange(len(table)))
+            distance = frechet_distance(*(images.flatten(1).double().numpy() for images in (drawn, data)))
         return f", raw-pixel Fréchet distance {distance:.3f} ({count:,} samples)"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -28,7 +29,10 @@ from gfgw_prod.resilience import guards, preemption
 from gfgw_prod.resilience.checked_step import CheckedStep
 from gfgw_prod.resilience.exit_codes import FINISHED, PREEMPTED, NoProgressError, UserError
 from gfgw_prod.resilience.number_guard import NumberGuard
+from gfgw_prod.resilience.stacks import tell_of_hangs
+from gfgw_prod.resilience.starts import Starts
 from gfgw_prod.resilience.state import training_state
+from gfgw_prod.resilience.watchdog import watch
 from gfgw_prod.step import TrainingStep
 from gfgw_prod.transport.matching import Matcher
 
@@ -41,14 +45,19 @@ def train(config: Config) -> int:
     Raises:
         UserError: for settings, data, weights, ports or checkpoints that cannot work.
     """
-    preemption.leave_before_training()
+    with watch.limited_to(config.resilience.hang_seconds):
+        return _train(config)
+
+
+def _train(config: Config) -> int:
     world = World.start(config.run.device, config.run.threads, config.distributed.timeout_seconds)
     try:
         run = Run(config, world)
         try:
-            run.resume()
-            if finished := run.loop():
-                run.finish()
+            with run.starts:
+                run.resume()
+                if finished := run.loop():
+                    run.finish()
         except BaseException:
             run.saver.give_up()
             raise
@@ -74,19 +83,22 @@ class Run:
             )
         self.lock = world.together(lambda: prepare_directory(self.dir, self.report.say) if world.is_main else None)
         world.together(self.report.listen)
+        if world.is_main:
+            tell_of_hangs(self.dir, self.report.say)
         self.storages = world.together(lambda: storages_of(config.checkpoint, self.dir, make=world.is_main))
+        watch.keep_stacks(self.dir, world.rank)  # a file that rank 0 has cleared of what was there
+        self.starts = Starts(self.dir, config.resilience.max_no_progress, world)
 
-        phase = self.report.health.phase
-        phase("starting: reading the data")
-        # Rank 0 may have to fetch an archive; the others then find it.
-        fetched = world.together(lambda: load_table(config.data) if world.is_main else None)
-        self.table = world.together(lambda: load_table(config.data) if fetched is None else fetched)
-        phase("starting: building the networks")
-        self.extractor = world.together(lambda: build_extractor(config.features, self.table.image_shape)).to(
-            world.device
-        )
-        self.perceptual = world.together(self._build_perceptual)
-        generator = world.together(self._build_generator).to(world.device)
+        with self._unwatched("starting: reading the data"):
+            # Rank 0 may have to fetch an archive; the others then find it.
+            fetched = world.together(lambda: load_table(config.data) if world.is_main else None)
+            self.table = world.together(lambda: load_table(config.data) if fetched is None else fetched)
+        with self._unwatched("starting: building the networks"):
+            self.extractor = world.together(lambda: build_extractor(config.features, self.table.image_shape)).to(
+                world.device
+            )
+            self.perceptual = world.together(self._build_perceptual)
+            generator = world.together(self._build_generator).to(world.device)
 
         example = (
             torch.zeros(1, *self.table.image_shape, device=world.device),
@@ -123,19 +135,20 @@ class Run:
 
     def resume(self) -> None:
         """Takes up the newest good checkpoint of the run directory, or encodes the bank for a new run."""
-        self.report.health.phase("starting: looking for a checkpoint")
-        found = newest_good(self.storages, self.world, self.report.say)
-        self.damaged = len(set_aside(self.storages)) if self.world.is_main else 0
+        with self._unwatched("starting: looking for a checkpoint"):
+            found = newest_good(self.storages, self.world, self.report.say)
+            self.damaged = len(set_aside(self.storages)) if self.world.is_main else 0
+            self.facts = guards.facts_of(self.config, self.table, self._frozen(), self.world.device)
         if found is not None:
             self.step = self.first_step = self.optimizer.steps = found.step
-        self.facts = guards.facts_of(self.config, self.table, self._frozen(), self.world.device)
+        self.starts.begin(self.step)
         by_rank = self.world.collect(self.facts)
         for change in self.world.together(lambda: self._accepted_changes(found, by_rank)):
             self.report.say(f"run.allow_changes: going on with {change}")
         self.world.together(lambda: self.report.open(self.step, found))
         if found is not None:
-            self.report.health.phase(f"resuming from {found.name}")
-            found.load(self._state(), self.world)
+            with self._unwatched(f"resuming from {found.name}"):
+                found.load(self._state(), self.world)
             self.saver.resumed(found)
             self.report.say(f"resumed {self.dir} at {self.images / 1000:.1f} kimg from {found.name}")
         else:
@@ -169,6 +182,7 @@ class Run:
         self.report.begin(self.step, self.parallel.spread)
         self.stop.listen()
         while self.step < config.total_steps:
+            watch.progress(f"in step {self.step + 1}")
             if self.stop.agreed():
                 self.report.health.phase("told to stop: saving")
                 self._save()
@@ -197,7 +211,7 @@ class Run:
 
     def finish(self) -> None:
         """Closes the telemetry and says what there is now and what to do next."""
-        self.report.finished(self.step, self.ema, self.table, measure=not self.stop.agreed())
+        self.report.finished(self.step, self.ema, self.table, told_to_stop=self.stop.agreed)
 
     def close(self) -> None:
         """Tells what is still to be told, also of saves that failed."""
@@ -206,7 +220,15 @@ class Run:
         if self.lock is not None:
             self.lock.close()
 
+    @contextmanager
+    def _unwatched(self, doing: str) -> Iterator[None]:
+        """Within, things take as long as a disk or a network takes."""
+        self.report.health.phase(doing)
+        with watch.paused():
+            yield
+
     def _encoded(self, rows: int) -> None:
+        watch.progress("encoding the bank")
         self.report.encoded(rows, len(self.bank.local))
 
     def _due(self, interval_kimg: float) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-import time
+from collections.abc import Callable
 from typing import Any
 
 
@@ -12,19 +12,19 @@ class Health:
 
     Args:
         hang_seconds: time without progress after which the process counts as stuck.
+        silence: seconds since the last sign of progress.
     """
 
-    def __init__(self, hang_seconds: float):
-        self._hang_seconds = hang_seconds
+    def __init__(self, hang_seconds: float, silence: Callable[[], float]):
+        self._hang_seconds, self._silence = hang_seconds, silence
         self._lock = threading.Lock()
         self._doing: str | None = "starting"  # None: training
         self._step = self._images = 0
-        self._then = time.monotonic()
 
     def phase(self, doing: str) -> None:
-        """What is done instead of steps, in words, from now on. Counts as progress."""
+        """What is done instead of steps, in words, from now on."""
         with self._lock:
-            self._doing, self._then = doing, time.monotonic()
+            self._doing = doing
 
     def position(self, step: int, images: int) -> None:
         """Where the run stands before this process has made a step."""
@@ -35,7 +35,7 @@ class Health:
         """This process has made a step: it trains. So many steps and images are behind the run."""
         with self._lock:
             self._step, self._images = step, images
-            self._doing, self._then = None, time.monotonic()
+            self._doing = None
 
     def live(self) -> dict[str, Any]:
         """Whether progress was made within ``hang_seconds``; ``why`` says why not."""
@@ -48,7 +48,7 @@ class Health:
     def _answer(self, *, stuck_only: bool) -> dict[str, Any]:
         with self._lock:
             doing, step, images = self._doing, self._step, self._images
-            silence = time.monotonic() - self._then
+        silence = self._silence()
         stuck = silence > self._hang_seconds
         if doing is None:
             why = f"no step for {silence:.0f} s" if stuck else ""

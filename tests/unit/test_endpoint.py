@@ -13,6 +13,7 @@ import pytest
 from prometheus_client import Gauge
 
 from gfgw_prod.resilience.exit_codes import UserError
+from gfgw_prod.resilience.watchdog import Watch
 from gfgw_prod.telemetry.endpoint import Endpoint
 from gfgw_prod.telemetry.health import Health
 
@@ -28,7 +29,9 @@ class Served:
     """An endpoint on a free port, asked over HTTP."""
 
     def __init__(self, hang_seconds: float, address: str = "127.0.0.1"):
-        self.health, self.address, self.port = Health(hang_seconds), address, free_port()
+        self.watch = Watch()
+        self.health = Health(hang_seconds, self.watch.silence)
+        self.address, self.port = address, free_port()
         self.endpoint = Endpoint(address, self.port, self.health)
 
     def get(self, path: str) -> tuple[int, str]:
@@ -82,6 +85,8 @@ def test_process_without_progress_is_not_live_until_it_gets_on() -> None:
     time.sleep(1)
     status, told = served.asked("/live")
     assert (status, told["why"]) == (503, "starting: reading the data; no progress for 1 s")
+    with served.watch.paused():
+        assert served.asked("/live")[0] == 200
     served.health.made(1, 10)
     time.sleep(1)
     for path in ("/live", "/ready"):
@@ -120,20 +125,20 @@ def test_taken_port_is_refused_by_name() -> None:
     with socket.create_server(("127.0.0.1", 0)) as holder:
         for address in ("127.0.0.1", "0.0.0.0"):
             with pytest.raises(UserError, match=r"telemetry\.prometheus_port") as caught:
-                Endpoint(address, holder.getsockname()[1], Health(600))
+                Endpoint(address, holder.getsockname()[1], Health(600, Watch().silence))
             assert "\n" not in str(caught.value)
 
 
 def test_address_that_is_none_is_refused_by_name() -> None:
     for address in ("no-such-host.invalid", "198.51.100.7", "a" * 300):
         with pytest.raises(UserError, match=r"telemetry\.prometheus_port \d+ on "):
-            Endpoint(address, free_port(), Health(600))
+            Endpoint(address, free_port(), Health(600, Watch().silence))
 
 
 def test_closed_endpoint_frees_its_port_and_ends_its_thread() -> None:
     port, threads = free_port(), threading.active_count()
     for _ in range(2):
-        Endpoint("127.0.0.1", port, Health(600)).close()
+        Endpoint("127.0.0.1", port, Health(600, Watch().silence)).close()
     assert threading.active_count() == threads
 
 
