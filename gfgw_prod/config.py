@@ -208,9 +208,9 @@ class TelemetrySettings(Section):
     )
     sample_grid: Annotated[int, Field(ge=1, le=32)] = Field(10, description="images along a side of the sample grid")
     prometheus_port: Annotated[int, Field(ge=0, le=65535)] = Field(
-        0, description="TCP port of the metrics endpoint; 0 is off"
+        0, description="TCP port of metrics and probes, on every node; 0 is off"
     )
-    prometheus_address: str = Field("127.0.0.1", description="address the metrics endpoint listens on")
+    prometheus_address: str = Field("127.0.0.1", description="address that port is opened on")
     progress: Literal["auto", "bar", "plain", "off"] = Field(
         "auto", description="auto is a bar in a terminal, else lines"
     )
