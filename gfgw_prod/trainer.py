@@ -45,24 +45,20 @@ def train(config: Config) -> int:
     Raises:
         UserError: for settings, data, weights, ports or checkpoints that cannot work.
     """
-    with watch.limited_to(config.resilience.hang_seconds):
-        return _train(config)
-
-
-def _train(config: Config) -> int:
     world = World.start(config.run.device, config.run.threads, config.distributed.timeout_seconds)
     try:
-        run = Run(config, world)
-        try:
-            with run.starts:
-                run.resume()
-                if finished := run.loop():
-                    run.finish()
-        except BaseException:
-            run.saver.give_up()
-            raise
-        finally:
-            run.close()
+        with Starts(config.run.dir, config.resilience.max_no_progress, world) as starts:
+            run = Run(config, world, starts)
+            try:
+                with watch.over(config.resilience.hang_seconds, run.dir, world.rank):
+                    run.resume()
+                    if finished := run.loop():
+                        run.finish()
+            except BaseException:
+                run.saver.give_up()
+                raise
+            finally:
+                run.close()
     except UserError:
         world.stop()
         raise
@@ -73,7 +69,7 @@ def _train(config: Config) -> int:
 class Run:
     """One process's part of a run."""
 
-    def __init__(self, config: Config, world: World):
+    def __init__(self, config: Config, world: World, starts: Starts):
         self.config, self.world, self.dir = config, world, config.run.dir
         self.step = self.first_step = 0
         self.report = Reporter(config, world)
@@ -86,19 +82,19 @@ class Run:
         if world.is_main:
             tell_of_hangs(self.dir, self.report.say)
         self.storages = world.together(lambda: storages_of(config.checkpoint, self.dir, make=world.is_main))
-        watch.keep_stacks(self.dir, world.rank)  # a file that rank 0 has cleared of what was there
-        self.starts = Starts(self.dir, config.resilience.max_no_progress, world)
+        starts.begin(self.storages)
 
-        with self._unwatched("starting: reading the data"):
-            # Rank 0 may have to fetch an archive; the others then find it.
-            fetched = world.together(lambda: load_table(config.data) if world.is_main else None)
-            self.table = world.together(lambda: load_table(config.data) if fetched is None else fetched)
-        with self._unwatched("starting: building the networks"):
-            self.extractor = world.together(lambda: build_extractor(config.features, self.table.image_shape)).to(
-                world.device
-            )
-            self.perceptual = world.together(self._build_perceptual)
-            generator = world.together(self._build_generator).to(world.device)
+        phase = self.report.health.phase
+        phase("starting: reading the data")
+        # Rank 0 may have to fetch an archive; the others then find it.
+        fetched = world.together(lambda: load_table(config.data) if world.is_main else None)
+        self.table = world.together(lambda: load_table(config.data) if fetched is None else fetched)
+        phase("starting: building the networks")
+        self.extractor = world.together(lambda: build_extractor(config.features, self.table.image_shape)).to(
+            world.device
+        )
+        self.perceptual = world.together(self._build_perceptual)
+        generator = world.together(self._build_generator).to(world.device)
 
         example = (
             torch.zeros(1, *self.table.image_shape, device=world.device),
@@ -141,7 +137,6 @@ class Run:
             self.facts = guards.facts_of(self.config, self.table, self._frozen(), self.world.device)
         if found is not None:
             self.step = self.first_step = self.optimizer.steps = found.step
-        self.starts.begin(self.step)
         by_rank = self.world.collect(self.facts)
         for change in self.world.together(lambda: self._accepted_changes(found, by_rank)):
             self.report.say(f"run.allow_changes: going on with {change}")

@@ -37,9 +37,9 @@ class StacksFile:
         return self._fd
 
     def describe(self, doing: str) -> None:
-        """Writes the first line: how far this rank came, and when."""
+        """Writes the first line: how far this rank has come by now."""
         now = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
-        line = f"{self._who}: last sign of progress at {now}, {doing}".encode()
+        line = f"{self._who}: last seen at work at {now}, {doing}".encode()
         with suppress(OSError):  # a full disk, or none
             os.pwrite(self._fd, line[: WIDTH - 1].ljust(WIDTH - 1) + b"\n", 0)
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import os
 import threading
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
+from gfgw_prod.checkpoint.reading import candidates
+from gfgw_prod.checkpoint.storage import Storage
 from gfgw_prod.distributed.world import World
 from gfgw_prod.resilience.exit_codes import NoProgressError, UserError
 from gfgw_prod.resilience.signals import before_leaving
@@ -31,14 +34,18 @@ class Starts:
         self._counts = False
         self._lock = threading.RLock()  # a signal may end the run in any thread, also within a handler
 
-    def begin(self, step: int) -> None:
-        """Counts this start from the checkpoint of a step, before anything that may crash. Collective.
+    def begin(self, storages: Sequence[Storage]) -> None:
+        """Counts this start, before anything that may crash. Collective.
+
+        Args:
+            storages: whose newest checkpoint says how far the run has come.
 
         Raises:
             NoProgressError: if too many were counted before.
         """
         problem = None
         if self._world.is_main:
+            step = max((step for storage in storages for step, _ in candidates(storage)), default=0)
             last, before = self._read()
             # A checkpoint that was lost is no progress; one that comes after that is.
             before = before if step <= last else 0

@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from gfgw_prod.resilience.signals import before_leaving
@@ -35,11 +35,16 @@ class Watch:
         self._lock = threading.Lock()
 
     @contextmanager
-    def limited_to(self, seconds: float) -> Iterator[None]:
-        """Within, this process may make no progress for so many seconds."""
-        self._limit, self._tick = seconds, min(TICK_SECONDS, seconds / 4)
+    def over(self, limit_seconds: float, run_dir: Path, rank: int) -> Iterator[None]:
+        """Within, a rank may be without progress for so long. Its stacks go to the run directory.
+
+        If nothing can be written there, they go to standard error.
+        """
+        self._limit, self._tick, self._rank = limit_seconds, min(TICK_SECONDS, limit_seconds / 4), rank
         before_leaving.append(self._discard)
         over = threading.Event()
+        with suppress(OSError):
+            self._file = StacksFile(run_dir, rank)
         with self._lock:
             self.progress("starting")
             self._set()
@@ -53,16 +58,6 @@ class Watch:
                 faulthandler.cancel_dump_traceback_later()
             self._discard()
 
-    def keep_stacks(self, run_dir: Path, rank: int) -> None:
-        """From now on stacks are kept in the run directory; until then, or if that is impossible, standard error."""
-        try:
-            file = StacksFile(run_dir, rank)
-        except OSError:
-            return
-        with self._lock:
-            self._file, self._rank = file, rank
-            self._set()
-
     def progress(self, doing: str | None = None) -> None:
         """A sign of progress, and what comes next."""
         if doing is not None:
@@ -71,7 +66,7 @@ class Watch:
 
     def silence(self) -> float:
         """Seconds since the last sign of progress; 0 while there is no limit."""
-        return 0.0 if self._pauses else time.monotonic() - self._at
+        return time.monotonic() - self._at if self._limit and not self._pauses else 0.0
 
     @contextmanager
     def paused(self) -> Iterator[None]:

@@ -19,6 +19,7 @@ from gfgw_prod.distributed.world import World
 from gfgw_prod.generator import UNetBlock
 from gfgw_prod.resilience.exit_codes import HardwareError, NoProgressError
 from gfgw_prod.resilience.number_guard import NumberGuard
+from gfgw_prod.resilience.starts import Starts
 from gfgw_prod.trainer import Run
 
 from ..checkpoints import ALONE
@@ -40,7 +41,8 @@ Hook = Callable[[Tensor], Tensor]
 def run_in(directory: Path, world: World, **resilience: Any) -> Run:
     """A run that has been taken up in the directory."""
     settings = {**SETTINGS, "run": {"dir": str(directory)}, "resilience": {"skips_before_rollback": 2, **resilience}}
-    run = Run(settings_io.resolve(settings), world)
+    config = settings_io.resolve(settings)
+    run = Run(config, world, Starts(config.run.dir, config.resilience.max_no_progress, world))
     run.resume()
     return run
 
