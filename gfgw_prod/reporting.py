@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import socket
 import sys
 import time
 
@@ -19,6 +20,8 @@ from gfgw_prod.generator.ema import Ema
 from gfgw_prod.step import StepReport
 from gfgw_prod.telemetry import Telemetry
 from gfgw_prod.telemetry.pace import Pace
+from gfgw_prod.telemetry.sinks import Values
+from gfgw_prod.telemetry.stragglers import OwnTime, Watch, slowest
 from gfgw_prod.transport.usage import Usage
 
 TOLD_EVERY_SECONDS = 10.0  # of work that takes long before the first step
@@ -31,6 +34,7 @@ class Reporter:
         self.config, self.world, self.dir = config, world, config.run.dir
         self._telemetry = Telemetry([])
         self._told, self._warned = time.monotonic(), False
+        self.own_time = OwnTime(lambda: world.traffic.seconds)
 
     def say(self, line: str) -> None:
         """One line, from rank 0."""
@@ -61,16 +65,18 @@ class Reporter:
             )
 
     def begin(self, step: int, spread: Spread) -> None:
-        """From here on time counts as training."""
+        """From here on time counts as training. Collective."""
         self._spread, self._first_step, self._started = spread, step, time.monotonic()
         self._pace = Pace(step, self.config.train.batch_size, self.world.world_size, spread.idle_share)
+        hosts = self.world.collect(socket.gethostname())
+        self._watch = Watch(hosts, self.config.resilience.straggler_ratio)
 
     def record(self, step: int, images: int, report: StepReport, usage: Usage, damaged: int) -> None:
         """Records what the last step found. Collective."""
         values = report.values(self.world, self._spread) | self._pace.values(step)
         values["transport/bank_share"] = usage.share(images)
         values["run/damaged_checkpoints"] = damaged
-        self.values(step, images, values)
+        self.values(step, images, {**values, **self._of_ranks()})
         if not values.get("transport/converged", 1.0) and not self._warned:
             self._warned = True
             self.say(
@@ -78,7 +84,7 @@ class Reporter:
                 f"{values['transport/marginal_error']:.2g}); allow more iterations, or see transport/converged"
             )
 
-    def values(self, step: int, images: int, values: dict[str, float]) -> None:
+    def values(self, step: int, images: int, values: Values) -> None:
         """Records values by tag of the catalogue."""
         self._telemetry.record(step, images, values)
 
@@ -115,6 +121,17 @@ class Reporter:
     def close(self) -> None:
         """Flushes and closes all sinks."""
         self._telemetry.close()
+
+    def _of_ranks(self) -> Values:
+        """How the ranks compare since the last record; names those that are slow. Collective."""
+        mean, steps = self.own_time.take()
+        if self.world.device.type != "cpu":
+            return {}
+        seconds = self.world.gather(torch.tensor(mean, dtype=torch.float64)).tolist()
+        for line in self._watch.judge(seconds, steps, time.monotonic()):
+            self.say(line)
+        rank, ratio = slowest(seconds)
+        return {"speed/rank_step_seconds": seconds, "speed/slowest_rank": rank, "speed/slowest_ratio": ratio}
 
     def _draw(self, count: int, stream: str, ema: Ema, table: Table) -> torch.Tensor:
         """Samples of the averaged weights. Collective."""

@@ -162,7 +162,7 @@ class TrainingStep:
         """Clips, steps AdamW and averages the weights; returns the gradient norm and the learning rate."""
         o, e, batch_size = self.config.optimizer, self.config.ema, self.config.train.batch_size
         parameters = [p for p in self.parallel.module.parameters() if p.requires_grad]
-        norm = gradient_norm(parameters)
+        norm = gradient_norm(parameters, self.world)
         scale_gradients(parameters, (o.clip_norm / (norm + 1e-6)).clamp(max=1.0))
         lr = schedule.learning_rate(o.lr, o.final_lr_ratio, o.warmup_kimg, o.decay_kimg, images_seen)
         self.optimizer.step(lr)

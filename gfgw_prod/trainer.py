@@ -155,7 +155,8 @@ class Run:
                 self.saver.finish()
                 self.report.say(f"told to stop at {self.images / 1000:.1f} kimg; the same command goes on from there")
                 return False
-            found = self.training_step(self.step, stream)
+            with self.report.own_time:
+                found = self.training_step(self.step, stream)
             if not torch.isfinite(found.gradient_norm):
                 raise FloatingPointError(f"the gradient norm of step {self.step} is {float(found.gradient_norm)}")
             self.step += 1

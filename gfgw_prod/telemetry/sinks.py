@@ -6,7 +6,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from gfgw_prod.resilience.exit_codes import UserError
 from gfgw_prod.telemetry.catalogue import BY_TAG, CATALOGUE
 
-Values = Mapping[str, float]
+Values = Mapping[str, float | Sequence[float]]
 
 
 class Sink(Protocol):
@@ -41,7 +41,7 @@ class JsonLines:
         self._file = path.open("a", encoding="utf-8", buffering=1)
 
     def record(self, step: int, images: int, values: Values) -> None:
-        finite = {tag: value if math.isfinite(value) else None for tag, value in values.items()}  # NaN is no JSON
+        finite = {tag: _finite(value) for tag, value in values.items()}
         self._file.write(json.dumps({"step": step, "images": images, "time": time.time(), **finite}) + "\n")
 
     def picture(self, images: int, tag: str, grid: Tensor) -> None:
@@ -49,6 +49,13 @@ class JsonLines:
 
     def close(self) -> None:
         self._file.close()
+
+
+def _finite(value: float | Sequence[float]) -> Any:
+    """NaN is no JSON."""
+    if isinstance(value, Sequence):
+        return [_finite(each) for each in value]
+    return value if math.isfinite(value) else None
 
 
 def _step_of(line: str) -> float:
@@ -73,7 +80,8 @@ class TensorBoard:
 
     def record(self, step: int, images: int, values: Values) -> None:
         for tag, value in values.items():
-            self._writer.add_scalar(tag, value, images)
+            if not isinstance(value, Sequence):
+                self._writer.add_scalar(tag, value, images)
 
     def picture(self, images: int, tag: str, grid: Tensor) -> None:
         self._writer.add_image(tag, grid, images)
@@ -98,9 +106,8 @@ class Prometheus:
         for metric in CATALOGUE:
             if metric.prometheus not in families:
                 kind = Counter if metric.kind == "counter" else Gauge
-                families[metric.prometheus] = kind(
-                    metric.prometheus, metric.help, labelnames=tuple(metric.labels), registry=registry
-                )
+                names = (*metric.labels, *filter(None, [metric.by]))
+                families[metric.prometheus] = kind(metric.prometheus, metric.help, labelnames=names, registry=registry)
         self._series = {
             metric.tag: families[metric.prometheus].labels(**metric.labels)
             if metric.labels
@@ -120,7 +127,10 @@ class Prometheus:
 
     def record(self, step: int, images: int, values: Values) -> None:
         for tag, value in values.items():
-            if BY_TAG[tag].kind == "counter":
+            if isinstance(value, Sequence):
+                for index, each in enumerate(value):
+                    self._series[tag].labels(str(index)).set(each)
+            elif BY_TAG[tag].kind == "counter":
                 self._series[tag].inc(max(value - self._counted.get(tag, 0.0), 0.0))
                 self._counted[tag] = value
             elif tag != "run/checkpoint_age_seconds":
