@@ -21,6 +21,7 @@ from gfgw_prod.step import StepReport
 from gfgw_prod.telemetry import Telemetry
 from gfgw_prod.telemetry.pace import Pace
 from gfgw_prod.telemetry.sinks import Values
+from gfgw_prod.telemetry.startup import LONG_SECONDS, Startup
 from gfgw_prod.telemetry.stragglers import OwnTime, Watch, slowest
 from gfgw_prod.transport.usage import Usage
 
@@ -30,8 +31,9 @@ TOLD_EVERY_SECONDS = 10.0  # of work that takes long before the first step
 class Reporter:
     """Speaks for a run, on rank 0. What it draws or averages over cells is collective: all ranks call alike."""
 
-    def __init__(self, config: Config, world: World):
+    def __init__(self, config: Config, world: World, startup: Startup):
         self.config, self.world, self.dir = config, world, config.run.dir
+        self._startup: Startup | None = startup  # until the first record
         self._telemetry = Telemetry([])
         self._told, self._warned = time.monotonic(), False
         self.own_time = OwnTime(lambda: world.traffic.seconds)
@@ -76,7 +78,7 @@ class Reporter:
         values = report.values(self.world, self._spread) | self._pace.values(step)
         values["transport/bank_share"] = usage.share(images)
         values["run/damaged_checkpoints"] = damaged
-        self.values(step, images, {**values, **self._of_ranks()})
+        self.values(step, images, {**values, **self._of_ranks(), **self._of_the_start()})
         if not values.get("transport/converged", 1.0) and not self._warned:
             self._warned = True
             self.say(
@@ -132,6 +134,16 @@ class Reporter:
             self.say(line)
         rank, ratio = slowest(seconds)
         return {"speed/rank_step_seconds": seconds, "speed/slowest_rank": rank, "speed/slowest_ratio": ratio}
+
+    def _of_the_start(self) -> dict[str, float]:
+        """What it took to come here, once; a line about it if it was long."""
+        startup, self._startup = self._startup, None
+        if startup is None:
+            return {}
+        startup.done("first_step")
+        if startup.total > LONG_SECONDS and self.config.telemetry.progress != "off":
+            self.say(str(startup))
+        return startup.values()
 
     def _draw(self, count: int, stream: str, ema: Ema, table: Table) -> torch.Tensor:
         """Samples of the averaged weights. Collective."""

@@ -28,6 +28,7 @@ from gfgw_prod.resilience import guards, preemption
 from gfgw_prod.resilience.exit_codes import FINISHED, PREEMPTED, UserError
 from gfgw_prod.resilience.state import training_state
 from gfgw_prod.step import TrainingStep
+from gfgw_prod.telemetry.startup import Startup
 from gfgw_prod.transport.matching import Matcher
 
 
@@ -38,9 +39,11 @@ def train(config: Config) -> int:
         UserError: for settings, data, weights, ports or checkpoints that cannot work.
     """
     preemption.leave_before_training()
+    startup = Startup()
     world = World.start(config.run.device, config.run.threads, config.distributed.timeout_seconds)
+    startup.done("rendezvous")
     try:
-        run = Run(config, world)
+        run = Run(config, world, startup)
         try:
             run.resume()
             if finished := run.loop():
@@ -60,10 +63,10 @@ def train(config: Config) -> int:
 class Run:
     """One process's part of a run."""
 
-    def __init__(self, config: Config, world: World):
-        self.config, self.world, self.dir = config, world, config.run.dir
+    def __init__(self, config: Config, world: World, startup: Startup):
+        self.config, self.world, self.dir, self.startup = config, world, config.run.dir, startup
         self.step = self.first_step = 0
-        self.report = Reporter(config, world)
+        self.report = Reporter(config, world, startup)
         if world.world_size > config.cells:
             raise UserError(
                 f"{world.world_size} ranks share {config.cells} cells; lower train.cell_size or run fewer ranks"
@@ -78,6 +81,7 @@ class Run:
             world.device
         )
         self.perceptual = world.together(self._build_perceptual)
+        startup.done("data")
         generator = world.together(self._build_generator).to(world.device)
 
         example = (
@@ -99,6 +103,7 @@ class Run:
         # Before a checkpoint is chosen: what an earlier process still commits must be there to be chosen.
         self.saver = Saver(config.checkpoint, self.storages, world, self.report.say)
         self.stop = preemption.StopRequest(world, config.distributed.timeout_seconds)
+        startup.done("generator")
 
     @property
     def images(self) -> int:
@@ -126,6 +131,7 @@ class Run:
         self.saver.warm(self._state())
         if self.world.is_main:
             settings_io.write_yaml(self.config, self.dir / "config.yaml")
+        self.startup.done("bank" if found is None else "checkpoint")
 
     def stream(self, last_step: int) -> Iterator[CellRows]:
         """This rank's cells from the present step to the last, exclusive."""

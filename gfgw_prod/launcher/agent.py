@@ -1,5 +1,6 @@
 """The agent that runs the workers of one node and knows what their exit codes mean."""
 
+import os
 import signal
 import sys
 from collections.abc import Iterable, Mapping
@@ -12,6 +13,7 @@ from torch.distributed.elastic.multiprocessing import LogsSpecs, SignalException
 from torch.distributed.elastic.multiprocessing.api import SubprocessContext, _terminate_process_handler
 from torch.distributed.elastic.rendezvous.api import RendezvousClosedError, RendezvousConnectionError
 
+from gfgw_prod import process_clock
 from gfgw_prod.launcher import say
 from gfgw_prod.launcher.ending import Ending
 from gfgw_prod.resilience.exit_codes import BAD_INPUT, CRASH_LOOP, CRASHED, FINISHED, PREEMPTED
@@ -47,6 +49,7 @@ class ContractAgent(LocalElasticAgent):
         self.ending = ending
         self.grace_seconds = grace_seconds
         self.final_code: int | None = None
+        self._looked_at = process_clock.now()
         self._remaining_restarts = restarts_left
 
     @property
@@ -80,6 +83,7 @@ class ContractAgent(LocalElasticAgent):
         return otherwise if code is None else code
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
+        self._looked_at = process_clock.now()  # failed workers' peers are stopped in here, too
         result: RunResult = super()._monitor_workers(worker_group)
         if result.state == WorkerState.HEALTHY:
             # The connections of this node's workers may tell nothing of an ended job for as long as their timeout.
@@ -106,6 +110,10 @@ class ContractAgent(LocalElasticAgent):
             else:
                 self._remaining_restarts = 0
         return result
+
+    def _restart_workers(self, worker_group: WorkerGroup) -> None:
+        os.environ[process_clock.LAUNCHED_AT] = str(self._looked_at)
+        super()._restart_workers(worker_group)
 
     def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
         started: dict[int, Any] = super()._start_workers(worker_group)

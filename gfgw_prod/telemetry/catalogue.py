@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from gfgw_prod.telemetry.startup import PHASES
+
 
 @dataclass(frozen=True)
 class Metric:
@@ -45,6 +47,16 @@ CATALOGUE: tuple[Metric, ...] = (
         "Time of a step without waiting, of the slowest rank over the median of all.",
     ),
     Metric("speed/slowest_rank", "gfgw_slowest_rank", "gauge", "The rank whose steps take longest without waiting."),
+    *(
+        Metric(
+            f"startup/{phase}",
+            "gfgw_startup_seconds",
+            "gauge",
+            "Time from the start of rank 0, or of its launcher, to the end of its first step, by phase.",
+            {"phase": phase},
+        )
+        for phase in PHASES
+    ),
     Metric("optimizer/gradient_norm", "gfgw_gradient_norm", "gauge", "Gradient norm before clipping."),
     Metric("optimizer/learning_rate", "gfgw_learning_rate", "gauge", "Learning rate of the last step."),
     Metric("transport/epsilon", "gfgw_transport_epsilon", "gauge", "Entropic regularisation of the coupling."),
