@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import sys
 
-from benchmarks import digits_quality, digits_targets, reduction, saving, startup, transport
+from benchmarks import digits_quality, digits_targets, recovery, reduction, saving, startup, transport
 
 BENCHMARKS = {
     "startup": startup.main,
+    "recovery": recovery.main,
     "transport": transport.main,
     "reduction": reduction.main,
     "saving": saving.main,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import socket
 import sys
 import time
 from collections.abc import Callable
@@ -24,6 +25,9 @@ from gfgw_prod.step import StepResult
 from gfgw_prod.telemetry import Telemetry
 from gfgw_prod.telemetry.health import Health
 from gfgw_prod.telemetry.pace import Pace
+from gfgw_prod.telemetry.sinks import Values
+from gfgw_prod.telemetry.startup import LONG_SECONDS, Startup
+from gfgw_prod.telemetry.stragglers import OwnTime, Watch, slowest
 from gfgw_prod.transport.usage import Usage
 
 if TYPE_CHECKING:
@@ -35,12 +39,14 @@ TOLD_EVERY_SECONDS = 10.0  # of work that takes long before the first step
 class Reporter:
     """Speaks for a run, on rank 0. What it draws or averages over cells is collective: all ranks call alike."""
 
-    def __init__(self, config: Config, world: World):
+    def __init__(self, config: Config, world: World, startup: Startup):
         self.config, self.world, self.dir = config, world, config.run.dir
         self.health = Health(config.resilience.hang_seconds, watch.silence)
         self._endpoint: Endpoint | None = None
+        self._startup: Startup | None = startup  # until the first record
         self._telemetry = Telemetry([])
         self._told, self._warned = time.monotonic(), False
+        self.own_time = OwnTime(lambda: world.traffic.seconds)
 
     def say(self, line: str) -> None:
         """One line, from rank 0."""
@@ -82,15 +88,17 @@ class Reporter:
             )
 
     def begin(self, step: int, spread: Spread) -> None:
-        """From here on time counts as training."""
+        """From here on time counts as training. Collective."""
         self._spread, self._first_step, self._started = spread, step, time.monotonic()
         self._pace = Pace(step, self.config.train.batch_size, self.world.world_size, spread.idle_share)
+        hosts = self.world.collect(socket.gethostname())
+        self._watch = Watch(hosts, self.config.resilience.straggler_ratio)
 
     def record(self, step: int, images: int, result: StepResult, usage: Usage, more: dict[str, float]) -> None:
         """Records what the last step found, and more values by tag of the catalogue. Collective."""
         values = result.values(self.world, self._spread) | self._pace.values(step) | more
         values["transport/bank_share"] = usage.share(images)
-        self.values(step, images, values)
+        self.values(step, images, {**values, **self._of_ranks(), **self._of_the_start()})
         if not values.get("transport/converged", 1.0) and not self._warned:
             self._warned = True
             self.say(
@@ -98,7 +106,7 @@ class Reporter:
                 f"{values['transport/marginal_error']:.2g}); allow more iterations, or see transport/converged"
             )
 
-    def values(self, step: int, images: int, values: dict[str, float]) -> None:
+    def values(self, step: int, images: int, values: Values) -> None:
         """Records values by tag of the catalogue."""
         self._telemetry.record(step, images, values)
 
@@ -139,6 +147,27 @@ class Reporter:
         if self._endpoint is not None:
             self._endpoint.close()
             self._endpoint = None
+
+    def _of_ranks(self) -> Values:
+        """How the ranks compare since the last record; names those that are slow. Collective."""
+        mean, steps = self.own_time.take()
+        if self.world.device.type != "cpu":
+            return {}
+        seconds = self.world.gather(torch.tensor(mean, dtype=torch.float64)).tolist()
+        for line in self._watch.judge(seconds, steps, time.monotonic()):
+            self.say(line)
+        rank, ratio = slowest(seconds)
+        return {"speed/rank_step_seconds": seconds, "speed/slowest_rank": rank, "speed/slowest_ratio": ratio}
+
+    def _of_the_start(self) -> dict[str, float]:
+        """What it took to come here, once; a line about it if it was long."""
+        startup, self._startup = self._startup, None
+        if startup is None:
+            return {}
+        startup.done("first_step")
+        if startup.total > LONG_SECONDS and self.config.telemetry.progress != "off":
+            self.say(str(startup))
+        return startup.values()
 
     def _draw(
         self, count: int, stream: str, ema: Ema, table: Table, before_batch: Callable[[], None] = watch.progress

@@ -120,7 +120,7 @@ class TrainingStep:
             torch.stack(terms),
             torch.tensor([turn.weight for turn in turns], device=world.device),
             torch.stack([cell.ids for cell in inputs]),
-            gradient_norm(self._parameters()),
+            gradient_norm(self._parameters(), world),
             finite,
             match,
             seconds,

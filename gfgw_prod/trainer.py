@@ -34,6 +34,7 @@ from gfgw_prod.resilience.starts import Starts
 from gfgw_prod.resilience.state import training_state
 from gfgw_prod.resilience.watchdog import watch
 from gfgw_prod.step import TrainingStep
+from gfgw_prod.telemetry.startup import Startup
 from gfgw_prod.transport.matching import Matcher
 
 REPLICATED = ("generator.", "ema.", "optimizer.")  # in the state, under DDP
@@ -45,10 +46,12 @@ def train(config: Config) -> int:
     Raises:
         UserError: for settings, data, weights, ports or checkpoints that cannot work.
     """
+    startup = Startup()
     world = World.start(config.run.device, config.run.threads, config.distributed.timeout_seconds)
+    startup.done("rendezvous")
     try:
         with Starts(config.run.dir, config.resilience.max_no_progress, world) as starts:
-            run = Run(config, world, starts)
+            run = Run(config, world, starts, startup)
             try:
                 with watch.over(config.resilience.hang_seconds, run.dir, world.rank):
                     run.resume()
@@ -69,10 +72,10 @@ def train(config: Config) -> int:
 class Run:
     """One process's part of a run."""
 
-    def __init__(self, config: Config, world: World, starts: Starts):
-        self.config, self.world, self.dir = config, world, config.run.dir
+    def __init__(self, config: Config, world: World, starts: Starts, startup: Startup):
+        self.config, self.world, self.dir, self.startup = config, world, config.run.dir, startup
         self.step = self.first_step = 0
-        self.report = Reporter(config, world)
+        self.report = Reporter(config, world, startup)
         if world.world_size > config.cells:
             raise UserError(
                 f"{world.world_size} ranks share {config.cells} cells; lower train.cell_size or run fewer ranks"
@@ -94,6 +97,7 @@ class Run:
             world.device
         )
         self.perceptual = world.together(self._build_perceptual)
+        startup.done("data")
         generator = world.together(self._build_generator).to(world.device)
 
         example = (
@@ -123,6 +127,7 @@ class Run:
         # Before a checkpoint is chosen: what an earlier process still commits must be there to be chosen.
         self.saver = Saver(config.checkpoint, self.storages, world, self.report.say)
         self.stop = preemption.StopRequest(world, config.distributed.timeout_seconds)
+        startup.done("generator")
 
     @property
     def images(self) -> int:
@@ -153,6 +158,7 @@ class Run:
         self.saver.warm(self._state())
         if self.world.is_main:
             settings_io.write_yaml(self.config, self.dir / "config.yaml")
+        self.startup.done("bank" if found is None else "checkpoint")
 
     def stream(self, last_step: int) -> Iterator[CellRows]:
         """This rank's cells from the present step to the last, exclusive."""
@@ -184,7 +190,8 @@ class Run:
                 self.saver.finish()
                 self.report.say(f"told to stop at {self.images / 1000:.1f} kimg; the same command goes on from there")
                 return False
-            found = self.checked_step(self.step, stream)
+            with self.report.own_time:
+                found = self.checked_step(self.step, stream)
             self.step += 1
             self.report.health.made(self.step, self.images)
             last = self.step == config.total_steps

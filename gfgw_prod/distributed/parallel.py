@@ -150,14 +150,15 @@ class _Replicated:
             if self._exact:
                 self._buckets.append((bucket.parameters(), self._total(bucket)))
             else:
-                dist.all_reduce(flat)
+                with self._world.traffic.waiting():
+                    dist.all_reduce(flat)
         done.set_result(flat)
         return done
 
     def _total(self, bucket: dist.GradBucket) -> Tensor:
         """This rank's slice of the sum of a bucket's gradients over all cells."""
         assert self._turn is not None
-        size, flat = self._world.world_size, bucket.buffer()
+        flat = bucket.buffer()
         nodes = [flat]
         if self.spread.turns > 1:
             by_parameter = []
@@ -169,7 +170,7 @@ class _Replicated:
             nodes = [torch.cat([part.flatten() for part in parts]) for parts in zip(*by_parameter, strict=True)]
         # A rank with fewer nodes than the others sends zeros, which nobody adds.
         nodes += [torch.zeros_like(flat)] * (max(map(len, self._levels)) - len(nodes))
-        received = [exchange_chunks(node, size) for node in nodes]
+        received = [exchange_chunks(node, self._world) for node in nodes]
         total = TreeSum()
         for rank, found in enumerate(self._levels):
             for node, level in zip(received, found, strict=False):
@@ -200,8 +201,12 @@ class _Sharded:
             if isinstance(module, FSDPModule):
                 module.set_force_sum_reduction_for_comms(True)
                 module.set_gradient_divide_factor(1.0)
-                if exact:
-                    reducer = _tree_reduce_scatter(world.world_size)
+                gather, plain = _timed_collectives(world)
+                module.set_custom_all_gather(gather)
+                if not exact:
+                    module.set_custom_reduce_scatter(plain)
+                else:
+                    reducer = _tree_reduce_scatter(world)
                     module.set_custom_reduce_scatter(reducer)
                     self._reducers.append(reducer)
 
@@ -234,7 +239,7 @@ def _taken(values: list[Tensor]) -> list[Tensor]:
     return taken
 
 
-def _tree_reduce_scatter(world_size: int) -> Any:
+def _tree_reduce_scatter(world: World) -> Any:
     """A reduce-scatter for FSDP2 that adds every rank's chunk to a ``TreeSum``; the last round gives the total."""
     from torch.distributed.fsdp._fully_shard._fsdp_api import ReduceScatter
     from torch.distributed.fsdp._fully_shard._fsdp_collectives import DefaultAllocMixin
@@ -250,7 +255,7 @@ def _tree_reduce_scatter(world_size: int) -> Any:
         ) -> None:
             assert self.turn is not None
             self.checksum = checksum([input_tensor])
-            for chunk in exchange_chunks(input_tensor, world_size)[: self.turn.live_ranks]:
+            for chunk in exchange_chunks(input_tensor, world)[: self.turn.live_ranks]:
                 self._tree.push(chunk)
             if self.turn.is_last:
                 output_tensor.copy_(self._tree.pop())
@@ -258,3 +263,20 @@ def _tree_reduce_scatter(world_size: int) -> Any:
                 output_tensor.zero_()
 
     return TreeReduceScatter()
+
+
+def _timed_collectives(world: World) -> tuple[Any, Any]:
+    """FSDP2's own all-gather and reduce-scatter, whose time counts as waiting."""
+    from torch.distributed.fsdp._fully_shard._fsdp_collectives import DefaultAllGather, DefaultReduceScatter
+
+    class TimedAllGather(DefaultAllGather):
+        def __call__(self, *args: Any, **kwargs: Any) -> dist.Work | None:
+            with world.traffic.waiting():
+                return super().__call__(*args, **kwargs)
+
+    class TimedReduceScatter(DefaultReduceScatter):
+        def __call__(self, *args: Any, **kwargs: Any) -> dist.Work:
+            with world.traffic.waiting():
+                return super().__call__(*args, **kwargs)
+
+    return TimedAllGather(), TimedReduceScatter()

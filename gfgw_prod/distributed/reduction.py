@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from gfgw_prod.distributed.shards import local
+from gfgw_prod.distributed.world import World
 
 
 @dataclass
@@ -76,19 +77,20 @@ def levels(leaves: range) -> list[int]:
     return found
 
 
-def exchange_chunks(flat: Tensor, world_size: int) -> Tensor:
+def exchange_chunks(flat: Tensor, world: World) -> Tensor:
     """Sends chunk ``i`` of ``flat`` to rank ``i``; returns this rank's chunk of every rank, ``(world_size, chunk)``.
 
     What the number of ranks does not divide is padded with zeros.
     """
-    if short := -len(flat) % world_size:
+    if short := -len(flat) % world.world_size:
         flat = torch.nn.functional.pad(flat, (0, short))
     received = torch.empty_like(flat)
-    dist.all_to_all_single(received, flat)
-    return received.view(world_size, -1)
+    with world.traffic.waiting():
+        dist.all_to_all_single(received, flat)
+    return received.view(world.world_size, -1)
 
 
-def gradient_norm(parameters: Iterable[Tensor]) -> Tensor:
+def gradient_norm(parameters: Iterable[Tensor], world: World) -> Tensor:
     """The L2 norm of all gradients, the same bits for replicated and for row-sharded parameters.
 
     Squares are summed per row first (a row lies on one rank alone), then over all rows in one fixed order.
@@ -106,7 +108,7 @@ def gradient_norm(parameters: Iterable[Tensor]) -> Tensor:
             row_sums.append(_row_sums(gradient))
     total = torch.cat(row_sums)
     if sharded:
-        dist.all_reduce(total)  # every row is non-zero on one rank only: adding zeros is exact
+        total = world.sum(total)  # every row is non-zero on one rank only: adding zeros is exact
     return total.sum().sqrt()
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Literal, TypeVar
@@ -22,13 +23,25 @@ T = TypeVar("T")
 
 @dataclass
 class Traffic:
-    """Bytes of tensors that this rank has put into collectives of its ``World`` so far."""
+    """What this rank has given to the collectives of its steps so far: bytes of tensors, and time.
+
+    Ranks meet in collectives, so the time in them is mostly that of waiting for others. It is the host's: on a GPU,
+    where collectives are only enqueued, it says nothing.
+    """
 
     bytes: int = 0
+    seconds: float = 0.0
 
     def add(self, value: Tensor) -> None:
         """Counts one contribution."""
         self.bytes += value.numel() * value.element_size()
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Around a collective, in the thread that trains."""
+        started = time.perf_counter()
+        yield
+        self.seconds += time.perf_counter() - started
 
 
 @dataclass(frozen=True)
@@ -93,7 +106,8 @@ class World:
     def barrier(self) -> None:
         """Waits for all ranks."""
         if self.world_size > 1:
-            dist.barrier()
+            with self.traffic.waiting():
+                dist.barrier()
 
     def gather(self, value: Tensor) -> Tensor:
         """Equal-shaped tensors of all ranks, stacked by rank: ``(...)`` -> ``(world_size, ...)``."""
@@ -101,21 +115,24 @@ class World:
             return value[None]
         self.traffic.add(value)
         gathered = value.new_empty((self.world_size, *value.shape))
-        dist.all_gather_into_tensor(gathered.flatten(), value.contiguous().flatten())  # gloo wants flat tensors
+        with self.traffic.waiting():
+            dist.all_gather_into_tensor(gathered.flatten(), value.contiguous().flatten())  # gloo wants flat tensors
         return gathered
 
     def sum(self, value: Tensor) -> Tensor:
-        """The sum of integers over ranks: the same in every order."""
+        """The sum over ranks, of integers, or of numbers that are zero on all but one: the same in every order."""
         if self.world_size > 1:
             self.traffic.add(value)
-            dist.all_reduce(value)
+            with self.traffic.waiting():
+                dist.all_reduce(value)
         return value
 
     def max(self, value: Tensor) -> Tensor:
         """The elementwise maximum over ranks."""
         if self.world_size > 1:
             self.traffic.add(value)
-            dist.all_reduce(value, dist.ReduceOp.MAX)
+            with self.traffic.waiting():
+                dist.all_reduce(value, dist.ReduceOp.MAX)
         return value
 
     def share(self, value: T, group: dist.ProcessGroup | None = None) -> T:
@@ -124,7 +141,8 @@ class World:
             return value
         box = [value]
         device = self.device if group is None else torch.device("cpu")
-        dist.broadcast_object_list(box, src=0, group=group, device=device)
+        with self._waiting(group):
+            dist.broadcast_object_list(box, src=0, group=group, device=device)
         return box[0]
 
     def collect(self, value: T, group: dist.ProcessGroup | None = None) -> list[T]:
@@ -132,7 +150,8 @@ class World:
         if self.world_size == 1:
             return [value]
         values: list[T] = [value] * self.world_size
-        dist.all_gather_object(values, value, group=group)
+        with self._waiting(group):
+            dist.all_gather_object(values, value, group=group)
         return values
 
     def agree(self, problem: str | None) -> None:
@@ -158,6 +177,10 @@ class World:
             raise
         self.agree(None)
         return result
+
+    def _waiting(self, group: dist.ProcessGroup | None) -> AbstractContextManager[None]:
+        """Threads of the background have groups of their own, and do not hold up a step."""
+        return self.traffic.waiting() if group is None else nullcontext()
 
 
 def choose_device(device: Literal["auto", "cpu", "cuda"]) -> torch.device:

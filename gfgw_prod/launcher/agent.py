@@ -1,5 +1,6 @@
 """The agent that runs the workers of one node and knows what their exit codes mean."""
 
+import os
 import signal
 import sys
 from collections.abc import Iterable, Mapping
@@ -12,6 +13,7 @@ from torch.distributed.elastic.multiprocessing import LogsSpecs, SignalException
 from torch.distributed.elastic.multiprocessing.api import SubprocessContext, _terminate_process_handler
 from torch.distributed.elastic.rendezvous.api import RendezvousClosedError, RendezvousConnectionError
 
+from gfgw_prod import process_clock
 from gfgw_prod.launcher import say
 from gfgw_prod.launcher.ending import Ending
 from gfgw_prod.launcher.stopped import LATER_SECONDS, let_go_on
@@ -54,6 +56,7 @@ class ContractAgent(LocalElasticAgent):
         self.ending = ending
         self.grace_seconds = grace_seconds
         self.final_code: int | None = None
+        self._looked_at = process_clock.now()
         self._remaining_restarts = restarts_left
 
     @property
@@ -87,6 +90,7 @@ class ContractAgent(LocalElasticAgent):
         return otherwise if code is None else code
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
+        self._looked_at = process_clock.now()  # failed workers' peers are stopped in here, too
         if any(self.exit_codes()):
             # The others are told to stop, and have 30 s to do so: a save in flight ends, or is given up, in 20.
             self._let_go_on(after_seconds=LATER_SECONDS)
@@ -116,6 +120,10 @@ class ContractAgent(LocalElasticAgent):
             else:
                 self._remaining_restarts = 0
         return result
+
+    def _restart_workers(self, worker_group: WorkerGroup) -> None:
+        os.environ[process_clock.LAUNCHED_AT] = str(self._looked_at)
+        super()._restart_workers(worker_group)
 
     def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
         started: dict[int, Any] = super()._start_workers(worker_group)

@@ -20,6 +20,7 @@ from torch.distributed.elastic.rendezvous.utils import _matches_machine_hostname
 from torch.distributed.launcher.api import LaunchConfig
 from torch.distributed.run import config_from_args, get_args_parser
 
+from gfgw_prod import process_clock
 from gfgw_prod.launcher import say
 from gfgw_prod.launcher.agent import ContractAgent
 from gfgw_prod.launcher.ending import Ending
@@ -84,6 +85,7 @@ def launch(config: LaunchConfig, entrypoint: str, arguments: list[str], grace_se
             return attend(config, entrypoint, arguments, grace_seconds, restarts_left, hosting=hosting)
         except RendezvousLostError as lost:
             restarts_left = lost.restarts_left
+            os.environ[process_clock.LAUNCHED_AT] = str(process_clock.now())
             if lost.met:
                 alone_since = time.monotonic()
         leave_when_told()
@@ -175,6 +177,7 @@ def main() -> int:
     # they then wait for. Without sharing, every round has a store and a port of its own.
     os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
     os.environ[AGENT_PID] = str(os.getpid())
+    os.environ[process_clock.LAUNCHED_AT] = str(process_clock.began() or process_clock.now())
     options = get_args_parser().parse_args()
     has_files = options.log_dir is not None
     options.log_dir = options.log_dir or os.devnull

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from gfgw_prod.telemetry.catalogue import BY_TAG
-from gfgw_prod.telemetry.sinks import JsonLines, Progress, Prometheus, Sink, TensorBoard
+from gfgw_prod.telemetry.sinks import JsonLines, Progress, Prometheus, Sink, TensorBoard, Values
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
@@ -48,7 +47,7 @@ class Telemetry:
         sinks.append(Progress(settings.progress, images, total_images))
         return cls(sinks)
 
-    def record(self, step: int, images: int, values: Mapping[str, float]) -> None:
+    def record(self, step: int, images: int, values: Values) -> None:
         """Values by tag of the catalogue."""
         unknown = values.keys() - BY_TAG.keys()
         assert not unknown, f"not in the catalogue: {unknown}"

@@ -5,16 +5,22 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from gfgw_prod.telemetry.startup import PHASES
+
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric. ``tag`` names it in TensorBoard and JSON; ``prometheus``, with fixed labels, on the endpoint."""
+    """A metric. ``tag`` names it in TensorBoard and JSON; ``prometheus``, with fixed labels, on the endpoint.
+
+    A metric ``by`` something is a list: in JSON as it is, on the endpoint with the index as that label's value.
+    """
 
     tag: str
     prometheus: str
     kind: Literal["gauge", "counter"]
     help: str
     labels: dict[str, str] = field(default_factory=dict)
+    by: str = ""
 
 
 def _loss(term: str) -> Metric:
@@ -27,6 +33,30 @@ CATALOGUE: tuple[Metric, ...] = (
     Metric("run/steps", "gfgw_steps", "counter", "Optimisation steps made since the run began."),
     Metric("speed/step_seconds", "gfgw_step_seconds", "gauge", "Mean wall time of a step since the last record."),
     Metric("speed/images_per_second", "gfgw_images_per_second", "gauge", "Images per second since the last record."),
+    Metric(
+        "speed/rank_step_seconds",
+        "gfgw_rank_step_seconds",
+        "gauge",
+        "Time of a step without waiting for other ranks, mean since the last record (CPU only).",
+        by="rank",
+    ),
+    Metric(
+        "speed/slowest_ratio",
+        "gfgw_slowest_ratio",
+        "gauge",
+        "Time of a step without waiting, of the slowest rank over the median of all.",
+    ),
+    Metric("speed/slowest_rank", "gfgw_slowest_rank", "gauge", "The rank whose steps take longest without waiting."),
+    *(
+        Metric(
+            f"startup/{phase}",
+            "gfgw_startup_seconds",
+            "gauge",
+            "Time from the start of rank 0, or of its launcher, to the end of its first step, by phase.",
+            {"phase": phase},
+        )
+        for phase in PHASES
+    ),
     Metric("optimizer/gradient_norm", "gfgw_gradient_norm", "gauge", "Gradient norm before clipping."),
     Metric("optimizer/learning_rate", "gfgw_learning_rate", "gauge", "Learning rate of the last step."),
     Metric("transport/epsilon", "gfgw_transport_epsilon", "gauge", "Entropic regularisation of the coupling."),

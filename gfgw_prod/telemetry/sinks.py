@@ -6,7 +6,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -17,7 +17,7 @@ from gfgw_prod.telemetry.catalogue import BY_TAG, CATALOGUE
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
-Values = Mapping[str, float]
+Values = Mapping[str, float | Sequence[float]]
 
 
 class Sink(Protocol):
@@ -43,7 +43,7 @@ class JsonLines:
         self._file = path.open("a", encoding="utf-8", buffering=1)
 
     def record(self, step: int, images: int, values: Values) -> None:
-        finite = {tag: value if math.isfinite(value) else None for tag, value in values.items()}  # NaN is no JSON
+        finite = {tag: _finite(value) for tag, value in values.items()}
         self._file.write(json.dumps({"step": step, "images": images, "time": time.time(), **finite}) + "\n")
 
     def picture(self, images: int, tag: str, grid: Tensor) -> None:
@@ -51,6 +51,13 @@ class JsonLines:
 
     def close(self) -> None:
         self._file.close()
+
+
+def _finite(value: float | Sequence[float]) -> Any:
+    """NaN is no JSON."""
+    if isinstance(value, Sequence):
+        return [_finite(each) for each in value]
+    return value if math.isfinite(value) else None
 
 
 def _step_of(line: str) -> float:
@@ -75,7 +82,8 @@ class TensorBoard:
 
     def record(self, step: int, images: int, values: Values) -> None:
         for tag, value in values.items():
-            self._writer.add_scalar(tag, value, images)
+            if not isinstance(value, Sequence):
+                self._writer.add_scalar(tag, value, images)
 
     def picture(self, images: int, tag: str, grid: Tensor) -> None:
         self._writer.add_image(tag, grid, images)
@@ -95,9 +103,8 @@ class Prometheus:
         for metric in CATALOGUE:
             if metric.prometheus not in families:
                 kind = Counter if metric.kind == "counter" else Gauge
-                families[metric.prometheus] = kind(
-                    metric.prometheus, metric.help, labelnames=tuple(metric.labels), registry=registry
-                )
+                names = (*metric.labels, *filter(None, [metric.by]))
+                families[metric.prometheus] = kind(metric.prometheus, metric.help, labelnames=names, registry=registry)
         self._series = {
             metric.tag: families[metric.prometheus].labels(**metric.labels)
             if metric.labels
@@ -110,7 +117,10 @@ class Prometheus:
 
     def record(self, step: int, images: int, values: Values) -> None:
         for tag, value in values.items():
-            if BY_TAG[tag].kind == "counter":
+            if isinstance(value, Sequence):
+                for index, each in enumerate(value):
+                    self._series[tag].labels(str(index)).set(each)
+            elif BY_TAG[tag].kind == "counter":
                 self._series[tag].inc(max(value - self._counted.get(tag, 0.0), 0.0))
                 self._counted[tag] = value
             elif tag != "run/checkpoint_age_seconds":

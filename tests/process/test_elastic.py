@@ -39,6 +39,10 @@ def test_run_whose_rank_was_killed_is_restarted_and_ends_with_the_same_weights(r
     assert "resumed" in outcome.stderr
     assert runs.digests(run_dir) == runs.digests(reference)
     assert runs.losses(run_dir) == runs.losses(reference)
+    first, *later = (record for record in runs.records(run_dir) if "startup/launcher" in record)
+    assert first["startup/bank"] > 0
+    assert all(record["startup/checkpoint"] > 0 for record in later)
+    assert later
     assert not any(Path(f"/proc/{worker}").exists() for worker in workers.values())
 
 

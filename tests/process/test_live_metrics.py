@@ -59,6 +59,9 @@ def test_losses_progress_speed_and_checkpoint_age_are_there(endpoint: Endpoint) 
     assert samples["gfgw_step_seconds"] > 0
     assert samples["gfgw_gradient_norm"] > 0
     assert samples["gfgw_world_size"] == 1
+    assert samples["gfgw_rank_step_seconds 0"] > 0
+    assert samples["gfgw_startup_seconds imports"] > 0
+    assert samples["gfgw_startup_seconds first_step"] > 0
     assert samples["gfgw_checkpoint_age_seconds"] >= 0
 
 

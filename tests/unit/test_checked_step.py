@@ -20,6 +20,7 @@ from gfgw_prod.generator import UNetBlock
 from gfgw_prod.resilience.exit_codes import HardwareError, NoProgressError
 from gfgw_prod.resilience.number_guard import NumberGuard
 from gfgw_prod.resilience.starts import Starts
+from gfgw_prod.telemetry.startup import Startup
 from gfgw_prod.trainer import Run
 
 from ..checkpoints import ALONE
@@ -42,7 +43,7 @@ def run_in(directory: Path, world: World, **resilience: Any) -> Run:
     """A run that has been taken up in the directory."""
     settings = {**SETTINGS, "run": {"dir": str(directory)}, "resilience": {"skips_before_rollback": 2, **resilience}}
     config = settings_io.resolve(settings)
-    run = Run(config, world, Starts(config.run.dir, config.resilience.max_no_progress, world))
+    run = Run(config, world, Starts(config.run.dir, config.resilience.max_no_progress, world), Startup())
     run.resume()
     return run
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from gfgw_prod.distributed.cells import Spread
 from gfgw_prod.distributed.reduction import TreeSum, gradient_norm, levels, scale_gradients, split_like
+from gfgw_prod.distributed.world import World
 
 
 def leaves(count: int) -> list[Tensor]:
@@ -94,23 +95,23 @@ def graded(*shapes: tuple[int, ...]) -> list[nn.Parameter]:
     return parameters
 
 
-def test_gradient_norm_is_torchs() -> None:
+def test_gradient_norm_is_torchs(alone: World) -> None:
     parameters = [*graded((4, 2, 3), (7,), (5, 2)), nn.Parameter(torch.zeros(3))]
     expected = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-    torch.testing.assert_close(gradient_norm(parameters), expected)
+    torch.testing.assert_close(gradient_norm(parameters, alone), expected)
 
 
-def test_not_a_number_shows_in_the_norm() -> None:
+def test_not_a_number_shows_in_the_norm(alone: World) -> None:
     parameters = graded((4, 2), (7,))
     parameters[1].grad[3] = math.nan
-    assert gradient_norm(parameters).isnan()
+    assert gradient_norm(parameters, alone).isnan()
 
 
-def test_scaled_gradients_have_the_scaled_norm() -> None:
+def test_scaled_gradients_have_the_scaled_norm(alone: World) -> None:
     parameters = [*graded((4, 2), (7,)), nn.Parameter(torch.zeros(3))]
-    norm = gradient_norm(parameters)
+    norm = gradient_norm(parameters, alone)
     scale_gradients(parameters, 1 / norm)
-    assert float(gradient_norm(parameters)) == pytest.approx(1, rel=1e-5)
+    assert float(gradient_norm(parameters, alone)) == pytest.approx(1, rel=1e-5)
 
 
 def test_split_undoes_flattening_and_drops_padding() -> None:

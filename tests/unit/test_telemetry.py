@@ -13,7 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from gfgw_prod.config import TelemetrySettings
 from gfgw_prod.telemetry import Telemetry
-from gfgw_prod.telemetry.catalogue import CATALOGUE
+from gfgw_prod.telemetry.catalogue import BY_TAG, CATALOGUE
 from gfgw_prod.telemetry.sinks import JsonLines, Prometheus, TensorBoard
 
 TAGS = {metric.prometheus: metric.tag for metric in CATALOGUE}
@@ -84,11 +84,13 @@ def scrape(registry: CollectorRegistry) -> dict[tuple[str, tuple[tuple[str, str]
 def test_page_has_every_metric_with_its_value(registry: CollectorRegistry) -> None:
     sink = Prometheus(registry, saved_at=time.time())
     settable = [metric for metric in CATALOGUE if metric.tag != TAGS["gfgw_checkpoint_age_seconds"]]
-    sink.record(1, 10, {metric.tag: float(number) for number, metric in enumerate(settable, start=1)})
+    found = {metric.tag: float(number) for number, metric in enumerate(settable, start=1)}
+    sink.record(1, 10, {tag: [0.0, value] if BY_TAG[tag].by else value for tag, value in found.items()})
     served = scrape(registry)
     for number, metric in enumerate(settable, start=1):
         name = metric.prometheus + ("_total" if metric.kind == "counter" else "")
-        assert served[name, tuple(metric.labels.items())] == number
+        labels = (*metric.labels.items(), *([(metric.by, "1")] if metric.by else []))
+        assert served[name, labels] == number
     assert ("gfgw_checkpoint_age_seconds", ()) in served
 
 

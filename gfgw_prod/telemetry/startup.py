@@ -1,0 +1,47 @@
+"""What the time from the start of a run to the end of its first step is made of."""
+
+from __future__ import annotations
+
+import os
+from typing import Literal, get_args
+
+from gfgw_prod import process_clock
+
+Phase = Literal["launcher", "imports", "rendezvous", "data", "generator", "bank", "checkpoint", "first_step"]
+PHASES: tuple[Phase, ...] = get_args(Phase)
+LONG_SECONDS = 10.0  # from here on it is worth a line
+
+
+class Startup:
+    """The phases of this process's start, one after the other. Made when everything has been imported.
+
+    The launcher's phase runs from its own start, or from when it noticed that ranks must be started again, to the
+    start of this process; only ranks of the elastic launcher have one.
+    """
+
+    def __init__(self) -> None:
+        self._seconds: dict[Phase, float] = {}
+        self._last, began = process_clock.now(), process_clock.began()
+        launched = os.environ.pop(process_clock.LAUNCHED_AT, None)
+        if began is not None:
+            if launched is not None:
+                self._seconds["launcher"] = max(began - float(launched), 0.0)
+            self._seconds["imports"] = self._last - began
+
+    def done(self, phase: Phase) -> None:
+        """A phase ends now, and the next begins."""
+        then, self._last = self._last, process_clock.now()
+        self._seconds[phase] = self._last - then
+
+    @property
+    def total(self) -> float:
+        """Seconds of all phases so far."""
+        return sum(self._seconds.values())
+
+    def values(self) -> dict[str, float]:
+        """Seconds by tag of the catalogue."""
+        return {f"startup/{phase}": seconds for phase, seconds in self._seconds.items()}
+
+    def __str__(self) -> str:
+        parts = (f"{phase.replace('_', ' ')} {seconds:.1f}" for phase, seconds in self._seconds.items())
+        return f"first step after {self.total:.1f} s: " + ", ".join(parts)

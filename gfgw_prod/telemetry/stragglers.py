@@ -1,0 +1,99 @@
+"""Ranks that hold up the others, told from the time that each rank's steps take of its own.
+
+All ranks take as long for a step as the slowest, for they wait for each other. What differs is the rest: a step's wall
+time without the time in collectives. It grows with whatever slows a rank: a busy neighbour, a hot or throttled
+processor, slow memory, a slow disk behind the data.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+
+SHORTEST_SECONDS = 5.0  # of training before ranks are judged: less is noise
+REPEAT_SECONDS = 600.0  # until a rank that is still slow is named again
+
+
+class OwnTime:
+    """What this rank's steps take without waiting for other ranks. Each step runs in ``with own_time:``.
+
+    Args:
+        waited: seconds spent waiting so far.
+    """
+
+    def __init__(self, waited: Callable[[], float]):
+        self._waited, self._begun = waited, 0.0
+        self._seconds, self._steps = 0.0, 0
+
+    def __enter__(self) -> None:
+        self._begun = time.perf_counter() - self._waited()
+
+    def __exit__(self, *_: object) -> None:
+        self._seconds += time.perf_counter() - self._waited() - self._begun
+        self._steps += 1
+
+    def take(self) -> tuple[float, int]:
+        """Mean seconds of a step since the last call, and the number of steps."""
+        mean, steps = self._seconds / max(self._steps, 1), self._steps
+        self._seconds, self._steps = 0.0, 0
+        return mean, steps
+
+
+def slowest(seconds: Sequence[float]) -> tuple[int, float]:
+    """The rank whose steps take longest of its own, and its time over the median of all.
+
+    Of an even number of ranks the median is the lower of the middle two, so that of two ranks one can stand out.
+    """
+    rank = max(range(len(seconds)), key=seconds.__getitem__)
+    return rank, seconds[rank] / max(statistics.median_low(seconds), 1e-9)
+
+
+class Watch:
+    """Judges the ranks interval by interval, and says which are slow.
+
+    A rank that stays slow is named again after ten minutes; one that has recovered, when it is slow again.
+
+    Args:
+        hosts: where each rank runs.
+        ratio: over the median, at which a rank is slow; it has recovered half the way back to 1.
+    """
+
+    def __init__(self, hosts: Sequence[str], ratio: float):
+        self._hosts, self._ratio = hosts, ratio
+        self._named: dict[int, float] = {}  # when, by rank
+        self._since: float | None = None
+        self._sums, self._steps = [0.0] * len(hosts), 0
+
+    def judge(self, seconds: Sequence[float], steps: int, now: float) -> list[str]:
+        """A line for each rank to be named. The first interval does not count: a first step has work of its own.
+
+        Args:
+            seconds: of a step, by rank: means over the interval that ends now.
+            steps: of the interval.
+            now: seconds of any clock.
+        """
+        if self._since is None:
+            self._start_anew(now)
+            return []
+        self._sums = [total + steps * each for total, each in zip(self._sums, seconds, strict=True)]
+        self._steps += steps
+        if now - self._since < SHORTEST_SECONDS:
+            return []
+        means = [total / self._steps for total in self._sums]
+        median = max(statistics.median_low(means), 1e-9)
+        lines = []
+        for rank, mean in enumerate(means):
+            if mean <= (1 + self._ratio) / 2 * median:
+                self._named.pop(rank, None)
+            if mean > self._ratio * median and now - self._named.get(rank, -REPEAT_SECONDS) >= REPEAT_SECONDS:
+                self._named[rank] = now
+                lines.append(
+                    f"rank {rank} on {self._hosts[rank]} holds up the others: its steps take {mean:.3g} s of its own, "
+                    f"{mean / median:.1f} times the median of all ranks, over the last {self._steps:,} steps"
+                )
+        self._start_anew(now)
+        return lines
+
+    def _start_anew(self, now: float) -> None:
+        self._since, self._sums, self._steps = now, [0.0] * len(self._hosts), 0

@@ -1,0 +1,88 @@
+"""A rank that is slow is named, by the metrics and by a warning; the others are not."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from . import runs
+
+LIMIT_SECONDS = 120
+NAMED = "holds up the others"
+RATIO = 2.5  # a rank that is stopped four fifths of its time takes five times as long; a busy machine slows all alike
+
+
+@contextmanager
+def mostly_stopped(pid: int) -> Iterator[None]:
+    """Has a process run for 20 ms of each 100."""
+    over = threading.Event()
+
+    def strike() -> None:
+        while not over.is_set():
+            os.kill(pid, signal.SIGSTOP)
+            time.sleep(0.08)
+            os.kill(pid, signal.SIGCONT)
+            time.sleep(0.02)
+
+    striking = threading.Thread(target=strike)
+    striking.start()
+    try:
+        yield
+    finally:
+        over.set()
+        striking.join()
+
+
+def lines_until_named(process: subprocess.Popen[str]) -> list[str]:
+    """What a run says until it has named a slow rank."""
+    assert process.stderr is not None
+    alarm = threading.Timer(LIMIT_SECONDS, process.kill)
+    alarm.start()
+    lines = []
+    for line in process.stderr:
+        lines.append(line)
+        if NAMED in line:
+            break
+    alarm.cancel()
+    return lines
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finding a rank's process needs /proc")
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_slowed_rank_is_named_and_no_other(tmp_path: Path, strategy: str) -> None:
+    run_dir, port = tmp_path / "run", runs.free_port()
+    options = ("--distributed.strategy", strategy, "--resilience.straggler-ratio", str(RATIO))
+    many_steps = ("--telemetry.log-every-kimg", str(10 * runs.SMALL_BATCH / 1000))  # an interval of many strikes
+    agent = runs.start(
+        runs.elastic(
+            run_dir, *runs.SMALL, *many_steps, *options, "--telemetry.prometheus-port", str(port), steps=100_000
+        ),
+        {"NPROC": "2", "GRACE_SECONDS": "1"},
+    )
+    try:
+        runs.wait_until(lambda: runs.last_step(run_dir), agent)
+        with mostly_stopped(runs.workers_of(agent.pid)[1]):
+            lines = lines_until_named(agent)
+            direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+            page = direct.open(f"http://127.0.0.1:{port}/metrics", timeout=20).read().decode()
+        last = runs.records(run_dir)[-1]
+    finally:
+        agent.terminate()
+        runs.outcome_of(agent)
+    assert [line for line in lines if NAMED in line] == lines[-1:]
+    assert re.match(r"rank 1 on \S+ holds up the others", lines[-1])
+    assert last["speed/slowest_rank"] == 1
+    assert last["speed/slowest_ratio"] > 1
+    assert len(last["speed/rank_step_seconds"]) == 2
+    found = dict(re.findall(r'gfgw_rank_step_seconds\{rank="(\d)"\} (\S+)', page))
+    assert float(found["1"]) > float(found["0"])

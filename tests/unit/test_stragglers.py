@@ -1,0 +1,83 @@
+"""Which ranks are named as slow, and how often."""
+
+import time
+
+import pytest
+
+from gfgw_prod.telemetry.stragglers import REPEAT_SECONDS, OwnTime, Watch, slowest
+
+EVERY_SECONDS = 6.0  # an interval that is long enough to judge by
+
+
+class Judged:
+    """A watch over four ranks, and its clock."""
+
+    def __init__(self) -> None:
+        self.watch, self.now = Watch(["a", "a", "b", "b"], ratio=1.5), 100.0
+        self.after([1, 1, 1, 1])
+
+    def after(self, seconds: list[float], interval: float = EVERY_SECONDS) -> list[str]:
+        """What is said after an interval in which each rank's steps took so long."""
+        self.now += interval
+        return self.watch.judge(seconds, steps=10, now=self.now)
+
+
+@pytest.fixture
+def judged() -> Judged:
+    return Judged()
+
+
+def test_time_spent_waiting_is_not_a_ranks_own() -> None:
+    waited = 0.0
+    own = OwnTime(lambda: waited)
+    for _ in range(2):
+        with own:
+            time.sleep(0.2)
+            waited += 0.15
+    mean, steps = own.take()
+    assert steps == 2
+    assert 0.05 <= mean < 0.2
+    assert own.take() == (0.0, 0)
+
+
+def test_of_two_ranks_one_can_be_any_number_of_times_slower() -> None:
+    assert slowest([1.0, 7.0]) == (1, 7.0)
+    assert slowest([3.0, 1.0, 1.0, 1.5]) == (0, 3.0)
+    assert slowest([2.0]) == (0, 1.0)
+
+
+def test_slow_rank_is_named_with_its_host(judged: Judged) -> None:
+    (line,) = judged.after([1, 1.1, 1.7, 1])
+    assert line.startswith("rank 2 on b ")
+    assert "1.7 times the median" in line
+
+
+def test_ranks_within_the_ratio_are_not_named(judged: Judged) -> None:
+    for _ in range(5):
+        assert judged.after([1, 1.4, 0.9, 1]) == []
+
+
+def test_first_step_is_not_judged() -> None:
+    watch = Watch(["a", "b"], ratio=1.5)
+    assert watch.judge([1, 9], steps=1, now=50.0) == []
+    assert watch.judge([1, 1], steps=1, now=60.0) == []
+
+
+def test_a_short_interval_is_judged_with_those_after_it(judged: Judged) -> None:
+    assert judged.after([1, 9, 1, 1], interval=1.0) == []
+    (line,) = judged.after([1, 1, 1, 1], interval=4.5)
+    assert "5.0 times" in line
+    assert "20 steps" in line
+
+
+def test_rank_that_stays_slow_is_named_every_ten_minutes(judged: Judged) -> None:
+    named = sum(len(judged.after([1, 2, 1, 1])) for _ in range(round(2 * REPEAT_SECONDS / EVERY_SECONDS)))
+    assert named == 2
+
+
+def test_rank_that_had_recovered_is_named_again(judged: Judged) -> None:
+    assert len(judged.after([1, 2, 1, 1])) == 1
+    assert judged.after([1, 1.4, 1, 1]) == []
+    assert judged.after([1, 1.6, 1, 1]) == []  # it had not come back far enough
+    assert judged.after([1, 1.1, 1, 1]) == []
+    assert len(judged.after([1, 1.6, 1, 1])) == 1
