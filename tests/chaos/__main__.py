@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -19,7 +20,7 @@ from .schedule import schedule
 
 
 def chaos(directory: Path, seed: int, count: int, kinds: Sequence[Fault], say: Callable[[str], None]) -> Result:
-    """Strikes a run in a new directory with so many faults, takes it to an end and compares."""
+    """Strikes a run in a new directory with so many faults and compares."""
     faults = schedule(seed, count, kinds)
     with small_disk(directory / "disk") as root, Job(directory, root, faults[0].launch) as job:
         campaign = Campaign(job, seed, say)
@@ -41,6 +42,7 @@ def main() -> int:
     kinds = [kind for kind in wanted if kind.name not in not_run]
     if chosen.faults < 1 or not kinds:
         parser.error("nothing to do")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # through all that is to be cleared away
     directory = Path(tempfile.mkdtemp(prefix="chaos-"))
     result = chaos(
         directory, chosen.seed, chosen.faults, kinds, lambda line: console.print(line, highlight=False, soft_wrap=True)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 
-from gfgw_prod.resilience.exit_codes import FINISHED, PREEMPTED
+from gfgw_prod.resilience.exit_codes import PREEMPTED
 
 from ..process import runs
 from .job import BATCH, EVERY, Job, undisturbed
@@ -87,17 +87,16 @@ class Campaign:
         self.result.useful_seconds = self.progress.useful_seconds
 
     def conclude(self, undisturbed_dir: Path) -> None:
-        """Goes on to an end, and compares with a run that was left alone."""
-        result, job = self.result, self.job
-        result.steps = self.progress.step + EVERY
-        code = job.finish(result.steps)
-        if code != FINISHED:
-            result.problem = result.problem or f"the last launch left with {code}"
-            return
+        """Compares what was saved last with a run of the same length that was left alone."""
+        result, run_dir = self.result, self.job.run_dir
+        result.steps = self.job.newest_step()
         undisturbed(undisturbed_dir, result.steps)
-        result.same_weights = runs.digests(job.run_dir)[result.steps] == runs.digests(undisturbed_dir)[result.steps]
-        result.same_losses = runs.losses(job.run_dir) == runs.losses(undisturbed_dir)
-        runs.assert_each_metric_has_each_step_once(job.run_dir, result.steps)
+        result.same_weights = runs.digests(run_dir)[result.steps] == runs.digests(undisturbed_dir)[result.steps]
+        result.same_losses = runs.losses(run_dir) == runs.losses(undisturbed_dir)
+        try:
+            runs.assert_each_metric_has_each_step_once(run_dir, result.steps)
+        except AssertionError as error:
+            result.problem = result.problem or f"a step is missing, or there twice: {error}"
 
     def _strike(self, planned: Planned, following: Planned) -> Struck:
         fault, job, progress = planned.fault, self.job, self.progress
@@ -127,14 +126,13 @@ class Campaign:
     def _make_ready(self, planned: Planned) -> None:
         """Waits until the launch that is to be struck trains, and has saved something since the last fault."""
         job, progress = self.job, self.progress
-        if job.agents and job.launch != planned.launch and not all(agent.poll() is not None for agent in job.agents):
-            self._leave()
-        if job.launch != planned.launch or not job.agents:
+        if job.launch != planned.launch:
             job.next = planned.launch
-        saved, seen = job.newest_step(), len(job.checkpoints())
+            self._leave()
+        saved = job.newest_step()
         ranks = 2 if planned.launch.hosts == 2 else planned.launch.ranks
         self._until(
-            lambda: job.newest_step() > saved and seen + len(job.checkpoints()) > 1 and progress.ranks == ranks,
+            lambda: job.newest_step() > saved and len(job.checkpoints()) > 1 and progress.ranks == ranks,
             "the job does not make a checkpoint",
         )
         at = progress.step + self.chance.randrange(EVERY)
@@ -156,7 +154,7 @@ class Campaign:
                 return
             if time.monotonic() > deadline:
                 raise TimeoutError(f"{problem} within {LIMIT_SECONDS} s")
-            time.sleep(0.02)
+            time.sleep(0.05)
 
     def _leave(self) -> None:
         left = [agent.poll() for agent in self.job.agents]

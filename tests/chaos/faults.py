@@ -111,6 +111,7 @@ class TerminateRank(Anywhere):
         left = len(job.left)
         _, pid = chance.choice(sorted(job.ranks().items()))
         os.kill(pid, signal.SIGTERM)
+        until(lambda: job.agents[0].poll() is not None, "the end of the job")
         return lambda: job.left[left:] == [PREEMPTED]
 
 

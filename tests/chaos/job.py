@@ -21,9 +21,9 @@ SETTINGS = (
     *("--checkpoint.every-kimg", str(EVERY * BATCH / 1000), "--checkpoint.max-failures", "1000"),
     *("--telemetry.samples-every-kimg", "1000000"),
 )
-ENDLESS = 1_000_000  # steps
+ENDLESS_KIMG = 1_000_000
 PEERS_SECONDS = 10  # longest wait for the other ranks
-GRACE_SECONDS = 8
+GRACE_SECONDS = 20
 SURROUNDINGS = {"MAX_RESTARTS": "100000", "GRACE_SECONDS": str(GRACE_SECONDS)}
 
 
@@ -131,19 +131,9 @@ class Job:
         """Of the checkpoints; 0 before the first."""
         return max((int(path.name[5:13]) for path in self.checkpoints()), default=0)
 
-    def command(self, launch: Launch, steps: int) -> list[str]:
-        """The launcher's command line, for a run of so many steps."""
-        return [*of_length(self.run_dir, steps), *launch.options(), "--checkpoint.root", str(self.root)]
-
-    def finish(self, steps: int) -> int:
-        """Goes on with the present launch's options on one host, to the end; returns the exit code."""
-        extra = {**SURROUNDINGS, "NPROC": "2"}
-        ended = runs.start(self.command(self.launch, steps), extra, output=self._output)
-        self.agents = [ended]
-        return ended.wait(runs.LIMIT_SECONDS)
-
     def _agent(self, host: int) -> subprocess.Popen[str]:
-        command = self.command(self.launch, ENDLESS)
+        where = ("--checkpoint.root", str(self.root), "--train.total-kimg", str(ENDLESS_KIMG))
+        command = runs.elastic(self.run_dir, *SETTINGS, *self.launch.options(), *where)
         extra = {**SURROUNDINGS, "PYTHONPATH": str(INSIDE), "CHAOS_FAULTS": str(self.faults)}
         if self.launch.hosts == 2:
             assert self.net is not None
@@ -151,12 +141,6 @@ class Job:
         return runs.start(command, {**extra, "NPROC": str(self.launch.ranks)}, output=self._output)
 
 
-def of_length(run_dir: Path, steps: int) -> list[str]:
-    """The launcher's command line, for a run of so many steps."""
-    return runs.elastic(run_dir, *SETTINGS, "--train.total-kimg", str(steps * BATCH / 1000))
-
-
 def undisturbed(run_dir: Path, steps: int) -> None:
-    """Makes a run of so many steps that nobody strikes, and in which nothing could be struck."""
-    outcome = runs.execute(of_length(run_dir, steps), {"NPROC": "2"})
-    assert outcome.code == 0, outcome.stderr
+    """Makes a run of so many steps, alone, that nobody strikes, and in which nothing could be struck."""
+    runs.train(run_dir, *SETTINGS, "--train.total-kimg", str(steps * BATCH / 1000))
