@@ -18,7 +18,7 @@ from .job import BATCH, EVERY, Job, undisturbed
 from .progress import Progress
 from .schedule import Planned
 
-LIMIT_SECONDS = 150  # for a job to go on after a fault
+LIMIT_SECONDS = 240  # for a job to go on after a fault
 MORE_STEPS = 2  # after those that were made before a fault: one could be finished by ranks that are about to fail
 GIVE_UP_AFTER = 3  # faults in a row that were not survived
 
@@ -157,12 +157,11 @@ class Campaign:
             time.sleep(0.05)
 
     def _leave(self) -> None:
-        left = [agent.poll() for agent in self.job.agents]
-        if None in left:
-            self.job.stop()
-            left = [agent.wait() for agent in self.job.agents]
-        if any(code != PREEMPTED for code in left):
-            self.result.problem = self.result.problem or f"told to stop, the launchers left with {left}"
+        running = [agent for agent in self.job.agents if agent.poll() is None]
+        self.job.stop()
+        codes = [agent.returncode for agent in running]
+        if any(code != PREEMPTED for code in codes):
+            self.result.problem = self.result.problem or f"told to stop, the launchers left with {codes}"
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from ..process import runs
 from ..process.two_hosts import CANNOT
 from .job import Job, Launch, offered
 
-FELT_SECONDS = 30  # at most, until a fault is taken
+FELT_SECONDS = 60  # at most, until a fault is taken
 
 
 class Fault(Protocol):
