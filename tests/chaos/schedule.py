@@ -10,6 +10,7 @@ from .faults import Fault
 from .job import Launch
 
 FAULTS_PER_LAUNCH = 6
+RANKS_AND_STRATEGIES = ((2, "ddp"), (2, "fsdp"), (2, "fsdp"), (3, "ddp"))
 
 
 @dataclass(frozen=True)
@@ -45,11 +46,12 @@ def _launches(chance: Random, count: int, kinds: Sequence[Fault]) -> list[Launch
     """Ways to start the run: every kind fits one of them."""
     two_hosts = not all(kind.fits(Launch(audit=True)) for kind in kinds)
     audit = not all(kind.fits(Launch()) or kind.fits(Launch(hosts=2)) for kind in kinds)
+    ways = chance.sample(RANKS_AND_STRATEGIES, len(RANKS_AND_STRATEGIES))
     return [
         Launch(
             hosts=2 if two_hosts and number % 3 == 1 else 1,
-            ranks=chance.choice((2, 2, 3)),
-            strategy=chance.choice(("ddp", "fsdp")),
+            ranks=ways[number % len(ways)][0],
+            strategy=ways[number % len(ways)][1],
             audit=audit and number % 2 == 0,
         )
         for number in range(max(count, 2 if two_hosts else 1))
