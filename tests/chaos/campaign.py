@@ -130,7 +130,7 @@ class Campaign:
             job.next = planned.launch
             self._leave()
         saved = job.newest_step()
-        ranks = 2 if planned.launch.hosts == 2 else planned.launch.ranks
+        ranks = planned.launch.world_size
         self._until(
             lambda: job.newest_step() > saved and len(job.checkpoints()) > 1 and progress.ranks == ranks,
             "the job does not make a checkpoint",

@@ -154,10 +154,11 @@ class Inside(Anywhere):
 
     kind: str = ""
     bits: tuple[int, ...] = (0,)
+    wrong_number: bool = False
     needs: str = ""  # a setting without which nobody would find it
 
     def fits(self, launch: Launch) -> bool:
-        return launch.audit or not self.needs
+        return (launch.audit or not self.needs) and (launch.evenly or not self.wrong_number)
 
     def cannot(self) -> str:
         return "" if not self.needs or offered(self.needs) else f"the trainer does not have {self.needs}"
@@ -268,8 +269,14 @@ KINDS: tuple[Fault, ...] = (
     TerminateJob("terminate the job"),
     TerminateRank("terminate a rank"),
     Inside("exception in a step", kind="exception"),
-    Inside("NaN in a gradient", kind="nan"),
-    Inside("flipped bit in an activation", kind="flip", bits=(*range(12, 30),), needs="resilience.audit-every-steps"),
+    Inside("NaN in a gradient", kind="nan", wrong_number=True),
+    Inside(
+        "flipped bit in an activation",
+        kind="flip",
+        bits=(*range(12, 30),),
+        wrong_number=True,
+        needs="resilience.audit-every-steps",
+    ),
     DamageCheckpoint("damaged newest checkpoint, and a kill"),
     FillDisk("full disk while saving"),
     CutLink("cut link between hosts"),

@@ -15,6 +15,7 @@ from ..process.two_hosts import TwoHosts
 
 INSIDE = Path(__file__).parent / "inside"
 BATCH = runs.SMALL_BATCH
+CELLS = 4  # of a batch
 EVERY = 8  # steps between checkpoints
 SETTINGS = (
     *runs.SMALL,
@@ -41,6 +42,16 @@ class Launch:
     ranks: int = 2
     strategy: str = "ddp"
     audit: bool = False
+
+    @property
+    def world_size(self) -> int:
+        """Ranks in all."""
+        return self.hosts if self.hosts > 1 else self.ranks
+
+    @property
+    def evenly(self) -> bool:
+        """Whether no rank runs cells without weight, in which no number matters."""
+        return CELLS % self.world_size == 0
 
     def options(self) -> list[str]:
         """Settings that the trajectory does not depend on."""

@@ -10,7 +10,7 @@ from .faults import Fault
 from .job import Launch
 
 FAULTS_PER_LAUNCH = 6
-RANKS_AND_STRATEGIES = ((2, "ddp"), (2, "fsdp"), (2, "fsdp"), (3, "ddp"))
+EVEN, UNEVEN = ((2, "ddp"), (2, "fsdp"), (2, "fsdp")), (3, "ddp")  # ranks of one host, and the strategy
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def _launches(chance: Random, count: int, kinds: Sequence[Fault]) -> list[Launch
     """Ways to start the run: every kind fits one of them."""
     two_hosts = not all(kind.fits(Launch(audit=True)) for kind in kinds)
     audit = not all(kind.fits(Launch()) or kind.fits(Launch(hosts=2)) for kind in kinds)
-    ways = chance.sample(RANKS_AND_STRATEGIES, len(RANKS_AND_STRATEGIES))
+    ways = [*chance.sample(EVEN, len(EVEN)), UNEVEN]
     return [
         Launch(
             hosts=2 if two_hosts and number % 3 == 1 else 1,
