@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gfgw_prod import __version__, settings_io
-from gfgw_prod.resilience.exit_codes import CRASHED, NoProgressError, UserError
+from gfgw_prod.distributed.torchrun import speaks_for_its_node
+from gfgw_prod.resilience.exit_codes import BAD_INPUT, CRASHED, NoProgressError, UserError
+from gfgw_prod.resilience.standard_streams import output_error, tell
 
 SETTINGS_HELP = (
     "Every setting can stand in the YAML file and on the command line; the command line wins. - and _ are alike."
@@ -19,26 +21,40 @@ SETTINGS_HELP = (
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; returns the exit code."""
     try:
-        return _run(list(sys.argv[1:] if arguments is None else arguments))
+        code = _outcome(list(sys.argv[1:] if arguments is None else arguments))
+    except OSError:
+        if (unwritten := output_error()) is None:
+            raise
+    else:
+        unwritten = output_error()
+    if isinstance(unwritten, BrokenPipeError):  # whoever read it has seen enough
+        return CRASHED
+    if unwritten is not None:
+        tell(f"gfgw: standard output cannot be written ({unwritten.strerror})")
+        return BAD_INPUT
+    return code
+
+
+def _outcome(arguments: list[str]) -> int:
+    try:
+        return _run(arguments)
     except (UserError, NoProgressError) as error:
-        # Ranks of a node fail alike; one of them says why.
-        if os.environ.get("LOCAL_RANK", "0") == "0":
-            print(f"gfgw: {error}", file=sys.stderr)
+        if speaks_for_its_node():
+            tell(f"gfgw: {error}")
         return error.exit_code
+    except SystemExit as done:  # argparse has printed help or a version
+        return int(done.code or 0)
     except RuntimeError as error:
         from gfgw_prod.distributed.lost_peers import lost_connection
 
         if (loss := lost_connection(error)) is None:
             raise
         # Its peer, or the launcher, tells why. The same happens on every rank, in another place.
-        print(f"gfgw: rank {os.environ.get('RANK', '0')} lost the connection to other ranks: {loss}", file=sys.stderr)
+        tell(f"gfgw: rank {os.environ.get('RANK', '0')} lost the connection to other ranks: {loss}")
         return CRASHED
     except KeyboardInterrupt:
-        print("gfgw: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        tell("gfgw: interrupted; the same command goes on from the last checkpoint")
         return 130
-    except BrokenPipeError:
-        sys.stderr.close()
-        return 1
 
 
 def _run(arguments: list[str]) -> int:
@@ -57,7 +73,7 @@ def _run(arguments: list[str]) -> int:
         "--dry-run", action="store_true", help="build on the meta device and print what the run would take"
     )
     train.add_argument("--json", action="store_true", help="with --dry-run: print JSON")
-    train.add_argument("--ranks", type=int, default=1, metavar="N", help="with --dry-run: ranks to plan for (1)")
+    train.add_argument("--ranks", type=int, metavar="N", help="with --dry-run: ranks to plan for (1)")
 
     sample = commands.add_parser("sample", help="draw images from a checkpoint or an exported generator")
     _add_place(sample, also=", or an exported .safetensors file")
@@ -114,12 +130,14 @@ def _train(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
     source = settings_io.add_settings(parser)
     chosen, rest = parser.parse_known_args(settings_io.normalised(arguments))
     settings_io.reject_unknown(rest)
+    if not chosen.dry_run and (chosen.json or chosen.ranks is not None):
+        raise UserError("--json and --ranks go with --dry-run")
     from_file = settings_io.read_yaml(chosen.config) if chosen.config else {}
     config = settings_io.resolve(from_file, settings_io.parsed(source, chosen))
     if chosen.dry_run:
         from gfgw_prod.dry_run import plan
 
-        return plan(config, ranks=chosen.ranks, as_json=chosen.json)
+        return plan(config, ranks=1 if chosen.ranks is None else chosen.ranks, as_json=chosen.json)
     from gfgw_prod.trainer import train
 
     return train(config)

@@ -42,7 +42,6 @@ def train(config: Config) -> int:
     Raises:
         UserError: for settings, data, weights, ports or checkpoints that cannot work.
     """
-    preemption.leave_before_training()
     world = World.start(config.run.device, config.run.threads, config.distributed.timeout_seconds)
     try:
         run = Run(config, world)

@@ -14,17 +14,10 @@ from torch import Tensor
 
 from gfgw_prod.distributed.world import World
 from gfgw_prod.resilience.exit_codes import PREEMPTED
-from gfgw_prod.resilience.signals import leave_when_told
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 # A scheduler signals every process of a job, and the launcher passes on what it gets: one request arrives twice.
 SAME_REQUEST_SECONDS = 5.0
-
-
-def leave_before_training() -> None:
-    """Makes a signal end a run alone that is still starting. Of a rank, its launcher knows what its death means."""
-    if "RANK" not in os.environ:
-        leave_when_told(SIGNALS)
 
 
 class StopRequest:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 from collections.abc import Iterable
 
 from gfgw_prod.resilience.exit_codes import PREEMPTED
@@ -17,6 +18,12 @@ def leave_when_told(signals: Iterable[signal.Signals] = STOP) -> None:
     """
     for stop in signals:
         signal.signal(stop, lambda *_: os._exit(PREEMPTED))
+
+
+def leave_before_training() -> None:
+    """Make a stop signal end a run alone that is still starting. Of a rank, its launcher knows what its death means."""
+    if sys.argv[1:2] == ["train"] and "RANK" not in os.environ:
+        leave_when_told((signal.SIGTERM, signal.SIGUSR1))
 
 
 def finish_what_is_left() -> None:
