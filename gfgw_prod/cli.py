@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gfgw_prod import __version__, settings_io
-from gfgw_prod.distributed.torchrun import speaks_for_its_node
+from gfgw_prod.distributed.torchrun import place, speaks_for_its_node
 from gfgw_prod.resilience.exit_codes import BAD_INPUT, CRASHED, NoProgressError, UserError
 from gfgw_prod.resilience.standard_streams import output_error, tell
 
@@ -68,7 +68,7 @@ def _run(arguments: list[str]) -> int:
         description="Trains, or resumes the run in run.dir. " + SETTINGS_HELP,
         usage="gfgw train [--config FILE] [--dry-run [--json] [--ranks N]] [--SECTION.NAME VALUE ...]",
     )
-    train.add_argument("--config", type=Path, metavar="FILE", help="YAML file of settings")
+    train.add_argument("--config", type=_path, metavar="FILE", help="YAML file of settings")
     train.add_argument(
         "--dry-run", action="store_true", help="build on the meta device and print what the run would take"
     )
@@ -78,7 +78,7 @@ def _run(arguments: list[str]) -> int:
     sample = commands.add_parser("sample", help="draw images from a checkpoint or an exported generator")
     _add_place(sample, also=", or an exported .safetensors file")
     sample.add_argument("--num", type=int, default=64, help="number of images (default: 64)")
-    sample.add_argument("--out", type=Path, required=True, metavar="DIR", help="directory for the images")
+    sample.add_argument("--out", type=_path, required=True, metavar="DIR", help="directory for the images")
     sample.add_argument("--seed", type=int, default=0, help="seed of the noise (default: 0)")
     sample.add_argument("--grid", action="store_true", help="one picture of all images instead of a file each")
     sample.add_argument("--raw", action="store_true", help="weights as trained instead of their average (EMA)")
@@ -91,7 +91,7 @@ def _run(arguments: list[str]) -> int:
         required=True,
         help="safetensors: weights and settings, for gfgw_prod.trained.load_generator; onnx: noise in, images out",
     )
-    export.add_argument("--out", type=Path, required=True, metavar="FILE", help="file to write, whole or not at all")
+    export.add_argument("--out", type=_path, required=True, metavar="FILE", help="file to write, whole or not at all")
     export.add_argument("--raw", action="store_true", help="weights as trained instead of their average (EMA)")
 
     inspect = commands.add_parser("inspect", help="list checkpoints with step, images and whether they are whole")
@@ -138,9 +138,16 @@ def _train(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
         from gfgw_prod.dry_run import plan
 
         return plan(config, ranks=1 if chosen.ranks is None else chosen.ranks, as_json=chosen.json)
+    place()  # a malformed environment is refused before torch is imported
     from gfgw_prod.trainer import train
 
     return train(config)
+
+
+def _path(word: str) -> Path:
+    if not word:  # which would mean the present directory
+        raise argparse.ArgumentTypeError("must not be empty")
+    return Path(word)
 
 
 def _add_place(parser: argparse.ArgumentParser, also: str = "") -> None:

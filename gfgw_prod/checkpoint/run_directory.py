@@ -124,8 +124,9 @@ def claimed(storage: Storage) -> str:
     """
     try:
         return storage.claim()
-    except OSError as error:
-        raise UserError(f"checkpoints cannot be written to {storage}: {error.strerror or one_line(error)}") from None
+    except Exception as error:  # the client of an object store raises kinds of its own
+        reason = getattr(error, "strerror", None) or one_line(error, 300) or type(error).__name__
+        raise UserError(f"checkpoints cannot be written to {storage}: {reason}") from None
 
 
 def listed(place: str) -> list[tuple[str, Checkpoint | None, str | None]]:
