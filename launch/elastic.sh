@@ -28,13 +28,16 @@
 #   PYTHON             interpreter                              [the .venv beside this directory, else python3]
 set -euo pipefail
 
+# Nothing has begun. Once Python runs, the agent says what a signal means.
+trap 'exit 75' TERM INT HUP QUIT USR1
+
 fail() {
     printf 'elastic.sh: %s\n' "$1" >&2
     exit 2
 }
 
-is_count() { # is_count VALUE MINIMUM
-    [[ $1 =~ ^[0-9]{1,9}$ ]] && ((10#$1 >= $2))
+is_count() { # is_count VALUE MINIMUM [MAXIMUM]
+    [[ $1 =~ ^[0123456789]{1,9}$ ]] && ((10#$1 >= $2 && 10#$1 <= ${3:-999999999}))
 }
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -53,7 +56,7 @@ else
         nproc=$((cores < 2 ? cores : 2))
     fi
 fi
-is_count "$nproc" 1 || fail "NPROC must be a number of ranks of at least 1, not '$nproc'"
+is_count "$nproc" 1 1024 || fail "NPROC must be a number of ranks between 1 and 1024, not '$nproc'"
 
 max_restarts=${MAX_RESTARTS:-3}
 is_count "$max_restarts" 0 || fail "MAX_RESTARTS must be a whole number of at least 0, not '$max_restarts'"
@@ -71,7 +74,8 @@ if [[ $nnodes == 1 || $nnodes == 1:1 ]]; then
 else
     endpoint=${RDZV_ENDPOINT:-}
     [[ -n $endpoint ]] || fail "RDZV_ENDPOINT must be HOST:PORT of the rendezvous node when NNODES is '$nnodes'"
-    [[ $endpoint =~ ^.+:[0-9]{1,5}$ ]] || fail "RDZV_ENDPOINT must be HOST:PORT, not '$endpoint'"
+    { [[ $endpoint =~ ^[^[:space:]]+:[0123456789]{1,5}$ ]] && is_count "${endpoint##*:}" 1 65535; } ||
+        fail "RDZV_ENDPOINT must be HOST:PORT, not '$endpoint'"
     job=${RDZV_ID:-gfgw}
     local_addr=${LOCAL_ADDR:-}
 fi
@@ -81,9 +85,11 @@ if [[ -z $python ]]; then
     python=python3
     [[ -x $root/.venv/bin/python ]] && python=$root/.venv/bin/python
 fi
-command -v "$python" >/dev/null || fail "PYTHON must name a Python interpreter, not '$python'; run 'make setup' first"
+{ command -v "$python" >/dev/null && [[ ! -d $python ]]; } || fail "PYTHON must name a Python interpreter, not '$python'; run 'make setup' first"
 
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+[[ $OMP_NUM_THREADS =~ ^[123456789][0123456789]{0,3}(,[123456789][0123456789]{0,3})*$ ]] ||
+    fail "OMP_NUM_THREADS must be a positive number of threads, not '$OMP_NUM_THREADS'"
 # exec: a signal sent to this process reaches the agent, which passes it on and waits for the ranks to save.
 exec "$python" -m gfgw_prod.launcher \
     --nnodes "$nnodes" --nproc-per-node "$nproc" --max-restarts "$max_restarts" \

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterable
 
@@ -72,3 +73,9 @@ class Starting:
 
 
 starting = Starting()
+
+
+def leave_before_training() -> None:
+    """Make a stop signal end a run that is still starting."""
+    if sys.argv[1:2] == ["train"]:
+        starting.begin()
