@@ -27,7 +27,7 @@ from gfgw_prod.telemetry.health import Health
 from gfgw_prod.telemetry.pace import Pace
 from gfgw_prod.telemetry.sinks import Values
 from gfgw_prod.telemetry.startup import LONG_SECONDS, Startup
-from gfgw_prod.telemetry.stragglers import OwnTime, Watch, slowest
+from gfgw_prod.telemetry.stragglers import OwnTime, StragglerWatch, slowest
 from gfgw_prod.transport.usage import Usage
 
 if TYPE_CHECKING:
@@ -92,13 +92,13 @@ class Reporter:
         self._spread, self._first_step, self._started = spread, step, time.monotonic()
         self._pace = Pace(step, self.config.train.batch_size, self.world.world_size, spread.idle_share)
         hosts = self.world.collect(socket.gethostname())
-        self._watch = Watch(hosts, self.config.resilience.straggler_ratio)
+        self._stragglers = StragglerWatch(hosts, self.config.resilience.straggler_ratio)
 
-    def record(self, step: int, images: int, result: StepResult, usage: Usage, more: dict[str, float]) -> None:
+    def record(self, step: int, images: int, result: StepResult, usage: Usage, more: Values) -> None:
         """Records what the last step found, and more values by tag of the catalogue. Collective."""
-        values = result.values(self.world, self._spread) | self._pace.values(step) | more
+        values = result.values(self.world, self._spread) | self._pace.values(step)
         values["transport/bank_share"] = usage.share(images)
-        self.values(step, images, {**values, **self._of_ranks(), **self._of_the_start()})
+        self.values(step, images, {**values, **more, **self._of_ranks(), **self._of_the_start()})
         if not values.get("transport/converged", 1.0) and not self._warned:
             self._warned = True
             self.say(
@@ -154,7 +154,7 @@ class Reporter:
         if self.world.device.type != "cpu":
             return {}
         seconds = self.world.gather(torch.tensor(mean, dtype=torch.float64)).tolist()
-        for line in self._watch.judge(seconds, steps, time.monotonic()):
+        for line in self._stragglers.judge(seconds, steps, time.monotonic()):
             self.say(line)
         rank, ratio = slowest(seconds)
         return {"speed/rank_step_seconds": seconds, "speed/slowest_rank": rank, "speed/slowest_ratio": ratio}

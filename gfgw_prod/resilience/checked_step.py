@@ -94,11 +94,11 @@ class CheckedStep:
             self._report(f"step {step + 1} has {objection}, also when it is computed again; skipped")
         return result
 
-    def values(self) -> dict[str, float]:
+    def values(self) -> dict[str, float | Sequence[float]]:
         """What has happened so far, by tag of the catalogue."""
         return {
             "run/audits": self.audits,
-            "run/hardware_errors": sum(self.errors),
+            "run/hardware_errors": list(self.errors),
             "run/skipped_steps": self._guard.skipped,
             "run/rollbacks": self._guard.rollbacks,
         }

@@ -111,7 +111,7 @@ class Prometheus:
             else families[metric.prometheus]
             for metric in CATALOGUE
         }
-        self._counted: dict[str, float] = {}
+        self._counted: dict[tuple[str, str], float] = {}
         self._saved_at = saved_at
         self._series["run/checkpoint_age_seconds"].set_function(lambda: time.time() - self._saved_at)
 
@@ -119,14 +119,18 @@ class Prometheus:
         for tag, value in values.items():
             if isinstance(value, Sequence):
                 for index, each in enumerate(value):
-                    self._series[tag].labels(str(index)).set(each)
-            elif BY_TAG[tag].kind == "counter":
-                self._series[tag].inc(max(value - self._counted.get(tag, 0.0), 0.0))
-                self._counted[tag] = value
+                    self._set(tag, self._series[tag].labels(str(index)), each, str(index))
             elif tag != "run/checkpoint_age_seconds":
-                self._series[tag].set(value)
+                self._set(tag, self._series[tag], value)
         if "run/checkpoint_saves" in values:
             self._saved_at = time.time()
+
+    def _set(self, tag: str, series: Any, value: float, index: str = "") -> None:
+        if BY_TAG[tag].kind == "counter":
+            series.inc(max(value - self._counted.get((tag, index), 0.0), 0.0))
+            self._counted[tag, index] = value
+        else:
+            series.set(value)
 
     def picture(self, images: int, tag: str, grid: Tensor) -> None:
         """Prometheus takes numbers only."""

@@ -16,7 +16,7 @@ from gfgw_prod.resilience.exit_codes import PREEMPTED
 
 from ..process import runs
 from ..process.two_hosts import CANNOT
-from .job import Job, Launch, offered
+from .job import Job, Launch
 
 FELT_SECONDS = 60  # at most, until a fault is taken
 
@@ -155,13 +155,10 @@ class Inside(Anywhere):
     kind: str = ""
     bits: tuple[int, ...] = (0,)
     wrong_number: bool = False
-    needs: str = ""  # a setting without which nobody would find it
+    needs_audit: bool = False  # without which nobody would find it
 
     def fits(self, launch: Launch) -> bool:
-        return (launch.audit or not self.needs) and (launch.evenly or not self.wrong_number)
-
-    def cannot(self) -> str:
-        return "" if not self.needs or offered(self.needs) else f"the trainer does not have {self.needs}"
+        return (launch.audit or not self.needs_audit) and (launch.evenly or not self.wrong_number)
 
     def strike(self, job: Job, chance: Random) -> Callable[[], bool]:
         rank = chance.choice(sorted(job.ranks()))
@@ -275,7 +272,7 @@ KINDS: tuple[Fault, ...] = (
         kind="flip",
         bits=(*range(12, 30),),
         wrong_number=True,
-        needs="resilience.audit-every-steps",
+        needs_audit=True,
     ),
     DamageCheckpoint("damaged newest checkpoint, and a kill"),
     FillDisk("full disk while saving"),

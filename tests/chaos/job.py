@@ -7,7 +7,6 @@ import subprocess
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 from ..process import runs
@@ -26,12 +25,6 @@ ENDLESS_KIMG = 1_000_000
 PEERS_SECONDS = 10  # longest wait for the other ranks
 GRACE_SECONDS = 20
 SURROUNDINGS = {"MAX_RESTARTS": "100000", "GRACE_SECONDS": str(GRACE_SECONDS)}
-
-
-@cache
-def offered(setting: str) -> bool:
-    """Whether the trainer has a setting."""
-    return f"--{setting} " in runs.execute([*runs.GFGW, "train", "--help"]).stdout
 
 
 @dataclass(frozen=True)
@@ -58,9 +51,7 @@ class Launch:
         chosen = ["--distributed.strategy", self.strategy, "--distributed.timeout-seconds", str(PEERS_SECONDS)]
         if self.audit:
             chosen += ["--resilience.audit-every-steps", "1"]
-        if offered("resilience.hang-seconds"):
-            chosen += ["--resilience.hang-seconds", str(PEERS_SECONDS)]
-        return chosen
+        return [*chosen, "--resilience.hang-seconds", str(PEERS_SECONDS)]
 
 
 class Job:
