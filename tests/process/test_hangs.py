@@ -1,4 +1,4 @@
-"""A rank that makes no progress is found and leaves its stacks; the run goes on to the weights of an undisturbed one."""
+"""A rank that makes no progress is found and leaves its stacks; the run ends with the weights of an undisturbed one."""
 
 from __future__ import annotations
 
