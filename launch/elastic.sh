@@ -5,8 +5,8 @@
 #   NNODES=2:4 RDZV_ENDPOINT=node0:29400 launch/elastic.sh --config configs/cifar10.yaml    the same line on every node
 #
 # Exit codes: 0 finished; 2 bad configuration or input; 75 preempted, state saved (queue it again);
-# 76 no progress (checkpoints cannot be saved); anything else is a crash that outlived its restarts. All nodes of a job
-# leave with the code of the node that ended it; a node that was told to stop leaves alone.
+# 76 no progress (checkpoints cannot be saved, or restarts bring no new one); anything else is a crash that outlived its
+# restarts. All nodes of a job leave with the code of the node that ended it; a node that was told to stop leaves alone.
 #
 # Environment:
 #   NNODES             number of nodes, or MIN:MAX for a job that grows and shrinks            [1]
