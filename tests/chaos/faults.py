@@ -156,8 +156,11 @@ class Inside(Anywhere):
     bits: tuple[int, ...] = (0,)
     wrong_number: bool = False
     needs_audit: bool = False  # without which nobody would find it
+    needs_replicas: bool = False
 
     def fits(self, launch: Launch) -> bool:
+        if self.needs_replicas and (launch.strategy != "ddp" or launch.world_size == 1):
+            return False
         return (launch.audit or not self.needs_audit) and (launch.evenly or not self.wrong_number)
 
     def strike(self, job: Job, chance: Random) -> Callable[[], bool]:

@@ -51,11 +51,23 @@ def strike(module: object, inputs: object, output: object) -> object:
         raise RuntimeError("chaos: an exception in a step")
     if taken("nan") is not None:
         output.register_hook(lambda gradient: gradient.clone().index_fill_(0, torch.tensor(0), float("nan")))
+    if (bit := taken("gradient")) is not None:
+        output.register_hook(lambda gradient, which=int(bit): flipped(gradient, which))
+    weight = next(iter(module.parameters(recurse=False)), None)
+    if weight is not None and (bit := taken("weight")) is not None:
+        weight.data.copy_(flipped(weight.data, int(bit)))  # as a cell of memory that has lost its charge
     if (bit := taken("flip")) is not None:
-        flipped = output.clone(memory_format=torch.contiguous_format)
-        flipped.data.view(torch.int32).view(-1)[output.numel() // 2] ^= 1 << int(bit)
-        return flipped
+        return flipped(output, int(bit))
     return None
+
+
+def flipped(tensor: object, bit: int) -> object:
+    """A copy in which one bit of one number is another."""
+    import torch
+
+    copy = tensor.clone(memory_format=torch.contiguous_format)
+    copy.data.view(torch.int32).view(-1)[tensor.numel() // 2] ^= 1 << bit
+    return copy
 
 
 if "RANK" in os.environ and "CHAOS_FAULTS" in os.environ:
