@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-builtin-rules
-.PHONY: help setup train test lint bench clean lock docker-build docker-train
+.PHONY: help setup train test chaos lint bench clean lock docker-build docker-train
 
 # Packages of the user's own site or of a surrounding environment must not stand in for a missing dependency.
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV CONDA_PREFIX
@@ -46,6 +46,9 @@ train: $(READY) ## train CONFIG (configs/digits.yaml) on this machine; NPROC=ran
 
 test: $(READY) ## run the tests; ARGS goes to pytest
 	@$(BIN)/python -m pytest $(ARGS)
+
+chaos: $(READY) ## strike a digits run with 40 faults and compare its weights; ARGS="--seed 1 --faults 20"
+	@$(BIN)/python -m tests.chaos $(ARGS)
 
 lint: $(READY) ## check format, lint, types and shell scripts
 	@$(BIN)/ruff format --check .

@@ -14,6 +14,7 @@ from pathlib import Path
 from gfgw_prod import settings_io
 from gfgw_prod.config import Config
 from gfgw_prod.distributed.world import World
+from gfgw_prod.resilience.starts import Starts
 from gfgw_prod.telemetry.startup import Startup
 from gfgw_prod.trainer import Run
 
@@ -37,7 +38,8 @@ class Stepper:
     """A run that makes steps and nothing else."""
 
     def __init__(self, config: Config, world: World):
-        self.run, self.world, self.step = Run(config, world, Startup()), world, 0
+        starts = Starts(config.run.dir, config.resilience.max_no_progress, world)
+        self.run, self.world, self.step = Run(config, world, starts, Startup()), world, 0
         self.run.bank.encode(self.run.table, self.run.extractor, config.features.block_rows, on_block=lambda rows: None)
         self.stream = self.run.stream(MOST_PAIRS + 1)
 

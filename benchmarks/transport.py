@@ -183,6 +183,7 @@ def duals() -> None:
                 x, labels = generated(table, step, weights)
                 nothing = torch.zeros(128)
                 match = matcher.match(x, nothing.long(), labels, nothing, step=step, images=step * 128)
+                matcher.accept(match, images=(step + 1) * 128)
                 inner += int(match.values()["transport/inner_iterations"])
                 if step >= steps * 3 // 5:
                     counts += torch.bincount(match.rows, minlength=len(table))

@@ -1,17 +1,25 @@
 """``python -m gfgw_prod``, and the command ``gfgw``."""
 
+from gfgw_prod.resilience.signals import leave_before_training
+
+leave_before_training()  # before anything else is imported: that takes seconds, in which a signal may come
+
 import os
 import sys
 import threading
 
 from gfgw_prod.resilience.orphans import die_with_agent
+from gfgw_prod.resilience.standard_streams import open_closed_streams
 
 BACKGROUND = {"save", "upload", "warm"}  # threads of the package that an error may leave behind
 
 
 def main() -> int:
     """Runs a command, alone or as a rank of a launcher; returns the exit code."""
-    die_with_agent()  # before anything else is imported: that takes seconds, in which the agent may end
+    die_with_agent()
+    open_closed_streams()
+    # Read once, by torch's import. A peer that cannot be reached gets a line of ours; torch would add C++ stacks to it.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
     from gfgw_prod.cli import main as run
 
     try:

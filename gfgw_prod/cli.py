@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gfgw_prod import __version__, settings_io
-from gfgw_prod.resilience.exit_codes import CRASHED, NoProgressError, UserError
+from gfgw_prod.distributed.torchrun import place, speaks_for_its_node
+from gfgw_prod.resilience.exit_codes import BAD_INPUT, CRASHED, HardwareError, NoProgressError, UserError
+from gfgw_prod.resilience.standard_streams import output_error, tell
 
 SETTINGS_HELP = (
     "Every setting can stand in the YAML file and on the command line; the command line wins. - and _ are alike."
@@ -19,26 +21,40 @@ SETTINGS_HELP = (
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; returns the exit code."""
     try:
-        return _run(list(sys.argv[1:] if arguments is None else arguments))
-    except (UserError, NoProgressError) as error:
-        # Ranks of a node fail alike; one of them says why.
-        if os.environ.get("LOCAL_RANK", "0") == "0":
-            print(f"gfgw: {error}", file=sys.stderr)
+        code = _outcome(list(sys.argv[1:] if arguments is None else arguments))
+    except OSError:
+        if (unwritten := output_error()) is None:
+            raise
+    else:
+        unwritten = output_error()
+    if isinstance(unwritten, BrokenPipeError):  # whoever read it has seen enough
+        return CRASHED
+    if unwritten is not None:
+        tell(f"gfgw: standard output cannot be written ({unwritten.strerror})")
+        return BAD_INPUT
+    return code
+
+
+def _outcome(arguments: list[str]) -> int:
+    try:
+        return _run(arguments)
+    except (UserError, NoProgressError, HardwareError) as error:
+        if speaks_for_its_node():
+            tell(f"gfgw: {error}")
         return error.exit_code
+    except SystemExit as done:  # argparse has printed help or a version
+        return int(done.code or 0)
     except RuntimeError as error:
         from gfgw_prod.distributed.lost_peers import lost_connection
 
         if (loss := lost_connection(error)) is None:
             raise
         # Its peer, or the launcher, tells why. The same happens on every rank, in another place.
-        print(f"gfgw: rank {os.environ.get('RANK', '0')} lost the connection to other ranks: {loss}", file=sys.stderr)
+        tell(f"gfgw: rank {os.environ.get('RANK', '0')} lost the connection to other ranks: {loss}")
         return CRASHED
     except KeyboardInterrupt:
-        print("gfgw: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        tell("gfgw: interrupted; the same command goes on from the last checkpoint")
         return 130
-    except BrokenPipeError:
-        sys.stderr.close()
-        return 1
 
 
 def _run(arguments: list[str]) -> int:
@@ -52,17 +68,17 @@ def _run(arguments: list[str]) -> int:
         description="Trains, or resumes the run in run.dir. " + SETTINGS_HELP,
         usage="gfgw train [--config FILE] [--dry-run [--json] [--ranks N]] [--SECTION.NAME VALUE ...]",
     )
-    train.add_argument("--config", type=Path, metavar="FILE", help="YAML file of settings")
+    train.add_argument("--config", type=_path, metavar="FILE", help="YAML file of settings")
     train.add_argument(
         "--dry-run", action="store_true", help="build on the meta device and print what the run would take"
     )
     train.add_argument("--json", action="store_true", help="with --dry-run: print JSON")
-    train.add_argument("--ranks", type=int, default=1, metavar="N", help="with --dry-run: ranks to plan for (1)")
+    train.add_argument("--ranks", type=int, metavar="N", help="with --dry-run: ranks to plan for (1)")
 
     sample = commands.add_parser("sample", help="draw images from a checkpoint or an exported generator")
     _add_place(sample, also=", or an exported .safetensors file")
     sample.add_argument("--num", type=int, default=64, help="number of images (default: 64)")
-    sample.add_argument("--out", type=Path, required=True, metavar="DIR", help="directory for the images")
+    sample.add_argument("--out", type=_path, required=True, metavar="DIR", help="directory for the images")
     sample.add_argument("--seed", type=int, default=0, help="seed of the noise (default: 0)")
     sample.add_argument("--grid", action="store_true", help="one picture of all images instead of a file each")
     sample.add_argument("--raw", action="store_true", help="weights as trained instead of their average (EMA)")
@@ -75,7 +91,7 @@ def _run(arguments: list[str]) -> int:
         required=True,
         help="safetensors: weights and settings, for gfgw_prod.trained.load_generator; onnx: noise in, images out",
     )
-    export.add_argument("--out", type=Path, required=True, metavar="FILE", help="file to write, whole or not at all")
+    export.add_argument("--out", type=_path, required=True, metavar="FILE", help="file to write, whole or not at all")
     export.add_argument("--raw", action="store_true", help="weights as trained instead of their average (EMA)")
 
     inspect = commands.add_parser("inspect", help="list checkpoints with step, images and whether they are whole")
@@ -114,15 +130,24 @@ def _train(parser: argparse.ArgumentParser, arguments: list[str]) -> int:
     source = settings_io.add_settings(parser)
     chosen, rest = parser.parse_known_args(settings_io.normalised(arguments))
     settings_io.reject_unknown(rest)
+    if not chosen.dry_run and (chosen.json or chosen.ranks is not None):
+        raise UserError("--json and --ranks go with --dry-run")
     from_file = settings_io.read_yaml(chosen.config) if chosen.config else {}
     config = settings_io.resolve(from_file, settings_io.parsed(source, chosen))
     if chosen.dry_run:
         from gfgw_prod.dry_run import plan
 
-        return plan(config, ranks=chosen.ranks, as_json=chosen.json)
+        return plan(config, ranks=1 if chosen.ranks is None else chosen.ranks, as_json=chosen.json)
+    place()  # a malformed environment is refused before torch is imported
     from gfgw_prod.trainer import train
 
     return train(config)
+
+
+def _path(word: str) -> Path:
+    if not word:  # which would mean the present directory
+        raise argparse.ArgumentTypeError("must not be empty")
+    return Path(word)
 
 
 def _add_place(parser: argparse.ArgumentParser, also: str = "") -> None:

@@ -14,6 +14,8 @@ from gfgw_prod.checkpoint.reading import Checkpoint
 from gfgw_prod.checkpoint.run_directory import listed
 from gfgw_prod.resilience.exit_codes import BAD_INPUT, FINISHED, UserError
 
+MOST_SAMPLES = 1_000_000  # they are in memory together
+
 
 def inspect_checkpoints(place: str, *, verify: bool, as_json: bool) -> int:
     """Prints every checkpoint's step, images, age, size, whether it is whole or why not, and its weights' digest.
@@ -70,8 +72,8 @@ def sample_images(place: str, count: int, out: Path, *, seed: int, grid: bool, r
     from gfgw_prod import samples
     from gfgw_prod.trained import read_trained
 
-    if count < 1:
-        raise UserError(f"--num must be at least 1, not {count}")
+    if not 1 <= count <= MOST_SAMPLES:
+        raise UserError(f"--num must be at least 1 and at most {MOST_SAMPLES:,}, not {count}")
     if not 0 <= seed < 2**63:
         raise UserError(f"--seed must be between 0 and 2**63 - 1, not {seed}")
     trained = read_trained(place, raw=raw)

@@ -5,15 +5,42 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-NonNegative = Annotated[float, Field(ge=0)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
+
+def _no_truth_value(value: object) -> object:
+    if isinstance(value, bool):
+        raise ValueError("be a number")
+    return value
+
+
+def _name(value: object) -> object:
+    if isinstance(value, str) and ("\0" in value or any("\ud800" <= character <= "\udfff" for character in value)):
+        raise ValueError("be text that a file system takes")
+    return value
+
+
+def _path(value: object) -> object:
+    if value == "":  # which would mean the present directory
+        raise ValueError("be a path")
+    return _name(value)
+
+
+# Every number has a least and a greatest value. The greatest are far beyond what is of use, and can be computed with.
+Whole = Annotated[int, BeforeValidator(_no_truth_value)]
+Real = Annotated[float, BeforeValidator(_no_truth_value)]
+Text = Annotated[str, BeforeValidator(_name)]
+Place = Annotated[Path, BeforeValidator(_path)]
+Count = Annotated[Whole, Field(ge=1, le=1_000_000)]
+Positive = Annotated[Real, Field(gt=0, le=1e9)]
+NonNegative = Annotated[Real, Field(ge=0, le=1e9)]
+Weight = Annotated[Real, Field(ge=0, le=1e6)]
+Fraction = Annotated[Real, Field(ge=0, le=1)]
 TimeRange = tuple[Fraction, Fraction]
-Epsilon = Annotated[float, Field(ge=1e-4)]  # below it, float32 logits have no digits left
-Decay = Annotated[float, Field(ge=0, lt=1)]
-Kimg = Annotated[float, Field(gt=0, le=1e9)]
+Epsilon = Annotated[Real, Field(ge=1e-4, le=1e3)]  # below it, float32 logits have no digits left
+Decay = Annotated[Real, Field(ge=0, lt=1)]
+Kimg = Annotated[Real, Field(gt=0, le=1e9)]
 
 
 class Section(BaseModel):
@@ -23,9 +50,11 @@ class Section(BaseModel):
 
 
 class RunSettings(Section):
-    dir: Path = Field(Path("runs/default"), description="run directory; launching it again resumes it")
+    dir: Place = Field(Path("runs/default"), description="run directory; launching it again resumes it")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to compute; auto takes a GPU if present")
-    threads: PositiveInt = Field(1, description="intra-op CPU threads per rank (part of the arithmetic)")
+    threads: Annotated[Whole, Field(ge=1, le=1024)] = Field(
+        1, description="intra-op CPU threads per rank (part of the arithmetic)"
+    )
     allow_changes: bool = Field(
         False, description="go on with a run although settings, data or packages have changed; recorded in the run"
     )
@@ -33,41 +62,48 @@ class RunSettings(Section):
 
 class DataSettings(Section):
     source: Literal["digits", "cifar10"] = Field("digits", description="data set")
-    path: Path | None = Field(None, description="directory of the data set (cifar10: holds or receives its archive)")
+    path: Place | None = Field(None, description="directory of the data set (cifar10: holds or receives its archive)")
     download: bool = Field(True, description="fetch a missing archive where there is a network")
     flip: bool = Field(False, description="mirror targets at random; matching and feature losses see them unmirrored")
 
 
 class GeneratorSettings(Section):
-    model_channels: Annotated[int, Field(gt=0, multiple_of=2)] = Field(
+    model_channels: Annotated[Whole, Field(ge=2, le=4096, multiple_of=2)] = Field(
         128, description="channels at the highest resolution"
     )
-    channel_mult: tuple[PositiveInt, ...] = Field(
+    channel_mult: tuple[Annotated[Whole, Field(ge=1, le=64)], ...] = Field(
         (1, 2, 2, 2),
         min_length=1,
+        max_length=16,
         description="channels per level as multiples of model_channels; each level halves the side",
     )
-    channel_mult_emb: PositiveInt = Field(4, description="width of the embedding as a multiple of model_channels")
-    num_blocks: PositiveInt = Field(4, description="residual blocks per level")
-    attention_resolutions: tuple[PositiveInt, ...] = Field((16,), description="sides (pixels) at which blocks attend")
-    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.1, description="dropout probability in residual blocks")
+    channel_mult_emb: Annotated[Whole, Field(ge=1, le=64)] = Field(
+        4, description="width of the embedding as a multiple of model_channels"
+    )
+    num_blocks: Annotated[Whole, Field(ge=1, le=64)] = Field(4, description="residual blocks per level")
+    attention_resolutions: tuple[Count, ...] = Field(
+        (16,), max_length=16, description="sides (pixels) at which blocks attend"
+    )
+    dropout: Decay = Field(0.1, description="dropout probability in residual blocks")
     conditional: bool = Field(False, description="condition on class labels")
     exact_boundary: bool = Field(True, description="enforce G(x, 0) = x by construction")
-    pretrained: Path | None = Field(None, description="network .pkl of EDM to begin a run with, of these settings")
+    pretrained: Place | None = Field(None, description="network .pkl of EDM to begin a run with, of these settings")
 
 
 class FeatureSettings(Section):
     extractor: Literal["pixels", "dinov2"] = Field("dinov2", description="feature space of the matching")
-    weights: Path | None = Field(
+    weights: Place | None = Field(
         None, description="DINOv2 weights file (.safetensors or .pth); else timm's cache or hub"
     )
-    image_size: Annotated[int, Field(ge=14, multiple_of=14)] = Field(224, description="DINOv2 input side, pixels")
-    block_rows: PositiveInt = Field(128, description="images encoded at once when the bank is built, rows")
+    image_size: Annotated[Whole, Field(ge=14, le=2044, multiple_of=14)] = Field(
+        224, description="DINOv2 input side, pixels"
+    )
+    block_rows: Count = Field(128, description="images encoded at once when the bank is built, rows")
 
 
 class TransportSettings(Section):
     scope: Literal["subset", "full"] = Field("subset", description="couple to drawn bank rows or to the whole bank")
-    subset_rows: PositiveInt = Field(2048, description="bank rows drawn per step in subset scope, rows")
+    subset_rows: Count = Field(2048, description="bank rows drawn per step in subset scope, rows")
     backend: Literal["native", "pot"] = Field("native", description="solver")
     target: Literal["argmax", "sample", "barycentric", "independent"] = Field(
         "argmax", description="how a row of the plan names its target; independent ignores the plan"
@@ -78,12 +114,14 @@ class TransportSettings(Section):
     epsilon: Epsilon = Field(0.1, description="entropic regularisation at the start, units of the cost")
     epsilon_end: Epsilon = Field(0.01, description="entropic regularisation at the end of its exponential decay")
     epsilon_kimg: NonNegative = Field(1600.0, description="length of the decay of epsilon, kimg")
-    outer_iterations: PositiveInt = Field(10, description="most linearisations per step; annealing's come before")
-    inner_iterations: PositiveInt = Field(200, description="most Sinkhorn iterations per linearisation")
+    outer_iterations: Count = Field(10, description="most linearisations per step; annealing's come before")
+    inner_iterations: Count = Field(200, description="most Sinkhorn iterations per linearisation")
     iterations: Literal["adaptive", "fixed"] = Field(
         "adaptive", description="stop at the tolerance, or make all iterations without a look at any value"
     )
-    tolerance: PositiveFloat = Field(1e-3, description="L1 marginal error and relative error of S at which to stop")
+    tolerance: Annotated[Real, Field(gt=0, le=2)] = Field(
+        1e-3, description="L1 marginal error and relative error of S at which to stop"
+    )
     geometry: Literal["cosine", "euclidean"] = Field(
         "cosine", description="distance of features; euclidean is dense, for subset scope"
     )
@@ -96,7 +134,7 @@ class TransportSettings(Section):
     dual_balance: Fraction = Field(
         0.95, description="how far a batch's own marginal is enforced from a persistent potential: 1 fully, 0 not"
     )
-    dual_epochs: PositiveFloat = Field(0.25, description="length of a persistent potential's memory, epochs")
+    dual_epochs: Positive = Field(0.25, description="length of a persistent potential's memory, epochs")
     anneal_from: Epsilon | None = Field(
         None, description="larger epsilon at which each coupling begins, halved per linearisation; off if null"
     )
@@ -116,47 +154,55 @@ class TransportSettings(Section):
 
 
 class LossSettings(Section):
-    flow: NonNegative = Field(1.0, description="weight of the multi-scale pseudo-Huber regression")
-    flow_huber: PositiveFloat = Field(0.03, description="pseudo-Huber radius per pixel, units of [-1, 1] images")
-    flow_scales: PositiveInt = Field(2, description="resolutions of the flow loss, each half of the last")
-    feature: NonNegative = Field(0.1, description="weight of 1 - cosine in feature space")
-    structure: NonNegative = Field(0.05, description="weight of the match of distances within a cell")
-    lpips: NonNegative = Field(0.0, description="weight of LPIPS (VGG)")
-    lpips_trunk: Path | None = Field(None, description="VGG-16 weights file of LPIPS; else torchvision's cache or hub")
-    boundary: NonNegative = Field(1.0, description="weight of |G(x, 0) - x|² when the boundary is not exact")
+    flow: Weight = Field(1.0, description="weight of the multi-scale pseudo-Huber regression")
+    flow_huber: Annotated[Real, Field(gt=0, le=1e3)] = Field(
+        0.03, description="pseudo-Huber radius per pixel, units of [-1, 1] images"
+    )
+    flow_scales: Annotated[Whole, Field(ge=1, le=16)] = Field(
+        2, description="resolutions of the flow loss, each half of the last"
+    )
+    feature: Weight = Field(0.1, description="weight of 1 - cosine in feature space")
+    structure: Weight = Field(0.05, description="weight of the match of distances within a cell")
+    lpips: Weight = Field(0.0, description="weight of LPIPS (VGG)")
+    lpips_trunk: Place | None = Field(None, description="VGG-16 weights file of LPIPS; else torchvision's cache or hub")
+    boundary: Weight = Field(1.0, description="weight of |G(x, 0) - x|² when the boundary is not exact")
 
 
 class TimeSettings(Section):
     one_step_share: Fraction = Field(0.25, description="share of slots trained at t = 1, where samples are made")
-    location: float = Field(0.0, description="location of the logit-Student-t distribution of t")
-    scale: PositiveFloat = Field(1.0, description="scale of the logit-Student-t distribution of t")
-    freedom: PositiveInt = Field(4, description="degrees of freedom of the logit-Student-t distribution of t")
+    location: Annotated[Real, Field(ge=-100, le=100)] = Field(
+        0.0, description="location of the logit-Student-t distribution of t"
+    )
+    scale: Annotated[Real, Field(gt=0, le=100)] = Field(
+        1.0, description="scale of the logit-Student-t distribution of t"
+    )
+    freedom: Annotated[Whole, Field(ge=1, le=1000)] = Field(
+        4, description="degrees of freedom of the logit-Student-t distribution of t"
+    )
     stage1_kimg: NonNegative = Field(10.0, description="length of the first stage, kimg")
     stage1_range: TimeRange = Field((0.7, 1.0), description="range of t in the first stage")
     stage2_range: TimeRange = Field((0.0, 1.0), description="range of t afterwards")
 
 
 class OptimizerSettings(Section):
-    lr: PositiveFloat = Field(1e-4, description="peak learning rate of AdamW")
+    lr: Annotated[Real, Field(gt=0, le=10)] = Field(1e-4, description="peak learning rate of AdamW")
     final_lr_ratio: Fraction = Field(0.0, description="learning rate at the end as a share of the peak")
     warmup_kimg: NonNegative = Field(10.0, description="length of the linear warm-up, kimg")
-    decay_kimg: PositiveFloat = Field(
-        1000.0, description="where the cosine ends, kimg; independent of train.total_kimg"
-    )
+    decay_kimg: Positive = Field(1000.0, description="where the cosine ends, kimg; independent of train.total_kimg")
     betas: tuple[Decay, Decay] = Field((0.9, 0.999), description="decay of AdamW's moments")
     weight_decay: NonNegative = Field(0.0, description="decoupled weight decay")
-    clip_norm: PositiveFloat = Field(1.0, description="largest gradient norm")
+    clip_norm: Positive = Field(1.0, description="largest gradient norm")
 
 
 class EmaSettings(Section):
-    halflife_kimg: PositiveFloat = Field(500.0, description="half-life of the averaged weights, kimg")
+    halflife_kimg: Positive = Field(500.0, description="half-life of the averaged weights, kimg")
     rampup_ratio: NonNegative = Field(0.05, description="half-life is at most this share of the images seen; 0 is off")
 
 
 class TrainSettings(Section):
     total_kimg: Kimg = Field(1000.0, description="length of the run, kimg (1,000 images)")
-    batch_size: PositiveInt = Field(256, description="images per optimisation step over all ranks")
-    cell_size: PositiveInt = Field(32, description="images per cell, the unit of work and randomness")
+    batch_size: Count = Field(256, description="images per optimisation step over all ranks")
+    cell_size: Count = Field(32, description="images per cell, the unit of work and randomness")
 
 
 class DistributedSettings(Section):
@@ -164,53 +210,53 @@ class DistributedSettings(Section):
     reduction: Literal["exact", "fast"] = Field(
         "exact", description="exact sums gradients in one order for every number of ranks; fast is a plain all-reduce"
     )
-    timeout_seconds: PositiveInt = Field(600, description="longest wait for the other ranks, seconds")
+    timeout_seconds: Annotated[Whole, Field(ge=1, le=10_000_000)] = Field(
+        600, description="longest wait for the other ranks, seconds"
+    )
 
 
 class CheckpointSettings(Section):
-    every_kimg: PositiveFloat = Field(100.0, description="interval between checkpoints, kimg")
-    keep: PositiveInt = Field(3, description="checkpoints kept, newest first")
+    every_kimg: Positive = Field(100.0, description="interval between checkpoints, kimg")
+    keep: Count = Field(3, description="checkpoints kept, newest first")
     keep_every_kimg: NonNegative = Field(
         0.0, description="one checkpoint for each multiple of this stays for good, kimg; 0 is off"
     )
-    root: str = Field("", description="directory or fsspec URL of the checkpoints; empty is run.dir/checkpoints")
-    upload_to: str = Field("", description="directory or fsspec URL that they are copied to in the background")
-    max_failures: PositiveInt = Field(3, description="saves in a row that may fail before the run ends with 76")
+    root: Text = Field("", description="directory or fsspec URL of the checkpoints; empty is run.dir/checkpoints")
+    upload_to: Text = Field("", description="directory or fsspec URL that they are copied to in the background")
+    max_failures: Count = Field(3, description="saves in a row that may fail before the run ends with 76")
 
 
 class ResilienceSettings(Section):
-    hang_seconds: Annotated[float, Field(gt=0, le=86400)] = Field(
+    hang_seconds: Annotated[Real, Field(gt=0, le=86400)] = Field(
         600.0,
         description="seconds without progress after which a rank writes its stacks and ends; more than any step takes",
     )
-    max_no_progress: PositiveInt = Field(
-        5, description="restarts without a new checkpoint after which the run ends with 76"
-    )
-    audit_every_steps: Annotated[int, Field(ge=0)] = Field(
+    max_no_progress: Count = Field(5, description="restarts without a new checkpoint after which the run ends with 76")
+    audit_every_steps: Annotated[Whole, Field(ge=0, le=1_000_000_000)] = Field(
         1000, description="interval between steps that are computed twice and compared; 0 is off"
     )
-    spike_factor: Annotated[float, Field(gt=1)] = Field(
+    spike_factor: Annotated[Real, Field(gt=1, le=1e9)] = Field(
         100.0, description="gradient norm or loss over its running median at which a step is suspect"
     )
-    skips_before_rollback: PositiveInt = Field(
+    skips_before_rollback: Count = Field(
         5, description="bad steps in a row after which the run goes back to a checkpoint; a second time ends it"
     )
-    straggler_ratio: Annotated[float, Field(gt=1)] = Field(
+    straggler_ratio: Annotated[Real, Field(gt=1, le=1e9)] = Field(
         1.5, description="a rank's time per step over the median of all ranks at which it is named"
     )
 
 
 class TelemetrySettings(Section):
-    log_every_kimg: PositiveFloat = Field(1.0, description="interval between metric records, kimg")
-    samples_every_kimg: PositiveFloat = Field(50.0, description="interval between sample grids, kimg")
-    frechet_samples: Annotated[int, Field(ge=0)] = Field(
+    log_every_kimg: Positive = Field(1.0, description="interval between metric records, kimg")
+    samples_every_kimg: Positive = Field(50.0, description="interval between sample grids, kimg")
+    frechet_samples: Annotated[Whole, Field(ge=0, le=1_000_000)] = Field(
         0, description="samples behind the raw-pixel Fréchet distance printed at the end; 0 is off (tiny images only)"
     )
-    sample_grid: Annotated[int, Field(ge=1, le=32)] = Field(10, description="images along a side of the sample grid")
-    prometheus_port: Annotated[int, Field(ge=0, le=65535)] = Field(
-        0, description="TCP port of the metrics endpoint; 0 is off"
+    sample_grid: Annotated[Whole, Field(ge=1, le=32)] = Field(10, description="images along a side of the sample grid")
+    prometheus_port: Annotated[Whole, Field(ge=0, le=65535)] = Field(
+        0, description="TCP port of metrics and probes, on every node; 0 is off"
     )
-    prometheus_address: str = Field("127.0.0.1", description="address the metrics endpoint listens on")
+    prometheus_address: Text = Field("127.0.0.1", min_length=1, description="address that port is opened on")
     progress: Literal["auto", "bar", "plain", "off"] = Field(
         "auto", description="auto is a bar in a terminal, else lines"
     )
@@ -221,7 +267,7 @@ class Config(BaseSettings):
 
     model_config = SettingsConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(0, description="seed of every random stream")
+    seed: Annotated[Whole, Field(ge=0, lt=2**63)] = Field(0, description="seed of every random stream")
     run: RunSettings = Field(RunSettings(), description="where and on what")
     data: DataSettings = Field(DataSettings(), description="images")
     generator: GeneratorSettings = Field(GeneratorSettings(), description="the U-Net")

@@ -40,6 +40,8 @@ def _destination(out: Path) -> Path:
     try:
         if final.is_dir():
             raise UserError(f"--out {out} is a directory; name a file")
+        if final.is_symlink():  # nothing else stays one
+            raise UserError(f"--out {out} is a loop of links; name a file")
         if final.exists() and not final.is_file():
             raise UserError(f"--out {out} is not a regular file; name another")
         final.parent.mkdir(parents=True, exist_ok=True)

@@ -6,6 +6,8 @@ import shlex
 import socket
 import sys
 import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -17,13 +19,19 @@ from gfgw_prod.data.sources import Table
 from gfgw_prod.distributed.cells import Spread
 from gfgw_prod.distributed.world import World
 from gfgw_prod.generator.ema import Ema
-from gfgw_prod.step import StepReport
+from gfgw_prod.resilience.preemption import ToldToStopError
+from gfgw_prod.resilience.watchdog import watch
+from gfgw_prod.step import StepResult
 from gfgw_prod.telemetry import Telemetry
+from gfgw_prod.telemetry.health import Health
 from gfgw_prod.telemetry.pace import Pace
 from gfgw_prod.telemetry.sinks import Values
 from gfgw_prod.telemetry.startup import LONG_SECONDS, Startup
-from gfgw_prod.telemetry.stragglers import OwnTime, Watch, slowest
+from gfgw_prod.telemetry.stragglers import OwnTime, StragglerWatch, slowest
 from gfgw_prod.transport.usage import Usage
+
+if TYPE_CHECKING:
+    from gfgw_prod.telemetry.endpoint import Endpoint
 
 TOLD_EVERY_SECONDS = 10.0  # of work that takes long before the first step
 
@@ -33,6 +41,8 @@ class Reporter:
 
     def __init__(self, config: Config, world: World, startup: Startup):
         self.config, self.world, self.dir = config, world, config.run.dir
+        self.health = Health(config.resilience.hang_seconds, watch.silence)
+        self._endpoint: Endpoint | None = None
         self._startup: Startup | None = startup  # until the first record
         self._telemetry = Telemetry([])
         self._told, self._warned = time.monotonic(), False
@@ -43,23 +53,34 @@ class Reporter:
         if self.world.is_main:
             print(line, file=sys.stderr, flush=True)
 
+    def listen(self) -> None:
+        """Opens the endpoint of this node, on its first rank, long before there is anything to record.
+
+        Raises:
+            UserError: if the port cannot be bound.
+        """
+        telemetry = self.config.telemetry
+        if telemetry.prometheus_port and self.world.is_first_on_node:
+            from gfgw_prod.telemetry.endpoint import Endpoint
+
+            self._endpoint = Endpoint(telemetry.prometheus_address, telemetry.prometheus_port, self.health)
+
     def encoded(self, rows: int, total: int) -> None:
         """Says now and then how far the bank is; with a large network it takes minutes."""
+        self.health.phase(f"starting: encoding the bank, {rows:,} of {total:,} rows")
         if time.monotonic() - self._told >= TOLD_EVERY_SECONDS:
             self._told = time.monotonic()
             self.say(f"bank: {rows:,} of {total:,} rows of rank 0 encoded")
 
     def open(self, step: int, resumed: Checkpoint | None) -> None:
-        """Opens the sinks of a run that goes on after ``step`` steps.
-
-        Raises:
-            UserError: if the metrics port cannot be bound.
-        """
+        """Opens the sinks of a run that goes on after ``step`` steps."""
+        batch_size = self.config.train.batch_size
+        self.health.position(step, step * batch_size)
         if self.world.is_main:
-            batch_size = self.config.train.batch_size
             self._telemetry = Telemetry.open(
                 self.config.telemetry,
                 self.dir,
+                None if self._endpoint is None else self._endpoint.registry,
                 step=step,
                 images=step * batch_size,
                 total_images=self.config.total_steps * batch_size,
@@ -71,14 +92,13 @@ class Reporter:
         self._spread, self._first_step, self._started = spread, step, time.monotonic()
         self._pace = Pace(step, self.config.train.batch_size, self.world.world_size, spread.idle_share)
         hosts = self.world.collect(socket.gethostname())
-        self._watch = Watch(hosts, self.config.resilience.straggler_ratio)
+        self._stragglers = StragglerWatch(hosts, self.config.resilience.straggler_ratio)
 
-    def record(self, step: int, images: int, report: StepReport, usage: Usage, damaged: int) -> None:
-        """Records what the last step found. Collective."""
-        values = report.values(self.world, self._spread) | self._pace.values(step)
+    def record(self, step: int, images: int, result: StepResult, usage: Usage, more: Values) -> None:
+        """Records what the last step found, and more values by tag of the catalogue. Collective."""
+        values = result.values(self.world, self._spread) | self._pace.values(step)
         values["transport/bank_share"] = usage.share(images)
-        values["run/damaged_checkpoints"] = damaged
-        self.values(step, images, {**values, **self._of_ranks(), **self._of_the_start()})
+        self.values(step, images, {**values, **more, **self._of_ranks(), **self._of_the_start()})
         if not values.get("transport/converged", 1.0) and not self._warned:
             self._warned = True
             self.say(
@@ -101,14 +121,15 @@ class Reporter:
             samples.write_png(grid, self.dir / "samples.png")
         self._telemetry.picture(images, "samples", grid)
 
-    def finished(self, step: int, ema: Ema, table: Table, *, measure: bool) -> None:
+    def finished(self, step: int, ema: Ema, table: Table, *, told_to_stop: Callable[[], bool]) -> None:
         """Closes the telemetry and says what there is now and what to do next. Collective.
 
         Args:
-            measure: also say how far samples are from the data, if ``telemetry.frechet_samples`` asks for it.
+            told_to_stop: leave out how far samples are from the data, which ``telemetry.frechet_samples`` asks for.
         """
+        self.health.phase("finished")
         seconds = time.monotonic() - self._started
-        figures = self._figures(ema, table) if measure else ""
+        figures = self._figures(ema, table, told_to_stop)
         self.close()
         batch_size, total_kimg = self.config.train.batch_size, self.config.train.total_kimg
         place, more = shlex.quote(str(self.dir)), shlex.quote(str(self.dir / "more-samples"))
@@ -121,8 +142,11 @@ class Reporter:
         self.say(f"go on:      the same command with --train.total-kimg {2 * total_kimg:g}")
 
     def close(self) -> None:
-        """Flushes and closes all sinks."""
+        """Flushes and closes all sinks, and the endpoint."""
         self._telemetry.close()
+        if self._endpoint is not None:
+            self._endpoint.close()
+            self._endpoint = None
 
     def _of_ranks(self) -> Values:
         """How the ranks compare since the last record; names those that are slow. Collective."""
@@ -130,7 +154,7 @@ class Reporter:
         if self.world.device.type != "cpu":
             return {}
         seconds = self.world.gather(torch.tensor(mean, dtype=torch.float64)).tolist()
-        for line in self._watch.judge(seconds, steps, time.monotonic()):
+        for line in self._stragglers.judge(seconds, steps, time.monotonic()):
             self.say(line)
         rank, ratio = slowest(seconds)
         return {"speed/rank_step_seconds": seconds, "speed/slowest_rank": rank, "speed/slowest_ratio": ratio}
@@ -145,7 +169,9 @@ class Reporter:
             self.say(str(startup))
         return startup.values()
 
-    def _draw(self, count: int, stream: str, ema: Ema, table: Table) -> torch.Tensor:
+    def _draw(
+        self, count: int, stream: str, ema: Ema, table: Table, before_batch: Callable[[], None] = watch.progress
+    ) -> torch.Tensor:
         """Samples of the averaged weights. Collective."""
         with ema.applied() as generator:
             images, _ = samples.draw_samples(
@@ -156,15 +182,26 @@ class Reporter:
                 seed=self.config.seed,
                 stream=stream,
                 device=self.world.device,
+                before_batch=before_batch,
             )
         return images
 
-    def _figures(self, ema: Ema, table: Table) -> str:
+    def _figures(self, ema: Ema, table: Table, told_to_stop: Callable[[], bool]) -> str:
+        def go_on() -> None:
+            watch.progress("measuring samples")
+            if told_to_stop():
+                raise ToldToStopError
+
         count = self.config.telemetry.frechet_samples
         if not count:
             return ""
         from gfgw_prod.evaluation.frechet import frechet_distance
 
-        drawn, data = self._draw(count, "frechet", ema, table), table.rows(torch.arange(len(table)))
-        distance = frechet_distance(*(images.flatten(1).double().numpy() for images in (drawn, data)))
+        try:
+            drawn = self._draw(count, "frechet", ema, table, go_on)
+        except ToldToStopError:
+            return "; told to stop before samples were measured"
+        with watch.paused():
+            data = table.rows(torch.arange(len(table)))
+            distance = frechet_distance(*(images.flatten(1).double().numpy() for images in (drawn, data)))
         return f", raw-pixel Fréchet distance {distance:.3f} ({count:,} samples)"

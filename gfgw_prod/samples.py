@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -23,6 +24,7 @@ def draw_samples(
     stream: str,
     device: torch.device,
     batch: int = 250,
+    before_batch: Callable[[], None] = lambda: None,
 ) -> tuple[Tensor, Tensor]:
     """One-step samples ``(count, c, h, w)`` in [-1, 1] and their class ids ``(count,)``, on the CPU.
 
@@ -32,6 +34,7 @@ def draw_samples(
     labels = torch.arange(count) % max(num_classes, 1)
     pieces = []
     for start in range(0, count, batch):
+        before_batch()
         ids = range(start, min(start + batch, count))
         noise = torch.stack([torch.randn(image_shape, generator=random_stream(seed, stream, i)) for i in ids])
         times = torch.ones(len(noise), device=device)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import difflib
-from collections.abc import Iterator, Mapping, Sequence
+import os
+import reprlib
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -14,6 +16,41 @@ from pydantic_settings import CliSettingsSource, SettingsError
 
 from gfgw_prod.config import Config
 from gfgw_prod.resilience.exit_codes import UserError, one_line
+
+MOST_BYTES = 100_000  # of a settings file: every setting spelled out takes 4,000
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML without what lets a file mean other than it seems to: names given twice, and aliases, which can multiply."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+            raise yaml.composer.ComposerError(None, None, "aliases are not taken; write the value out", mark)
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen = set()
+        for key, _ in node.value:
+            name = key.value.replace("-", "_") if isinstance(key, yaml.ScalarNode) else None
+            if name in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"{_shown(name)} is given twice", key.start_mark)
+            seen |= {name} - {None}
+        return super().construct_mapping(node, deep)
+
+
+class _Short(reprlib.Repr):
+    """What was given, cut to a length that fits a line."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxstring = self.maxother = 100
+
+    def repr_int(self, x: int, level: int) -> str:  # Python writes none out that has thousands of digits
+        return repr(x) if x.bit_length() < 200 else f"a number of {x.bit_length()} bits"
+
+
+_shown = _Short().repr
 
 
 class Parser(argparse.ArgumentParser):
@@ -85,14 +122,20 @@ def read_yaml(path: Path) -> dict[str, Any]:
     Raises:
         UserError: if the file is missing, is not YAML or is not a mapping.
     """
+    if not os.path.isfile(path):  # a pipe could be read once, by one rank, and may have no writer
+        raise UserError(
+            f"--config: {path} is not a regular file" if os.path.exists(path) else f"--config: no file {path}"
+        )
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"--config: no file {path}") from None
+        with path.open("rb") as file:
+            written = file.read(MOST_BYTES + 1)
+        if len(written) > MOST_BYTES:
+            raise UserError(f"--config: {path} has more than {MOST_BYTES:,} bytes: no file of settings")
+        content = yaml.load(written.decode("utf-8"), _Loader)
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--config: cannot read {path}: {one_line(error)}") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UserError(f"--config: {path} is not valid YAML: {one_line(error)}") from None
+        raise UserError(f"--config: {path} is not valid YAML: {one_line(error, 300)}") from None
     if content is None:
         return {}
     if not isinstance(content, dict):
@@ -133,7 +176,7 @@ def write_yaml(config: Config, path: Path) -> None:
 def _merge(base: dict[str, Any], layer: Mapping[Any, Any]) -> None:
     for name, value in layer.items():
         if not isinstance(name, str):
-            raise UserError(f"setting names must be words, not {name!r}")
+            raise UserError(f"setting names must be words, not {_shown(name)}")
         key = name.replace("-", "_")
         if isinstance(value, Mapping) and isinstance(base.get(key), dict):
             _merge(base[key], value)
@@ -145,6 +188,7 @@ def _merge(base: dict[str, Any], layer: Mapping[Any, Any]) -> None:
 
 
 def _unknown(name: str) -> str:
+    name = name if len(name) <= 100 else name[:100] + "..."
     names = list(setting_names())
     last = name.rpartition(".")[2]
     # A word of its own may be a setting without its section, or a misspelt section.
@@ -170,4 +214,4 @@ def _explain(error: ValidationError) -> str:
     if not location:
         return one_line(message)
     message = message.removeprefix("Input ").removeprefix("should ")
-    return one_line(f"{'.'.join(location)} should {message}, not {first['input']!r}")
+    return one_line(f"{'.'.join(location)} should {message}, not {_shown(first['input'])}")

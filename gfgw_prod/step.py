@@ -1,10 +1,14 @@
-"""One optimisation step: generate, match, regress, update."""
+"""One optimisation step: generate, match, regress; then update.
+
+``compute`` changes nothing that outlives the step, so a step can be computed again: the same bits, if the hardware is
+sound. ``apply`` makes it count.
+"""
 
 from __future__ import annotations
 
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +19,7 @@ from gfgw_prod.config import Config, TimeSettings
 from gfgw_prod.data.sources import Table
 from gfgw_prod.data.stream import CellRows, KeyedOrder, flip_some
 from gfgw_prod.distributed.cells import Cell, Round, Spread
+from gfgw_prod.distributed.checksums import checksum
 from gfgw_prod.distributed.parallel import Parallel
 from gfgw_prod.distributed.reduction import gradient_norm, scale_gradients
 from gfgw_prod.distributed.world import World
@@ -31,18 +36,26 @@ TERMS = ("total", "flow", "feature", "structure", "lpips", "boundary")
 
 
 @dataclass(frozen=True)
-class StepReport:
-    """What a step found: this rank's loss terms and scalars, still on the device, and streamed row ids."""
+class StepResult:
+    """What a step computed, on the device; its gradient stands in the parameters' ``.grad``."""
 
-    terms: Tensor  # (rounds, len(TERMS))
-    streamed: Tensor  # (rounds, b), on the CPU
+    step: int
+    images_seen: int  # before it
+    terms: Tensor  # (rounds, len(TERMS)), of this rank
+    counts: Tensor  # (rounds,), 0 for turns of a short rank
+    streamed: Tensor  # (rounds, b) row ids, on the CPU
     gradient_norm: Tensor
-    lr: float
-    epsilon: float
-    structure_weight: float
+    finite: Tensor  # whether the generated features were
     match: Match
     match_seconds: float
     match_bytes: int
+    checksums: Tensor  # (rounds, 3), of this rank's features, loss terms and gradients, each before it met any other
+    schedules: dict[str, float]  # learning rate, epsilon and lambda, by tag of the catalogue
+
+    @property
+    def largest_loss(self) -> Tensor:
+        """The largest total loss of this rank's cells."""
+        return torch.where(self.counts > 0, self.terms[:, 0], 0.0).max()
 
     def values(self, world: World, spread: Spread) -> dict[str, float]:
         """Metrics by tag of the catalogue; losses are means over all cells, in the order of cells. Collective."""
@@ -52,18 +65,16 @@ class StepReport:
         return {f"loss/{term}": mean for term, mean in zip(TERMS, means, strict=True)} | {
             "data/batch_crc": zlib.crc32(rows.numpy().astype("<i8").tobytes()),
             "optimizer/gradient_norm": float(self.gradient_norm),
-            "optimizer/learning_rate": self.lr,
-            "transport/epsilon": self.epsilon,
-            "transport/structure_weight": self.structure_weight,
             "transport/seconds": self.match_seconds,
             "transport/bytes_sent": self.match_bytes,
+            **self.schedules,
             **self.match.values(),
         }
 
 
 @dataclass
 class TrainingStep:
-    """Everything a step needs. Calling it makes one step and returns its report."""
+    """Everything a step needs."""
 
     config: Config
     world: World
@@ -78,30 +89,68 @@ class TrainingStep:
     def __post_init__(self) -> None:
         self._order = KeyedOrder(self.config.seed, len(self.table))
 
-    def __call__(self, step: int, stream: Iterator[CellRows]) -> StepReport:
+    @property
+    def turns(self) -> int:
+        """Cells that this rank runs in a step."""
+        return self.parallel.spread.turns
+
+    def compute(self, step: int, rows: Sequence[CellRows]) -> StepResult:
+        """Computes a step from what the stream brings to its turns. Collective."""
         config, world = self.config, self.world
         images_seen = step * config.train.batch_size
         turns = self.parallel.spread.rounds(config.seed, step, size=config.train.cell_size, rank=world.rank)
-        inputs = [CellInputs.draw(turn.cell, next(stream), self.table, world.device) for turn in turns]
+        self.parallel.module.zero_grad(set_to_none=True)  # of a computation that did not count
+        inputs = [
+            CellInputs.draw(turn.cell, found, self.table, world.device) for turn, found in zip(turns, rows, strict=True)
+        ]
 
-        generated = [self._generate(cell) for cell in inputs]
+        generated = torch.stack([self._generate(cell) for cell in inputs])
         started, sent = time.perf_counter(), world.traffic.bytes
-        match = self._match(step, images_seen, generated)
+        match, finite = self._match(step, images_seen, generated)
         seconds, sent = time.perf_counter() - started, world.traffic.bytes - sent
         terms = [self._regress(turn, cell, match, images_seen) for turn, cell in zip(turns, inputs, strict=True)]
-        self.parallel.finish()
-        norm, lr = self._update(images_seen)
-        return StepReport(
+        gradients = self.parallel.finish()
+        checksums = [
+            torch.stack([checksum([features]), checksum([found]), gradient])
+            for features, found, gradient in zip(generated, terms, gradients, strict=True)
+        ]
+        return StepResult(
+            step,
+            images_seen,
             torch.stack(terms),
+            torch.tensor([turn.weight for turn in turns], device=world.device),
             torch.stack([cell.ids for cell in inputs]),
-            norm,
-            lr,
-            self.matcher.epsilon(images_seen),
-            self.matcher.structure_weight(images_seen),
+            gradient_norm(self._parameters(), world),
+            finite,
             match,
             seconds,
             sent,
+            torch.stack(checksums),
+            {
+                "optimizer/learning_rate": self._learning_rate(images_seen),
+                "transport/epsilon": self.matcher.epsilon(images_seen),
+                "transport/structure_weight": self.matcher.structure_weight(images_seen),
+            },
         )
+
+    def apply(self, result: StepResult) -> None:
+        """Clips, steps AdamW, averages the weights, and has the matcher learn from the step."""
+        e, batch_size, images_seen = self.config.ema, self.config.train.batch_size, result.images_seen
+        scale_gradients(
+            self._parameters(), (self.config.optimizer.clip_norm / (result.gradient_norm + 1e-6)).clamp(max=1.0)
+        )
+        self.optimizer.step(self._learning_rate(images_seen))
+        self.ema.update(schedule.ema_decay(e.halflife_kimg, e.rampup_ratio, batch_size, images_seen + batch_size))
+        self.matcher.accept(result.match, images_seen + batch_size)
+
+    def gradients(self) -> list[Tensor]:
+        """The sum over all cells of the last computation."""
+        return [p.grad for p in self._parameters() if p.grad is not None]
+
+    def skip(self) -> None:
+        """Lets a step pass that must not count: the schedules go on, the weights stay."""
+        self.parallel.module.zero_grad(set_to_none=True)
+        self.optimizer.steps += 1
 
     @torch.no_grad()
     def _generate(self, cell: CellInputs) -> Tensor:
@@ -112,16 +161,21 @@ class TrainingStep:
         return features
 
     @torch.no_grad()
-    def _match(self, step: int, images_seen: int, features: list[Tensor]) -> Match:
-        """Couples the features of all ranks' cells, in the order of cells, with the bank."""
+    def _match(self, step: int, images_seen: int, features: Tensor) -> tuple[Match, Tensor]:
+        """Couples the features ``(rounds, b, d)`` of all ranks' cells, in the order of cells, with the bank.
+
+        Returns:
+            The match, and whether all features were finite: those that were not count as zero.
+        """
         config = self.config
-        gathered = self.world.gather(torch.stack(features))  # (W, rounds, b, d)
+        gathered = self.world.gather(features)  # (W, rounds, b, d)
         batch = self.parallel.spread.in_order(gathered).flatten(0, 1)
+        finite, batch = batch.isfinite().all(), batch.nan_to_num(0.0, 0.0, 0.0)
         cells = [Cell(config.seed, step, index, config.train.cell_size) for index in range(config.cells)]
         uniforms = torch.cat([cell.uniform("target") for cell in cells])
         rows = self._order.rows(images_seen, config.train.batch_size)
         labels = self.table.labels[rows]
-        return self.matcher.match(batch, rows, labels, uniforms, step=step, images=images_seen)
+        return self.matcher.match(batch, rows, labels, uniforms, step=step, images=images_seen), finite
 
     def _regress(self, turn: Round, cell: CellInputs, match: Match, images_seen: int) -> Tensor:
         """Accumulates the gradient of one cell; returns its loss terms, ``(len(TERMS),)``."""
@@ -158,16 +212,12 @@ class TrainingStep:
             (total * (turn.weight / config.cells)).backward()
         return torch.stack([total, flow, feature, structure, lpips, boundary]).detach()
 
-    def _update(self, images_seen: int) -> tuple[Tensor, float]:
-        """Clips, steps AdamW and averages the weights; returns the gradient norm and the learning rate."""
-        o, e, batch_size = self.config.optimizer, self.config.ema, self.config.train.batch_size
-        parameters = [p for p in self.parallel.module.parameters() if p.requires_grad]
-        norm = gradient_norm(parameters, self.world)
-        scale_gradients(parameters, (o.clip_norm / (norm + 1e-6)).clamp(max=1.0))
-        lr = schedule.learning_rate(o.lr, o.final_lr_ratio, o.warmup_kimg, o.decay_kimg, images_seen)
-        self.optimizer.step(lr)
-        self.ema.update(schedule.ema_decay(e.halflife_kimg, e.rampup_ratio, batch_size, images_seen + batch_size))
-        return norm, lr
+    def _parameters(self) -> list[Tensor]:
+        return [p for p in self.parallel.module.parameters() if p.requires_grad]
+
+    def _learning_rate(self, images_seen: int) -> float:
+        o = self.config.optimizer
+        return schedule.learning_rate(o.lr, o.final_lr_ratio, o.warmup_kimg, o.decay_kimg, images_seen)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -25,11 +26,18 @@ from gfgw_prod.losses.perceptual import build_perceptual
 from gfgw_prod.optimizer import AdamW
 from gfgw_prod.reporting import Reporter
 from gfgw_prod.resilience import guards, preemption
-from gfgw_prod.resilience.exit_codes import FINISHED, PREEMPTED, UserError
+from gfgw_prod.resilience.checked_step import CheckedStep
+from gfgw_prod.resilience.exit_codes import FINISHED, PREEMPTED, NoProgressError, UserError
+from gfgw_prod.resilience.number_guard import NumberGuard
+from gfgw_prod.resilience.stacks import tell_of_hangs
+from gfgw_prod.resilience.starts import Starts
 from gfgw_prod.resilience.state import training_state
+from gfgw_prod.resilience.watchdog import watch
 from gfgw_prod.step import TrainingStep
 from gfgw_prod.telemetry.startup import Startup
 from gfgw_prod.transport.matching import Matcher
+
+REPLICATED = ("generator.", "ema.", "optimizer.")  # in the state, under DDP
 
 
 def train(config: Config) -> int:
@@ -38,21 +46,22 @@ def train(config: Config) -> int:
     Raises:
         UserError: for settings, data, weights, ports or checkpoints that cannot work.
     """
-    preemption.leave_before_training()
     startup = Startup()
     world = World.start(config.run.device, config.run.threads, config.distributed.timeout_seconds)
     startup.done("rendezvous")
     try:
-        run = Run(config, world, startup)
-        try:
-            run.resume()
-            if finished := run.loop():
-                run.finish()
-        except BaseException:
-            run.saver.give_up()
-            raise
-        finally:
-            run.close()
+        with Starts(config.run.dir, config.resilience.max_no_progress, world) as starts:
+            run = Run(config, world, starts, startup)
+            try:
+                with watch.over(config.resilience.hang_seconds, run.dir, world.rank):
+                    run.resume()
+                    if finished := run.loop():
+                        run.finish()
+            except BaseException:
+                run.saver.give_up()
+                raise
+            finally:
+                run.close()
     except UserError:
         world.stop()
         raise
@@ -63,7 +72,7 @@ def train(config: Config) -> int:
 class Run:
     """One process's part of a run."""
 
-    def __init__(self, config: Config, world: World, startup: Startup):
+    def __init__(self, config: Config, world: World, starts: Starts, startup: Startup):
         self.config, self.world, self.dir, self.startup = config, world, config.run.dir, startup
         self.step = self.first_step = 0
         self.report = Reporter(config, world, startup)
@@ -72,11 +81,18 @@ class Run:
                 f"{world.world_size} ranks share {config.cells} cells; lower train.cell_size or run fewer ranks"
             )
         self.lock = world.together(lambda: prepare_directory(self.dir, self.report.say) if world.is_main else None)
+        world.together(self.report.listen)
+        if world.is_main:
+            tell_of_hangs(self.dir, self.report.say)
         self.storages = world.together(lambda: storages_of(config.checkpoint, self.dir, make=world.is_main))
+        starts.begin(self.storages)
 
+        phase = self.report.health.phase
+        phase("starting: reading the data")
         # Rank 0 may have to fetch an archive; the others then find it.
         fetched = world.together(lambda: load_table(config.data) if world.is_main else None)
         self.table = world.together(lambda: load_table(config.data) if fetched is None else fetched)
+        phase("starting: building the networks")
         self.extractor = world.together(lambda: build_extractor(config.features, self.table.image_shape)).to(
             world.device
         )
@@ -99,7 +115,15 @@ class Run:
             config.transport, self.bank, self.table, seed=config.seed, conditional=config.generator.conditional
         )
         parts = (self.table, self.parallel, self.extractor, self.perceptual, self.matcher, self.optimizer, self.ema)
-        self.training_step = TrainingStep(config, world, *parts)
+        self.guard = NumberGuard(config.resilience)
+        self.checked_step = CheckedStep(
+            TrainingStep(config, world, *parts),
+            self.guard,
+            world,
+            audit_every_steps=config.resilience.audit_every_steps,
+            replicated=self.parallel.replicated,
+            report=self.report.say,
+        )
         # Before a checkpoint is chosen: what an earlier process still commits must be there to be chosen.
         self.saver = Saver(config.checkpoint, self.storages, world, self.report.say)
         self.stop = preemption.StopRequest(world, config.distributed.timeout_seconds)
@@ -112,22 +136,25 @@ class Run:
 
     def resume(self) -> None:
         """Takes up the newest good checkpoint of the run directory, or encodes the bank for a new run."""
-        found = newest_good(self.storages, self.world, self.report.say)
-        self.damaged = len(set_aside(self.storages)) if self.world.is_main else 0
+        with self._unwatched("starting: looking for a checkpoint"):
+            found = newest_good(self.storages, self.world, self.report.say)
+            self.damaged = len(set_aside(self.storages)) if self.world.is_main else 0
+            self.facts = guards.facts_of(self.config, self.table, self._frozen(), self.world.device)
         if found is not None:
             self.step = self.first_step = self.optimizer.steps = found.step
-        self.facts = guards.facts_of(self.config, self.table, self._frozen(), self.world.device)
         by_rank = self.world.collect(self.facts)
         for change in self.world.together(lambda: self._accepted_changes(found, by_rank)):
             self.report.say(f"run.allow_changes: going on with {change}")
         self.world.together(lambda: self.report.open(self.step, found))
         if found is not None:
-            found.load(self._state(), self.world)
+            with self._unwatched(f"resuming from {found.name}"):
+                found.load(self._state(), self.world)
             self.saver.resumed(found)
             self.report.say(f"resumed {self.dir} at {self.images / 1000:.1f} kimg from {found.name}")
         else:
             block_rows = self.config.features.block_rows
             self.bank.encode(self.table, self.extractor, block_rows, on_block=self._encoded)
+        self.report.health.phase("starting: making ready for the first step")
         self.saver.warm(self._state())
         if self.world.is_main:
             settings_io.write_yaml(self.config, self.dir / "config.yaml")
@@ -156,22 +183,26 @@ class Run:
         self.report.begin(self.step, self.parallel.spread)
         self.stop.listen()
         while self.step < config.total_steps:
+            watch.progress(f"in step {self.step + 1}")
             if self.stop.agreed():
+                self.report.health.phase("told to stop: saving")
                 self._save()
                 self.saver.finish()
                 self.report.say(f"told to stop at {self.images / 1000:.1f} kimg; the same command goes on from there")
                 return False
             with self.report.own_time:
-                found = self.training_step(self.step, stream)
-            if not torch.isfinite(found.gradient_norm):
-                raise FloatingPointError(f"the gradient norm of step {self.step} is {float(found.gradient_norm)}")
+                found = self.checked_step(self.step, stream)
             self.step += 1
+            self.report.health.made(self.step, self.images)
             last = self.step == config.total_steps
             if last or self.step == self.first_step + 1 or self._due(config.telemetry.log_every_kimg):
-                self.report.record(self.step, self.images, found, self.matcher.usage, self.damaged)
+                told = self.checked_step.values() | {"run/damaged_checkpoints": self.damaged}
+                self.report.record(self.step, self.images, found, self.matcher.usage, told)
             if last or self._due(config.telemetry.samples_every_kimg):
                 self.report.picture(self.images, self.ema, self.table)
-            if last or self._due(config.checkpoint.every_kimg):
+            if self.guard.wants_rollback:
+                self._roll_back()
+            elif last or self._due(config.checkpoint.every_kimg):
                 self._save()
             self._tell_of_saves()
         while self.saver.saved_step != self.step:  # a last save that fails is tried again; too often is an error
@@ -182,21 +213,60 @@ class Run:
 
     def finish(self) -> None:
         """Closes the telemetry and says what there is now and what to do next."""
-        self.report.finished(self.step, self.ema, self.table, measure=not self.stop.agreed())
+        self.report.finished(self.step, self.ema, self.table, told_to_stop=self.stop.agreed)
 
     def close(self) -> None:
         """Tells what is still to be told, also of saves that failed."""
         self._tell_of_saves()
         self.report.close()
+        if self.lock is not None:
+            self.lock.close()
+
+    @contextmanager
+    def _unwatched(self, doing: str) -> Iterator[None]:
+        """Within, things take as long as a disk or a network takes."""
+        self.report.health.phase(doing)
+        with watch.paused():
+            yield
 
     def _encoded(self, rows: int) -> None:
+        watch.progress("encoding the bank")
         self.report.encoded(rows, len(self.bank.local))
 
     def _due(self, interval_kimg: float) -> bool:
         return schedule.is_due(interval_kimg, self.config.train.batch_size, self.images)
 
     def _save(self) -> None:
-        self.saver.save(self._state(), step=self.step, images=self.images, facts=self.facts)
+        state = self._state()
+        self.checked_step.check_replicas([tensor for name, tensor in state.items() if name.startswith(REPLICATED)])
+        self.saver.save(state, step=self.step, images=self.images, facts=self.facts)
+
+    def _roll_back(self) -> None:
+        """Goes on with the state of a checkpoint before the bad steps; those between are left out.
+
+        Only checkpoints at the regular interval count: where a run was interrupted must not matter.
+
+        Raises:
+            NoProgressError: if it has come to this before, or there is no such checkpoint.
+        """
+        skipped, in_a_row, rollbacks = self.guard.skipped, self.guard.skipped_in_a_row, self.guard.rollbacks
+        problem = f"the numbers of {in_a_row} steps in a row, up to step {self.step}, were bad"
+        if rollbacks:
+            raise NoProgressError(f"{problem}, again after going back to a checkpoint; look at the data and settings")
+        self.saver.join()
+        batch_size, every_kimg = self.config.train.batch_size, self.config.checkpoint.every_kimg
+        found = newest_good(
+            self.storages,
+            self.world,
+            self.report.say,
+            lambda step: step < self.step - in_a_row and schedule.is_due(every_kimg, batch_size, step * batch_size),
+        )
+        if found is None:
+            raise NoProgressError(f"{problem}, and there is no checkpoint from before to go back to")
+        found.load(self._state(), self.world)
+        self.guard.rolled_back(skipped, rollbacks)
+        self.report.say(f"{problem}: going on from there with the state of {found.name}, without the steps between")
+        self._save()
 
     def _tell_of_saves(self) -> None:
         for step, images, values in self.saver.news():
@@ -206,7 +276,7 @@ class Run:
         return [net for net in (self.extractor, self.perceptual) if net is not None]
 
     def _state(self) -> dict[str, torch.Tensor]:
-        return training_state(self.parallel.module, self.ema, self.optimizer, self.bank, self.matcher)
+        return training_state(self.parallel.module, self.ema, self.optimizer, self.bank, self.matcher, self.guard)
 
     def _build_generator(self) -> torch.nn.Module:
         c, shape = self.config, self.table.image_shape

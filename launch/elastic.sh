@@ -5,8 +5,8 @@
 #   NNODES=2:4 RDZV_ENDPOINT=node0:29400 launch/elastic.sh --config configs/cifar10.yaml    the same line on every node
 #
 # Exit codes: 0 finished; 2 bad configuration or input; 75 preempted, state saved (queue it again);
-# 76 no progress (checkpoints cannot be saved); anything else is a crash that outlived its restarts. All nodes of a job
-# leave with the code of the node that ended it; a node that was told to stop leaves alone.
+# 76 no progress (checkpoints cannot be saved, or restarts bring no new one); anything else is a crash that outlived its
+# restarts. All nodes of a job leave with the code of the node that ended it; a node that was told to stop leaves alone.
 #
 # Environment:
 #   NNODES             number of nodes, or MIN:MAX for a job that grows and shrinks            [1]
@@ -28,13 +28,16 @@
 #   PYTHON             interpreter                              [the .venv beside this directory, else python3]
 set -euo pipefail
 
+# Nothing has begun. Once Python runs, the agent says what a signal means.
+trap 'exit 75' TERM INT HUP QUIT USR1
+
 fail() {
     printf 'elastic.sh: %s\n' "$1" >&2
     exit 2
 }
 
-is_count() { # is_count VALUE MINIMUM
-    [[ $1 =~ ^[0-9]{1,9}$ ]] && ((10#$1 >= $2))
+is_count() { # is_count VALUE MINIMUM [MAXIMUM]
+    [[ $1 =~ ^[0123456789]{1,9}$ ]] && ((10#$1 >= $2 && 10#$1 <= ${3:-999999999}))
 }
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -53,7 +56,7 @@ else
         nproc=$((cores < 2 ? cores : 2))
     fi
 fi
-is_count "$nproc" 1 || fail "NPROC must be a number of ranks of at least 1, not '$nproc'"
+is_count "$nproc" 1 1024 || fail "NPROC must be a number of ranks between 1 and 1024, not '$nproc'"
 
 max_restarts=${MAX_RESTARTS:-3}
 is_count "$max_restarts" 0 || fail "MAX_RESTARTS must be a whole number of at least 0, not '$max_restarts'"
@@ -71,7 +74,8 @@ if [[ $nnodes == 1 || $nnodes == 1:1 ]]; then
 else
     endpoint=${RDZV_ENDPOINT:-}
     [[ -n $endpoint ]] || fail "RDZV_ENDPOINT must be HOST:PORT of the rendezvous node when NNODES is '$nnodes'"
-    [[ $endpoint =~ ^.+:[0-9]{1,5}$ ]] || fail "RDZV_ENDPOINT must be HOST:PORT, not '$endpoint'"
+    { [[ $endpoint =~ ^[^[:space:]]+:[0123456789]{1,5}$ ]] && is_count "${endpoint##*:}" 1 65535; } ||
+        fail "RDZV_ENDPOINT must be HOST:PORT, not '$endpoint'"
     job=${RDZV_ID:-gfgw}
     local_addr=${LOCAL_ADDR:-}
 fi
@@ -81,9 +85,11 @@ if [[ -z $python ]]; then
     python=python3
     [[ -x $root/.venv/bin/python ]] && python=$root/.venv/bin/python
 fi
-command -v "$python" >/dev/null || fail "PYTHON must name a Python interpreter, not '$python'; run 'make setup' first"
+{ command -v "$python" >/dev/null && [[ ! -d $python ]]; } || fail "PYTHON must name a Python interpreter, not '$python'; run 'make setup' first"
 
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+[[ $OMP_NUM_THREADS =~ ^[123456789][0123456789]{0,3}(,[123456789][0123456789]{0,3})*$ ]] ||
+    fail "OMP_NUM_THREADS must be a positive number of threads, not '$OMP_NUM_THREADS'"
 # exec: a signal sent to this process reaches the agent, which passes it on and waits for the ranks to save.
 exec "$python" -m gfgw_prod.launcher \
     --nnodes "$nnodes" --nproc-per-node "$nproc" --max-restarts "$max_restarts" \

@@ -206,18 +206,26 @@ def checkpoints(storage: Storage) -> list[Checkpoint]:
     return found
 
 
-def newest_good(storages: Sequence[Storage], world: World, report: Callable[[str], None]) -> Checkpoint | None:
+def newest_good(
+    storages: Sequence[Storage],
+    world: World,
+    report: Callable[[str], None],
+    eligible: Callable[[int], bool] = lambda step: True,
+) -> Checkpoint | None:
     """The newest checkpoint whose every file matches its hash; ``None`` for a run that has none yet. Collective.
 
     Rank 0 chooses, all ranks share the hashing. Damaged ones above it are set aside, so that their steps can be saved
     again, and reported in a line each.
+
+    Args:
+        eligible: whether the checkpoint of a step comes into question.
 
     Raises:
         UserError: if there are checkpoints, and none is good: to begin anew is not ours to decide.
     """
     bad: list[tuple[int, str, str]] = []
     found = None
-    for place, name in world.share(_places(storages) if world.is_main else []):
+    for place, name in world.share(_places(storages, eligible) if world.is_main else []):
         answer = world.share(_answer(storages[place], name) if world.is_main else None)
         if isinstance(answer, UserError):
             raise answer
@@ -266,9 +274,14 @@ def _problem_anywhere(checkpoint: Checkpoint, world: World) -> str | None:
     return first or other
 
 
-def _places(storages: Sequence[Storage]) -> list[tuple[int, str]]:
+def _places(storages: Sequence[Storage], eligible: Callable[[int], bool]) -> list[tuple[int, str]]:
     """Index of the storage and name of every candidate, newest first, the first storage before the others."""
-    found = [(step, -place, name) for place, storage in enumerate(storages) for step, name in candidates(storage)]
+    found = [
+        (step, -place, name)
+        for place, storage in enumerate(storages)
+        for step, name in candidates(storage)
+        if eligible(step)
+    ]
     return [(-place, name) for _, place, name in sorted(found, reverse=True)]
 
 

@@ -19,6 +19,8 @@ from gfgw_prod.resilience.exit_codes import UserError, one_line
 if TYPE_CHECKING:
     from gfgw_prod.config import CheckpointSettings
 
+DIRECTORIES = ("checkpoints", "samples", "tensorboard")  # that a run makes in its own
+FILES = (".lock", "config.yaml", "samples.png", "stats.jsonl")
 LOCK_SECONDS = 10.0  # how long a run waits for a predecessor that is on its way out
 
 
@@ -33,6 +35,7 @@ def prepare_directory(run_dir: Path, report: Callable[[str], None]) -> TextIO | 
         UserError: if it is a file, cannot be written or is in use by another run's process on this host.
     """
     place = run_dir / "checkpoints"
+    _refuse_other_kinds(run_dir)
     try:
         place.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
@@ -42,6 +45,13 @@ def prepare_directory(run_dir: Path, report: Callable[[str], None]) -> TextIO | 
     if not all(os.access(path, os.W_OK | os.X_OK) for path in (run_dir, place)):
         raise UserError(f"run.dir {run_dir} cannot be written")
     return _locked(run_dir, report)
+
+
+def _refuse_other_kinds(run_dir: Path) -> None:
+    for names, kind, fits in ((DIRECTORIES, "directory", os.path.isdir), (FILES, "regular file", os.path.isfile)):
+        for name in names:
+            if os.path.lexists(run_dir / name) and not fits(run_dir / name):
+                raise UserError(f"run.dir {run_dir} holds {name}, which is no {kind}; name another directory")
 
 
 def _locked(run_dir: Path, report: Callable[[str], None]) -> TextIO | None:
@@ -97,7 +107,7 @@ def storages_of(settings: CheckpointSettings, run_dir: Path, *, make: bool = Fal
                 storage.directory.mkdir(parents=True, exist_ok=True)
                 if not os.access(storage.directory, os.W_OK | os.X_OK):
                     raise PermissionError(errno.EACCES, "it cannot be written")
-        except (ValueError, OSError) as error:
+        except Exception as error:  # the client of an object store raises kinds of its own
             reason = getattr(error, "strerror", None) or one_line(error, 300)
             raise UserError(f"checkpoint.{name} {place} cannot be used: {reason}") from None
         if storage is not None and str(storage) in map(str, found):
@@ -114,8 +124,9 @@ def claimed(storage: Storage) -> str:
     """
     try:
         return storage.claim()
-    except OSError as error:
-        raise UserError(f"checkpoints cannot be written to {storage}: {error.strerror or one_line(error)}") from None
+    except Exception as error:  # the client of an object store raises kinds of its own
+        reason = getattr(error, "strerror", None) or one_line(error, 300) or type(error).__name__
+        raise UserError(f"checkpoints cannot be written to {storage}: {reason}") from None
 
 
 def listed(place: str) -> list[tuple[str, Checkpoint | None, str | None]]:

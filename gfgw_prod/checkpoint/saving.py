@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import torch
+
 from gfgw_prod.checkpoint.manifest import DamagedError, encode
 from gfgw_prod.checkpoint.reading import Checkpoint, State, candidates, find, name_of
 from gfgw_prod.checkpoint.retention import retain
@@ -21,12 +23,14 @@ from gfgw_prod.checkpoint.uploading import News, Uploader
 from gfgw_prod.checkpoint.writing import HashingWriter
 from gfgw_prod.distributed.world import World
 from gfgw_prod.resilience.exit_codes import NoProgressError, UserError, one_line
+from gfgw_prod.resilience.watchdog import watch
 
 if TYPE_CHECKING:
     from gfgw_prod.config import CheckpointSettings
 
 T = TypeVar("T")
 SLOWEST = timedelta(hours=6)  # a write on any rank, before the others take it for lost
+WAIT_SECONDS = 1.0  # for a save, before all ranks let each other know that they still wait
 LAST_SECONDS = 20.0  # for a save in flight when training has failed
 FILES = 4  # of a rank, written and hashed side by side
 OVERHEAD = 1.02  # DCP's files over the tensors in them
@@ -134,7 +138,7 @@ class Saver:
             UserError: if another process writes this run now.
         """
         if self._thread is not None:
-            self._thread.join()
+            self._wait_for(self._thread)
             self._thread = None
             if self._broken is not None:
                 raise self._broken
@@ -151,8 +155,9 @@ class Saver:
         self.join()
         if self._warming is not None:
             self._warming.join()
+        self._wait_for(None if self._uploader is None else self._uploader.end())
         if self._uploader is not None:
-            self._uploader.finish()
+            self._uploader.release()
         if self.world.is_main:
             self.storage.release(self._token)
 
@@ -162,6 +167,23 @@ class Saver:
             yield self._news.popleft()
         if self._uploader is not None:
             yield from self._uploader.news()
+
+    def _wait_for(self, thread: threading.Thread | None) -> None:
+        """Waits until this rank's thread has ended, and every other's. Collective.
+
+        That may take hours. Ranks that wait for each other are no hang: each round shows that all are there.
+        """
+        busiest = 1
+        while busiest == 1:
+            if thread is not None:
+                thread.join(WAIT_SECONDS)
+            watch.progress("waiting for a save")
+            waits = int(thread is not None and thread.is_alive())
+            # 2: this rank is about to leave with an error, and the others' threads may wait for its own.
+            mine = torch.tensor([2 if self._broken is not None else waits], device=self.world.device)
+            busiest = int(self.world.max(mine))
+        if thread is not None:
+            thread.join()
 
     def _settle(self) -> None:
         """Draws the consequences of a save; all ranks do so at the same point of the run."""

@@ -242,6 +242,8 @@ def storage_at(place: str | Path, *, make: bool = True) -> Storage:
     """
     if "://" not in str(place):
         return LocalStorage(Path(place))
+    if not str(place).partition("://")[0]:
+        raise ValueError("a URL begins with a kind of storage, such as s3://")
     from gfgw_prod.checkpoint.remote_storage import RemoteStorage
 
     try:

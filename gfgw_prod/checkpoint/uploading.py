@@ -49,12 +49,15 @@ class Uploader:
             self._next = checkpoint
             self._wake.notify()
 
-    def finish(self) -> None:
-        """Waits for the newest to be uploaded."""
+    def end(self) -> threading.Thread:
+        """The thread, which ends when the newest has been uploaded."""
         with self._wake:
             self._ends = True
             self._wake.notify()
-        self._thread.join()
+        return self._thread
+
+    def release(self) -> None:
+        """Gives the claim back, when the thread has ended."""
         self._target.release(self._token)
 
     def news(self) -> Iterator[News]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import importlib.util
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -81,9 +82,12 @@ def _cifar10(settings: DataSettings) -> Table:
     archive = "cifar-10-python.tar.gz"
     if settings.path is None:
         raise UserError("data.path must name the directory that holds (or will receive) CIFAR-10's archive " + archive)
-    if settings.path.exists() and not settings.path.is_dir():
+    # The functions of os.path take loops of links and names that are too long for what is not there.
+    if os.path.lexists(settings.path) and not os.path.isdir(settings.path):
         raise UserError(f"data.path {settings.path} is not a directory")
-    present = (settings.path / archive).is_file() or (settings.path / CIFAR10.base_folder).is_dir()
+    if os.path.lexists(settings.path / archive) and not os.path.isfile(settings.path / archive):
+        raise UserError(f"data.path {settings.path}: {archive} there is not a regular file")
+    present = os.path.isfile(settings.path / archive) or os.path.isdir(settings.path / CIFAR10.base_folder)
     if not present and not settings.download:
         raise UserError(f"data.path {settings.path} has no {archive}; put it there or set data.download true")
     try:

@@ -8,7 +8,10 @@ from torch.distributed import DistError
 
 from gfgw_prod.resilience.exit_codes import one_line
 
-ENDED = r"closed by peer|reset by peer|broken pipe|connection refused|was likely closed|remote process exit|no route to"
+ENDED = (
+    r"closed by peer|reset by peer|broken pipe|connection refused|was likely closed|remote process exit|no route to"
+    r"|already in use"
+)
 LATE = r"timed out|timeout"
 
 

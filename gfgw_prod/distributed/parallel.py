@@ -5,7 +5,7 @@ and backward pass) and ``finish`` (leave the step's summed gradient in ``.grad``
 """
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal, Protocol
 
@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from gfgw_prod.distributed.cells import Round, Spread
+from gfgw_prod.distributed.checksums import checksum
 from gfgw_prod.distributed.reduction import TreeSum, exchange_chunks, levels, split_like
 from gfgw_prod.distributed.world import World
 
@@ -24,12 +25,17 @@ class Parallel(Protocol):
     spread: Spread  # of the step's cells over ranks
     module: nn.Module  # holds the parameters; call it without gradient
     trained: nn.Module  # call it with gradient
+    replicated: bool  # whether every rank of several holds all parameters and gradients
 
     def turn(self, turn: Round) -> AbstractContextManager[None]:
         """Around one round's graded forward and backward pass: takes its gradients in."""
 
-    def finish(self) -> None:
-        """Leaves the sum over all counted cells in the parameters' ``.grad``."""
+    def finish(self) -> list[Tensor]:
+        """Leaves the sum over all counted cells in the parameters' ``.grad``.
+
+        Returns:
+            A checksum of this rank's own gradient for each turn, before it met any other.
+        """
 
 
 def parallelise(
@@ -60,24 +66,27 @@ class _Alone:
     """One rank: gradients of cells go through the same tree as anywhere else."""
 
     def __init__(self, generator: nn.Module, spread: Spread, *, exact: bool):
-        self.spread = spread
+        self.spread, self.replicated = spread, False
         self.module = self.trained = generator
         self._parameters = [p for p in generator.parameters() if p.requires_grad]
         self._sums = [TreeSum() for _ in self._parameters] if exact else None
+        self._checksums: list[Tensor] = []
 
     @contextmanager
     def turn(self, turn: Round) -> Iterator[None]:
         yield
+        self._checksums.append(checksum(_gradients(self._parameters)))
         if self._sums is not None:
             for parameter, tree in zip(self._parameters, self._sums, strict=True):
                 assert parameter.grad is not None
                 tree.push(parameter.grad, give=True)
                 parameter.grad = None
 
-    def finish(self) -> None:
+    def finish(self) -> list[Tensor]:
         if self._sums is not None:
             for parameter, tree in zip(self._parameters, self._sums, strict=True):
                 parameter.grad = tree.pop()
+        return _taken(self._checksums)
 
 
 class _Replicated:
@@ -89,7 +98,7 @@ class _Replicated:
 
     def __init__(self, generator: nn.Module, spread: Spread, world: World, *, exact: bool, example: tuple[Any, ...]):
         device_ids = [world.device] if world.device.type == "cuda" else None
-        self.spread = spread
+        self.spread, self.replicated = spread, True
         self.module = generator
         self._ddp = nn.parallel.DistributedDataParallel(generator, device_ids=device_ids, broadcast_buffers=False)
         self.trained: nn.Module = self._ddp
@@ -100,6 +109,8 @@ class _Replicated:
         first = spread.held(world.rank).start
         self._sums: dict[Tensor, TreeSum] = {p: TreeSum(first) for p in generator.parameters() if p.requires_grad}
         self._buckets: list[tuple[list[Tensor], Tensor]] = []  # parameters, and this rank's slice of their total
+        self._checksums: list[Tensor] = []  # of all turns but the last
+        self._in_buckets: list[Tensor] = []  # of the last
         self._ddp.register_comm_hook(None, self._take_bucket)
         # DDP lays its buckets out anew after the first backward pass; that pass is made here, its gradients dropped.
         # DDP would also warn about the strides of gradients of 1x1 convolutions, which mean the same in either order.
@@ -113,6 +124,8 @@ class _Replicated:
         # Gradients add up locally and cross the wire once, in the last round.
         with nullcontext() if turn.is_last else self._ddp.no_sync():
             yield
+        if not turn.is_last:
+            self._checksums.append(checksum(_gradients(self._sums)))
         if not self._exact:
             return
         if turn.counts and not turn.is_last:
@@ -121,19 +134,19 @@ class _Replicated:
                 tree.push(parameter.grad, give=True)
         self.module.zero_grad(set_to_none=True)  # the trees hold the sums
 
-    def finish(self) -> None:
-        if not self._exact:
-            return
+    def finish(self) -> list[Tensor]:
         for parameters, chunk in self._buckets:
             full = self._world.gather(chunk).flatten()
             for parameter, gradient in zip(parameters, split_like(full, parameters), strict=True):
                 parameter.grad = gradient
         self._buckets.clear()
+        return [*_taken(self._checksums), torch.stack(_taken(self._in_buckets)).sum()]
 
     def _take_bucket(self, _: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
         done: torch.futures.Future[Tensor] = torch.futures.Future()
         flat = bucket.buffer()
         if self._turn is not None:
+            self._in_buckets.append(checksum([flat]))
             if self._exact:
                 self._buckets.append((bucket.parameters(), self._total(bucket)))
             else:
@@ -178,10 +191,12 @@ class _Sharded:
                 fully_shard(module, mesh=mesh, reshard_after_forward=True)
         # The root too: a pass without gradient must leave every parameter sharded, as EMA and checkpoints find it.
         self._root = fully_shard(generator, mesh=mesh, reshard_after_forward=True)
-        self.spread = spread
+        self.spread, self.replicated = spread, False
         self.module = self.trained = generator
         self._exact = exact
+        self._device = world.device
         self._reducers: list[Any] = []
+        self._checksums: list[Tensor] = []
         for module in generator.modules():
             if isinstance(module, FSDPModule):
                 module.set_force_sum_reduction_for_comms(True)
@@ -202,11 +217,26 @@ class _Sharded:
         if not self._exact:
             self._root.set_requires_gradient_sync(turn.is_last)
         yield
-        if self._exact and not turn.is_last:
+        if not self._exact:  # whole gradients are FSDP's own affair
+            self._checksums.append(torch.zeros((), dtype=torch.int64, device=self._device))
+            return
+        self._checksums.append(torch.stack([reducer.checksum for reducer in self._reducers]).sum())
+        if not turn.is_last:
             self.module.zero_grad(set_to_none=True)  # the reducers hold the sums; FSDP's own accumulation is not used
 
-    def finish(self) -> None:
-        """FSDP has written the last round's result, which is the total."""
+    def finish(self) -> list[Tensor]:
+        return _taken(self._checksums)  # FSDP has written the last round's result, which is the total
+
+
+def _gradients(parameters: Iterable[Tensor]) -> list[Tensor]:
+    return [p.grad for p in parameters if p.grad is not None]
+
+
+def _taken(values: list[Tensor]) -> list[Tensor]:
+    """The values; the list is empty afterwards."""
+    taken = values.copy()
+    values.clear()
+    return taken
 
 
 def _tree_reduce_scatter(world: World) -> Any:
@@ -217,12 +247,14 @@ def _tree_reduce_scatter(world: World) -> Any:
     class TreeReduceScatter(DefaultAllocMixin, ReduceScatter):
         def __init__(self) -> None:
             self.turn: Round | None = None
+            self.checksum: Tensor | None = None  # of this rank's gradient of the last turn
             self._tree = TreeSum()
 
         def __call__(
             self, output_tensor: Tensor, input_tensor: Tensor, group: dist.ProcessGroup, op: Any, async_op: bool = False
         ) -> None:
             assert self.turn is not None
+            self.checksum = checksum([input_tensor])
             for chunk in exchange_chunks(input_tensor, world)[: self.turn.live_ranks]:
                 self._tree.push(chunk)
             if self.turn.is_last:

@@ -16,7 +16,8 @@ import torch.distributed as dist
 import torch.utils.deterministic
 from torch import Tensor
 
-from gfgw_prod.resilience.exit_codes import UserError, one_line
+from gfgw_prod.distributed.torchrun import Place, place
+from gfgw_prod.resilience.exit_codes import UserError
 
 T = TypeVar("T")
 
@@ -58,10 +59,11 @@ class World:
         """Joins the process group that torchrun prepared; a run alone has none.
 
         Raises:
-            UserError: if a GPU is asked for where there is none.
+            UserError: if torchrun's environment is malformed, or a GPU is asked for where there is none.
         """
+        mine = place()
         torch.set_num_threads(threads)
-        chosen = choose_device(device)
+        chosen = choose_device(device, mine or Place())
         timeout = timedelta(seconds=timeout_seconds)
         backend = "nccl" if chosen.type == "cuda" else "gloo"
         torch.use_deterministic_algorithms(True)
@@ -71,19 +73,21 @@ class World:
             os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # read when the first matrices are multiplied
             torch.cuda.set_device(chosen)
             torch.backends.cudnn.benchmark = False  # picks kernels by their time: not a function of the configuration
-        if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
-            try:
-                with _silent_output():
-                    dist.init_process_group(backend, timeout=timeout)
-            except ValueError as error:
-                raise UserError(f"torchrun's environment is incomplete: {one_line(error)}") from None
-            return cls(dist.get_rank(), dist.get_world_size(), chosen)
+        if mine is not None:
+            with _silent_output():
+                dist.init_process_group(backend, timeout=timeout)
+            return cls(mine.rank, mine.world_size, chosen)
         return cls(0, 1, chosen)
 
     @property
     def is_main(self) -> bool:
         """Whether this rank speaks for the run."""
         return self.rank == 0
+
+    @property
+    def is_first_on_node(self) -> bool:
+        """Whether this rank answers for its node."""
+        return os.environ.get("LOCAL_RANK", "0") == "0"
 
     def stop(self) -> None:
         """Leaves the process group."""
@@ -178,22 +182,18 @@ class World:
         return self.traffic.waiting() if group is None else nullcontext()
 
 
-def choose_device(device: Literal["auto", "cpu", "cuda"]) -> torch.device:
-    """The device of this rank; all ranks of a node come to the same verdict.
+def choose_device(device: Literal["auto", "cpu", "cuda"], mine: Place) -> torch.device:
+    """The device of a rank; all ranks of a node come to the same verdict.
 
     Raises:
         UserError: if a GPU is asked for where there are fewer than ranks.
     """
-    try:
-        local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-        ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    except ValueError:
-        raise UserError("LOCAL_RANK and LOCAL_WORLD_SIZE, which torchrun sets, must be numbers") from None
+    ranks = mine.local_world_size
     if device == "cpu":
         return torch.device("cpu")
     count = torch.cuda.device_count()
     if count >= ranks:
-        return torch.device("cuda", local_rank)
+        return torch.device("cuda", mine.local_rank)
     if device == "cuda":
         raise UserError(
             f"run.device cuda: {ranks} ranks on this node have {count} GPUs; use run.device cpu or fewer ranks"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -70,7 +71,7 @@ def build_extractor(settings: FeatureSettings, image_shape: tuple[int, int, int]
 def _dinov2_backbone(weights: Path | None, image_size: int) -> nn.Module:
     import timm
 
-    if weights is not None and not weights.is_file():
+    if weights is not None and not os.path.isfile(weights):
         raise UserError(f"features.weights: no file {weights}; it must hold timm's {DINOV2} as .safetensors or .pth")
     if weights is not None:
         # timm resamples position embeddings of a checkpoint file to another image size as it does for its own.

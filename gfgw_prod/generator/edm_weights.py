@@ -7,6 +7,7 @@ never looked at: objects become plain records of their state, from which tensors
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -68,12 +69,12 @@ def read_edm(path: Path) -> dict[str, Tensor]:
     Raises:
         UserError: if there is no such file, it is not one of EDM's, or it asks for anything that such a file does not.
     """
+    if not os.path.isfile(path):
+        raise UserError(f"generator.pretrained: no file {path}; it must be a network .pkl of EDM")
     try:
         content = unpickle(path.read_bytes(), ALLOWED)
         ema = content["ema"]
         return dict(_tensors(ema.state["_modules"]["model"], ""))
-    except FileNotFoundError:
-        raise UserError(f"generator.pretrained: no file {path}; it must be a network .pkl of EDM") from None
     except DamagedError as damage:
         raise UserError(f"generator.pretrained {path} is refused: {damage}") from None
     except (OSError, KeyError, TypeError, AttributeError) as error:

@@ -16,7 +16,9 @@ from torch.distributed.elastic.rendezvous.api import RendezvousClosedError, Rend
 from gfgw_prod import process_clock
 from gfgw_prod.launcher import say
 from gfgw_prod.launcher.ending import Ending
+from gfgw_prod.launcher.stopped import LATER_SECONDS, let_go_on
 from gfgw_prod.resilience.exit_codes import BAD_INPUT, CRASH_LOOP, CRASHED, FINISHED, PREEMPTED
+from gfgw_prod.resilience.signals import PREEMPTION
 
 # A rank that fails takes its peers' connections along: their nodes may see a crash before its own node has told why.
 CAUSE_SECONDS = 5.0
@@ -31,6 +33,11 @@ def verdict(failed: Iterable[int], closed: Iterable[int] = ()) -> int | None:
     """
     decisive = {*failed, *({BAD_INPUT, CRASH_LOOP} & {*closed})}
     return next((code for code in (BAD_INPUT, CRASH_LOOP, PREEMPTED) if code in decisive), None)
+
+
+def told_early(code: int) -> int:
+    """The exit code of a worker: 75 also if it died of a stop signal, which it did before its first line could run."""
+    return PREEMPTED if code in {-stop for stop in PREEMPTION} else code
 
 
 class ContractAgent(LocalElasticAgent):
@@ -84,13 +91,16 @@ class ContractAgent(LocalElasticAgent):
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
         self._looked_at = process_clock.now()  # failed workers' peers are stopped in here, too
+        if any(self.exit_codes()):
+            # The others are told to stop, and have 30 s to do so: a save in flight ends, or is given up, in 20.
+            self._let_go_on(after_seconds=LATER_SECONDS)
         result: RunResult = super()._monitor_workers(worker_group)
         if result.state == WorkerState.HEALTHY:
             # The connections of this node's workers may tell nothing of an ended job for as long as their timeout.
             if self._rdzv_handler.is_closed() and self.ending.heard() not in (None, FINISHED):
                 raise RendezvousClosedError
         elif result.is_failed():
-            failed = {rank: failure.exitcode for rank, failure in result.failures.items()}
+            failed = {rank: told_early(failure.exitcode) for rank, failure in result.failures.items()}
             if {*failed.values()} == {PREEMPTED} and not self._alone():
                 # This node was not told to stop, another was: all ranks have saved, and here they go on without it.
                 say("ranks have saved their state for a node that was told to stop; meeting again")
@@ -131,8 +141,14 @@ class ContractAgent(LocalElasticAgent):
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
             signal.signal(signal.SIGHUP, signal.SIG_IGN)
         if self._pcontext is not None:
+            self._let_go_on()
             self._pcontext.close(death_sig, timeout=self.grace_seconds)
         super()._shutdown(death_sig)
+
+    def _let_go_on(self, after_seconds: float = 0.0) -> None:
+        if isinstance(self._pcontext, SubprocessContext):
+            handlers = self._pcontext.subprocess_handlers.values()
+            let_go_on([each.proc.pid for each in handlers if each.proc.poll() is None], after_seconds)
 
     def _report_crash(self, failed: Mapping[int, int]) -> None:
         allowed = self._worker_group.spec.max_restarts

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -40,14 +41,14 @@ def build_perceptual(trunk: Path | None) -> PerceptualLoss:
 
     weights = torchvision.models.VGG16_Weights.IMAGENET1K_V1
     file_name = Path(weights.url).name
+    if trunk is not None and not os.path.isfile(trunk):
+        raise UserError(f"loss.lpips_trunk: no file {trunk}; it must hold torchvision's {file_name}")
     try:
         if trunk is not None:
             state = torch.load(trunk, map_location="cpu", weights_only=True)
         else:
             with contextlib.redirect_stderr(io.StringIO()):  # torch announces the download there
                 state = weights.get_state_dict(progress=False, check_hash=True)
-    except FileNotFoundError:
-        raise UserError(f"loss.lpips_trunk: no file {trunk}; it must hold torchvision's {file_name}") from None
     except OSError as error:
         reason = one_line(error, 200)
         raise UserError(

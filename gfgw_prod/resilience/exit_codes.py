@@ -21,6 +21,12 @@ class NoProgressError(RuntimeError):
     exit_code = CRASH_LOOP
 
 
+class HardwareError(RuntimeError):
+    """The hardware computes wrongly, and not just once. Its message is one line."""
+
+    exit_code = CRASHED  # worth a restart, if only on other hardware
+
+
 def one_line(message: object, most: int | None = None) -> str:
     """A message of another library as one line of at most ``most`` characters, to stand inside a ``UserError``."""
     return " ".join(str(message).split())[:most]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import time
 from datetime import timedelta
@@ -13,18 +12,14 @@ import torch.distributed as dist
 from torch import Tensor
 
 from gfgw_prod.distributed.world import World
-from gfgw_prod.resilience.exit_codes import PREEMPTED
-from gfgw_prod.resilience.signals import leave_when_told
+from gfgw_prod.resilience.signals import PREEMPTION, leave, starting
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 # A scheduler signals every process of a job, and the launcher passes on what it gets: one request arrives twice.
 SAME_REQUEST_SECONDS = 5.0
 
 
-def leave_before_training() -> None:
-    """Makes a signal end a run alone that is still starting. Of a rank, its launcher knows what its death means."""
-    if "RANK" not in os.environ:
-        leave_when_told(SIGNALS)
+class ToldToStopError(Exception):
+    """Work was left that need not be done."""
 
 
 class StopRequest:
@@ -41,8 +36,9 @@ class StopRequest:
 
     def listen(self) -> None:
         """From now on signals are requests. One that comes again, later, ends this process without saving."""
-        for number in SIGNALS:
+        for number in PREEMPTION:
             signal.signal(number, self._note)
+        starting.end()
 
     def agreed(self) -> bool:
         """Whether any rank had been told at the call before this one; alone, by now. The same on all ranks. Collective.
@@ -63,5 +59,5 @@ class StopRequest:
     def _note(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
         if self._told_at is not None and now - self._told_at > SAME_REQUEST_SECONDS:
-            os._exit(PREEMPTED)
+            leave()
         self._told_at = self._told_at or now

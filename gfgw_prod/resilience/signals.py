@@ -1,12 +1,17 @@
-"""What a stop signal does to a process that has nothing to save. Imports nothing: that would take seconds."""
+"""What a stop signal does to a process that has nothing to save. Imports nothing large: that would take seconds."""
 
 import os
 import signal
-from collections.abc import Iterable
+import sys
+import threading
+from collections.abc import Callable, Iterable
 
 from gfgw_prod.resilience.exit_codes import PREEMPTED
 
 STOP = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1)
+PREEMPTION = (signal.SIGTERM, signal.SIGUSR1)  # of a run; Ctrl-C is an interrupt
+
+before_leaving: list[Callable[[], None]] = []  # what has to be put in order, by any thread, when a signal ends a run
 
 
 def leave_when_told(signals: Iterable[signal.Signals] = STOP) -> None:
@@ -16,10 +21,61 @@ def leave_when_told(signals: Iterable[signal.Signals] = STOP) -> None:
     agent's workers start.
     """
     for stop in signals:
-        signal.signal(stop, lambda *_: os._exit(PREEMPTED))
+        signal.signal(stop, lambda *_: leave())
+
+
+def leave() -> None:
+    """End this process at once, as one that was told to stop."""
+    try:
+        for action in before_leaving:
+            action()
+    finally:
+        os._exit(PREEMPTED)
 
 
 def finish_what_is_left() -> None:
     """Make this process deaf to stop signals: it has its exit code, and leaves within seconds."""
     for stop in STOP:
         signal.signal(stop, signal.SIG_IGN)
+
+
+class Starting:
+    """A run that has nothing to save yet: a signal ends it, whatever its main thread is doing.
+
+    A handler runs between two instructions of Python in the main thread. While that waits in C++ code for its peers,
+    there are none. The interpreter's own part of a handler writes the number of a signal into a pipe at once.
+    """
+
+    def __init__(self) -> None:
+        self._writes: int | None = None
+
+    def begin(self) -> None:
+        """From now on a signal ends the process."""
+        reads, self._writes = os.pipe()
+        os.set_blocking(self._writes, False)
+        for stop in PREEMPTION:
+            signal.signal(stop, lambda *_: None)
+        signal.set_wakeup_fd(self._writes, warn_on_full_buffer=False)
+        threading.Thread(target=self._wait, args=(reads,), name="starting", daemon=True).start()
+
+    def end(self) -> None:
+        """From now on signals are the business of their handlers."""
+        if self._writes is not None:
+            signal.set_wakeup_fd(-1)
+            os.close(self._writes)
+            self._writes = None
+
+    def _wait(self, reads: int) -> None:
+        while numbers := os.read(reads, 64):
+            if not {*PREEMPTION}.isdisjoint(numbers):
+                leave()
+        os.close(reads)
+
+
+starting = Starting()
+
+
+def leave_before_training() -> None:
+    """Make a stop signal end a run that is still starting."""
+    if sys.argv[1:2] == ["train"]:
+        starting.begin()

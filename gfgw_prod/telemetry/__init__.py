@@ -11,6 +11,8 @@ from gfgw_prod.telemetry.catalogue import BY_TAG
 from gfgw_prod.telemetry.sinks import JsonLines, Progress, Prometheus, Sink, TensorBoard, Values
 
 if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+
     from gfgw_prod.config import TelemetrySettings
 
 
@@ -22,16 +24,24 @@ class Telemetry:
 
     @classmethod
     def open(
-        cls, settings: TelemetrySettings, run_dir: Path, *, step: int, images: int, total_images: int, saved_at: float
+        cls,
+        settings: TelemetrySettings,
+        run_dir: Path,
+        registry: CollectorRegistry | None = None,
+        *,
+        step: int,
+        images: int,
+        total_images: int,
+        saved_at: float,
     ) -> Telemetry:
         """All sinks of a run that starts or resumes at ``step``, from a state saved at ``saved_at`` (seconds, epoch).
 
-        Raises:
-            UserError: if the metrics port cannot be bound.
+        Args:
+            registry: what the endpoint serves, if there is one.
         """
         sinks: list[Sink] = []
-        if settings.prometheus_port:
-            sinks.append(Prometheus(settings.prometheus_address, settings.prometheus_port, saved_at))
+        if registry is not None:
+            sinks.append(Prometheus(registry, saved_at))
         sinks.append(JsonLines(run_dir / "stats.jsonl", step))
         sinks.append(TensorBoard(run_dir / "tensorboard", images))
         sinks.append(Progress(settings.progress, images, total_images))

@@ -1,4 +1,4 @@
-"""Where metrics go: TensorBoard, a Prometheus endpoint, ``stats.jsonl`` and a progress display."""
+"""Where metrics go: TensorBoard, Prometheus, ``stats.jsonl`` and a progress display."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from torch import Tensor
 
-from gfgw_prod.resilience.exit_codes import UserError
 from gfgw_prod.telemetry.catalogue import BY_TAG, CATALOGUE
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
 
 Values = Mapping[str, float | Sequence[float]]
 
@@ -92,16 +94,11 @@ class TensorBoard:
 
 
 class Prometheus:
-    """A metrics endpoint over a registry of its own.
+    """The catalogue in the registry that an endpoint serves."""
 
-    Raises:
-        UserError: if the port cannot be bound.
-    """
+    def __init__(self, registry: CollectorRegistry, saved_at: float):
+        from prometheus_client import Counter, Gauge
 
-    def __init__(self, address: str, port: int, saved_at: float):
-        from prometheus_client import CollectorRegistry, Counter, Gauge, start_http_server
-
-        registry = CollectorRegistry()
         families: dict[str, Any] = {}
         for metric in CATALOGUE:
             if metric.prometheus not in families:
@@ -114,37 +111,32 @@ class Prometheus:
             else families[metric.prometheus]
             for metric in CATALOGUE
         }
-        self._counted: dict[str, float] = {}
+        self._counted: dict[tuple[str, str], float] = {}
         self._saved_at = saved_at
         self._series["run/checkpoint_age_seconds"].set_function(lambda: time.time() - self._saved_at)
-        try:
-            self._server, self._thread = start_http_server(port, addr=address, registry=registry)
-        except (OSError, UnicodeError) as error:
-            reason = getattr(error, "strerror", None) or "no such address"
-            raise UserError(
-                f"telemetry.prometheus_port {port} on {address} cannot be used ({reason}); choose a free one"
-            ) from None
 
     def record(self, step: int, images: int, values: Values) -> None:
         for tag, value in values.items():
             if isinstance(value, Sequence):
                 for index, each in enumerate(value):
-                    self._series[tag].labels(str(index)).set(each)
-            elif BY_TAG[tag].kind == "counter":
-                self._series[tag].inc(max(value - self._counted.get(tag, 0.0), 0.0))
-                self._counted[tag] = value
+                    self._set(tag, self._series[tag].labels(str(index)), each, str(index))
             elif tag != "run/checkpoint_age_seconds":
-                self._series[tag].set(value)
+                self._set(tag, self._series[tag], value)
         if "run/checkpoint_saves" in values:
             self._saved_at = time.time()
+
+    def _set(self, tag: str, series: Any, value: float, index: str = "") -> None:
+        if BY_TAG[tag].kind == "counter":
+            series.inc(max(value - self._counted.get((tag, index), 0.0), 0.0))
+            self._counted[tag, index] = value
+        else:
+            series.set(value)
 
     def picture(self, images: int, tag: str, grid: Tensor) -> None:
         """Prometheus takes numbers only."""
 
     def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+        """The endpoint outlives the records: it is there before the first, and closed by whoever opened it."""
 
 
 class Progress:

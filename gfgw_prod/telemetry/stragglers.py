@@ -49,7 +49,7 @@ def slowest(seconds: Sequence[float]) -> tuple[int, float]:
     return rank, seconds[rank] / max(statistics.median_low(seconds), 1e-9)
 
 
-class Watch:
+class StragglerWatch:
     """Judges the ranks interval by interval, and says which are slow.
 
     A rank that stays slow is named again after ten minutes; one that has recovered, when it is slow again.

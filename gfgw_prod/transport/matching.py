@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -36,6 +38,7 @@ class Match:
     features: Tensor  # (B, d), unit rows
     mixed: Tensor | None = None  # (B, c, h, w), where targets are mixtures of images
     coupling: Coupling | None = None
+    lesson: Callable[[], None] | None = None  # corrects the persistent dual by what this coupling found
 
     def target_images(self, table: Table, slots: slice) -> Tensor:
         """Images the slots regress onto, ``(b, c, h, w)`` in [-1, 1]."""
@@ -104,14 +107,11 @@ class Matcher:
             slot_labels: class ids ``(B,)``; with a conditional generator, slots match rows of their class only.
             uniforms: numbers ``(B,)`` in [0, 1) that ``target: sample`` draws with.
             images: images seen before this step.
-        """
-        match = self._match(features, slot_rows, slot_labels, uniforms, step, images)
-        self.usage.mark(match.rows, images + len(features))
-        return match
 
-    def _match(
-        self, x: Tensor, slot_rows: Tensor, slot_labels: Tensor, uniforms: Tensor, step: int, images: int
-    ) -> Match:
+        Returns:
+            Targets that change nothing until they are accepted.
+        """
+        x = features
         if self.settings.target == "independent":
             return Match(slot_rows.to(x.device), self.bank.rows(slot_rows))
         candidates = None  # all rows, each where it is
@@ -120,19 +120,25 @@ class Matcher:
         elif self.settings.scope == "subset":
             candidates = self._with_all_classes(self._draws.rows(step * self._rows, self._rows), slot_rows, slot_labels)
         columns = self._columns(x, slot_labels, candidates)
-        coupling = self._couple(x, columns, slot_labels, candidates, step, images)
+        coupling, lesson = self._couple(x, columns, slot_labels, candidates, step, images)
         chosen = coupling.sample(uniforms) if self.settings.target == "sample" else coupling.argmax()
         rows = chosen if candidates is None else candidates.to(chosen.device)[chosen]
         if self.settings.target != "barycentric":
-            return Match(rows, self.bank.rows(rows), None, coupling)
+            return Match(rows, self.bank.rows(rows), None, coupling, lesson)
         mixed = self._mixtures(coupling, columns, candidates)
         d = x.shape[1]
         images_mixed = mixed[:, d:].unflatten(1, self.table.image_shape)
-        return Match(rows, normalize(mixed[:, :d], dim=1), images_mixed, coupling)
+        return Match(rows, normalize(mixed[:, :d], dim=1), images_mixed, coupling, lesson)
+
+    def accept(self, match: Match, images: int) -> None:
+        """Marks the rows as targets of the step that ends at ``images`` images seen; a persistent dual learns."""
+        self.usage.mark(match.rows, images)
+        if match.lesson is not None:
+            match.lesson()
 
     def _couple(
         self, x: Tensor, columns: Columns, slot_labels: Tensor, candidates: Tensor | None, step: int, images: int
-    ) -> Coupling:
+    ) -> tuple[Coupling, Callable[[], None] | None]:
         s = self.settings
         options = Options(
             structure_weight=self.structure_weight(images),
@@ -150,10 +156,10 @@ class Matcher:
         row_labels = None if self._labels is None else slot_labels.to(x.device)
         start = Start() if self.dual is None else self.dual.start(candidates, first=step == 0)
         coupling = BACKENDS[s.backend](x, p, columns, options, row_labels, start)
-        if self.dual is not None:
-            assert isinstance(coupling, Plan)
-            self.dual.learn(coupling, columns, candidates, start)
-        return coupling
+        if self.dual is None:
+            return coupling, None
+        assert isinstance(coupling, Plan)
+        return coupling, partial(self.dual.learn, coupling, columns, candidates, start)
 
     def _columns(self, x: Tensor, slot_labels: Tensor, candidates: Tensor | None) -> Columns:
         """The columns and their masses: uniform; with classes, each class's columns share the mass of its rows."""

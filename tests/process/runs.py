@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from gfgw_prod import cli
 
@@ -100,16 +100,19 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
 
 
 def start(
-    command: Sequence[str], extra: Mapping[str, str] | None = None, cwd: Path | None = None
+    command: Sequence[str],
+    extra: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    output: TextIO | None = None,
 ) -> subprocess.Popen[str]:
-    """Starts a process."""
+    """Starts a process. What it says is kept for ``outcome_of``, or goes to a file: an unread pipe fills up."""
     return subprocess.Popen(
         command,
         cwd=cwd,
         env=environment(extra),
         stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        stdout=output or subprocess.PIPE,
+        stderr=output or subprocess.PIPE,
         text=True,
     )
 

@@ -70,27 +70,6 @@ def test_host_without_a_name_is_told_so_in_one_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("NNODES", "two"),
-        ("NNODES", "4:2"),
-        ("NNODES", "2"),  # without RDZV_ENDPOINT
-        ("NPROC", "0"),
-        ("MAX_RESTARTS", "-1"),
-        ("RDZV_TIMEOUT", "soon"),
-        ("RDZV_LAST_CALL", "0"),
-        ("GRACE_SECONDS", "0"),
-        ("PYTHON", "/no/such/python"),
-    ],
-)
-def test_wrong_variable_is_refused_in_one_line(tmp_path: Path, name: str, value: str) -> None:
-    complaint = runs.execute(runs.elastic(tmp_path / "run"), {name: value}).complaint
-    assert complaint.startswith("elastic.sh: ")
-    assert name in complaint
-    assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize(
     ("options", "words"),
     [
         (["--train.batch-size", "16"], "train.cell_size"),

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
 from functools import partial
-from pathlib import Path
 
 import pytest
 
-from . import runs
+from . import copies, runs
 
 SEEDED = 'text = "/".join([str(seed), stream, *map(str, position)])\n'
 # Rank 0 keeps its streams, so that what is found is a stream keyed by rank, not one that is another for everybody.
@@ -35,17 +33,6 @@ STREAMS = {
 CRASHES = {"bank": "size", "target": "out of bounds", "order": "gradient norm"}
 
 
-def mutated(directory: Path, stream: str) -> Path:
-    """A copy of the package in which one stream depends on the rank."""
-    unwanted = shutil.ignore_patterns("__pycache__")
-    package = shutil.copytree(runs.ROOT / "gfgw_prod", directory / "gfgw_prod", ignore=unwanted)
-    cells = package / "distributed" / "cells.py"
-    source = cells.read_text(encoding="utf-8")
-    assert source.count(SEEDED) == 1
-    cells.write_text(source.replace(SEEDED, BY_RANK.format(stream=stream)), encoding="utf-8")
-    return directory
-
-
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, str]]:
     """Digests by stream: of its mutated copy on two ranks, and of the faithful trainer alone."""
@@ -56,7 +43,9 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, st
         for options, name in names.items()
     }
     for stream, options in STREAMS.items():
-        copy = {"PYTHONPATH": str(mutated(base / f"{stream} package", stream)), "PYTHONSAFEPATH": "1"}
+        # One stream depends on the rank.
+        by_rank = BY_RANK.format(stream=stream)
+        copy = copies.changed(base / f"{stream} package", "distributed/cells.py", SEEDED, by_rank)
         commands[stream] = partial(runs.execute, runs.training(base / stream, *options, steps=STEPS, ranks=2), copy)
     found = {}
     for name, outcome in runs.execute_all(commands).items():

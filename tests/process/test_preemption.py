@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -10,7 +11,7 @@ from pathlib import Path
 
 from gfgw_prod.resilience.exit_codes import PREEMPTED
 
-from . import runs
+from . import copies, runs
 
 SELDOM = ("--checkpoint.every-kimg", "1000")  # what is saved is saved because of the signal
 SLOWLY = (*runs.UNHURRIED, "--telemetry.sample-grid", "16", *SELDOM)  # time to strike between two steps
@@ -84,3 +85,36 @@ def test_run_that_is_still_starting_leaves_at_once(tmp_path: Path) -> None:
     runs.wait_until((tmp_path / "run" / ".lock").exists, process)
     process.terminate()
     assert runs.outcome_of(process, limit_seconds=30).code == PREEMPTED
+
+
+def test_rank_told_before_its_first_line_ends_the_job(tmp_path: Path) -> None:
+    agent = runs.start(runs.elastic(tmp_path / "run"), {"NPROC": "2"})
+    workers = runs.wait_until(lambda: len(found := runs.workers_of(agent.pid)) == 2 and found, agent)
+    os.kill(workers[0], signal.SIGTERM)
+    outcome = runs.outcome_of(agent, limit_seconds=60)
+    assert outcome.code == PREEMPTED, outcome.stderr
+    assert "restart" not in outcome.stderr
+
+
+def test_rank_told_while_it_starts_and_waits_for_its_peer_ends_the_job(tmp_path: Path) -> None:
+    block = "            ids = torch.arange(block, min(block + block_rows, self.total))\n"
+    waits = "            __import__('os').environ['RANK'] == '0' and __import__('time').sleep(600)\n"
+    copy = copies.changed(tmp_path, "features/bank.py", block, waits + block)
+    run_dir = tmp_path / "run"
+    agent = runs.start(runs.elastic(run_dir), copy | {"NPROC": "2"})
+    runs.wait_until((run_dir / "stacks" / "rank-1.txt").exists, agent)
+    os.kill(runs.workers_of(agent.pid)[0], signal.SIGUSR1)
+    outcome = runs.outcome_of(agent, limit_seconds=60)
+    assert outcome.code == PREEMPTED, outcome.stderr
+    assert "restart" not in outcome.stderr
+    assert json.loads((run_dir / "starts.json").read_text()) == {"step": 0, "starts": 0}
+
+
+def test_run_told_to_stop_after_its_last_step_is_finished(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    process = runs.start(runs.training(run_dir, "--telemetry.frechet-samples", "10000000", steps=1))
+    runs.wait_until((run_dir / "checkpoints" / "step-00000001").exists, process)
+    process.terminate()
+    outcome = runs.outcome_of(process, limit_seconds=60)
+    assert outcome.code == 0, outcome.stderr
+    assert "told to stop before samples were measured" in outcome.stderr

@@ -41,6 +41,7 @@ def main() -> None:
                 before = world.traffic.bytes
                 slots = torch.arange(SLOTS)
                 match = matcher.match(normalize(x), slots, slots % CLASSES, uniforms, step=step, images=step * SLOTS)
+                matcher.accept(match, images=(step + 1) * SLOTS)
                 sent = world.traffic.bytes - before
                 assert isinstance(match.coupling, Plan)
                 pieces = [torch.zeros(0)] * world.world_size

@@ -8,6 +8,7 @@ import subprocess
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TextIO
 
 from . import runs
 
@@ -53,7 +54,13 @@ class TwoHosts:
             subprocess.run(["ip", "netns", "delete", name], check=False, capture_output=True)
             shutil.rmtree(Path("/etc/netns") / name, ignore_errors=True)
 
-    def start(self, host: int, command: Sequence[str], extra: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
+    def start(
+        self,
+        host: int,
+        command: Sequence[str],
+        extra: Mapping[str, str] | None = None,
+        output: TextIO | None = None,
+    ) -> subprocess.Popen[str]:
         """Starts a command on a host, as one of one or two nodes of a job. Its process id is the command's own."""
         node = {
             "NNODES": "1:2",
@@ -64,7 +71,8 @@ class TwoHosts:
             "GLOO_SOCKET_IFNAME": self.cards[host],
         }
         named = ["unshare", "--uts", "sh", "-c", f'hostname {self.names[host]}; exec "$@"', "sh"]
-        return runs.start(["ip", "netns", "exec", self.names[host], *named, *command], {**node, **(extra or {})})
+        there = ["ip", "netns", "exec", self.names[host], *named, *command]
+        return runs.start(there, {**node, **(extra or {})}, output=output)
 
     def cable(self, state: str) -> None:
         """Sets the cable ``up`` or ``down``."""

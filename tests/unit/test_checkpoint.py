@@ -14,7 +14,7 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor
 
 from gfgw_prod.checkpoint.digest import weights_digest
-from gfgw_prod.checkpoint.manifest import encode
+from gfgw_prod.checkpoint.manifest import FORMAT, encode
 from gfgw_prod.checkpoint.reading import checkpoints
 from gfgw_prod.checkpoint.run_directory import find_checkpoints, prepare_directory, storages_of
 from gfgw_prod.checkpoint.staging import Stage
@@ -164,10 +164,10 @@ def test_another_architecture_is_refused_by_tensor(keeper: Keeper, change: str) 
 
 
 def test_checkpoint_of_another_format_is_refused_by_name(keeper: Keeper) -> None:
-    for number in (1, 3):
+    for number in (1, FORMAT - 1, FORMAT + 1):
         manifest = {**checkpoints(keeper.storage)[-1].manifest, "format": number}
         keeper.storage.write(f"step-00000002/{MANIFEST}", encode(manifest))
-        with pytest.raises(UserError, match=rf"step-00000002 is of format {number}, .* reads format 2"):
+        with pytest.raises(UserError, match=rf"step-00000002 is of format {number}, .* reads format {FORMAT}"):
             choose(keeper.storage)
     keeper.storage.write(f"step-00000002/{MANIFEST}", b'{"format": 1, "step": 2, "files": {}}')  # as it was written
     with pytest.raises(UserError, match=r"step-00000002 is of format 1"):

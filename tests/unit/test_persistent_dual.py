@@ -48,7 +48,9 @@ def matcher_of(table: Table, world: World, dual: str, scope: str = "full") -> Ma
 
 def match(matcher: Matcher, table: Table, step: int) -> Match:
     x, labels = generated(table, step)
-    return matcher.match(x, torch.arange(SLOTS), labels, torch.zeros(SLOTS), step=step, images=step * SLOTS)
+    found = matcher.match(x, torch.arange(SLOTS), labels, torch.zeros(SLOTS), step=step, images=step * SLOTS)
+    matcher.accept(found, images=(step + 1) * SLOTS)
+    return found
 
 
 def trained(table: Table, world: World, dual: str, scope: str = "full") -> tuple[Matcher, float, float]:
@@ -90,6 +92,8 @@ def test_classes_that_a_batch_lacks_keep_their_potential(digits: Table, alone: W
     before = matcher.tensors()["dual.potential"].clone().flatten()[: len(digits)]
     x, _ = generated(digits, 0)
     threes = torch.full((SLOTS,), 3)
-    matcher.match(x, torch.arange(SLOTS), threes, torch.zeros(SLOTS), step=STEPS, images=STEPS * SLOTS)
+    found = matcher.match(x, torch.arange(SLOTS), threes, torch.zeros(SLOTS), step=STEPS, images=STEPS * SLOTS)
+    assert torch.equal(matcher.tensors()["dual.potential"].flatten()[: len(digits)], before), "not before it counts"
+    matcher.accept(found, images=(STEPS + 1) * SLOTS)
     changed = matcher.tensors()["dual.potential"].flatten()[: len(digits)] != before
     assert torch.equal(changed, digits.labels == 3)

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from gfgw_prod.telemetry.stragglers import REPEAT_SECONDS, OwnTime, Watch, slowest
+from gfgw_prod.telemetry.stragglers import REPEAT_SECONDS, OwnTime, StragglerWatch, slowest
 
 EVERY_SECONDS = 6.0  # an interval that is long enough to judge by
 
@@ -13,7 +13,7 @@ class Judged:
     """A watch over four ranks, and its clock."""
 
     def __init__(self) -> None:
-        self.watch, self.now = Watch(["a", "a", "b", "b"], ratio=1.5), 100.0
+        self.watch, self.now = StragglerWatch(["a", "a", "b", "b"], ratio=1.5), 100.0
         self.after([1, 1, 1, 1])
 
     def after(self, seconds: list[float], interval: float = EVERY_SECONDS) -> list[str]:
@@ -58,7 +58,7 @@ def test_ranks_within_the_ratio_are_not_named(judged: Judged) -> None:
 
 
 def test_first_step_is_not_judged() -> None:
-    watch = Watch(["a", "b"], ratio=1.5)
+    watch = StragglerWatch(["a", "b"], ratio=1.5)
     assert watch.judge([1, 9], steps=1, now=50.0) == []
     assert watch.judge([1, 1], steps=1, now=60.0) == []
 

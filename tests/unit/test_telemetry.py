@@ -2,20 +2,16 @@
 
 import json
 import re
-import socket
 import time
-import urllib.request
-from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 
 import pytest
 import torch
+from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from gfgw_prod.config import TelemetrySettings
-from gfgw_prod.resilience.exit_codes import UserError
 from gfgw_prod.telemetry import Telemetry
 from gfgw_prod.telemetry.catalogue import BY_TAG, CATALOGUE
 from gfgw_prod.telemetry.sinks import JsonLines, Prometheus, TensorBoard
@@ -75,33 +71,22 @@ def test_torn_last_line_is_dropped(tmp_path: Path) -> None:
     assert [record["step"] for record in records(path)] == [1, 2, 3]
 
 
-def free_port() -> int:
-    with closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 @pytest.fixture
-def endpoint() -> Iterator[tuple[Prometheus, int]]:
-    port = free_port()
-    sink = Prometheus("127.0.0.1", port, saved_at=time.time() - 1000)
-    yield sink, port
-    sink.close()
+def registry() -> CollectorRegistry:
+    return CollectorRegistry()
 
 
-def scrape(port: int) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
-        text = answer.read().decode()
-    families = text_string_to_metric_families(text)
+def scrape(registry: CollectorRegistry) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+    families = text_string_to_metric_families(generate_latest(registry).decode())
     return {(s.name, tuple(s.labels.items())): s.value for family in families for s in family.samples}
 
 
-def test_endpoint_serves_every_metric_with_its_value(endpoint: tuple[Prometheus, int]) -> None:
-    sink, port = endpoint
+def test_page_has_every_metric_with_its_value(registry: CollectorRegistry) -> None:
+    sink = Prometheus(registry, saved_at=time.time())
     settable = [metric for metric in CATALOGUE if metric.tag != TAGS["gfgw_checkpoint_age_seconds"]]
     found = {metric.tag: float(number) for number, metric in enumerate(settable, start=1)}
     sink.record(1, 10, {tag: [0.0, value] if BY_TAG[tag].by else value for tag, value in found.items()})
-    served = scrape(port)
+    served = scrape(registry)
     for number, metric in enumerate(settable, start=1):
         name = metric.prometheus + ("_total" if metric.kind == "counter" else "")
         labels = (*metric.labels.items(), *([(metric.by, "1")] if metric.by else []))
@@ -109,36 +94,21 @@ def test_endpoint_serves_every_metric_with_its_value(endpoint: tuple[Prometheus,
     assert ("gfgw_checkpoint_age_seconds", ()) in served
 
 
-def test_age_counts_from_the_last_save(endpoint: tuple[Prometheus, int]) -> None:
-    sink, port = endpoint
-    assert scrape(port)["gfgw_checkpoint_age_seconds", ()] >= 1000
+def test_age_counts_from_the_last_save(registry: CollectorRegistry) -> None:
+    sink = Prometheus(registry, saved_at=time.time() - 1000)
+    assert scrape(registry)["gfgw_checkpoint_age_seconds", ()] >= 1000
     sink.record(1, 10, {TAGS["gfgw_checkpoint_saves"]: 1})
-    assert scrape(port)["gfgw_checkpoint_age_seconds", ()] < 1000
+    assert scrape(registry)["gfgw_checkpoint_age_seconds", ()] < 1000
 
 
-def test_counters_do_not_go_backwards(endpoint: tuple[Prometheus, int]) -> None:
-    sink, port = endpoint
+def test_counters_do_not_go_backwards(registry: CollectorRegistry) -> None:
+    sink = Prometheus(registry, saved_at=time.time())
     seen = []
     for images in (100, 250, 180, 200, 300):
         sink.record(images // 10, images, {TAGS["gfgw_images_seen"]: float(images)})
-        seen.append(scrape(port)["gfgw_images_seen_total", ()])
+        seen.append(scrape(registry)["gfgw_images_seen_total", ()])
     assert seen[:2] == [100, 250]
     assert seen == sorted(seen)
-
-
-def test_taken_port_is_refused_by_name() -> None:
-    with closing(socket.socket()) as holder:
-        holder.bind(("127.0.0.1", 0))
-        holder.listen()
-        with pytest.raises(UserError, match=r"telemetry\.prometheus_port") as caught:
-            Prometheus("127.0.0.1", holder.getsockname()[1], saved_at=0.0)
-    assert "\n" not in str(caught.value)
-
-
-def test_closed_endpoint_frees_its_port() -> None:
-    port = free_port()
-    for _ in range(2):
-        Prometheus("127.0.0.1", port, saved_at=0.0).close()
 
 
 def test_resumed_curves_hide_what_a_lost_process_wrote(tmp_path: Path) -> None:
@@ -156,11 +126,11 @@ def test_resumed_curves_hide_what_a_lost_process_wrote(tmp_path: Path) -> None:
     assert [event.step for event in curves.Images("samples")] == [250]
 
 
-def test_telemetry_hands_records_to_all_sinks(tmp_path: Path) -> None:
-    settings = TelemetrySettings(prometheus_port=free_port(), progress="off")
-    telemetry = Telemetry.open(settings, tmp_path, step=0, images=0, total_images=100, saved_at=0.0)
+def test_telemetry_hands_records_to_all_sinks(tmp_path: Path, registry: CollectorRegistry) -> None:
+    settings = TelemetrySettings(progress="off")
+    telemetry = Telemetry.open(settings, tmp_path, registry, step=0, images=0, total_images=100, saved_at=0.0)
     telemetry.record(2, 20, {"loss/total": 0.25})
-    served = scrape(settings.prometheus_port)
+    served = scrape(registry)
     telemetry.close()
     assert served["gfgw_loss", (("term", "total"),)] == 0.25
     assert records(tmp_path / "stats.jsonl")[0]["loss/total"] == 0.25

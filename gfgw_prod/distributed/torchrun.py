@@ -1,0 +1,65 @@
+"""What torchrun tells a rank by its environment, checked before anything is built on it. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+
+from gfgw_prod.resilience.exit_codes import UserError
+
+
+@dataclass(frozen=True)
+class Place:
+    """A rank's place in its job and on its node."""
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    local_world_size: int = 1
+
+
+def place() -> Place | None:
+    """This rank's place; ``None`` for a process that nobody launched as a rank.
+
+    Raises:
+        UserError: if the variables are incomplete or cannot be true together. Started so, ranks would train beside each
+            other, or wait for one that never comes.
+    """
+    ours = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"} & os.environ.keys()
+    if not ours:
+        return None
+    for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        if not os.environ.get(name, "").strip():
+            raise UserError(
+                f"torchrun's environment is incomplete: {min(ours)} is set, {name} is not; unset or set both"
+            )
+    rank, world_size = _number("RANK", 0), _number("WORLD_SIZE", 1)
+    local_rank = _number("LOCAL_RANK", 0) if "LOCAL_RANK" in ours else 0
+    local_world_size = _number("LOCAL_WORLD_SIZE", 1) if "LOCAL_WORLD_SIZE" in ours else local_rank + 1
+    if not 1 <= _number("MASTER_PORT", 1) <= 65535:
+        raise UserError(f"MASTER_PORT must be between 1 and 65535, not {os.environ['MASTER_PORT']}")
+    for name, value, most, its in (
+        ("RANK", rank, world_size - 1, "WORLD_SIZE"),
+        ("LOCAL_RANK", local_rank, local_world_size - 1, "LOCAL_WORLD_SIZE"),
+        ("LOCAL_WORLD_SIZE", local_world_size, world_size, "WORLD_SIZE"),
+    ):
+        if value > most:
+            raise UserError(f"{name}, which torchrun sets, must be at most {most} by {its}, not {value}")
+    return Place(rank, world_size, local_rank, local_world_size)
+
+
+def speaks_for_its_node() -> bool:
+    """Whether this process says what is wrong. Ranks of a node fail alike, unless it is their places that are wrong."""
+    try:
+        mine = place()
+    except UserError:
+        return True
+    return mine is None or mine.local_rank == 0
+
+
+def _number(name: str, least: int) -> int:
+    value = os.environ[name]
+    if not re.fullmatch("[0-9]{1,9}", value) or int(value) < least:
+        raise UserError(f"{name}, which torchrun sets, must be a whole number of at least {least}, not {value!r}")
+    return int(value)

@@ -1,0 +1,159 @@
+"""Steps whose numbers can be trusted: what looks wrong is computed again, and now and then a step that does not.
+
+A step is a pure function, so computing it again tells an error of the hardware, which does not come back, from numbers
+that are the run's own. The first is counted, named by rank, and leaves no trace in the weights; a step of the second
+kind is skipped on all ranks.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gfgw_prod.data.stream import CellRows
+from gfgw_prod.distributed.checksums import checksum
+from gfgw_prod.distributed.world import World
+from gfgw_prod.resilience.exit_codes import HardwareError
+from gfgw_prod.resilience.number_guard import NumberGuard
+from gfgw_prod.step import StepResult, TrainingStep
+
+MOST_COMPUTATIONS = 5  # of one step, until two agree
+STAGES = ("features of generated images", "matching", "losses", "gradient", "sum of gradients")
+FEATURES, MATCHING, LOSSES, GRADIENT, SUM = range(5)
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """Checksums of all ranks' part in a step, ``(world_size, len(STAGES), rounds)``, by stage and turn."""
+
+    by_rank: Tensor
+
+    def differences(self, other: Fingerprint) -> dict[int, str]:
+        """The ranks that computed something else, with the first stage in which they did.
+
+        Later stages depend on earlier ones of all ranks, so a difference there says nothing more.
+        """
+        different = (self.by_rank != other.by_rank).any(dim=2)
+        for stage, name in enumerate(STAGES):
+            if ranks := different[:, stage].nonzero().flatten().tolist():
+                return dict.fromkeys(ranks, name)
+        return {}
+
+
+class CheckedStep:
+    """Makes a run's steps, and sees to it that only sound ones reach the weights.
+
+    Args:
+        audit_every_steps: interval between steps that are computed twice, whatever their numbers; 0 is off.
+        replicated: whether the sum of gradients must be the same on all ranks.
+        report: says a line.
+    """
+
+    def __init__(
+        self,
+        step: TrainingStep,
+        guard: NumberGuard,
+        world: World,
+        *,
+        audit_every_steps: int,
+        replicated: bool,
+        report: Callable[[str], None],
+    ):
+        self._step, self._guard, self._world = step, guard, world
+        self._audit_every, self._replicated, self._report = audit_every_steps, replicated, report
+        self._hosts = world.collect(socket.gethostname())
+        self.errors = [0] * world.world_size  # of the hardware, by rank
+        self.audits = 0
+
+    def __call__(self, step: int, stream: Iterator[CellRows]) -> StepResult:
+        """Computes a step, and applies it if it is sound. Collective.
+
+        Raises:
+            HardwareError: if no two computations of it agree, or ranks do not that should.
+        """
+        rows = [next(stream) for _ in range(self._step.turns)]
+        result = self._step.compute(step, rows)
+        numbers, alike = self._numbers(result)
+        objection = self._guard.objection(numbers)
+        due = self._audit_every > 0 and (step + 1) % self._audit_every == 0
+        if objection or not alike or due:
+            self.audits += 1
+            result = self._computed_again(result, rows)
+            numbers, _ = self._numbers(result)
+            objection = self._guard.objection(numbers)
+        if objection is None:
+            self._guard.accept(numbers)
+            self._step.apply(result)
+        else:
+            self._guard.skip()
+            self._step.skip()
+            self._report(f"step {step + 1} has {objection}, also when it is computed again; skipped")
+        return result
+
+    def values(self) -> dict[str, float | Sequence[float]]:
+        """What has happened so far, by tag of the catalogue."""
+        return {
+            "run/audits": self.audits,
+            "run/hardware_errors": list(self.errors),
+            "run/skipped_steps": self._guard.skipped,
+            "run/rollbacks": self._guard.rollbacks,
+        }
+
+    def check_replicas(self, state: Sequence[Tensor]) -> None:
+        """Compares tensors that must be the same on all ranks, before they are saved. Collective.
+
+        Raises:
+            HardwareError: if they are not.
+        """
+        if self._replicated:
+            self._refuse_different(self._world.gather(checksum(state)).tolist(), "weights or moments")
+
+    def _computed_again(self, first: StepResult, rows: Sequence[CellRows]) -> StepResult:
+        """The step as two computations of it agree on; its gradient stands in ``.grad``."""
+        seen = [self._fingerprint(first)]
+        while len(seen) < MOST_COMPUTATIONS:
+            again = self._step.compute(first.step, rows)
+            fingerprint = self._fingerprint(again)
+            if any(not old.differences(fingerprint) for old in seen):
+                self._name(first.step, fingerprint, seen)
+                self._refuse_different(fingerprint.by_rank[:, MATCHING, 0].tolist(), "matching")
+                if self._replicated:
+                    self._refuse_different(fingerprint.by_rank[:, SUM, 0].tolist(), "sum of gradients")
+                return again
+            seen.append(fingerprint)
+        raise HardwareError(f"no two of {MOST_COMPUTATIONS} computations of step {first.step + 1} agree")
+
+    def _name(self, step: int, agreed: Fingerprint, seen: Sequence[Fingerprint]) -> None:
+        """Counts and reports the ranks that computed something else than what was agreed on."""
+        for other in seen:
+            for rank, stage in agreed.differences(other).items():
+                self.errors[rank] += 1
+                self._report(
+                    f"step {step + 1}: rank {rank} on {self._hosts[rank]} computed the {stage} wrongly, and then "
+                    "rightly; the run goes on exactly, but look at that hardware"
+                )
+
+    def _refuse_different(self, by_rank: list[int], what: str) -> None:
+        usual = max(set(by_rank), key=by_rank.count)
+        others = [f"{rank} on {self._hosts[rank]}" for rank, found in enumerate(by_rank) if found != usual]
+        if others:
+            whose = ", ".join(others) if len(others) * 2 < len(by_rank) else "half of the ranks or more"
+            raise HardwareError(f"{what} that must be the same on all ranks differ on {whose}; look at that hardware")
+
+    def _numbers(self, result: StepResult) -> tuple[tuple[float, float], bool]:
+        """Gradient norm and largest loss over all ranks, and whether all ranks have the same norm. Collective."""
+        # No comparison holds for what is no number: a maximum may pass over it.
+        norm = torch.where(result.finite, result.gradient_norm, torch.inf).double().nan_to_num(torch.inf, torch.inf)
+        loss = result.largest_loss.double().nan_to_num(torch.inf, torch.inf)
+        largest, negative_smallest, most = self._world.max(torch.stack([norm, -norm, loss])).tolist()
+        return (largest, most), largest == -negative_smallest
+
+    def _fingerprint(self, result: StepResult) -> Fingerprint:
+        features, losses, gradients = result.checksums.unbind(dim=1)
+        shared = torch.stack([checksum([result.match.rows, result.match.features]), checksum(self._step.gradients())])
+        matching, total = (number.expand(len(features)) for number in shared)
+        return Fingerprint(self._world.gather(torch.stack([features, matching, losses, gradients, total])))

@@ -1,0 +1,75 @@
+"""Files in which ranks that made no progress leave their stacks: in ``stacks/`` of the run directory.
+
+A rank keeps ``rank-3.txt`` open while it is watched, because it cannot open anything once it is stuck. Its first line
+says how far the rank came. If it ends well it takes the file away; if it was killed, the next start does.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+WIDTH = 240  # of the first line, which is written again and again
+NAMED = 8  # ranks in a line
+
+
+class StacksFile:
+    """The file of this rank.
+
+    Raises:
+        OSError: if it cannot be made.
+    """
+
+    def __init__(self, run_dir: Path, rank: int):
+        self.path = run_dir / "stacks" / f"rank-{rank}.txt"
+        self._who = f"rank {rank}, process {os.getpid()} on {socket.gethostname()}"
+        self.path.parent.mkdir(exist_ok=True)
+        self._fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+        self.describe("starting")
+        os.lseek(self._fd, WIDTH, os.SEEK_SET)
+
+    def fileno(self) -> int:
+        """For ``faulthandler``, which writes behind the first line."""
+        return self._fd
+
+    def describe(self, doing: str) -> None:
+        """Writes the first line: how far this rank has come by now."""
+        now = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
+        line = f"{self._who}: last seen at work at {now}, {doing}".encode()
+        with suppress(OSError):  # a full disk, or none
+            os.pwrite(self._fd, line[: WIDTH - 1].ljust(WIDTH - 1) + b"\n", 0)
+
+    def discard(self) -> None:
+        """Takes the file away, and the directory with the last one."""
+        with suppress(OSError):
+            self.path.unlink()
+            self.path.parent.rmdir()
+
+
+def tell_of_hangs(run_dir: Path, report: Callable[[str], None]) -> None:
+    """Says in a line which ranks of the last start left their stacks, and gives their files names that stay."""
+    files = {int(file.stem[5:]): file for file in run_dir.glob("stacks/rank-*.txt") if file.stem[5:].isdigit()}
+    stuck = []
+    with suppress(OSError):
+        when = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(max((f.stat().st_mtime for f in files.values()), default=0)))
+        for rank, file in sorted(files.items()):
+            if file.stat().st_size > WIDTH:
+                file.rename(file.with_name(f"{when}-{file.name}"))
+                stuck.append(rank)
+            else:
+                file.unlink()
+    if stuck:
+        several = len(stuck) > 1
+        ranks = ", ".join(map(str, stuck[:NAMED])) + (f" and {len(stuck) - NAMED} more" if len(stuck) > NAMED else "")
+        place = run_dir / "stacks" / f"{when}-rank-{'*' if several else stuck[0]}.txt"
+        report(
+            f"rank{'s' * several} {ranks} made no progress in the last start; "
+            f"{'their' if several else 'its'} stacks are in {place}"
+        )
+    else:
+        with suppress(OSError):
+            (run_dir / "stacks").rmdir()

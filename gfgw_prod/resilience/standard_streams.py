@@ -1,0 +1,45 @@
+"""Standard streams that are closed, or can no longer be written. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+
+def open_closed_streams() -> None:
+    """Gives a standard stream that is closed the null device.
+
+    Else the next file to be opened, a checkpoint's say, would get its number, and what libraries print would go there.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            _discard(number)
+            setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115
+
+
+def tell(line: str) -> None:
+    """One line on standard error, as far as it can be written. A name may hold line breaks and control characters."""
+    try:
+        print("".join(c if c.isprintable() else repr(c)[1:-1] for c in line), file=sys.stderr, flush=True)
+    except OSError:  # a full disk, a pipe that nobody reads: the exit code tells enough
+        _discard(2)
+
+
+def output_error() -> OSError | None:
+    """Why standard output cannot be written, if it cannot; what was printed is then given up."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        _discard(1)  # the interpreter would try once more, and complain
+        return error
+    return None
+
+
+def _discard(number: int) -> None:
+    null = os.open(os.devnull, os.O_RDWR)
+    if null != number:
+        os.dup2(null, number)
+        os.close(null)
+    os.set_inheritable(number, True)

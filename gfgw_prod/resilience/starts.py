@@ -1,0 +1,95 @@
+"""A run that crashes again and again without a new checkpoint is not started for ever: exit code 76."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+
+from gfgw_prod.checkpoint.reading import candidates
+from gfgw_prod.checkpoint.storage import Storage
+from gfgw_prod.distributed.world import World
+from gfgw_prod.resilience.exit_codes import NoProgressError, UserError
+from gfgw_prod.resilience.signals import before_leaving
+
+FILE = "starts.json"
+
+
+class Starts:
+    """How often a run was started from where it is without coming further, in a file of the run directory.
+
+    As a context it is the life of this start: one that ends in order is not counted.
+
+    Args:
+        most: restarts without a new checkpoint.
+    """
+
+    def __init__(self, run_dir: Path, most: int, world: World):
+        self._file, self._most, self._world = run_dir / FILE, most, world
+        self._step = self._before = 0
+        self._counts = False
+        self._lock = threading.RLock()  # a signal may end the run in any thread, also within a handler
+
+    def begin(self, storages: Sequence[Storage]) -> None:
+        """Counts this start, before anything that may crash. Collective.
+
+        Args:
+            storages: whose newest checkpoint says how far the run has come.
+
+        Raises:
+            NoProgressError: if too many were counted before.
+        """
+        problem = None
+        if self._world.is_main:
+            step = max((step for storage in storages for step, _ in candidates(storage)), default=0)
+            last, before = self._read()
+            # A checkpoint that was lost is no progress; one that comes after that is.
+            before = before if step <= last else 0
+            if before > self._most:
+                problem = (
+                    f"{before} starts in a row crashed without a new checkpoint after step {step}; checkpoints are as "
+                    f"they were. When the cause is mended, remove {self._file} (or raise resilience.max_no_progress, "
+                    f"now {self._most})"
+                )
+            else:
+                before_leaving.append(self.forget)
+                with self._lock:
+                    self._step, self._before, self._counts = step, before, True
+                    self._write(before + 1)
+        problem = self._world.share(problem)
+        if problem is not None:
+            raise NoProgressError(problem)
+
+    def forget(self) -> None:
+        """This start ends in order, and is no crash."""
+        with self._lock:
+            if self._counts:
+                self._counts = False
+                self._write(self._before)
+
+    def __enter__(self) -> Starts:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if kind is None or issubclass(kind, UserError | NoProgressError | KeyboardInterrupt):
+            self.forget()
+
+    def _read(self) -> tuple[int, int]:
+        try:
+            found = json.loads(self._file.read_text(encoding="utf-8"))
+            return int(found["step"]), int(found["starts"])
+        except (OSError, ValueError, TypeError, KeyError):  # none yet, or nothing that we wrote
+            return 0, 0
+
+    def _write(self, starts: int) -> None:
+        partial = self._file.with_name(f".{FILE}.partial")
+        with suppress(OSError):  # a full disk has its own consequences
+            with partial.open("w", encoding="utf-8") as file:
+                json.dump({"step": self._step, "starts": starts}, file)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(self._file)

@@ -1,0 +1,124 @@
+"""Finds this process stuck: without a sign of progress for too long it leaves its stacks in a file, and ends.
+
+``faulthandler`` keeps the time in a thread outside the GIL, so nothing that Python code does can stop it. Signs of
+progress only note the time; a thread of Python sets the timer anew once a second. Where another thread holds the GIL
+for ever, that thread is stuck as well, and the timer runs out.
+
+There is one timer in a process, so the watch is one, too, and signs of progress may come from anywhere.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from gfgw_prod.resilience.signals import before_leaving
+from gfgw_prod.resilience.stacks import StacksFile
+
+TICK_SECONDS = 1.0  # between looks; what a limit may be late by
+
+
+class Watch:
+    """The watch over this process."""
+
+    def __init__(self) -> None:
+        self._at, self._doing = time.monotonic(), "starting"
+        self._limit = self._tick = 0.0
+        self._rank = 0
+        self._pauses = 0
+        self._file: StacksFile | None = None
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def over(self, limit_seconds: float, run_dir: Path, rank: int) -> Iterator[None]:
+        """Within, a rank may be without progress for so long. Its stacks go to the run directory.
+
+        If nothing can be written there, they go to standard error.
+        """
+        self._limit, self._tick, self._rank = limit_seconds, min(TICK_SECONDS, limit_seconds / 4), rank
+        before_leaving.append(self._discard)
+        over = threading.Event()
+        with suppress(OSError):
+            self._file = StacksFile(run_dir, rank)
+        with self._lock:
+            self.progress("starting")
+            self._set()
+        threading.Thread(target=self._look_on, args=(over,), name="watchdog", daemon=True).start()
+        try:
+            yield
+        finally:
+            over.set()
+            with self._lock:
+                self._limit = 0.0
+                faulthandler.cancel_dump_traceback_later()
+            self._discard()
+
+    def progress(self, doing: str | None = None) -> None:
+        """A sign of progress, and what comes next."""
+        if doing is not None:
+            self._doing = doing
+        self._at = time.monotonic()
+
+    def silence(self) -> float:
+        """Seconds since the last sign of progress; 0 while there is no limit."""
+        return time.monotonic() - self._at if self._limit and not self._pauses else 0.0
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Within, there is no limit: for what takes as long as a network or a disk takes."""
+        with self._lock:
+            self._pauses += 1
+            if self._limit:
+                faulthandler.cancel_dump_traceback_later()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self.progress()
+                self._pauses -= 1
+                self._set()
+
+    def _set(self) -> None:
+        """Sets the timer. It runs out a tick late: progress is seen at the next look."""
+        if not self._limit or self._pauses:
+            return
+        left = self._limit + self._tick - (time.monotonic() - self._at)
+        stderr = 2
+        file = stderr if self._file is None else self._file.fileno()
+        faulthandler.dump_traceback_later(max(left, 0.001), exit=True, file=file)
+        if self._file is not None:
+            self._file.describe(self._doing)
+
+    def _look_on(self, over: threading.Event) -> None:
+        seen, told = 0.0, False
+        while not over.wait(self._tick):
+            with self._lock:
+                if self._at != seen:
+                    seen, told = self._at, False
+                    self._set()
+                late = self._limit and not self._pauses and time.monotonic() - seen >= self._limit
+            if late and not told:
+                told = True
+                self._tell()
+
+    def _tell(self) -> None:
+        place = "the next lines" if self._file is None else self._file.path
+        print(
+            f"gfgw: rank {self._rank} made no progress for {self._limit:g} s ({self._doing}); "
+            f"it ends, and its stacks are in {place}",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    def _discard(self) -> None:
+        if self._file is not None:
+            self._file.discard()
+            self._file = None
+
+
+watch = Watch()

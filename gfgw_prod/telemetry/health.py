@@ -1,0 +1,60 @@
+"""What a process is doing, and when it last got on: what a probe is told."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+
+class Health:
+    """Noted by the trainer, read by the threads of the endpoint.
+
+    Args:
+        hang_seconds: time without progress after which the process counts as stuck.
+        silence: seconds since the last sign of progress.
+    """
+
+    def __init__(self, hang_seconds: float, silence: Callable[[], float]):
+        self._hang_seconds, self._silence = hang_seconds, silence
+        self._lock = threading.Lock()
+        self._doing: str | None = "starting"  # None: training
+        self._step = self._images = 0
+
+    def phase(self, doing: str) -> None:
+        """What is done instead of steps, in words, from now on."""
+        with self._lock:
+            self._doing = doing
+
+    def position(self, step: int, images: int) -> None:
+        """Where the run stands before this process has made a step."""
+        with self._lock:
+            self._step, self._images = step, images
+
+    def made(self, step: int, images: int) -> None:
+        """This process has made a step: it trains. So many steps and images are behind the run."""
+        with self._lock:
+            self._step, self._images = step, images
+            self._doing = None
+
+    def live(self) -> dict[str, Any]:
+        """Whether progress was made within ``hang_seconds``; ``why`` says why not."""
+        return self._answer(stuck_only=True)
+
+    def ready(self) -> dict[str, Any]:
+        """Whether this process makes steps; ``why`` says why not."""
+        return self._answer(stuck_only=False)
+
+    def _answer(self, *, stuck_only: bool) -> dict[str, Any]:
+        with self._lock:
+            doing, step, images = self._doing, self._step, self._images
+        silence = self._silence()
+        stuck = silence > self._hang_seconds
+        if doing is None:
+            why = f"no step for {silence:.0f} s" if stuck else ""
+        elif stuck:
+            why = f"{doing}; no progress for {silence:.0f} s"
+        else:
+            why = "" if stuck_only else doing
+        answer = {"ok": not why, "doing": doing or "training", "step": step, "images": images}
+        return answer | {"why": why} if why else answer

@@ -1,0 +1,280 @@
+"""The kinds of faults: what they strike, where they can, and how it is told that they were felt."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from errno import ENOSPC
+from pathlib import Path
+from random import Random
+from typing import Protocol
+
+from gfgw_prod.resilience.exit_codes import PREEMPTED
+
+from ..process import runs
+from ..process.two_hosts import CANNOT
+from .job import Job, Launch
+
+FELT_SECONDS = 60  # at most, until a fault is taken
+
+
+class Fault(Protocol):
+    """A kind of fault."""
+
+    name: str
+    leaves: frozenset[int]  # exit codes of launchers that the scheduler should see
+
+    def fits(self, launch: Launch) -> bool:
+        """Whether it can strike such a launch."""
+
+    def ends(self, launch: Launch) -> bool:
+        """Whether the whole job leaves because of it."""
+
+    def cannot(self) -> str:
+        """Why it cannot be done on this machine; empty if it can."""
+
+    def strike(self, job: Job, chance: Random) -> Callable[[], bool]:
+        """Does it. The answer tells, when the run has gone on, whether it was felt."""
+
+
+def until(condition: Callable[[], bool], what: str) -> None:
+    """Waits for a fault to be taken.
+
+    Raises:
+        TimeoutError: if it was not.
+    """
+    deadline = time.monotonic() + FELT_SECONDS
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{what}: not within {FELT_SECONDS} s")
+        time.sleep(0.01)
+
+
+def gone(pid: int) -> bool:
+    """Whether a process has ended, reaped or not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
+
+
+def certainly() -> bool:
+    """The answer of a fault that cannot be overlooked."""
+    return True
+
+
+@dataclass(frozen=True)
+class Anywhere:
+    """A fault that needs nothing, and that the job outlives."""
+
+    name: str
+    leaves: frozenset[int] = frozenset()
+
+    def fits(self, launch: Launch) -> bool:
+        return True
+
+    def ends(self, launch: Launch) -> bool:
+        return False
+
+    def cannot(self) -> str:
+        return ""
+
+
+@dataclass(frozen=True)
+class SignalRank(Anywhere):
+    """A signal to one rank's process."""
+
+    number: signal.Signals = signal.SIGKILL
+
+    def strike(self, job: Job, chance: Random) -> Callable[[], bool]:
+        _, pid = chance.choice(sorted(job.ranks().items()))
+        os.kill(pid, self.number)
+        return lambda: gone(pid)  # replaced, whatever the signal was
+
+
+@dataclass(frozen=True)
+class TerminateRank(Anywhere):
+    """SIGTERM to one rank: all ranks save, and the job leaves."""
+
+    leaves: frozenset[int] = frozenset({PREEMPTED})
+
+    def fits(self, launch: Launch) -> bool:
+        return launch.hosts == 1
+
+    def ends(self, launch: Launch) -> bool:
+        return True
+
+    def strike(self, job: Job, chance: Random) -> Callable[[], bool]:
+        left = len(job.left)
+        _, pid = chance.choice(sorted(job.ranks().items()))
+        os.kill(pid, signal.SIGTERM)
+        until(lambda: job.agents[0].poll() is not None, "the end of the job")
+        return lambda: job.left[left:] == [PREEMPTED]
+
+
+@dataclass(frozen=True)
+class TerminateJob(Anywhere):
+    """SIGTERM to the launchers of all hosts, as a scheduler does that wants its machines back."""
+
+    leaves: frozenset[int] = frozenset({PREEMPTED})
+
+    def ends(self, launch: Launch) -> bool:
+        return True
+
+    def strike(self, job: Job, chance: Random) -> Callable[[], bool]:
+        left, hosts = len(job.left), job.launch.hosts
+        job.stop()
+        return lambda: job.left[left:] == hosts * [PREEMPTED]
+
+
+@dataclass(frozen=True)
+class KillAgent(Anywhere):
+    """SIGKILL to the launcher of one host, perhaps the one with the rendezvous: its ranks go with it."""
+
+    leaves: frozenset[int] = frozenset({-signal.SIGKILL})
+
+    def ends(self, launch: Launch) -> bool:
+        return launch.hosts == 1
+
+    def strike(self, job: Job, chance: Random) -> Callable[[], bool]:
+        left = len(job.left)
+        agent = chance.choice(job.agents)
+        ranks = runs.workers_of(agent.pid)
+        agent.kill()
+        agent.wait()
+        return lambda: job.left[left:] == [-signal.SIGKILL] and all(map(gone, ranks.values()))
+
+
+@dataclass(frozen=True)
+class Inside(Anywhere):
+    """A fault within a step of one rank, brought in by ``inside/sitecustomize.py``."""
+
+    kind: str = ""
+    bits: tuple[int, ...] = (0,)
+    wrong_number: bool = False
+    needs_audit: bool = False  # without which nobody would find it
+
+    def fits(self, launch: Launch) -> bool:
+        return (launch.audit or not self.needs_audit) and (launch.evenly or not self.wrong_number)
+
+    def strike(self, job: Job, chance: Random) -> Callable[[], bool]:
+        rank = chance.choice(sorted(job.ranks()))
+        waiting = job.faults / f"{self.kind}-{rank}"
+        taken = job.faults / f"{waiting.name}.taken"
+        taken.unlink(missing_ok=True)
+        partial = job.faults / f".{waiting.name}"
+        partial.write_text(str(chance.choice(self.bits)))
+        partial.rename(waiting)
+        try:
+            until(taken.exists, f"rank {rank} in a step")
+        finally:
+            waiting.unlink(missing_ok=True)
+        return certainly
+
+
+@dataclass(frozen=True)
+class DamageCheckpoint(Anywhere):
+    """Every rank is killed, and the checkpoint that they should go on from is no longer what was written."""
+
+    def strike(self, job: Job, chance: Random) -> Callable[[], bool]:
+        set_aside = len(list(job.root.glob("damaged-*")))
+        ranks = job.ranks().values()
+        for pid in ranks:
+            os.kill(pid, signal.SIGKILL)
+        until(lambda: all(map(gone, ranks)), "the death of ranks")  # nobody commits another one from here on
+        file = chance.choice(sorted(job.checkpoints()[-1].iterdir()))
+        size = file.stat().st_size
+        how = chance.choice(["flip", "cut", "delete"])
+        if how == "delete":
+            file.unlink()
+        elif how == "cut":
+            os.truncate(file, chance.randrange(size))
+        else:
+            with file.open("r+b") as damaged:
+                damaged.seek(chance.randrange(size))
+                byte = damaged.read(1)[0]
+                damaged.seek(-1, os.SEEK_CUR)
+                damaged.write(bytes([byte ^ 1 << chance.randrange(8)]))
+        return lambda: len(list(job.root.glob("damaged-*"))) == set_aside + 1
+
+
+@dataclass(frozen=True)
+class FillDisk(Anywhere):
+    """The file system of the checkpoints is full, of bytes or of files, until a save has failed for it."""
+
+    def cannot(self) -> str:
+        return "a small file system of its own needs root" if os.geteuid() else ""
+
+    def strike(self, job: Job, chance: Random) -> Callable[[], bool]:
+        failed = job.said("was not saved")
+        ballast = job.root / "ballast"
+        ballast.mkdir()
+        try:
+            if chance.random() < 0.5:
+                with (ballast / "bytes").open("wb", buffering=0) as file:
+                    _until_full(lambda _: file.write(bytes(1 << 20)))
+            else:
+                _until_full(lambda number: (ballast / str(number)).touch())
+            until(lambda: job.said("was not saved") > failed, "a save that fails")
+        finally:
+            for file in ballast.iterdir():
+                file.unlink()
+            ballast.rmdir()
+        newest = job.newest_step()
+        return lambda: job.newest_step() > newest
+
+
+def _until_full(write: Callable[[int], object]) -> None:
+    number = 0
+    try:
+        while True:
+            write(number)
+            number += 1
+    except OSError as error:
+        if error.errno != ENOSPC:
+            raise
+
+
+@dataclass(frozen=True)
+class CutLink(Anywhere):
+    """The cable between two hosts is out, for less or more than ranks wait for each other."""
+
+    seconds: tuple[int, ...] = (3, 13)
+
+    def fits(self, launch: Launch) -> bool:
+        return launch.hosts == 2
+
+    def cannot(self) -> str:
+        return CANNOT
+
+    def strike(self, job: Job, chance: Random) -> Callable[[], bool]:
+        assert job.net is not None
+        job.net.cable("down")
+        time.sleep(chance.choice(self.seconds))
+        job.net.cable("up")
+        return certainly
+
+
+KINDS: tuple[Fault, ...] = (
+    SignalRank("kill a rank", number=signal.SIGKILL),
+    SignalRank("segmentation fault of a rank", number=signal.SIGSEGV),
+    SignalRank("stop a rank (SIGSTOP)", number=signal.SIGSTOP),
+    KillAgent("kill a launcher"),
+    TerminateJob("terminate the job"),
+    TerminateRank("terminate a rank"),
+    Inside("exception in a step", kind="exception"),
+    Inside("NaN in a gradient", kind="nan", wrong_number=True),
+    Inside(
+        "flipped bit in an activation",
+        kind="flip",
+        bits=(*range(12, 30),),
+        wrong_number=True,
+        needs_audit=True,
+    ),
+    DamageCheckpoint("damaged newest checkpoint, and a kill"),
+    FillDisk("full disk while saving"),
+    CutLink("cut link between hosts"),
+)

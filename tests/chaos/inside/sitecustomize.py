@@ -1,0 +1,62 @@
+"""Python imports this at its start where this directory is on PYTHONPATH: it brings faults into a rank.
+
+A fault waits as a file `KIND-RANK` in the directory CHAOS_FAULTS. The next graded forward pass of a module takes it, by
+renaming it to `KIND-RANK.taken`, and is struck, once. Without such a file nothing is changed.
+"""
+
+import os
+import sys
+from contextlib import suppress
+from importlib.machinery import ModuleSpec, PathFinder
+
+WATCHED = "torch.nn.modules.module"
+
+
+class AfterImport:
+    """Adds the hook to torch's modules as soon as a rank has imported them; torch is not imported for it."""
+
+    def find_spec(self, name: str, path: object, target: object = None) -> ModuleSpec | None:
+        if name != WATCHED:
+            return None
+        sys.meta_path.remove(self)
+        spec = PathFinder.find_spec(name, path)
+        execute = spec.loader.exec_module
+
+        def then_watch(module: object) -> None:
+            execute(module)
+            module.register_module_forward_hook(strike)
+
+        spec.loader.exec_module = then_watch
+        return spec
+
+
+def taken(kind: str) -> str | None:
+    """What the file of a fault says, if there is one for this rank and nobody took it before."""
+    waiting = f"{os.environ['CHAOS_FAULTS']}/{kind}-{os.environ['RANK']}"
+    if os.path.exists(waiting):
+        with suppress(FileNotFoundError):
+            os.rename(waiting, waiting + ".taken")
+            with open(waiting + ".taken", encoding="utf-8") as file:
+                return file.read()
+    return None
+
+
+def strike(module: object, inputs: object, output: object) -> object:
+    """A global forward hook: returns None, or another output of the module."""
+    import torch
+
+    if not (isinstance(output, torch.Tensor) and output.requires_grad and output.dtype == torch.float32):
+        return None
+    if taken("exception") is not None:
+        raise RuntimeError("chaos: an exception in a step")
+    if taken("nan") is not None:
+        output.register_hook(lambda gradient: gradient.clone().index_fill_(0, torch.tensor(0), float("nan")))
+    if (bit := taken("flip")) is not None:
+        flipped = output.clone(memory_format=torch.contiguous_format)
+        flipped.data.view(torch.int32).view(-1)[output.numel() // 2] ^= 1 << int(bit)
+        return flipped
+    return None
+
+
+if "RANK" in os.environ and "CHAOS_FAULTS" in os.environ:
+    sys.meta_path.insert(0, AfterImport())

@@ -1,0 +1,137 @@
+"""What a probe is told by a run: from its first moments, while it trains, when it is stopped, and when it stops."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gfgw_prod.resilience.exit_codes import PREEMPTED
+
+from . import runs
+
+REFUSED, SILENT = -1, -2
+DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
+@dataclass
+class Probe:
+    """Asks one address as a kubelet does, and remembers what it was told."""
+
+    port: int
+    host: str = "127.0.0.1"
+    told: list[tuple[str, int, dict[str, Any]]] = field(default_factory=list)
+
+    def ask(self, path: str, timeout: float = 30) -> int:
+        """The status of a page, or that nobody listens or answers."""
+        status, answer = REFUSED, {}
+        try:
+            with DIRECT.open(f"http://{self.host}:{self.port}{path}", timeout=timeout) as page:
+                status, answer = page.status, json.load(page)
+        except urllib.error.HTTPError as refusal:
+            status, answer = refusal.code, json.load(refusal)
+        except TimeoutError:
+            status = SILENT
+        except OSError:  # refused, or cut off by the end of the process
+            pass
+        self.told.append((path, status, answer))
+        return status
+
+    def statuses(self, path: str) -> list[int]:
+        """Statuses of a page in the order in which they first changed."""
+        found: list[int] = []
+        for asked, status, _ in self.told:
+            if asked == path and found[-1:] != [status]:
+                found.append(status)
+        return found
+
+    def reasons(self, path: str) -> list[str]:
+        """Why a page answered 503, each time."""
+        return [answer["why"] for asked, status, answer in self.told if asked == path and status == 503]
+
+
+@dataclass
+class Started:
+    """A run that has become ready, and what was told until then."""
+
+    process: subprocess.Popen[str]
+    probe: Probe
+    start_up: Probe
+
+
+def started(command: list[str], probe: Probe) -> subprocess.Popen[str]:
+    """Starts a run and asks it until it is ready."""
+    process = runs.start([*command, "--telemetry.prometheus-port", str(probe.port)], {"NPROC": "2"})
+    try:
+        runs.wait_until(lambda: probe.ask("/live") == 200 and probe.ask("/ready") == 200, process)
+    except BaseException:
+        process.kill()
+        raise
+    return process
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Started]:
+    """A run that is far from its last step. Its bank is encoded row by row, which takes a while."""
+    port = runs.free_port()
+    start_up = Probe(port)
+    slow = ("--features.block-rows", "1")
+    process = started(runs.training(tmp_path_factory.mktemp("health") / "run", *slow, steps=100_000), start_up)
+    yield Started(process, Probe(port), start_up)
+    process.kill()
+    process.communicate()
+
+
+def test_run_answers_before_it_trains_and_says_what_it_does(run: Started) -> None:
+    assert run.start_up.statuses("/live") == [REFUSED, 200]
+    assert run.start_up.statuses("/ready") == [503, 200]
+    reasons = run.start_up.reasons("/ready")
+    assert all(reason.startswith("starting: ") for reason in reasons)
+    assert any(reason.startswith("starting: encoding the bank, ") for reason in reasons), reasons
+
+
+def test_run_that_trains_is_live_and_ready_and_says_how_far_it_is(run: Started) -> None:
+    assert (run.probe.ask("/live"), run.probe.ask("/ready")) == (200, 200)
+    answer = run.probe.told[-1][2]
+    assert answer["doing"] == "training"
+    assert answer["images"] == answer["step"] * runs.BATCH > 0
+
+
+def test_stopped_process_answers_nobody_and_is_itself_again_when_it_goes_on(run: Started) -> None:
+    os.kill(run.process.pid, signal.SIGSTOP)
+    try:
+        assert run.probe.ask("/live", timeout=1) == SILENT
+    finally:
+        os.kill(run.process.pid, signal.SIGCONT)
+    assert run.probe.ask("/live") == 200
+
+
+def test_ranks_of_a_node_have_one_endpoint_which_tells_of_the_end(tmp_path: Path) -> None:
+    probe = Probe(runs.free_port())
+    process = started(runs.elastic(tmp_path / "run", steps=100_000), probe)
+    process.terminate()
+    ending, deadline = Probe(probe.port), time.monotonic() + 60
+    while ending.ask("/ready") != REFUSED and time.monotonic() < deadline:
+        time.sleep(0.005)
+    assert runs.outcome_of(process).code == PREEMPTED
+    assert ending.statuses("/ready")[-1] == REFUSED
+    assert set(ending.reasons("/ready")) <= {"told to stop: saving"}  # a save may be over between two questions
+
+
+def test_port_in_use_is_said_once_for_all_ranks(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as holder:
+        port = str(holder.getsockname()[1])
+        command = runs.elastic(tmp_path / "run", "--telemetry.prometheus-port", port)
+        complaint = runs.execute(command, {"NPROC": "2"}).complaint
+    assert f"telemetry.prometheus_port {port} on 127.0.0.1 cannot be used" in complaint

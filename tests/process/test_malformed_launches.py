@@ -1,0 +1,65 @@
+"""Malformed variables of the elastic launcher, and ranks that cannot meet: a code and a line each, and no hang."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from gfgw_prod.resilience.exit_codes import CRASHED
+
+from . import runs
+
+NO_COUNTS = ("x", "-1", "1.5", "1e3", "0x10", "٣", "1 2", "9" * 30, "$(exit)", "a[$(exit 3)]", "\n", "+1", "08x")
+VARIABLES: dict[str, tuple[str, ...]] = {
+    "NNODES": (*NO_COUNTS, "0", "two", "4:2", "2", "1:", ":2", "1:2:3", "0:1", "1,2"),
+    "NPROC": (*NO_COUNTS, "0", "1025", "999999999", "gpu"),
+    "MAX_RESTARTS": NO_COUNTS,
+    "RDZV_TIMEOUT": (*NO_COUNTS, "0", "soon"),
+    "RDZV_LAST_CALL": (*NO_COUNTS, "0"),
+    "GRACE_SECONDS": (*NO_COUNTS, "0"),
+    "RDZV_ENDPOINT": (
+        "host",
+        ":29400",
+        "host:",
+        "host:port",
+        "host:0",
+        "host:65536",
+        "host:999999",
+        "a b:29400",
+        "host:-1",
+        "\n:1",
+    ),
+    "PYTHON": ("/no/such/python", "/dev/null", "/", "no-such-python"),
+    "OMP_NUM_THREADS": (*NO_COUNTS, "0", "1,", ",1"),
+}
+
+
+@pytest.mark.parametrize("name", VARIABLES)
+def test_wrong_variable_is_refused_in_one_line(tmp_path: Path, name: str) -> None:
+    for value in VARIABLES[name]:
+        surroundings = {name: value, **({"NNODES": "2"} if name == "RDZV_ENDPOINT" else {})}
+        refused = runs.execute(runs.elastic(tmp_path / "run"), surroundings)
+        assert (refused.code, refused.stdout) == (2, ""), (value, refused)
+        assert refused.stderr.startswith("elastic.sh: "), (value, refused)
+        assert name in refused.stderr
+        assert len(refused.stderr.replace(value, "").splitlines()) == 1, (value, refused)
+        assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"},
+        {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "no.such.host.invalid"},
+        {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"},
+    ],
+    ids=["nobody listens", "no such host", "nobody comes"],
+)
+def test_rank_that_meets_nobody_gives_up_after_the_limit_of_its_settings(tmp_path: Path, place: dict[str, str]) -> None:
+    command = runs.training(tmp_path / "run", "--distributed.timeout-seconds", "2")
+    alone = runs.execute(command, {**place, "MASTER_PORT": str(runs.free_port())})
+    assert alone.code == CRASHED, alone  # its peers may come to the next attempt
+    assert len(alone.stderr.splitlines()) == 1, alone.stderr
+    assert f"gfgw: rank {place['RANK']} " in alone.stderr
+    assert not any(tmp_path.iterdir())

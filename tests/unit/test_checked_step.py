@@ -1,0 +1,237 @@
+"""Bad numbers: errors of the hardware leave no trace in the weights; numbers that are the run's own are left out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from gfgw_prod import settings_io
+from gfgw_prod.checkpoint.digest import weights_digest
+from gfgw_prod.checkpoint.reading import checkpoints
+from gfgw_prod.config import ResilienceSettings
+from gfgw_prod.distributed.world import World
+from gfgw_prod.generator import UNetBlock
+from gfgw_prod.resilience.exit_codes import HardwareError, NoProgressError
+from gfgw_prod.resilience.number_guard import NumberGuard
+from gfgw_prod.resilience.starts import Starts
+from gfgw_prod.telemetry.startup import Startup
+from gfgw_prod.trainer import Run
+
+from ..checkpoints import ALONE
+
+STEPS = 12
+BATCH = 16
+KIMG = BATCH / 1000
+SETTINGS: dict[str, Any] = {
+    "train": {"batch_size": BATCH, "cell_size": 8, "total_kimg": STEPS * KIMG},
+    "generator": {"model_channels": 8, "channel_mult": [1], "num_blocks": 1, "attention_resolutions": []},
+    "features": {"extractor": "pixels"},
+    "transport": {"scope": "full", "dual": "persistent", "tolerance": 1e-2},
+    "checkpoint": {"every_kimg": 3 * KIMG, "keep": 100},
+    "telemetry": {"log_every_kimg": KIMG, "samples_every_kimg": 1000, "sample_grid": 1, "progress": "off"},
+}
+Hook = Callable[[Tensor], Tensor]
+
+
+def run_in(directory: Path, world: World, **resilience: Any) -> Run:
+    """A run that has been taken up in the directory."""
+    settings = {**SETTINGS, "run": {"dir": str(directory)}, "resilience": {"skips_before_rollback": 2, **resilience}}
+    config = settings_io.resolve(settings)
+    run = Run(config, world, Starts(config.run.dir, config.resilience.max_no_progress, world), Startup())
+    run.resume()
+    return run
+
+
+def weights(run: Run) -> str:
+    """A digest of all that a checkpoint holds, but for the counts of what went wrong."""
+    run.close()
+    return weights_digest({name: tensor for name, tensor in run._state().items() if name != "guard.counts"})
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> str:
+    run = run_in(tmp_path_factory.mktemp("undisturbed") / "run", ALONE)
+    assert run.loop()
+    return weights(run)
+
+
+@contextmanager
+def disturbed(run: Run, place: str, fault: Hook, when: Callable[[Run], bool]) -> Iterator[list[int]]:
+    """Has a fault of the arithmetic strike: in the features, a loss, or the gradient of the graded pass."""
+    struck: list[int] = []
+
+    def strike(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor | None:
+        if (place == "gradient") != output.requires_grad or not when(run):
+            return None
+        struck.append(run.step)
+        if place == "gradient":
+            output.register_hook(fault)
+            return None
+        return fault(output)
+
+    block = next(module for module in run.parallel.module.modules() if isinstance(module, UNetBlock))
+    handle = block.register_forward_hook(strike)
+    try:
+        yield struck
+    finally:
+        handle.remove()
+
+
+def once(step: int) -> Callable[[Run], bool]:
+    """At one pass of the step, as an error of the hardware."""
+    left = [step]
+    return lambda run: run.step == step and bool(left) and left.pop() == step
+
+
+def flipped(tensor: Tensor) -> Tensor:
+    """A bit of one number flipped: nothing that a look at the numbers would show."""
+    copy = tensor.clone(memory_format=torch.contiguous_format)
+    copy.view(torch.int32).view(-1)[0] ^= 1 << 20
+    return copy
+
+
+def broken(tensor: Tensor) -> Tensor:
+    return torch.full_like(tensor, torch.nan)
+
+
+@pytest.mark.parametrize("place", ["features", "gradient"])
+def test_number_that_was_not_finite_once_leaves_no_trace(
+    tmp_path: Path, alone: World, undisturbed: str, place: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = run_in(tmp_path / "run", alone)
+    with disturbed(run, place, broken, once(7)) as struck:
+        assert run.loop()
+    assert struck == [7]
+    assert weights(run) == undisturbed
+    assert run.checked_step.values() == {
+        "run/audits": 1,
+        "run/hardware_errors": [1],
+        "run/skipped_steps": 0,
+        "run/rollbacks": 0,
+    }
+    stage = "gradient" if place == "gradient" else "features of generated images"
+    assert f"step 8: rank 0 on {run.checked_step._hosts[0]} computed the {stage} wrongly" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("place", ["features", "gradient"])
+def test_flipped_bit_is_found_by_an_audit_that_covers_it(
+    tmp_path: Path, alone: World, undisturbed: str, place: str
+) -> None:
+    run = run_in(tmp_path / "run", alone, audit_every_steps=4)
+    with disturbed(run, place, flipped, once(7)):
+        assert run.loop()
+    assert weights(run) == undisturbed
+    assert run.checked_step.audits == STEPS // 4
+    assert run.checked_step.errors == [1]
+
+
+def test_flipped_bit_that_no_audit_covers_changes_the_weights(tmp_path: Path, alone: World, undisturbed: str) -> None:
+    run = run_in(tmp_path / "run", alone, audit_every_steps=4)
+    with disturbed(run, "gradient", flipped, once(6)):
+        assert run.loop()
+    assert weights(run) != undisturbed
+    assert run.checked_step.errors == [0]
+
+
+def test_hardware_that_never_computes_the_same_ends_the_run_as_a_crash(tmp_path: Path, alone: World) -> None:
+    run = run_in(tmp_path / "run", alone, audit_every_steps=1)
+
+    def noisy(gradient: Tensor) -> Tensor:
+        noise.append(0)
+        return gradient * (1 + len(noise) / 16)
+
+    noise: list[int] = []
+    with (
+        disturbed(run, "gradient", noisy, lambda run: run.step == 2),
+        pytest.raises(HardwareError, match="no two of 5 computations of step 3 agree"),
+    ):
+        run.loop()
+    run.close()
+
+
+def test_step_whose_numbers_are_its_own_is_left_out(tmp_path: Path, alone: World, undisturbed: str) -> None:
+    run = run_in(tmp_path / "run", alone)
+    with disturbed(run, "gradient", broken, lambda run: run.step == 7) as struck:
+        assert run.loop()
+    assert len(struck) == 4  # two cells, twice
+    assert run.checked_step.values()["run/skipped_steps"] == 1
+    assert weights(run) != undisturbed
+    assert all(tensor.isfinite().all() for tensor in run._state().values())
+
+
+def test_spike_is_measured_against_the_median_of_steps_that_counted() -> None:
+    guard = NumberGuard(ResilienceSettings(spike_factor=10))
+    for step in range(100):
+        assert guard.objection((1e6, 1.0)) == (
+            None if step < 16 else "a gradient norm of 1e+06, 1e+06 times the median"
+        )
+        assert guard.objection((9.0, 1.0)) is None
+        guard.accept((1.0, 1.0))
+        guard.skip()
+    assert guard.objection((1.0, 11.0)) == "a loss of 11, 11 times the median"
+    for _ in range(40):
+        guard.accept((100.0, 11.0))
+    assert guard.objection((200.0, 100.0)) is None
+
+
+def bad_twice(run: Run) -> bool:
+    return run.step in (7, 8)
+
+
+def test_bad_steps_in_a_row_go_back_to_a_regular_checkpoint_wherever_the_run_was_interrupted(
+    tmp_path: Path, alone: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = run_in(tmp_path / "whole", alone)
+    with disturbed(whole, "gradient", broken, bad_twice):
+        assert whole.loop()
+    assert "with the state of step-00000006, without the steps between" in capsys.readouterr().err
+    assert whole.checked_step.values() | {"run/audits": 0} == {
+        "run/audits": 0,
+        "run/hardware_errors": [0],
+        "run/skipped_steps": 2,
+        "run/rollbacks": 1,
+    }
+    assert 9 in [each.step for each in checkpoints(whole.saver.storage)]
+
+    first = run_in(tmp_path / "halves", alone)
+
+    def stops_within(run: Run) -> bool:
+        if run.step == 7:
+            run.stop._told_at = 0.0  # as a signal does
+        return bad_twice(run)
+
+    with disturbed(first, "gradient", broken, stops_within):
+        assert not first.loop()
+    first.close()
+    second = run_in(tmp_path / "halves", alone)
+    assert second.step == 8
+    with disturbed(second, "gradient", broken, bad_twice):
+        assert second.loop()
+    assert second.checked_step.values()["run/rollbacks"] == 1
+    assert weights(second) == weights(whole)
+
+
+def test_second_return_to_a_checkpoint_is_the_end(tmp_path: Path, alone: World) -> None:
+    run = run_in(tmp_path / "run", alone)
+    with (
+        disturbed(run, "gradient", broken, lambda run: run.step in (7, 8, 10, 11)),
+        pytest.raises(NoProgressError, match="2 steps in a row, up to step 12, were bad, again"),
+    ):
+        run.loop()
+    run.close()
+
+
+def test_run_whose_first_steps_are_bad_has_nowhere_to_go_back_to(tmp_path: Path, alone: World) -> None:
+    run = run_in(tmp_path / "run", alone)
+    with (
+        disturbed(run, "gradient", broken, lambda run: True),
+        pytest.raises(NoProgressError, match="there is no checkpoint from before"),
+    ):
+        run.loop()
+    run.close()

@@ -1,0 +1,155 @@
+"""The endpoint of a node: what probes and scrapers are answered, and what becomes of its port."""
+
+import json
+import socket
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from prometheus_client import Gauge
+
+from gfgw_prod.resilience.exit_codes import UserError
+from gfgw_prod.resilience.watchdog import Watch
+from gfgw_prod.telemetry.endpoint import Endpoint
+from gfgw_prod.telemetry.health import Health
+
+DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return probe.getsockname()[1]
+
+
+class Served:
+    """An endpoint on a free port, asked over HTTP."""
+
+    def __init__(self, hang_seconds: float, address: str = "127.0.0.1"):
+        self.watch = Watch()
+        self.health = Health(hang_seconds, self.watch.silence)
+        self.address, self.port = address, free_port()
+        self.endpoint = Endpoint(address, self.port, self.health)
+
+    def get(self, path: str) -> tuple[int, str]:
+        host = f"[{self.address}]" if ":" in self.address else self.address
+        try:
+            with DIRECT.open(f"http://{host}:{self.port}{path}", timeout=30) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as refusal:
+            return refusal.code, refusal.read().decode()
+
+    def asked(self, path: str) -> tuple[int, dict]:
+        status, body = self.get(path)
+        return status, json.loads(body)
+
+
+@pytest.fixture
+def served() -> Iterator[Served]:
+    each = Served(hang_seconds=600)
+    yield each
+    each.endpoint.close()
+
+
+def test_process_that_starts_is_live_and_says_why_it_is_not_ready(served: Served) -> None:
+    served.health.phase("starting: encoding the bank, 1,024 of 50,000 rows")
+    assert served.asked("/live")[0] == 200
+    status, told = served.asked("/ready")
+    assert (status, told["why"]) == (503, "starting: encoding the bank, 1,024 of 50,000 rows")
+
+
+def test_resumed_process_is_not_ready_before_a_step_of_its_own(served: Served) -> None:
+    served.health.position(1234, 315_904)
+    served.health.phase("resuming from step-00001234")
+    status, told = served.asked("/ready")
+    assert (status, told["why"]) == (503, "resuming from step-00001234")
+    assert (told["step"], told["images"]) == (1234, 315_904)
+    served.health.made(1235, 316_160)
+    assert served.asked("/ready") == (200, {"ok": True, "doing": "training", "step": 1235, "images": 316_160})
+
+
+def test_process_that_is_told_to_stop_is_ready_no_more_and_lives_on(served: Served) -> None:
+    served.health.made(5, 50)
+    served.health.phase("told to stop: saving")
+    assert served.asked("/live")[0] == 200
+    status, told = served.asked("/ready")
+    assert (status, told["why"], told["step"]) == (503, "told to stop: saving", 5)
+
+
+def test_process_without_progress_is_not_live_until_it_gets_on(tmp_path: Path) -> None:
+    served = Served(hang_seconds=0.5)
+    served.health.phase("starting: reading the data")
+    with served.watch.over(600, tmp_path, rank=0):
+        time.sleep(1)
+        status, told = served.asked("/live")
+        assert (status, told["why"]) == (503, "starting: reading the data; no progress for 1 s")
+        with served.watch.paused():
+            assert served.asked("/live")[0] == 200
+        served.health.made(1, 10)
+        time.sleep(1)
+        for path in ("/live", "/ready"):
+            status, told = served.asked(path)
+            assert (status, told["why"]) == (503, "no step for 1 s")
+    assert served.asked("/live")[0] == 200, "nobody says how long this may take"
+    served.endpoint.close()
+
+
+def test_metrics_are_what_the_registry_holds_and_what_the_process_takes(served: Served) -> None:
+    Gauge("one_of_ours", "Help.", registry=served.endpoint.registry).set(7)
+    status, page = served.get("/metrics")
+    assert status == 200
+    assert "\none_of_ours 7.0\n" in page
+    assert "\nprocess_resident_memory_bytes " in page
+
+
+def test_other_paths_are_not_there(served: Served) -> None:
+    assert served.get("/") == (404, "there are /live, /ready and /metrics\n")
+    assert served.get("/live/?now")[0] == 404
+    assert served.get("/live?now")[0] == 200
+
+
+def test_client_that_says_nothing_or_leaves_keeps_nobody_waiting(
+    served: Served, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with socket.create_connection(("127.0.0.1", served.port)), socket.create_connection(("127.0.0.1", served.port)):
+        assert served.asked("/live")[0] == 200
+    with socket.create_connection(("127.0.0.1", served.port)) as rude:
+        rude.sendall(b"GET /metrics HTTP/1.1\r\n\r\n")
+        rude.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")  # leaves with a reset
+    assert served.asked("/live")[0] == 200
+    assert capfd.readouterr().err == ""
+
+
+def test_taken_port_is_refused_by_name() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as holder:
+        for address in ("127.0.0.1", "0.0.0.0"):
+            with pytest.raises(UserError, match=r"telemetry\.prometheus_port") as caught:
+                Endpoint(address, holder.getsockname()[1], Health(600, Watch().silence))
+            assert "\n" not in str(caught.value)
+
+
+def test_address_that_is_none_is_refused_by_name() -> None:
+    for address in ("no-such-host.invalid", "198.51.100.7", "a" * 300):
+        with pytest.raises(UserError, match=r"telemetry\.prometheus_port \d+ on "):
+            Endpoint(address, free_port(), Health(600, Watch().silence))
+
+
+def test_closed_endpoint_frees_its_port_and_ends_its_thread() -> None:
+    port, threads = free_port(), threading.active_count()
+    for _ in range(2):
+        Endpoint("127.0.0.1", port, Health(600, Watch().silence)).close()
+    assert threading.active_count() == threads
+
+
+@pytest.mark.skipif(not socket.has_ipv6 or sys.platform != "linux", reason="needs IPv6")
+def test_endpoint_listens_on_ipv6_too() -> None:
+    try:
+        served = Served(600, address="::1")
+    except UserError:
+        pytest.skip("this machine has no IPv6")
+    assert served.asked("/live")[0] == 200
+    served.endpoint.close()
