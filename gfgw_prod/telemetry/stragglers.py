@@ -11,7 +11,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 
-SHORTEST_SECONDS = 5.0  # of training before ranks are judged: less is noise
+SHORTEST_SECONDS, FEWEST_STEPS = 5.0, 10  # of training before ranks are judged: less is noise
 REPEAT_SECONDS = 600.0  # until a rank that is still slow is named again
 
 
@@ -78,7 +78,7 @@ class StragglerWatch:
             return []
         self._sums = [total + steps * each for total, each in zip(self._sums, seconds, strict=True)]
         self._steps += steps
-        if now - self._since < SHORTEST_SECONDS:
+        if now - self._since < SHORTEST_SECONDS or self._steps < FEWEST_STEPS:
             return []
         means = [total / self._steps for total in self._sums]
         median = max(statistics.median_low(means), 1e-9)

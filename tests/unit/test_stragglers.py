@@ -70,6 +70,13 @@ def test_a_short_interval_is_judged_with_those_after_it(judged: Judged) -> None:
     assert "20 steps" in line
 
 
+def test_few_steps_are_judged_with_those_after_them(judged: Judged) -> None:
+    judged.now += 60
+    assert judged.watch.judge([1, 9, 1, 1], steps=2, now=judged.now) == []
+    (line,) = judged.after([1, 2, 1, 1])
+    assert "12 steps" in line
+
+
 def test_rank_that_stays_slow_is_named_every_ten_minutes(judged: Judged) -> None:
     named = sum(len(judged.after([1, 2, 1, 1])) for _ in range(round(2 * REPEAT_SECONDS / EVERY_SECONDS)))
     assert named == 2
