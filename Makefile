@@ -18,7 +18,7 @@ READY := .venv/.ready
 
 CONFIG ?= configs/digits.yaml
 ARGS ?=
-SCRIPTS = $(wildcard launch/*.sh docker/*.sh) .ci/run
+SCRIPTS = $(wildcard launch/*.sh launch/*.sbatch docker/*.sh) .ci/run
 
 DOCKER ?= docker
 IMAGE ?= gfgw-prod
