@@ -5,48 +5,25 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-
-def _no_truth_value(value: object) -> object:
-    if isinstance(value, bool):
-        raise ValueError("be a number")
-    return value
-
-
-def _name(value: object) -> object:
-    if isinstance(value, str) and ("\0" in value or any("\ud800" <= character <= "\udfff" for character in value)):
-        raise ValueError("be text that a file system takes")
-    return value
-
-
-def _path(value: object) -> object:
-    if value == "":  # which would mean the present directory
-        raise ValueError("be a path")
-    return _name(value)
-
-
-# Every number has a least and a greatest value. The greatest are far beyond what is of use, and can be computed with.
-Whole = Annotated[int, BeforeValidator(_no_truth_value)]
-Real = Annotated[float, BeforeValidator(_no_truth_value)]
-Text = Annotated[str, BeforeValidator(_name)]
-Place = Annotated[Path, BeforeValidator(_path)]
-Count = Annotated[Whole, Field(ge=1, le=1_000_000)]
-Positive = Annotated[Real, Field(gt=0, le=1e9)]
-NonNegative = Annotated[Real, Field(ge=0, le=1e9)]
-Weight = Annotated[Real, Field(ge=0, le=1e6)]
-Fraction = Annotated[Real, Field(ge=0, le=1)]
-TimeRange = tuple[Fraction, Fraction]
-Epsilon = Annotated[Real, Field(ge=1e-4, le=1e3)]  # below it, float32 logits have no digits left
-Decay = Annotated[Real, Field(ge=0, lt=1)]
-Kimg = Annotated[Real, Field(gt=0, le=1e9)]
-
-
-class Section(BaseModel):
-    """A group of settings; unknown names are errors."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+from gfgw_prod.setting_types import (
+    Count,
+    Decay,
+    Epsilon,
+    Fraction,
+    Kimg,
+    NonNegative,
+    Place,
+    Positive,
+    Real,
+    Section,
+    Text,
+    TimeRange,
+    Weight,
+    Whole,
+)
 
 
 class RunSettings(Section):
