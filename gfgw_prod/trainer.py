@@ -255,15 +255,21 @@ class Run:
             raise NoProgressError(f"{problem}, again after going back to a checkpoint; look at the data and settings")
         self.saver.join()
         batch_size, every_kimg = self.config.train.batch_size, self.config.checkpoint.every_kimg
-        found = newest_good(
-            self.storages,
-            self.world,
-            self.report.say,
-            lambda step: step < self.step - in_a_row and schedule.is_due(every_kimg, batch_size, step * batch_size),
-        )
-        if found is None:
-            raise NoProgressError(f"{problem}, and there is no checkpoint from before to go back to")
-        found.load(self._state(), self.world)
+        with self._unwatched("going back to a checkpoint"):
+            try:
+                found = newest_good(
+                    self.storages,
+                    self.world,
+                    self.report.say,
+                    lambda step: (
+                        step < self.step - in_a_row and schedule.is_due(every_kimg, batch_size, step * batch_size)
+                    ),
+                )
+            except UserError:  # there are only damaged ones
+                found = None
+            if found is None:
+                raise NoProgressError(f"{problem}, and there is no checkpoint from before to go back to")
+            found.load(self._state(), self.world)
         self.guard.rolled_back(skipped, rollbacks)
         self.report.say(f"{problem}: going on from there with the state of {found.name}, without the steps between")
         self._save()
