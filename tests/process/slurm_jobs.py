@@ -1,0 +1,104 @@
+"""Jobs of launch/slurm.sbatch: submitted, frozen at the moment of interest, and followed to their end."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from . import runs
+from .slurm import Cluster
+
+SCRIPT = runs.ROOT / "launch" / "slurm.sbatch"
+STEPS = 18
+ARGUMENTS = (*runs.TINY, *runs.SMALL, "--train.total-kimg", str(STEPS * runs.SMALL_BATCH / 1000))
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A job that has ended, as SLURM tells it, and what it printed over all its starts."""
+
+    run_dir: Path
+    state: str
+    exit_code: str
+    restarts: str
+    comment: str
+    said: str
+
+
+class Job:
+    """A run of the smallest network, submitted to a cluster."""
+
+    def __init__(self, cluster: Cluster, *sbatch: str, options: tuple[str, ...] = (), **environment: str):
+        self.cluster = cluster
+        self.run_dir = cluster.directory / "run"
+        self.log = cluster.directory / "job.log"
+        arguments = [*ARGUMENTS, "--run.dir", str(self.run_dir), *options]
+        submit = ["sbatch", "--parsable", f"--output={self.log}", *sbatch, str(SCRIPT), *arguments]
+        self.id = cluster.ask(*submit, extra={"NPROC": "1", **environment})
+        assert self.id.isdigit(), submit
+
+    @property
+    def said(self) -> str:
+        """What the job has printed, over all its starts."""
+        return self.log.read_text() if self.log.exists() else ""
+
+    def __getitem__(self, field: str) -> str:
+        """A field of what SLURM tells of the job, such as ``JobState``."""
+        found = re.search(
+            rf"\b{field}=(.*?)(?= +[A-Z]\w*=|$)", self.cluster.ask("scontrol", "show", "job", "-o", self.id)
+        )
+        return found.group(1) if found else ""
+
+    def ranks(self, *nodes: str) -> list[int]:
+        """Process ids of the ranks that live, on some nodes or all."""
+        found = []
+        for pid in (pid for node in nodes or self.cluster.nodes for pid in self.cluster.processes(node)):
+            try:
+                variables = (Path("/proc") / str(pid) / "environ").read_bytes().split(b"\0")
+            except OSError:  # it has ended meanwhile
+                continue
+            found += [pid] if any(each.startswith(b"RANK=") for each in variables) else []
+        return found
+
+    def freeze_after_checkpoint(self) -> list[int]:
+        """Stops ranks in the middle of a step after the first checkpoint; returns them."""
+        self.cluster.wait_for(lambda: list((self.run_dir / "checkpoints").glob("step-*")), pause_seconds=0.02)
+        return self.freeze_after(0)
+
+    def freeze_after(self, step: int, *nodes: str) -> list[int]:
+        """Stops ranks in the middle of a step after the given one, as if it took long; returns them."""
+        self.cluster.wait_for(lambda: runs.last_step(self.run_dir) > step, pause_seconds=0.02)
+        ranks = self.ranks(*nodes)
+        for rank in ranks:
+            os.kill(rank, signal.SIGSTOP)
+        assert runs.last_step(self.run_dir) < STEPS, "all steps are made"
+        return ranks
+
+    def thaw(self, ranks: list[int], *, once_told: bool = True) -> None:
+        """Lets ranks go on, as soon as a signal to stop awaits each of them."""
+        if once_told:
+            self.cluster.wait_for(lambda: all(map(is_told, ranks)))
+        for rank in ranks:
+            with suppress(ProcessLookupError):
+                os.kill(rank, signal.SIGCONT)
+
+    def end(self) -> Ended:
+        """Waits until SLURM has done with the job."""
+        self.cluster.wait_for(lambda: self["JobState"] not in {"PENDING", "RUNNING", "COMPLETING", "REQUEUED"})
+        fields = ("JobState", "ExitCode", "Restarts", "Comment")
+        self.cluster.wait_for(lambda: not self.cluster.ask("squeue", "--noheader"))
+        return Ended(self.run_dir, *map(self.__getitem__, fields), self.said)
+
+
+def is_told(rank: int) -> bool:
+    """Whether SIGUSR1 or SIGTERM waits for a process, or it has gone: SLURM's own SIGTERM comes with a SIGCONT."""
+    try:
+        status = (Path("/proc") / str(rank) / "status").read_text()
+    except OSError:
+        return True
+    (pending,) = re.findall(r"^ShdPnd:\s*(\w+)", status, re.MULTILINE)
+    return bool(int(pending, 16) & (1 << signal.SIGUSR1 - 1 | 1 << signal.SIGTERM - 1))

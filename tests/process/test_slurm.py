@@ -1,0 +1,167 @@
+"""Jobs of launch/slurm.sbatch under SLURM itself: they come back as long as that helps, to the same weights."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from . import runs
+from .slurm import Cluster, missing
+from .slurm_jobs import ARGUMENTS, SCRIPT, STEPS, Ended, Job
+
+pytestmark = pytest.mark.timeout(600)  # a test that waits for its story waits for all that are told before it
+
+
+def preempted_twice(directory: Path) -> Ended:
+    with Cluster(directory, nodes=2) as cluster:
+        job = Job(cluster, "--nodes=2")
+        for times in ("1", "2"):
+            ranks = job.freeze_after(runs.last_step(job.run_dir))
+            cluster.ask(
+                "sbatch", "--job-name=rival", "--output=/dev/null", "--partition=high", "--nodes=2", "--wrap=sleep 600"
+            )
+            job.thaw(ranks)
+            cluster.wait_for(lambda: "rival" in cluster.ask("squeue", "--states=running", "--format=%j"))
+            assert (job["JobState"], job["Restarts"]) == ("PENDING", times)
+            cluster.ask("scancel", "--name=rival")
+        return job.end()
+
+
+def near_its_time_limit(directory: Path) -> Ended:
+    with Cluster(directory, nodes=1) as cluster:
+        job = Job(cluster, "--time=10", "--signal=B:USR1@60")
+        ranks = job.freeze_after(2)
+        cluster.ask("scontrol", "update", f"JobId={job.id}", "EndTime=now+90")
+        job.thaw(ranks)
+        cluster.wait_for(lambda: job["JobState"] == "PENDING")
+        cluster.ask("scontrol", "update", f"JobId={job.id}", "TimeLimit=10")
+        return job.end()
+
+
+def on_a_node_that_loses_power(directory: Path) -> Ended:
+    with Cluster(directory, nodes=2, patience_seconds=10) as cluster:
+        job = Job(cluster, "--nodes=1-2")
+        job.freeze_after_checkpoint()
+        cluster.lose("n1")
+        ended = job.end()
+        assert job["NumNodes"] == "1"
+        return ended
+
+
+def on_a_node_taken_for_dead(directory: Path) -> Ended:
+    with Cluster(directory, nodes=2, patience_seconds=10) as cluster:
+        job = Job(cluster, "--nodes=1")
+        stale = job.freeze_after_checkpoint()
+        cluster.daemons["n1"].kill()
+        cluster.wait_for(lambda: "resumed" in job.said)
+        successors = job.freeze_after(0, "n2")
+        job.thaw(stale, once_told=False)
+        cluster.wait_for(lambda: not cluster.processes("n1"))
+        job.thaw(successors, once_told=False)
+        return job.end()
+
+
+def crashing(directory: Path) -> Ended:
+    with Cluster(directory, nodes=1) as cluster:
+        job = Job(cluster, "--comment=nightly", MAX_RESTARTS="0", MAX_REQUEUES="1")
+        for _ in range(2):
+            cluster.wait_for(job.ranks)
+            (rank,) = job.ranks()
+            os.kill(rank, signal.SIGKILL)
+            cluster.wait_for(lambda: job["JobState"] != "RUNNING")
+        return job.end()
+
+
+def cancelled(directory: Path) -> Ended:
+    with Cluster(directory, nodes=1) as cluster:
+        job = Job(cluster)
+        ranks = job.freeze_after(2)
+        cluster.ask("scancel", job.id)
+        job.thaw(ranks)
+        return job.end()
+
+
+def with_a_bad_setting(directory: Path) -> Ended:
+    with Cluster(directory, nodes=1) as cluster:
+        return Job(cluster, options=("--train.batch-size", "many")).end()
+
+
+def with_a_bad_environment(directory: Path) -> Ended:
+    with Cluster(directory, nodes=1) as cluster:
+        return Job(cluster, MAX_REQUEUES="many").end()
+
+
+SAME_WEIGHTS = {
+    preempted_twice: ("told to stop at", "queued again: told to stop"),
+    near_its_time_limit: ("told to stop at", "queued again: told to stop"),
+    on_a_node_that_loses_power: (),
+    on_a_node_taken_for_dead: ("taking over from process",),
+}
+STORIES = (*SAME_WEIGHTS, crashing, cancelled, with_a_bad_setting, with_a_bad_environment)
+Ends = dict[Callable[[Path], Ended], Future[Ended]]
+
+
+@pytest.fixture(scope="module")
+def ends(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ends]:
+    """All stories at once: most of their time is spent waiting for SLURM."""
+    if why := missing():
+        pytest.skip(why)
+    with ThreadPoolExecutor(4) as pool:
+        yield {story: pool.submit(story, tmp_path_factory.mktemp("slurm") / "cluster") for story in STORIES}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run_dir = tmp_path_factory.mktemp("undisturbed") / "run"
+    outcome = runs.execute([*runs.GFGW, "train", *ARGUMENTS, "--run.dir", str(run_dir)])
+    assert outcome.code == 0, outcome.stderr
+    return run_dir
+
+
+@pytest.mark.parametrize("story", SAME_WEIGHTS)
+def test_job_ends_with_the_weights_of_one_process_left_alone(
+    ends: Ends, undisturbed: Path, story: Callable[[Path], Ended]
+) -> None:
+    job = ends[story].result()
+    assert (job.state, job.exit_code) == ("COMPLETED", "0:0"), job.said
+    assert job.restarts == ("2" if story is preempted_twice else "1"), job.said
+    assert job.said.count("resumed") == int(job.restarts)
+    assert all(words in job.said for words in SAME_WEIGHTS[story]), job.said
+    assert runs.digests(job.run_dir)[STEPS] == runs.digests(undisturbed)[STEPS]
+
+
+def test_job_that_crashes_comes_back_so_many_times_and_no_more(ends: Ends) -> None:
+    job = ends[crashing].result()
+    assert (job.state, job.exit_code, job.restarts) == ("FAILED", "1:0", "1"), job.said
+    assert job.comment == "nightly crashes=1"
+    assert "queued again: exit code 1, crash 1 of 1" in job.said
+    assert "not queued again: exit code 1, and MAX_REQUEUES is 1" in job.said
+
+
+def test_cancelled_job_saves_and_does_not_come_back(ends: Ends) -> None:
+    job = ends[cancelled].result()
+    assert (job.state, job.restarts) == ("CANCELLED", "0"), job.said
+    assert "not queued again" in job.said
+    assert len(runs.digests(job.run_dir)) == 1
+
+
+def test_bad_setting_ends_the_job_with_2_and_one_line(ends: Ends) -> None:
+    job = ends[with_a_bad_setting].result()
+    assert (job.state, job.exit_code, job.restarts) == ("FAILED", "2:0", "0"), job.said
+    assert [line for line in job.said.splitlines() if "train.batch_size" in line], job.said
+
+
+def test_bad_environment_ends_the_job_with_2_and_one_line(ends: Ends) -> None:
+    job = ends[with_a_bad_environment].result()
+    assert (job.state, job.exit_code, job.restarts) == ("FAILED", "2:0", "0"), job.said
+    assert job.said == "slurm.sbatch: MAX_REQUEUES must be a whole number of at least 0, not 'many'\n"
+
+
+def test_script_without_slurm_is_refused() -> None:
+    complaint = runs.execute(["bash", str(SCRIPT), *ARGUMENTS]).complaint
+    assert complaint == "slurm.sbatch: submit this script with sbatch; without SLURM use launch/elastic.sh"
