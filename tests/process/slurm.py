@@ -200,7 +200,7 @@ class Cluster:
         )
         return asked.stdout.strip()
 
-    def wait_for(self, condition: Callable[[], object], limit_seconds: float = 250, pause_seconds: float = 0.3) -> None:
+    def wait_for(self, condition: Callable[[], object], limit_seconds: float = 250, pause_seconds: float = 1.0) -> None:
         """Waits until the condition holds. To ask SLURM takes four processes, which leave others less to run on."""
         deadline = time.monotonic() + limit_seconds
         while not condition():

@@ -22,7 +22,9 @@ def preempted_twice(directory: Path) -> Ended:
         job = Job(cluster, "--nodes=2")
         for times in ("1", "2"):
             ranks = job.freeze_after(runs.last_step(job.run_dir))
-            cluster.ask("sbatch", "--job-name=rival", "--partition=high", "--nodes=2", "--wrap=sleep 600")
+            cluster.ask(
+                "sbatch", "--job-name=rival", "--output=/dev/null", "--partition=high", "--nodes=2", "--wrap=sleep 600"
+            )
             job.thaw(ranks)
             cluster.wait_for(lambda: "rival" in cluster.ask("squeue", "--states=running", "--format=%j"))
             assert (job["JobState"], job["Restarts"]) == ("PENDING", times)
