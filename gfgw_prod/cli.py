@@ -23,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         code = _outcome(list(sys.argv[1:] if arguments is None else arguments))
     except OSError:
-        if (unwritten := output_error()) is None:
+        if (unwritten := output_error(failed=True)) is None:
             raise
     else:
         unwritten = output_error()

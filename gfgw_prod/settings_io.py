@@ -60,6 +60,9 @@ class Parser(argparse.ArgumentParser):
         kwargs.setdefault("allow_abbrev", False)
         super().__init__(*args, **kwargs)
 
+    def _print_message(self, message: str, file: Any = None) -> None:
+        print(message, end="", file=file)  # the library would be silent about what cannot be written
+
     def error(self, message: str) -> NoReturn:
         raise UserError(message)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -77,9 +78,11 @@ def _dinov2_backbone(weights: Path | None, image_size: int) -> nn.Module:
         # timm resamples position embeddings of a checkpoint file to another image size as it does for its own.
         overlay = {"file": str(weights)}
         try:
-            return timm.create_model(
-                DINOV2, pretrained=True, pretrained_cfg_overlay=overlay, num_classes=0, img_size=image_size
-            )
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # torch's, of a file that is then refused
+                return timm.create_model(
+                    DINOV2, pretrained=True, pretrained_cfg_overlay=overlay, num_classes=0, img_size=image_size
+                )
         except Exception as error:
             raise UserError(f"features.weights {weights} is not a {DINOV2} file: {one_line(error, 200)}") from None
     hint = "download its model.safetensors and give its path as features.weights"

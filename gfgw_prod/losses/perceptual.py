@@ -45,9 +45,12 @@ def build_perceptual(trunk: Path | None) -> PerceptualLoss:
         raise UserError(f"loss.lpips_trunk: no file {trunk}; it must hold torchvision's {file_name}")
     try:
         if trunk is not None:
-            state = torch.load(trunk, map_location="cpu", weights_only=True)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of a file that is then refused
+                state = torch.load(trunk, map_location="cpu", weights_only=True)
         else:
-            with contextlib.redirect_stderr(io.StringIO()):  # torch announces the download there
+            # torch announces the download, in one of these places.
+            with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
                 state = weights.get_state_dict(progress=False, check_hash=True)
     except OSError as error:
         reason = one_line(error, 200)

@@ -27,10 +27,14 @@ def tell(line: str) -> None:
         _discard(2)
 
 
-def output_error() -> OSError | None:
-    """Why standard output cannot be written, if it cannot; what was printed is then given up."""
+def output_error(*, failed: bool = False) -> OSError | None:
+    """Why standard output cannot be written, if it cannot; what was printed is then given up.
+
+    Args:
+        failed: something could not be written: try with a line's end whether it was this, as it may not be buffered.
+    """
     try:
-        sys.stdout.flush()
+        print(end="\n" if failed else "", flush=True)
     except OSError as error:
         _discard(1)  # the interpreter would try once more, and complain
         return error

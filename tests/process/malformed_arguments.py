@@ -59,7 +59,7 @@ TOLD: tuple[tuple[list[str], tuple[str, ...]], ...] = (
     (["train", "--cell-size", "32"], ("cell_size", "train.cell_size")),
     (["train", "--train.cell-size"], ("train.cell-size",)),
     (["train", "32"], ("'32'",)),
-    (["train", "--train.batch-size", "0"], ("train.batch_size", "greater than 0")),
+    (["train", "--train.batch-size", "0"], ("train.batch_size", "equal to 1")),
     (["train", "--generator.dropout", "1.5"], ("generator.dropout", "less than 1")),
     (["train", "--train.total-kimg", "lots"], ("train.total_kimg", "number", "lots")),
     (["train", "--optimizer.lr", "nan"], ("optimizer.lr", "finite")),

@@ -62,7 +62,7 @@ class Case:
     def needs_torch(self) -> bool:
         """Whether it is refused only after torch has been imported."""
         if self.kind in ("arguments", "streams"):
-            return not {"sample", "inspect", "export", "doctor", "--dry-run"}.isdisjoint(self.arguments)
+            return not {"sample", "inspect", "export", "doctor", "--dry-run", "--run.dir"}.isdisjoint(self.arguments)
         return self.kind == "surroundings"
 
 

@@ -103,7 +103,7 @@ SURROUNDINGS: tuple[tuple[list[str], tuple[str, ...]], ...] = (
     *((["--checkpoint.root", place], ("checkpoint.root",)) for place in
       ("@/file", "@/file/x", "@/loop", "@/fifo", "/proc/x", "x" * 300, "nope://x", "s3://b/x", "http://127.0.0.1:9/x",
           "github://x",
-       "ftp://127.0.0.1:9/x", "zip://x", "reference://x", "://", "tar://x", "hf://x", "sftp://127.0.0.1:9/x")),
+       "ftp://127.0.0.1:9/x", "zip://x", "reference://x", "://", "tar://x", "sftp://127.0.0.1:9/x")),
     *((["--checkpoint.upload-to", place], ("checkpoint.upload_to",)) for place in
       ("@/file", "@/loop", "/proc/x", "nope://x", "http://127.0.0.1:9/x", "github://x", "runs/digits/checkpoints")),
     *((["--data.source", "cifar10", *more], ("data.path",)) for more in (
@@ -133,9 +133,11 @@ SURROUNDINGS: tuple[tuple[list[str], tuple[str, ...]], ...] = (
     (["--telemetry.prometheus-port", "{port}"], ("telemetry.prometheus_port",)),
     *((["--loss.flow-scales", each], ("loss.flow_scales",)) for each in ("5", "64")),
     *((["--generator.channel-mult", each], ("generator.channel_mult",)) for each in ("1,1,1,1,1", "1," * 30 + "1")),
-    *((["--run.dir", "@/reference", *change], (word,)) for change, word in (
+    (["--checkpoint.root", "hf://x"], ("checkpoints cannot be written to hf://x",)),
+    *((["--run.dir", "@/reference", "--train.batch-size", "96", "--train.cell-size", "16", *change], (word,))
+        for change, word in (
         (["--generator.model-channels", "32"], "generator.model_channels"), (["--seed", "1"], "seed 0 -> 1"),
-        (["--train.batch-size", "64"], "batch_size"), (["--data.flip", "false"], "data.flip"))),
+        (["--train.batch-size", "64"], "train.batch_size 96"), (["--data.flip", "false"], "data.flip"))),
 )  # fmt: skip
 
 WHOLE = {
