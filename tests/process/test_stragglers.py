@@ -17,7 +17,7 @@ import pytest
 
 from . import runs
 
-LIMIT_SECONDS = 120
+LIMIT_SECONDS = 300  # far more than it takes on two busy cores
 NAMED = "holds up the others"
 RATIO = 2.5  # a rank that is stopped four fifths of its time takes five times as long; a busy machine slows all alike
 
