@@ -169,10 +169,7 @@ class Saver:
             yield from self._uploader.news()
 
     def _wait_for(self, thread: threading.Thread | None) -> None:
-        """Waits until this rank's thread has ended, and every other's. Collective.
-
-        That may take hours. Ranks that wait for each other are no hang: each round shows that all are there.
-        """
+        """Waits for this rank's thread and every other's, for hours if need be: a round shows that all are there."""
         busiest = 1
         while busiest == 1:
             if thread is not None:
