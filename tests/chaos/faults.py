@@ -277,6 +277,8 @@ KINDS: tuple[Fault, ...] = (
         wrong_number=True,
         needs_audit=True,
     ),
+    Inside("flipped bit in a gradient", kind="gradient", bits=(*range(12, 30),), wrong_number=True, needs_audit=True),
+    Inside("flipped bit in a weight", kind="weight", bits=(*range(12, 30),), needs_replicas=True),
     DamageCheckpoint("damaged newest checkpoint, and a kill"),
     FillDisk("full disk while saving"),
     CutLink("cut link between hosts"),

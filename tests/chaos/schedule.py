@@ -47,6 +47,8 @@ def _launches(chance: Random, count: int, kinds: Sequence[Fault]) -> list[Launch
     two_hosts = not all(kind.fits(Launch(audit=True)) for kind in kinds)
     audit = not all(kind.fits(Launch()) or kind.fits(Launch(hosts=2)) for kind in kinds)
     ways = [*chance.sample(EVEN, len(EVEN)), UNEVEN]
+    if any(kind.fits(Launch()) and not kind.fits(Launch(strategy="fsdp")) for kind in kinds):
+        ways.sort(key=lambda way: way != EVEN[0])  # the first launch has replicas
     return [
         Launch(
             hosts=2 if two_hosts and number % 3 == 1 else 1,
