@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 
-from benchmarks import digits_quality, digits_targets, recovery, reduction, saving, startup, transport
+from benchmarks import auditing, digits_quality, digits_targets, recovery, reduction, saving, startup, transport
 
 BENCHMARKS = {
     "startup": startup.main,
     "recovery": recovery.main,
     "transport": transport.main,
     "reduction": reduction.main,
+    "auditing": auditing.main,
     "saving": saving.main,
     "digits-quality": digits_quality.main,
     "digits-targets": digits_targets.main,
