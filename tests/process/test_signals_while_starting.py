@@ -5,9 +5,8 @@ from __future__ import annotations
 import random
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-
-import pytest
 
 from gfgw_prod.resilience.exit_codes import PREEMPTED
 
@@ -42,13 +41,19 @@ def strikes(count: int, most_seconds: float, seed: int) -> list[tuple[signal.Sig
     return [(numbers.choice((signal.SIGTERM, signal.SIGUSR1)), moment) for moment in moments]
 
 
-@pytest.mark.parametrize("part", range(2))
-def test_run_alone_leaves_with_75(tmp_path: Path, part: int) -> None:
-    for number, (what, when) in enumerate(strikes(14, 2.0, SEED + part)):
-        struck(runs.training(tmp_path / str(number), steps=10_000), what, when)
+def test_run_alone_leaves_with_75(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        for end in [
+            pool.submit(struck, runs.training(tmp_path / str(number), steps=10_000), what, when)
+            for number, (what, when) in enumerate(strikes(24, 2.0, SEED))
+        ]:
+            end.result()
 
 
-@pytest.mark.parametrize("part", range(2))
-def test_launcher_and_its_ranks_leave_with_75(tmp_path: Path, part: int) -> None:
-    for number, (what, when) in enumerate(strikes(7, 6.0, SEED + 10 + part)):
-        struck(runs.elastic(tmp_path / str(number), steps=10_000), what, when)
+def test_launcher_and_its_ranks_leave_with_75(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        for end in [
+            pool.submit(struck, runs.elastic(tmp_path / str(number), steps=10_000), what, when)
+            for number, (what, when) in enumerate(strikes(12, 6.0, SEED + 1))
+        ]:
+            end.result()
