@@ -45,7 +45,7 @@ class StepResult:
     counts: Tensor  # (rounds,), 0 for turns of a short rank
     streamed: Tensor  # (rounds, b) row ids, on the CPU
     gradient_norm: Tensor
-    finite: Tensor  # whether the generated features were
+    finite: Tensor  # whether the generated features were, and what the matcher would learn
     match: Match
     match_seconds: float
     match_bytes: int
@@ -165,7 +165,7 @@ class TrainingStep:
         """Couples the features ``(rounds, b, d)`` of all ranks' cells, in the order of cells, with the bank.
 
         Returns:
-            The match, and whether all features were finite: those that were not count as zero.
+            The match, and whether all features, those that were not count as zero, and all it teaches were finite.
         """
         config = self.config
         gathered = self.world.gather(features)  # (W, rounds, b, d)
@@ -175,7 +175,10 @@ class TrainingStep:
         uniforms = torch.cat([cell.uniform("target") for cell in cells])
         rows = self._order.rows(images_seen, config.train.batch_size)
         labels = self.table.labels[rows]
-        return self.matcher.match(batch, rows, labels, uniforms, step=step, images=images_seen), finite
+        match = self.matcher.match(batch, rows, labels, uniforms, step=step, images=images_seen)
+        for tensor in match.learned:
+            finite = finite & tensor.isfinite().all()
+        return match, finite
 
     def _regress(self, turn: Round, cell: CellInputs, match: Match, images_seen: int) -> Tensor:
         """Accumulates the gradient of one cell; returns its loss terms, ``(len(TERMS),)``."""

@@ -37,8 +37,6 @@ from gfgw_prod.step import TrainingStep
 from gfgw_prod.telemetry.startup import Startup
 from gfgw_prod.transport.matching import Matcher
 
-REPLICATED = ("generator.", "ema.", "optimizer.")  # in the state, under DDP
-
 
 def train(config: Config) -> int:
     """Runs or resumes the run of ``config.run.dir``; returns the exit code.
@@ -76,6 +74,7 @@ class Run:
         self.config, self.world, self.dir, self.startup = config, world, config.run.dir, startup
         self.step = self.first_step = 0
         self.report = Reporter(config, world, startup)
+        guards.refuse_unlike_settings(world.collect(config.model_dump(mode="json")))
         if world.world_size > config.cells:
             raise UserError(
                 f"{world.world_size} ranks share {config.cells} cells; lower train.cell_size or run fewer ranks"
@@ -140,20 +139,23 @@ class Run:
             found = newest_good(self.storages, self.world, self.report.say)
             self.damaged = len(set_aside(self.storages)) if self.world.is_main else 0
             self.facts = guards.facts_of(self.config, self.table, self._frozen(), self.world.device)
+            by_rank = self.world.collect(self.facts)
         if found is not None:
             self.step = self.first_step = self.optimizer.steps = found.step
-        by_rank = self.world.collect(self.facts)
         for change in self.world.together(lambda: self._accepted_changes(found, by_rank)):
             self.report.say(f"run.allow_changes: going on with {change}")
         self.world.together(lambda: self.report.open(self.step, found))
         if found is not None:
             with self._unwatched(f"resuming from {found.name}"):
                 found.load(self._state(), self.world)
+                self.world.barrier()
             self.saver.resumed(found)
             self.report.say(f"resumed {self.dir} at {self.images / 1000:.1f} kimg from {found.name}")
         else:
             block_rows = self.config.features.block_rows
             self.bank.encode(self.table, self.extractor, block_rows, on_block=self._encoded)
+            with watch.paused():  # for ranks that take longer; each has a watch of its own
+                self.world.barrier()
         self.report.health.phase("starting: making ready for the first step")
         self.saver.warm(self._state())
         if self.world.is_main:
@@ -194,15 +196,15 @@ class Run:
                 found = self.checked_step(self.step, stream)
             self.step += 1
             self.report.health.made(self.step, self.images)
+            if self.guard.wants_rollback:
+                self._roll_back()
             last = self.step == config.total_steps
             if last or self.step == self.first_step + 1 or self._due(config.telemetry.log_every_kimg):
                 told = self.checked_step.values() | {"run/damaged_checkpoints": self.damaged}
                 self.report.record(self.step, self.images, found, self.matcher.usage, told)
             if last or self._due(config.telemetry.samples_every_kimg):
                 self.report.picture(self.images, self.ema, self.table)
-            if self.guard.wants_rollback:
-                self._roll_back()
-            elif last or self._due(config.checkpoint.every_kimg):
+            if last or self._due(config.checkpoint.every_kimg):
                 self._save()
             self._tell_of_saves()
         while self.saver.saved_step != self.step:  # a last save that fails is tried again; too often is an error
@@ -238,7 +240,7 @@ class Run:
 
     def _save(self) -> None:
         state = self._state()
-        self.checked_step.check_replicas([tensor for name, tensor in state.items() if name.startswith(REPLICATED)])
+        self.checked_step.check_replicas(state)
         self.saver.save(state, step=self.step, images=self.images, facts=self.facts)
 
     def _roll_back(self) -> None:

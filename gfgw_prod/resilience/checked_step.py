@@ -8,22 +8,26 @@ kind is skipped on all ranks.
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from gfgw_prod.data.stream import CellRows
 from gfgw_prod.distributed.checksums import checksum
 from gfgw_prod.distributed.world import World
 from gfgw_prod.resilience.exit_codes import HardwareError
 from gfgw_prod.resilience.number_guard import NumberGuard
+from gfgw_prod.resilience.watchdog import watch
 from gfgw_prod.step import StepResult, TrainingStep
 
 MOST_COMPUTATIONS = 5  # of one step, until two agree
-STAGES = ("features of generated images", "matching", "losses", "gradient", "sum of gradients")
-FEATURES, MATCHING, LOSSES, GRADIENT, SUM = range(5)
+# In the order of the step. A rank alone answers for some; in the others all ranks' numbers have met.
+STAGES = ("features of generated images", "matching", "dual", "losses", "gradient", "sum of gradients", "gradient norm")
+FEATURES, MATCHING, DUAL, LOSSES, GRADIENT, SUM, NORM = range(7)
+OWN = {FEATURES, LOSSES, GRADIENT}
 
 
 @dataclass(frozen=True)
@@ -32,16 +36,19 @@ class Fingerprint:
 
     by_rank: Tensor
 
-    def differences(self, other: Fingerprint) -> dict[int, str]:
-        """The ranks that computed something else, with the first stage in which they did.
+    def first_difference(self, other: Fingerprint) -> tuple[str, list[int]] | None:
+        """The first stage that came out otherwise, and the ranks that did it; none if that cannot be told.
 
-        Later stages depend on earlier ones of all ranks, so a difference there says nothing more.
+        Later stages depend on earlier ones of all ranks, so a difference there says nothing more. Where ranks have met,
+        what one of them brought spoils the others' results, too, or a part of the sum that is another's.
         """
         different = (self.by_rank != other.by_rank).any(dim=2)
         for stage, name in enumerate(STAGES):
             if ranks := different[:, stage].nonzero().flatten().tolist():
-                return dict.fromkeys(ranks, name)
-        return {}
+                looked = stage != SUM or bool(self.by_rank[:, GRADIENT].any())  # at what each rank brought
+                known = stage in OWN or len(different) == 1 or (len(ranks) < len(different) and looked)
+                return name, ranks if known else []
+        return None
 
 
 class CheckedStep:
@@ -67,7 +74,7 @@ class CheckedStep:
         self._audit_every, self._replicated, self._report = audit_every_steps, replicated, report
         self._hosts = world.collect(socket.gethostname())
         self.errors = [0] * world.world_size  # of the hardware, by rank
-        self.audits = 0
+        self.audits = self.wrong = 0
 
     def __call__(self, step: int, stream: Iterator[CellRows]) -> StepResult:
         """Computes a step, and applies it if it is sound. Collective.
@@ -98,31 +105,33 @@ class CheckedStep:
         """What has happened so far, by tag of the catalogue."""
         return {
             "run/audits": self.audits,
+            "run/wrong_computations": self.wrong,
             "run/hardware_errors": list(self.errors),
             "run/skipped_steps": self._guard.skipped,
             "run/rollbacks": self._guard.rollbacks,
         }
 
-    def check_replicas(self, state: Sequence[Tensor]) -> None:
-        """Compares tensors that must be the same on all ranks, before they are saved. Collective.
+    def check_replicas(self, state: Mapping[str, Tensor]) -> None:
+        """Compares what every rank holds whole, and must be the same on all, before it is saved. Collective.
 
         Raises:
-            HardwareError: if they are not.
+            HardwareError: if it is not.
         """
-        if self._replicated:
-            self._refuse_different(self._world.gather(checksum(state)).tolist(), "weights or moments")
+        if self._world.world_size > 1:
+            whole = [tensor.to(self._world.device) for tensor in state.values() if not isinstance(tensor, DTensor)]
+            self._refuse_different(self._world.gather(checksum(whole)).tolist(), "weights, moments or duals")
 
     def _computed_again(self, first: StepResult, rows: Sequence[CellRows]) -> StepResult:
         """The step as two computations of it agree on; its gradient stands in ``.grad``."""
         seen = [self._fingerprint(first)]
         while len(seen) < MOST_COMPUTATIONS:
+            watch.progress(f"computing step {first.step + 1} again")
             again = self._step.compute(first.step, rows)
             fingerprint = self._fingerprint(again)
-            if any(not old.differences(fingerprint) for old in seen):
+            if any(old.first_difference(fingerprint) is None for old in seen):
                 self._name(first.step, fingerprint, seen)
-                self._refuse_different(fingerprint.by_rank[:, MATCHING, 0].tolist(), "matching")
-                if self._replicated:
-                    self._refuse_different(fingerprint.by_rank[:, SUM, 0].tolist(), "sum of gradients")
+                for stage in (MATCHING, NORM, *([SUM] if self._replicated else [])):
+                    self._refuse_different(fingerprint.by_rank[:, stage, 0].tolist(), STAGES[stage])
                 return again
             seen.append(fingerprint)
         raise HardwareError(f"no two of {MOST_COMPUTATIONS} computations of step {first.step + 1} agree")
@@ -130,12 +139,17 @@ class CheckedStep:
     def _name(self, step: int, agreed: Fingerprint, seen: Sequence[Fingerprint]) -> None:
         """Counts and reports the ranks that computed something else than what was agreed on."""
         for other in seen:
-            for rank, stage in agreed.differences(other).items():
+            if (found := agreed.first_difference(other)) is None:
+                continue
+            stage, ranks = found
+            self.wrong += 1
+            for rank in ranks:
                 self.errors[rank] += 1
-                self._report(
-                    f"step {step + 1}: rank {rank} on {self._hosts[rank]} computed the {stage} wrongly, and then "
-                    "rightly; the run goes on exactly, but look at that hardware"
-                )
+            who = ", ".join(f"rank {rank} on {self._hosts[rank]}" for rank in ranks) or "nobody knows which rank"
+            self._report(
+                f"step {step + 1}: {who} computed the {stage} wrongly, and then rightly; "
+                "the run goes on exactly, but look at that hardware"
+            )
 
     def _refuse_different(self, by_rank: list[int], what: str) -> None:
         usual = max(set(by_rank), key=by_rank.count)
@@ -154,6 +168,11 @@ class CheckedStep:
 
     def _fingerprint(self, result: StepResult) -> Fingerprint:
         features, losses, gradients = result.checksums.unbind(dim=1)
-        shared = torch.stack([checksum([result.match.rows, result.match.features]), checksum(self._step.gradients())])
-        matching, total = (number.expand(len(features)) for number in shared)
-        return Fingerprint(self._world.gather(torch.stack([features, matching, losses, gradients, total])))
+        met = (
+            [result.match.rows, result.match.features],
+            self._step.gradients(),
+            [result.gradient_norm, result.finite],
+        )
+        matching, total, norm = (checksum(tensors).expand(len(features)) for tensors in met)
+        dual = checksum(result.match.learned).expand(len(features)) if result.match.learned else torch.zeros_like(total)
+        return Fingerprint(self._world.gather(torch.stack([features, matching, dual, losses, gradients, total, norm])))

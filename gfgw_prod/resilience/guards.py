@@ -50,6 +50,20 @@ FREE = frozenset(
     }
 )
 FREE_SECTIONS = ("checkpoint.", "telemetry.")
+# Settings in which the ranks of a job may differ: all others say when, and on what, ranks meet.
+OF_A_RANK = frozenset(
+    {
+        "run.dir",
+        "data.path",
+        "data.download",
+        "features.weights",
+        "generator.pretrained",
+        "loss.lpips_trunk",
+        "telemetry.prometheus_port",
+        "telemetry.prometheus_address",
+        "telemetry.progress",
+    }
+)
 
 
 def arithmetic_of(device: torch.device) -> str:
@@ -124,6 +138,20 @@ def accept_changes(manifest: dict[str, Any], facts: dict[str, Any]) -> list[str]
         )
     facts["changes"] = [*manifest["changes"], *([{"step": manifest["step"], "changes": found}] if found else [])]
     return found
+
+
+def refuse_unlike_settings(by_rank: Sequence[dict[str, Any]]) -> None:
+    """Refuses a job whose ranks were started with other settings than rank 0.
+
+    Raises:
+        UserError: naming the first such rank and what differs, on all ranks alike.
+    """
+    first, *others = (flatten(settings) for settings in by_rank)
+    for rank, other in enumerate(others, start=1):
+        found = [name for name in sorted(first) if first[name] != other.get(name) and name not in OF_A_RANK]
+        if found:
+            differences = "; ".join(f"{name} {first[name]!r} and {other.get(name)!r}" for name in found)
+            raise UserError(f"ranks 0 and {rank} were started with different settings ({differences}); use the same")
 
 
 def accept_mixture(by_rank: Sequence[dict[str, Any]], facts: dict[str, Any], step: int) -> list[str]:

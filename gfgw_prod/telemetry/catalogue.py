@@ -86,10 +86,16 @@ CATALOGUE: tuple[Metric, ...] = (
     Metric("run/idle_share", "gfgw_idle_share", "gauge", "Share of cell slots that run without weight."),
     Metric("run/audits", "gfgw_audits", "counter", "Steps of this process that were computed again and compared."),
     Metric(
+        "run/wrong_computations",
+        "gfgw_wrong_computations",
+        "counter",
+        "Steps that came out otherwise when they were computed again, since this start.",
+    ),
+    Metric(
         "run/hardware_errors",
         "gfgw_hardware_errors",
         "counter",
-        "Computations that came out otherwise when they were made again, since this start.",
+        "Those of them that a rank is known to have caused.",
         by="rank",
     ),
     Metric("run/skipped_steps", "gfgw_skipped_steps", "counter", "Steps whose numbers were bad, in the whole run."),

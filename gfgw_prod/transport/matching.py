@@ -39,6 +39,7 @@ class Match:
     mixed: Tensor | None = None  # (B, c, h, w), where targets are mixtures of images
     coupling: Coupling | None = None
     lesson: Callable[[], None] | None = None  # corrects the persistent dual by what this coupling found
+    learned: tuple[Tensor, ...] = ()  # what the lesson builds on, of this rank's columns and of all
 
     def target_images(self, table: Table, slots: slice) -> Tensor:
         """Images the slots regress onto, ``(b, c, h, w)`` in [-1, 1]."""
@@ -124,11 +125,12 @@ class Matcher:
         chosen = coupling.sample(uniforms) if self.settings.target == "sample" else coupling.argmax()
         rows = chosen if candidates is None else candidates.to(chosen.device)[chosen]
         if self.settings.target != "barycentric":
-            return Match(rows, self.bank.rows(rows), None, coupling, lesson)
+            return Match(rows, self.bank.rows(rows), None, coupling, lesson, self._learned(coupling))
         mixed = self._mixtures(coupling, columns, candidates)
         d = x.shape[1]
         images_mixed = mixed[:, d:].unflatten(1, self.table.image_shape)
-        return Match(rows, normalize(mixed[:, :d], dim=1), images_mixed, coupling, lesson)
+        features = normalize(mixed[:, :d], dim=1)
+        return Match(rows, features, images_mixed, coupling, lesson, self._learned(coupling))
 
     def accept(self, match: Match, images: int) -> None:
         """Marks the rows as targets of the step that ends at ``images`` images seen; a persistent dual learns."""
@@ -160,6 +162,9 @@ class Matcher:
             return coupling, None
         assert isinstance(coupling, Plan)
         return coupling, partial(self.dual.learn, coupling, columns, candidates, start)
+
+    def _learned(self, coupling: Coupling) -> tuple[Tensor, ...]:
+        return (coupling.solver.column_ratio, coupling.state) if self.dual and isinstance(coupling, Plan) else ()
 
     def _columns(self, x: Tensor, slot_labels: Tensor, candidates: Tensor | None) -> Columns:
         """The columns and their masses: uniform; with classes, each class's columns share the mass of its rows."""

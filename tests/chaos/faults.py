@@ -153,6 +153,7 @@ class Inside(Anywhere):
     """A fault within a step of one rank, brought in by ``inside/sitecustomize.py``."""
 
     kind: str = ""
+    noticed: str = ": rank {rank} on "  # in what the job says
     bits: tuple[int, ...] = (0,)
     wrong_number: bool = False
     needs_audit: bool = False  # without which nobody would find it
@@ -165,6 +166,7 @@ class Inside(Anywhere):
 
     def strike(self, job: Job, chance: Random) -> Callable[[], bool]:
         rank = chance.choice(sorted(job.ranks()))
+        before = job.said(self.noticed.format(rank=rank))
         waiting = job.faults / f"{self.kind}-{rank}"
         taken = job.faults / f"{waiting.name}.taken"
         taken.unlink(missing_ok=True)
@@ -175,7 +177,7 @@ class Inside(Anywhere):
             until(taken.exists, f"rank {rank} in a step")
         finally:
             waiting.unlink(missing_ok=True)
-        return certainly
+        return lambda: job.said(self.noticed.format(rank=rank)) > before
 
 
 @dataclass(frozen=True)
@@ -268,7 +270,7 @@ KINDS: tuple[Fault, ...] = (
     KillAgent("kill a launcher"),
     TerminateJob("terminate the job"),
     TerminateRank("terminate a rank"),
-    Inside("exception in a step", kind="exception"),
+    Inside("exception in a step", kind="exception", noticed="chaos: an exception in a step"),
     Inside("NaN in a gradient", kind="nan", wrong_number=True),
     Inside(
         "flipped bit in an activation",
@@ -278,7 +280,13 @@ KINDS: tuple[Fault, ...] = (
         needs_audit=True,
     ),
     Inside("flipped bit in a gradient", kind="gradient", bits=(*range(12, 30),), wrong_number=True, needs_audit=True),
-    Inside("flipped bit in a weight", kind="weight", bits=(*range(12, 30),), needs_replicas=True),
+    Inside(
+        "flipped bit in a weight",
+        kind="weight",
+        bits=(*range(12, 30),),
+        noticed="duals that must be the same",
+        needs_replicas=True,
+    ),
     DamageCheckpoint("damaged newest checkpoint, and a kill"),
     FillDisk("full disk while saving"),
     CutLink("cut link between hosts"),

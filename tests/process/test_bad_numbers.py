@@ -20,7 +20,7 @@ STORIES: dict[str, tuple[str, tuple[str, ...], str, bool]] = {
     "gradient, ddp": ("gradient", AUDIT, ONCE.format("gradient"), False),
     "gradient, fsdp": ("gradient", (*AUDIT, "--distributed.strategy", "fsdp"), ONCE.format("gradient"), False),
     "not a number": ("nan", (), ONCE.format("gradient"), False),
-    "weight": ("weight", (), "weights or moments that must be the same on all ranks differ", True),
+    "weight": ("weight", (), "weights, moments or duals that must be the same on all ranks differ", True),
 }
 
 

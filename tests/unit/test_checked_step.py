@@ -111,6 +111,7 @@ def test_number_that_was_not_finite_once_leaves_no_trace(
     assert weights(run) == undisturbed
     assert run.checked_step.values() == {
         "run/audits": 1,
+        "run/wrong_computations": 1,
         "run/hardware_errors": [1],
         "run/skipped_steps": 0,
         "run/rollbacks": 0,
@@ -193,6 +194,7 @@ def test_bad_steps_in_a_row_go_back_to_a_regular_checkpoint_wherever_the_run_was
     assert "with the state of step-00000006, without the steps between" in capsys.readouterr().err
     assert whole.checked_step.values() | {"run/audits": 0} == {
         "run/audits": 0,
+        "run/wrong_computations": 0,
         "run/hardware_errors": [0],
         "run/skipped_steps": 2,
         "run/rollbacks": 1,
