@@ -264,7 +264,7 @@ class Saver:
         self.storage.write(f"{path}/{MANIFEST}", encode(manifest))
         name = self.storage.commit(path, name_of(manifest["step"]))
         try:  # it is saved: what fails from here on is told, and not taken for a failed save
-            spare: tuple[str | None, ...] = ()
+            spare: tuple[str | None, ...] = (name,)
             if self._uploader is not None:
                 self._uploader.offer(Checkpoint(self.storage, name, manifest))
                 spare = (self._uploader.busy, name)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from gfgw_prod.checkpoint.reading import set_aside
+from gfgw_prod.checkpoint.choosing import set_aside
 from gfgw_prod.checkpoint.remote_storage import RemoteStorage
 from gfgw_prod.checkpoint.run_directory import find_checkpoints, storages_of
 from gfgw_prod.checkpoint.storage import MANIFEST, storage_at
