@@ -189,7 +189,7 @@ class Run:
             if self.stop.agreed():
                 self.report.health.phase("told to stop: saving")
                 self._save()
-                self.saver.finish()
+                self.saver.finish(lambda: True)
                 self.report.say(f"told to stop at {self.images / 1000:.1f} kimg; the same command goes on from there")
                 return False
             with self.report.own_time:
@@ -210,7 +210,7 @@ class Run:
         while self.saver.saved_step != self.step:  # a last save that fails is tried again; too often is an error
             self._save()
             self.saver.join()
-        self.saver.finish()
+        self.saver.finish(lambda: self.stop.told)
         return True
 
     def finish(self) -> None:
