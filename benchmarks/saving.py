@@ -12,7 +12,8 @@ from pathlib import Path
 
 import torch
 
-from gfgw_prod.checkpoint.reading import State, checkpoints, newest_good
+from gfgw_prod.checkpoint.choosing import newest_good
+from gfgw_prod.checkpoint.reading import State, checkpoints
 from gfgw_prod.checkpoint.saving import Saver
 from gfgw_prod.checkpoint.staging import size_of
 from gfgw_prod.checkpoint.storage import LocalStorage

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from gfgw_prod import schedule, settings_io
-from gfgw_prod.checkpoint.reading import Checkpoint, newest_good, set_aside
+from gfgw_prod.checkpoint.choosing import newest_good, set_aside
+from gfgw_prod.checkpoint.reading import Checkpoint
 from gfgw_prod.checkpoint.run_directory import prepare_directory, storages_of
 from gfgw_prod.checkpoint.saving import Saver
 from gfgw_prod.config import Config
@@ -27,8 +28,9 @@ from gfgw_prod.optimizer import AdamW
 from gfgw_prod.reporting import Reporter
 from gfgw_prod.resilience import guards, preemption
 from gfgw_prod.resilience.checked_step import CheckedStep
-from gfgw_prod.resilience.exit_codes import FINISHED, PREEMPTED, NoProgressError, UserError
+from gfgw_prod.resilience.exit_codes import FINISHED, PREEMPTED, UserError
 from gfgw_prod.resilience.number_guard import NumberGuard
+from gfgw_prod.resilience.rollback import checkpoint_before_streak, problem_of
 from gfgw_prod.resilience.stacks import tell_of_hangs
 from gfgw_prod.resilience.starts import Starts
 from gfgw_prod.resilience.state import training_state
@@ -189,7 +191,7 @@ class Run:
             if self.stop.agreed():
                 self.report.health.phase("told to stop: saving")
                 self._save()
-                self.saver.finish()
+                self.saver.finish(lambda: True)
                 self.report.say(f"told to stop at {self.images / 1000:.1f} kimg; the same command goes on from there")
                 return False
             with self.report.own_time:
@@ -210,7 +212,7 @@ class Run:
         while self.saver.saved_step != self.step:  # a last save that fails is tried again; too often is an error
             self._save()
             self.saver.join()
-        self.saver.finish()
+        self.saver.finish(lambda: self.stop.told)
         return True
 
     def finish(self) -> None:
@@ -241,36 +243,23 @@ class Run:
     def _save(self) -> None:
         state = self._state()
         self.checked_step.check_replicas(state)
-        self.saver.save(state, step=self.step, images=self.images, facts=self.facts)
+        facts = {
+            **self.facts,
+            "regular": self._due(self.config.checkpoint.every_kimg),
+            "streak_from": self.step - self.guard.skipped_in_a_row,
+        }
+        self.saver.save(state, step=self.step, images=self.images, facts=facts)
 
     def _roll_back(self) -> None:
         """Goes on with the state of a checkpoint before the bad steps; those between are left out.
 
-        Only checkpoints at the regular interval count: where a run was interrupted must not matter.
-
         Raises:
             NoProgressError: if it has come to this before, or there is no such checkpoint.
         """
-        skipped, in_a_row, rollbacks = self.guard.skipped, self.guard.skipped_in_a_row, self.guard.rollbacks
-        problem = f"the numbers of {in_a_row} steps in a row, up to step {self.step}, were bad"
-        if rollbacks:
-            raise NoProgressError(f"{problem}, again after going back to a checkpoint; look at the data and settings")
+        skipped, rollbacks, problem = self.guard.skipped, self.guard.rollbacks, problem_of(self.guard, self.step)
         self.saver.join()
-        batch_size, every_kimg = self.config.train.batch_size, self.config.checkpoint.every_kimg
         with self._unwatched("going back to a checkpoint"):
-            try:
-                found = newest_good(
-                    self.storages,
-                    self.world,
-                    self.report.say,
-                    lambda step: (
-                        step < self.step - in_a_row and schedule.is_due(every_kimg, batch_size, step * batch_size)
-                    ),
-                )
-            except UserError:  # there are only damaged ones
-                found = None
-            if found is None:
-                raise NoProgressError(f"{problem}, and there is no checkpoint from before to go back to")
+            found = checkpoint_before_streak(self.guard, self.step, self.storages, self.world, self.report.say)
             found.load(self._state(), self.world)
         self.guard.rolled_back(skipped, rollbacks)
         self.report.say(f"{problem}: going on from there with the state of {found.name}, without the steps between")

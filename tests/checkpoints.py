@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gfgw_prod.checkpoint.reading import Checkpoint, checkpoints, newest_good
+from gfgw_prod.checkpoint.choosing import newest_good
+from gfgw_prod.checkpoint.reading import Checkpoint, checkpoints
 from gfgw_prod.checkpoint.saving import Saver
 from gfgw_prod.checkpoint.storage import Storage, storage_at
 from gfgw_prod.config import CheckpointSettings

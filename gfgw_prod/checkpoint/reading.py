@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -46,6 +46,16 @@ class Checkpoint:
     def images(self) -> int:
         """Images seen."""
         return int(self.manifest["images"])
+
+    @property
+    def regular(self) -> bool:
+        """Whether its step is one at which every run of these settings saves, wherever it is interrupted."""
+        return bool(self.manifest.get("regular", True))
+
+    @property
+    def streak_from(self) -> int:
+        """The step after which a streak of bad steps began that had not ended; its own where there was none."""
+        return int(self.manifest.get("streak_from", self.step))
 
     @property
     def bytes(self) -> int:
@@ -204,90 +214,6 @@ def checkpoints(storage: Storage) -> list[Checkpoint]:
         except (DamagedError, UserError):  # a UserError: of another version
             continue
     return found
-
-
-def newest_good(
-    storages: Sequence[Storage],
-    world: World,
-    report: Callable[[str], None],
-    eligible: Callable[[int], bool] = lambda step: True,
-) -> Checkpoint | None:
-    """The newest checkpoint whose every file matches its hash; ``None`` for a run that has none yet. Collective.
-
-    Rank 0 chooses, all ranks share the hashing. Damaged ones above it are set aside, so that their steps can be saved
-    again, and reported in a line each.
-
-    Args:
-        eligible: whether the checkpoint of a step comes into question.
-
-    Raises:
-        UserError: if there are checkpoints, and none is good: to begin anew is not ours to decide.
-    """
-    bad: list[tuple[int, str, str]] = []
-    found = None
-    for place, name in world.share(_places(storages, eligible) if world.is_main else []):
-        answer = world.share(_answer(storages[place], name) if world.is_main else None)
-        if isinstance(answer, UserError):
-            raise answer
-        if isinstance(answer, Checkpoint):
-            found, answer = answer, _problem_anywhere(answer, world)
-        if answer is None:
-            break
-        bad.append((place, name, answer))
-        found = None
-    if found is None and world.share(bool(bad or set_aside(storages))):
-        why = f" ({bad[0][1]}: {bad[0][2]})" if bad else ""
-        raise UserError(
-            f"no checkpoint in {storages[0]} is good{why}; nothing was deleted: mend one, or use another run.dir"
-        )
-    if world.is_main:
-        for place, name, problem in bad:
-            if problem.startswith(UNREADABLE):  # now; the disk or the network may be better off later
-                report(f"checkpoint {name} {problem}; trying the one before")
-                continue
-            kept = storages[place].set_aside(name)
-            report(f"checkpoint {name} is damaged ({problem}); kept as {kept}, trying the one before")
-    world.barrier()
-    return found
-
-
-def _answer(storage: Storage, name: str) -> Checkpoint | str | UserError:
-    """The checkpoint, why it is none, or what to tell the user."""
-    try:
-        return find(storage, name)
-    except DamagedError as damage:
-        return str(damage)
-    except UserError as error:
-        return error
-
-
-def _problem_anywhere(checkpoint: Checkpoint, world: World) -> str | None:
-    """What any rank finds wrong, each with its share of the files.
-
-    Raises:
-        UserError: if a rank does not see the files that rank 0 sees.
-    """
-    first, *others = world.collect(checkpoint.problem(world.rank, world.world_size))
-    other = next(filter(None, others), None)
-    if first is None and other is not None and other.endswith("is missing"):
-        raise UserError(f"rank 0 sees {checkpoint}, another rank does not ({other}): all ranks must share run.dir")
-    return first or other
-
-
-def _places(storages: Sequence[Storage], eligible: Callable[[int], bool]) -> list[tuple[int, str]]:
-    """Index of the storage and name of every candidate, newest first, the first storage before the others."""
-    found = [
-        (step, -place, name)
-        for place, storage in enumerate(storages)
-        for step, name in candidates(storage)
-        if eligible(step)
-    ]
-    return [(-place, name) for _, place, name in sorted(found, reverse=True)]
-
-
-def set_aside(storages: Sequence[Storage]) -> list[str]:
-    """Names of damaged checkpoints that are kept for a person to look at."""
-    return [name for storage in storages for name in storage.damaged()]
 
 
 def _blake3(storage: Storage, path: str) -> str:

@@ -8,10 +8,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
-
-import torch
 
 from gfgw_prod.checkpoint.manifest import DamagedError, encode
 from gfgw_prod.checkpoint.reading import Checkpoint, State, candidates, find, name_of
@@ -20,18 +17,17 @@ from gfgw_prod.checkpoint.run_directory import claimed
 from gfgw_prod.checkpoint.staging import Stage, size_of
 from gfgw_prod.checkpoint.storage import MANIFEST, Storage
 from gfgw_prod.checkpoint.uploading import News, Uploader
+from gfgw_prod.checkpoint.waiting import SLOWEST, wait_together
 from gfgw_prod.checkpoint.writing import HashingWriter
 from gfgw_prod.distributed.world import World
 from gfgw_prod.resilience.exit_codes import NoProgressError, UserError, one_line
-from gfgw_prod.resilience.watchdog import watch
 
 if TYPE_CHECKING:
     from gfgw_prod.config import CheckpointSettings
 
 T = TypeVar("T")
-SLOWEST = timedelta(hours=6)  # a write on any rank, before the others take it for lost
-WAIT_SECONDS = 1.0  # for a save, before all ranks let each other know that they still wait
 LAST_SECONDS = 20.0  # for a save in flight when training has failed
+UPLOAD_SECONDS = 5.0  # for the last upload of a run that is told to stop
 FILES = 4  # of a rank, written and hashed side by side
 OVERHEAD = 1.02  # DCP's files over the tensors in them
 SPARE_BYTES = 1 << 20  # for the small files
@@ -138,7 +134,7 @@ class Saver:
             UserError: if another process writes this run now.
         """
         if self._thread is not None:
-            self._wait_for(self._thread)
+            wait_together(self.world, self._thread, "a save", leaves=lambda: self._broken is not None)
             self._thread = None
             if self._broken is not None:
                 raise self._broken
@@ -146,18 +142,30 @@ class Saver:
 
     def give_up(self) -> None:
         """After an error: lets a save in flight end, for a while; without its peers it may never."""
+        deadline = time.monotonic() + LAST_SECONDS
         for thread in (self._warming, self._thread):
             if thread is not None:
-                thread.join(LAST_SECONDS)
+                thread.join(max(deadline - time.monotonic(), 0.0))
 
-    def finish(self) -> None:
-        """Waits for all that is still being written and uploaded; raises as ``join`` does."""
+    def finish(self, told_to_stop: Callable[[], bool] = lambda: False) -> None:
+        """Waits for all that is still being written and uploaded; raises as ``join`` does.
+
+        Args:
+            told_to_stop: whether this rank was. Then what is saved is safe, and an upload that takes long is left to
+                the next start: the time until the process is killed is short.
+        """
         self.join()
         if self._warming is not None:
             self._warming.join()
-        self._wait_for(None if self._uploader is None else self._uploader.end())
-        if self._uploader is not None:
-            self._uploader.release()
+        begun = time.monotonic()
+        uploaded = wait_together(
+            self.world,
+            None if self._uploader is None else self._uploader.end(),
+            "the last upload",
+            enough=lambda: told_to_stop() and time.monotonic() - begun >= UPLOAD_SECONDS,
+        )
+        if not uploaded:
+            self._report("told to stop: what is not uploaded yet is left to the next start")
         if self.world.is_main:
             self.storage.release(self._token)
 
@@ -167,20 +175,6 @@ class Saver:
             yield self._news.popleft()
         if self._uploader is not None:
             yield from self._uploader.news()
-
-    def _wait_for(self, thread: threading.Thread | None) -> None:
-        """Waits for this rank's thread and every other's, for hours if need be: a round shows that all are there."""
-        busiest = 1
-        while busiest == 1:
-            if thread is not None:
-                thread.join(WAIT_SECONDS)
-            watch.progress("waiting for a save")
-            waits = int(thread is not None and thread.is_alive())
-            # 2: this rank is about to leave with an error, and the others' threads may wait for its own.
-            mine = torch.tensor([2 if self._broken is not None else waits], device=self.world.device)
-            busiest = int(self.world.max(mine))
-        if thread is not None:
-            thread.join()
 
     def _settle(self) -> None:
         """Draws the consequences of a save; all ranks do so at the same point of the run."""
@@ -264,7 +258,7 @@ class Saver:
         self.storage.write(f"{path}/{MANIFEST}", encode(manifest))
         name = self.storage.commit(path, name_of(manifest["step"]))
         try:  # it is saved: what fails from here on is told, and not taken for a failed save
-            spare: tuple[str | None, ...] = ()
+            spare: tuple[str | None, ...] = (name,)
             if self._uploader is not None:
                 self._uploader.offer(Checkpoint(self.storage, name, manifest))
                 spare = (self._uploader.busy, name)

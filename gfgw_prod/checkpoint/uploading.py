@@ -50,15 +50,11 @@ class Uploader:
             self._wake.notify()
 
     def end(self) -> threading.Thread:
-        """The thread, which ends when the newest has been uploaded."""
+        """The thread, which ends when the newest has been uploaded, and gives the claim back."""
         with self._wake:
             self._ends = True
             self._wake.notify()
         return self._thread
-
-    def release(self) -> None:
-        """Gives the claim back, when the thread has ended."""
-        self._target.release(self._token)
 
     def news(self) -> Iterator[News]:
         """What has ended since the last call: step, images and metrics by tag."""
@@ -71,7 +67,7 @@ class Uploader:
                 self._wake.wait_for(lambda: self._next is not None or self._ends)
                 checkpoint, self._next = self._next, None
                 if checkpoint is None:
-                    return
+                    break
                 self.busy = checkpoint.name
             problem = None
             try:
@@ -83,6 +79,8 @@ class Uploader:
             tag = "run/uploads" if problem is None else "run/upload_failures"
             self._counts[tag] += 1
             self._news.append((checkpoint.step, checkpoint.images, {tag: self._counts[tag]}))
+        # Here, for a network that does not answer must not hold up the main thread.
+        self._target.release(self._token)
 
     def _upload(self, checkpoint: Checkpoint) -> None:
         if any(step == checkpoint.step and self._is_whole(name) for step, name in candidates(self._target)):

@@ -40,6 +40,11 @@ class StopRequest:
             signal.signal(number, self._note)
         starting.end()
 
+    @property
+    def told(self) -> bool:
+        """Whether this rank was told."""
+        return self._told_at is not None
+
     def agreed(self) -> bool:
         """Whether any rank had been told at the call before this one; alone, by now. The same on all ranks. Collective.
 

@@ -13,7 +13,7 @@ from types import TracebackType
 from gfgw_prod.checkpoint.reading import candidates
 from gfgw_prod.checkpoint.storage import Storage
 from gfgw_prod.distributed.world import World
-from gfgw_prod.resilience.exit_codes import NoProgressError, UserError
+from gfgw_prod.resilience.exit_codes import NoProgressError, UserError, one_line
 from gfgw_prod.resilience.signals import before_leaving
 
 FILE = "starts.json"
@@ -42,10 +42,11 @@ class Starts:
 
         Raises:
             NoProgressError: if too many were counted before.
+            UserError: if a storage cannot be read.
         """
         problem = None
+        step = self._world.together(lambda: _newest_step(storages) if self._world.is_main else 0)
         if self._world.is_main:
-            step = max((step for storage in storages for step, _ in candidates(storage)), default=0)
             last, before = self._read()
             # A checkpoint that was lost is no progress; one that comes after that is.
             before = before if step <= last else 0
@@ -93,3 +94,14 @@ class Starts:
                 file.flush()
                 os.fsync(file.fileno())
             partial.replace(self._file)
+
+
+def _newest_step(storages: Sequence[Storage]) -> int:
+    newest = 0
+    for storage in storages:
+        try:
+            newest = max((newest, *(step for step, _ in candidates(storage))))
+        except Exception as error:  # the client of an object store raises kinds of its own
+            reason = getattr(error, "strerror", None) or one_line(error, 300) or type(error).__name__
+            raise UserError(f"checkpoints in {storage} cannot be listed: {reason}") from None
+    return newest

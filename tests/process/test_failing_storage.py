@@ -86,9 +86,9 @@ def test_disk_without_room_is_told_before_anything_is_written(mount: Callable[..
 
 @NEEDS_ROOT
 def test_disk_that_fills_up_within_a_save_is_told_and_survived(mount: Callable[..., Path]) -> None:
-    root = mount("-t", "tmpfs", "-o", "size=100m,nr_inodes=16", "tmpfs")
-    keeper = Keeper(root, keep=1)  # 3 inodes, and 6 for each of two checkpoints: one is left
-    keeper.save(1, rows=ROWS)
+    root = mount("-t", "tmpfs", "-o", "size=100m,nr_inodes=22", "tmpfs")
+    keeper = Keeper(root, keep=1)  # 3 inodes, and 6 for each of three checkpoints: one is left
+    keeper.save(1, 2, rows=ROWS)
     (root / "filler").touch()
     (root / "another").touch()
     assert_next_save_fails(keeper, "No space left on device")

@@ -110,6 +110,28 @@ def test_rank_told_while_it_starts_and_waits_for_its_peer_ends_the_job(tmp_path:
     assert json.loads((run_dir / "starts.json").read_text()) == {"step": 0, "starts": 0}
 
 
+def test_job_told_to_stop_does_not_wait_for_a_slow_upload(reference: Path, tmp_path: Path) -> None:
+    begins = "        step = checkpoint.name\n"
+    copy = copies.changed(
+        tmp_path, "checkpoint/uploading.py", begins, begins + "        __import__('time').sleep(600)\n"
+    )
+    run_dir = tmp_path / "run"
+    command = runs.elastic(run_dir, *SLOWLY, "--checkpoint.upload-to", str(tmp_path / "target"))
+    agent = runs.start(command, copy | {"NPROC": "2", "GRACE_SECONDS": "30"})
+    runs.wait_until(lambda: runs.last_step(run_dir) >= 2, agent)
+    agent.terminate()
+    outcome = runs.outcome_of(agent, limit_seconds=60)
+    assert outcome.code == PREEMPTED, outcome.stderr
+    assert "what is not uploaded yet is left to the next start" in outcome.stderr
+    (saved,) = runs.digests(run_dir)
+    assert not list((tmp_path / "target").glob("step-*"))
+    outcome = runs.execute(command, {"NPROC": "2"})
+    assert outcome.code == 0, outcome.stderr
+    assert f"from step-{saved:08d}" in outcome.stderr
+    assert runs.digests(run_dir)[runs.STEPS] == runs.digests(reference)[runs.STEPS]
+    assert (tmp_path / "target" / f"step-{runs.STEPS:08d}").is_dir()
+
+
 def test_run_told_to_stop_after_its_last_step_is_finished(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     process = runs.start(runs.training(run_dir, "--telemetry.frechet-samples", "10000000", steps=1))

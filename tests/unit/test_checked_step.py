@@ -33,15 +33,20 @@ SETTINGS: dict[str, Any] = {
     "generator": {"model_channels": 8, "channel_mult": [1], "num_blocks": 1, "attention_resolutions": []},
     "features": {"extractor": "pixels"},
     "transport": {"scope": "full", "dual": "persistent", "tolerance": 1e-2},
-    "checkpoint": {"every_kimg": 3 * KIMG, "keep": 100},
     "telemetry": {"log_every_kimg": KIMG, "samples_every_kimg": 1000, "sample_grid": 1, "progress": "off"},
 }
 Hook = Callable[[Tensor], Tensor]
 
 
-def run_in(directory: Path, world: World, **resilience: Any) -> Run:
+def run_in(directory: Path, world: World, keep: int = 100, **resilience: Any) -> Run:
     """A run that has been taken up in the directory."""
-    settings = {**SETTINGS, "run": {"dir": str(directory)}, "resilience": {"skips_before_rollback": 2, **resilience}}
+    checkpoint = {"every_kimg": 3 * KIMG, "keep": keep}
+    settings = {
+        **SETTINGS,
+        "checkpoint": checkpoint,
+        "run": {"dir": str(directory)},
+        "resilience": {"skips_before_rollback": 2, **resilience},
+    }
     config = settings_io.resolve(settings)
     run = Run(config, world, Starts(config.run.dir, config.resilience.max_no_progress, world), Startup())
     run.resume()
@@ -185,7 +190,7 @@ def bad_twice(run: Run) -> bool:
     return run.step in (7, 8)
 
 
-def test_bad_steps_in_a_row_go_back_to_a_regular_checkpoint_wherever_the_run_was_interrupted(
+def test_bad_steps_in_a_row_go_back_to_a_checkpoint_before_them(
     tmp_path: Path, alone: World, capsys: pytest.CaptureFixture[str]
 ) -> None:
     whole = run_in(tmp_path / "whole", alone)
@@ -201,22 +206,40 @@ def test_bad_steps_in_a_row_go_back_to_a_regular_checkpoint_wherever_the_run_was
     }
     assert 9 in [each.step for each in checkpoints(whole.saver.storage)]
 
-    first = run_in(tmp_path / "halves", alone)
 
-    def stops_within(run: Run) -> bool:
-        if run.step == 7:
-            run.stop._told_at = 0.0  # as a signal does
-        return bad_twice(run)
+@pytest.mark.parametrize("first_bad", [6, 8], ids=["from-a-regular-save-on", "with-a-regular-save-between"])
+def test_run_interrupted_around_bad_steps_goes_back_as_the_whole_run_does(
+    tmp_path: Path, alone: World, first_bad: int
+) -> None:
+    def with_stops_in(*stops: int) -> tuple[str, int]:
+        """Weights at the end of a run that is told to stop in these steps, and how often it went back."""
+        left = [*stops]
 
-    with disturbed(first, "gradient", broken, stops_within):
-        assert not first.loop()
-    first.close()
-    second = run_in(tmp_path / "halves", alone)
-    assert second.step == 8
-    with disturbed(second, "gradient", broken, bad_twice):
-        assert second.loop()
-    assert second.checked_step.values()["run/rollbacks"] == 1
-    assert weights(second) == weights(whole)
+        def strikes(run: Run) -> bool:
+            if run.step in left:
+                left.remove(run.step)
+                run.stop._told_at = 0.0  # as a signal does
+            return first_bad <= run.step < first_bad + 2
+
+        for number in range(len(stops) + 1):
+            run = run_in(tmp_path / str(len(stops)), alone, keep=1)
+            with disturbed(run, "gradient", broken, strikes):
+                assert run.loop() == (number == len(stops))
+            run.close()
+        return weights(run), run.checked_step.values()["run/rollbacks"]
+
+    whole = with_stops_in()
+    assert whole[1] == 1
+    assert with_stops_in(first_bad - 2, first_bad - 1, first_bad) == whole
+
+
+def test_regular_saves_within_a_streak_do_not_take_away_the_checkpoint_before_it(tmp_path: Path, alone: World) -> None:
+    run = run_in(tmp_path / "run", alone, keep=1, skips_before_rollback=6)
+    with disturbed(run, "gradient", broken, lambda run: 4 <= run.step < 10):
+        assert run.loop()
+    assert run.checked_step.values()["run/rollbacks"] == 1
+    assert [each.step for each in checkpoints(run.saver.storage)] == [9, 12]
+    run.close()
 
 
 def test_second_return_to_a_checkpoint_is_the_end(tmp_path: Path, alone: World) -> None:

@@ -19,9 +19,11 @@ from gfgw_prod.checkpoint.reading import checkpoints
 from gfgw_prod.checkpoint.run_directory import find_checkpoints, prepare_directory, storages_of
 from gfgw_prod.checkpoint.staging import Stage
 from gfgw_prod.checkpoint.storage import MANIFEST, LocalStorage
-from gfgw_prod.config import CheckpointSettings
+from gfgw_prod.config import CheckpointSettings, ResilienceSettings
 from gfgw_prod.distributed.world import World
-from gfgw_prod.resilience.exit_codes import UserError
+from gfgw_prod.resilience.exit_codes import NoProgressError, UserError
+from gfgw_prod.resilience.number_guard import NumberGuard
+from gfgw_prod.resilience.rollback import checkpoint_before_streak
 
 from ..checkpoints import ALONE, FACTS, Keeper, assert_holds, choose, state, steps
 
@@ -117,6 +119,45 @@ def test_one_of_every_interval_is_kept_for_good(tmp_path: Path) -> None:
     assert steps(keeper.storage) == [3, 6, 9, 10]
 
 
+def test_saves_out_of_turn_are_not_counted_and_make_way_for_the_next(tmp_path: Path) -> None:
+    keeper = Keeper(tmp_path, keep=2, keep_every_kimg=4)
+    for step in range(1, 12):
+        keeper.start(step, facts={**FACTS, "regular": step % 3 == 0})
+    keeper.saver.join()
+    assert steps(keeper.storage) == [6, 9, 11]
+
+
+def test_newest_regular_checkpoint_before_bad_steps_stays(tmp_path: Path) -> None:
+    keeper = Keeper(tmp_path, keep=1)
+    for step in range(1, 9):
+        keeper.start(step, facts={**FACTS, "regular": step != 3, "streak_from": min(step, 4)})
+    keeper.saver.join()
+    assert steps(keeper.storage) == [2, 8]
+
+
+def test_checkpoint_to_go_back_to_is_always_there(tmp_path: Path) -> None:
+    keeper = Keeper(tmp_path, keep=1)
+    keeper.save(1, 2, 3)
+    assert steps(keeper.storage) == [2, 3]  # the steps after 3 may be bad: then it is no better than they
+
+
+def test_run_with_bad_steps_does_not_take_what_it_cannot_judge_for_nothing(keeper: Keeper) -> None:
+    guard = NumberGuard(ResilienceSettings())
+    guard.skip()
+
+    def go_back() -> int:
+        return checkpoint_before_streak(guard, 3, [keeper.storage], ALONE, keeper.lines.append).step
+
+    assert go_back() == 1
+    written = keeper.storage.read(f"step-00000001/{MANIFEST}")
+    keeper.storage.write(f"step-00000001/{MANIFEST}", b'{"format": 1, "step": 1, "files": {}}')
+    with pytest.raises(UserError, match="is of format 1"):
+        go_back()
+    keeper.storage.write(f"step-00000001/{MANIFEST}", written[:-9])
+    with pytest.raises(NoProgressError, match="no checkpoint from before"):
+        go_back()
+
+
 def test_damaged_checkpoints_are_neither_counted_nor_removed(tmp_path: Path) -> None:
     keeper = Keeper(tmp_path, keep=2)
     keeper.save(1, 2)
@@ -147,12 +188,12 @@ def test_old_checkpoint_that_cannot_be_removed_or_read_is_no_failed_save(tmp_pat
     keeper.save(2)
     if subprocess.run(["chattr", "+i", tmp_path / "step-00000002"], check=False, capture_output=True).returncode == 0:
         try:
-            keeper.save(3)
+            keeper.save(3, 4)
         finally:
             subprocess.run(["chattr", "-i", tmp_path / "step-00000002"], check=True)
         assert any("could not be removed" in line for line in keeper.lines)
-    keeper.save(4)
-    assert_holds(choose(keeper.storage)[0], 4)
+    keeper.save(5)
+    assert_holds(choose(keeper.storage)[0], 5)
     assert not any("was not saved" in line for line in keeper.lines)
 
 

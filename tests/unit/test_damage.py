@@ -17,8 +17,9 @@ import pytest
 from blake3 import blake3
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata
 
+from gfgw_prod.checkpoint.choosing import set_aside
 from gfgw_prod.checkpoint.manifest import METADATA, DamagedError, decode, encode
-from gfgw_prod.checkpoint.reading import checkpoints, set_aside
+from gfgw_prod.checkpoint.reading import checkpoints
 from gfgw_prod.checkpoint.storage import MANIFEST, LocalStorage
 from gfgw_prod.checkpoint.unpickling import read_metadata
 

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import shutil
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from gfgw_prod.checkpoint.reading import set_aside
+from gfgw_prod.checkpoint.choosing import set_aside
 from gfgw_prod.checkpoint.remote_storage import RemoteStorage
 from gfgw_prod.checkpoint.run_directory import find_checkpoints, storages_of
 from gfgw_prod.checkpoint.storage import MANIFEST, storage_at
 from gfgw_prod.config import CheckpointSettings
 from gfgw_prod.resilience.exit_codes import UserError
 
-from ..checkpoints import Keeper, assert_holds, choose, state, steps
+from ..checkpoints import FACTS, Keeper, assert_holds, choose, state, steps
 
 
 @pytest.fixture(params=["file", "memory"])
@@ -140,6 +141,19 @@ def test_local_checkpoints_are_uploaded_and_taken_up_where_the_disk_is_new(url: 
     successor.saver.finish()
     assert_holds(choose(successor.storage, distant)[0], 4)
     assert steps(distant)[-1] == 4
+
+
+def test_copies_of_saves_out_of_turn_do_not_push_out_the_one_before_bad_steps(tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    target.mkdir()
+    keeper = Keeper(tmp_path / "local", target, keep=1)
+    for step in range(1, 7):
+        keeper.start(step, facts={**FACTS, "regular": step in (1, 2, 5), "streak_from": min(step, 3)})
+        keeper.saver.join()
+        while not keeper.figures().get("run/uploads"):
+            time.sleep(0.01)
+    keeper.saver.finish()
+    assert steps(storage_at(target)) == steps(keeper.storage) == [2, 5, 6]
 
 
 def test_local_checkpoint_is_preferred_to_its_copy_and_a_newer_copy_to_it(tmp_path: Path) -> None:

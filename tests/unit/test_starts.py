@@ -81,6 +81,15 @@ def test_a_file_that_says_nothing_is_none(tmp_path: Path, content: str) -> None:
     start(tmp_path, None)
 
 
+def test_a_storage_that_cannot_be_listed_is_named_in_a_line(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").write_text("")
+    with (
+        Starts(tmp_path, 2, ALONE) as starts,
+        pytest.raises(UserError, match=r"checkpoints in .* cannot be listed: Not"),
+    ):
+        starts.begin([LocalStorage(tmp_path / "checkpoints")])
+
+
 def test_a_count_that_cannot_be_kept_stops_no_run(tmp_path: Path) -> None:
     (tmp_path / "starts.json").mkdir()
     for _ in range(5):
