@@ -10,12 +10,13 @@ from typing import Any
 from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec, WorkerState
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing import LogsSpecs, SignalException
-from torch.distributed.elastic.multiprocessing.api import SubprocessContext, _terminate_process_handler
+from torch.distributed.elastic.multiprocessing.api import SubprocessContext
 from torch.distributed.elastic.rendezvous.api import RendezvousClosedError, RendezvousConnectionError
 
 from gfgw_prod import process_clock
 from gfgw_prod.launcher import say
 from gfgw_prod.launcher.ending import Ending
+from gfgw_prod.launcher.spawning import spawning
 from gfgw_prod.launcher.stopped import LATER_SECONDS, let_go_on
 from gfgw_prod.resilience.exit_codes import BAD_INPUT, CRASH_LOOP, CRASHED, FINISHED, PREEMPTED
 from gfgw_prod.resilience.signals import PREEMPTION
@@ -56,6 +57,7 @@ class ContractAgent(LocalElasticAgent):
         self.ending = ending
         self.grace_seconds = grace_seconds
         self.final_code: int | None = None
+        self._struck_at_work = False  # told to stop while workers were alive and none had failed
         self._looked_at = process_clock.now()
         self._remaining_restarts = restarts_left
 
@@ -106,8 +108,8 @@ class ContractAgent(LocalElasticAgent):
                 say("ranks have saved their state for a node that was told to stop; meeting again")
                 self._remaining_restarts += 1  # what comes next is no crash
                 return result
-            self.final_code = verdict(failed.values(), self.exit_codes())
-            patience = 0 if self.final_code is not None or self._remaining_restarts or self._alone() else CAUSE_SECONDS
+            final = verdict(failed.values(), self.exit_codes())
+            patience = 0 if final is not None or self._remaining_restarts or self._alone() else CAUSE_SECONDS
             heard = self.ending.heard_within(patience)
             if heard == FINISHED:
                 # All ranks of another node finished, so the run is finished; that node waits for this one.
@@ -115,9 +117,10 @@ class ContractAgent(LocalElasticAgent):
                 return RunResult(WorkerState.SUCCEEDED, dict.fromkeys(w.global_rank for w in worker_group.workers))
             if heard is not None:
                 raise RendezvousClosedError
-            if self.final_code is None:
+            if final is None:
                 self._report_crash(failed)
-            else:
+            if final is not None or not self._remaining_restarts:
+                self.final_code = CRASHED if final is None else final
                 self._remaining_restarts = 0
         return result
 
@@ -126,9 +129,8 @@ class ContractAgent(LocalElasticAgent):
         super()._restart_workers(worker_group)
 
     def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
-        started: dict[int, Any] = super()._start_workers(worker_group)
-        # As torch does with the other stop signals: schedulers use this one to announce them.
-        signal.signal(signal.SIGUSR1, _terminate_process_handler)
+        with spawning():
+            started: dict[int, Any] = super()._start_workers(worker_group)
         return started
 
     def _exit_barrier(self) -> None:
@@ -137,6 +139,8 @@ class ContractAgent(LocalElasticAgent):
 
     def _shutdown(self, death_sig: signal.Signals = signal.SIGTERM) -> None:
         if isinstance(sys.exception(), SignalException):
+            codes = self.exit_codes()
+            self._struck_at_work = len(codes) < self._started() and not any(codes)
             # A scheduler may say SIGTERM more than once; the workers' grace period is not shortened by it. Ctrl-C is.
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
             signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -158,6 +162,9 @@ class ContractAgent(LocalElasticAgent):
     def _alone(self) -> bool:
         return bool(self._worker_group.group_world_size == 1)
 
+    def _started(self) -> int:
+        return len(self._pcontext.subprocess_handlers) if isinstance(self._pcontext, SubprocessContext) else 0
+
     def exit_codes(self) -> list[int]:
         """Exit codes of the local workers that have ended (negative: the signal that killed them)."""
         if not isinstance(self._pcontext, SubprocessContext):
@@ -166,7 +173,11 @@ class ContractAgent(LocalElasticAgent):
         return [code for code in codes if code is not None]
 
     def end_after_signal(self, received: signal.Signals) -> int:
-        """The exit code of a job that was told to stop; by now its workers had their grace period."""
+        """The exit code of a job that was told to stop; by now its workers had their grace period.
+
+        Between a crash that is worth a restart and the next round there is nobody to save, and the run is as whole as
+        it was: that is a preemption, whatever the workers of the round before left with.
+        """
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         if self._pcontext is not None:
             # Ctrl-C again and again cuts the grace period short. Workers live in sessions of their own: without this
@@ -175,10 +186,12 @@ class ContractAgent(LocalElasticAgent):
         codes = self.exit_codes()
         if (final := verdict(codes)) is not None:
             return final
-        if all(code == 0 for code in codes):
+        if self.final_code is not None:
+            return self.final_code
+        if codes and not any(codes):
             return FINISHED
-        if all(code in (0, -received) for code in codes):
-            return PREEMPTED  # still importing: too early for the workers to have anything to save
+        if not self._struck_at_work or all(code in (0, -received) for code in codes):
+            return PREEMPTED  # or still importing: too early for the workers to have anything to save
         say(f"workers did not stop cleanly after {received.name}; the run resumes from its last checkpoint")
         return CRASHED
 

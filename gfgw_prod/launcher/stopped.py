@@ -1,4 +1,4 @@
-"""Workers that somebody stopped (SIGSTOP, a debugger, a scheduler): they must go on to notice anything."""
+"""Workers that somebody stopped (SIGSTOP, a scheduler): they must go on to notice anything."""
 
 import os
 import signal
@@ -13,9 +13,9 @@ LATER_SECONDS = 1.0
 
 
 def is_stopped(process: int) -> bool:
-    """Whether the process is stopped; where there is no /proc, nobody knows."""
+    """Whether the process is stopped by a signal, so that SIGCONT helps; where there is no /proc, nobody knows."""
     try:
-        return Path(f"/proc/{process}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] in "Tt"
+        return Path(f"/proc/{process}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] == "T"
     except OSError:
         return False
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from gfgw_prod.resilience.exit_codes import PREEMPTED
+from gfgw_prod.resilience.preemption import SAME_REQUEST_SECONDS
 
 from . import copies, runs
 
@@ -60,9 +61,8 @@ def test_one_signalled_rank_stops_all(reference: Path, tmp_path: Path) -> None:
     )
 
 
-def test_request_that_arrives_twice_at_once_is_one_and_later_ends_the_process(tmp_path: Path) -> None:
-    command = runs.training(tmp_path / "run", *SELDOM, steps=10_000)
-    process = runs.start(command)
+def test_request_that_arrives_twice_at_once_is_one(tmp_path: Path) -> None:
+    process = runs.start(runs.training(tmp_path / "run", *SELDOM, steps=10_000))
     runs.wait_until(lambda: runs.last_step(tmp_path / "run") >= 2, process)
     process.terminate()
     process.terminate()
@@ -70,14 +70,21 @@ def test_request_that_arrives_twice_at_once_is_one_and_later_ends_the_process(tm
     assert len(runs.digests(tmp_path / "run")) == 1
     assert runs.last_step(tmp_path / "run") < 10_000
 
-    process = runs.start(command)
-    begun = runs.last_step(tmp_path / "run")
-    runs.wait_until(lambda: runs.last_step(tmp_path / "run") >= begun + 2, process)
-    os.kill(process.pid, signal.SIGSTOP)  # a step that takes long
+
+def test_request_that_comes_again_later_ends_the_process_without_saving(tmp_path: Path) -> None:
+    line = '            watch.progress(f"in step {self.step + 1}")\n'
+    held = f"{line}            self.step == 2 and __import__('time').sleep(60)\n"
+    copy = copies.changed(tmp_path, "trainer.py", line, held)
+    run_dir = tmp_path / "run"
+    process = runs.start(runs.training(run_dir, *SELDOM, steps=10_000), copy)
+    runs.wait_until(lambda: runs.last_step(run_dir) == 2, process)
+    time.sleep(1)  # the third step has begun, and is held up
     process.terminate()
-    os.kill(process.pid, signal.SIGCONT)
-    time.sleep(0.1)
-    assert runs.outcome_of(process).code == PREEMPTED
+    time.sleep(SAME_REQUEST_SECONDS + 1)
+    assert process.poll() is None
+    process.terminate()
+    assert runs.outcome_of(process, limit_seconds=20).code == PREEMPTED
+    assert not any((run_dir / "checkpoints").glob("step-*"))
 
 
 def test_run_that_is_still_starting_leaves_at_once(tmp_path: Path) -> None:
