@@ -1,5 +1,9 @@
 """``python -m gfgw_prod``, and the command ``gfgw``."""
 
+from gfgw_prod.resilience.standard_streams import open_closed_streams
+
+open_closed_streams()  # before anything is opened: it would get the number of a stream that is closed
+
 from gfgw_prod.resilience.signals import leave_before_training
 
 leave_before_training()  # before anything else is imported: that takes seconds, in which a signal may come
@@ -9,7 +13,6 @@ import sys
 import threading
 
 from gfgw_prod.resilience.orphans import die_with_agent
-from gfgw_prod.resilience.standard_streams import open_closed_streams
 
 BACKGROUND = {"save", "upload", "warm"}  # threads of the package that an error may leave behind
 
@@ -17,7 +20,6 @@ BACKGROUND = {"save", "upload", "warm"}  # threads of the package that an error 
 def main() -> int:
     """Runs a command, alone or as a rank of a launcher; returns the exit code."""
     die_with_agent()
-    open_closed_streams()
     # Read once, by torch's import. A peer that cannot be reached gets a line of ours; torch would add C++ stacks to it.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
     from gfgw_prod.cli import main as run

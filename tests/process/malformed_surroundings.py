@@ -133,7 +133,7 @@ SURROUNDINGS: tuple[tuple[list[str], tuple[str, ...]], ...] = (
     (["--telemetry.prometheus-port", "{port}"], ("telemetry.prometheus_port",)),
     *((["--loss.flow-scales", each], ("loss.flow_scales",)) for each in ("5", "64")),
     *((["--generator.channel-mult", each], ("generator.channel_mult",)) for each in ("1,1,1,1,1", "1," * 30 + "1")),
-    (["--checkpoint.root", "hf://x"], ("checkpoints cannot be written to hf://x",)),
+    (["--checkpoint.root", "hf://x"], ("checkpoints in hf://x cannot be listed",)),
     *((["--run.dir", "@/reference", "--train.batch-size", "96", "--train.cell-size", "16", *change], (word,))
         for change, word in (
         (["--generator.model-channels", "32"], "generator.model_channels"), (["--seed", "1"], "seed 0 -> 1"),
