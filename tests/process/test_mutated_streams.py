@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import partial
 
 import pytest
@@ -30,7 +31,8 @@ STREAMS = {
 
 # What every rank draws for all must agree: ranks that do not send each other tensors of other sizes, name rows that do
 # not exist, or wait for rows that nobody sends.
-CRASHES = {"bank": "size", "target": "out of bounds", "order": "gradient norm"}
+DISAGREE = "must be the same on all ranks"  # found when a step is computed again: the gradient norms are not
+CRASHES = {"bank": f"size|{DISAGREE}", "target": "out of bounds", "order": DISAGREE}
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +52,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, st
     found = {}
     for name, outcome in runs.execute_all(commands).items():
         if name in CRASHES and outcome.code != 0:
-            assert CRASHES[name] in outcome.stderr, outcome.stderr
+            assert re.search(CRASHES[name], outcome.stderr), outcome.stderr
             found[name] = f"{CRASHES[name]}: ranks that disagree"
         else:
             assert outcome.code == 0, outcome.stderr
