@@ -141,7 +141,7 @@ def test_job_told_to_stop_does_not_wait_for_a_slow_upload(reference: Path, tmp_p
 
 def test_run_told_to_stop_after_its_last_step_is_finished(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
-    process = runs.start(runs.training(run_dir, "--telemetry.frechet-samples", "10000000", steps=1))
+    process = runs.start(runs.training(run_dir, "--telemetry.frechet-samples", "1000000", steps=1))
     runs.wait_until((run_dir / "checkpoints" / "step-00000001").exists, process)
     process.terminate()
     outcome = runs.outcome_of(process, limit_seconds=60)
