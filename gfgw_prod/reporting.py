@@ -37,7 +37,11 @@ TOLD_EVERY_SECONDS = 10.0  # of work that takes long before the first step
 
 
 class Reporter:
-    """Speaks for a run, on rank 0. What it draws or averages over cells is collective: all ranks call alike."""
+    """Speaks for a run, on rank 0. What it draws or averages over cells is collective: all ranks call alike.
+
+    Attributes:
+        hosts: where each rank runs.
+    """
 
     def __init__(self, config: Config, world: World, startup: Startup):
         self.config, self.world, self.dir = config, world, config.run.dir
@@ -47,6 +51,8 @@ class Reporter:
         self._telemetry = Telemetry([])
         self._told, self._warned = time.monotonic(), False
         self.own_time = OwnTime(lambda: world.traffic.seconds)
+        self.hosts = world.collect(socket.gethostname())
+        self._stragglers = StragglerWatch(self.hosts, config.resilience.straggler_ratio)
 
     def say(self, line: str) -> None:
         """One line, from rank 0."""
@@ -88,11 +94,9 @@ class Reporter:
             )
 
     def begin(self, step: int, spread: Spread) -> None:
-        """From here on time counts as training. Collective."""
+        """From here on time counts as training."""
         self._spread, self._first_step, self._started = spread, step, time.monotonic()
         self._pace = Pace(step, self.config.train.batch_size, self.world.world_size, spread.idle_share)
-        hosts = self.world.collect(socket.gethostname())
-        self._stragglers = StragglerWatch(hosts, self.config.resilience.straggler_ratio)
 
     def record(self, step: int, images: int, result: StepResult, usage: Usage, more: Values) -> None:
         """Records what the last step found, and more values by tag of the catalogue. Collective."""

@@ -21,7 +21,7 @@ from gfgw_prod.data.stream import CellRows, KeyedOrder, flip_some
 from gfgw_prod.distributed.cells import Cell, Round, Spread
 from gfgw_prod.distributed.checksums import checksum
 from gfgw_prod.distributed.parallel import Parallel
-from gfgw_prod.distributed.reduction import gradient_norm, scale_gradients
+from gfgw_prod.distributed.reduction import gradient_norm, gradients, scale_gradients
 from gfgw_prod.distributed.world import World
 from gfgw_prod.generator import interpolate
 from gfgw_prod.generator.ema import Ema
@@ -109,10 +109,10 @@ class TrainingStep:
         match, finite = self._match(step, images_seen, generated)
         seconds, sent = time.perf_counter() - started, world.traffic.bytes - sent
         terms = [self._regress(turn, cell, match, images_seen) for turn, cell in zip(turns, inputs, strict=True)]
-        gradients = self.parallel.finish()
+        own_gradients = self.parallel.finish()
         checksums = [
             torch.stack([checksum([features]), checksum([found]), gradient])
-            for features, found, gradient in zip(generated, terms, gradients, strict=True)
+            for features, found, gradient in zip(generated, terms, own_gradients, strict=True)
         ]
         return StepResult(
             step,
@@ -145,7 +145,7 @@ class TrainingStep:
 
     def gradients(self) -> list[Tensor]:
         """The sum over all cells of the last computation."""
-        return [p.grad for p in self._parameters() if p.grad is not None]
+        return gradients(self._parameters())
 
     def skip(self) -> None:
         """Lets a step pass that must not count: the schedules go on, the weights stay."""

@@ -123,6 +123,7 @@ class Run:
             world,
             audit_every_steps=config.resilience.audit_every_steps,
             replicated=self.parallel.replicated,
+            hosts=self.report.hosts,
             report=self.report.say,
         )
         # Before a checkpoint is chosen: what an earlier process still commits must be there to be chosen.

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from gfgw_prod.checkpoint.manifest import DamagedError
 from gfgw_prod.checkpoint.reading import Checkpoint, candidates, find
 from gfgw_prod.checkpoint.storage import MANIFEST, LocalStorage, Storage, storage_at, whoami
-from gfgw_prod.resilience.exit_codes import UserError, one_line
+from gfgw_prod.resilience.exit_codes import UserError, one_line, reason
 
 if TYPE_CHECKING:
     from gfgw_prod.config import CheckpointSettings
@@ -108,8 +108,7 @@ def storages_of(settings: CheckpointSettings, run_dir: Path, *, make: bool = Fal
                 if not os.access(storage.directory, os.W_OK | os.X_OK):
                     raise PermissionError(errno.EACCES, "it cannot be written")
         except Exception as error:  # the client of an object store raises kinds of its own
-            reason = getattr(error, "strerror", None) or one_line(error, 300)
-            raise UserError(f"checkpoint.{name} {place} cannot be used: {reason}") from None
+            raise UserError(f"checkpoint.{name} {place} cannot be used: {reason(error)}") from None
         if storage is not None and str(storage) in map(str, found):
             raise UserError(f"checkpoint.{name} {place} is checkpoint.root; name another place")
         found += [storage] if storage is not None else []
@@ -125,8 +124,7 @@ def claimed(storage: Storage) -> str:
     try:
         return storage.claim()
     except Exception as error:  # the client of an object store raises kinds of its own
-        reason = getattr(error, "strerror", None) or one_line(error, 300) or type(error).__name__
-        raise UserError(f"checkpoints cannot be written to {storage}: {reason}") from None
+        raise UserError(f"checkpoints cannot be written to {storage}: {reason(error)}") from None
 
 
 def listed(place: str) -> list[tuple[str, Checkpoint | None, str | None]]:

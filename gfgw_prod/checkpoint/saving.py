@@ -20,7 +20,7 @@ from gfgw_prod.checkpoint.uploading import News, Uploader
 from gfgw_prod.checkpoint.waiting import SLOWEST, wait_together
 from gfgw_prod.checkpoint.writing import HashingWriter
 from gfgw_prod.distributed.world import World
-from gfgw_prod.resilience.exit_codes import NoProgressError, UserError, one_line
+from gfgw_prod.resilience.exit_codes import NoProgressError, UserError, described
 
 if TYPE_CHECKING:
     from gfgw_prod.config import CheckpointSettings
@@ -207,7 +207,7 @@ class Saver:
                 self.storage.set_aside(name)
             free = self.storage.free_bytes()
         except Exception as error:  # a storage raises what it likes
-            return False, _reason(error)
+            return False, described(error)
         need = sum(map(size_of, state.values())) * OVERHEAD + SPARE_BYTES
         if free is not None and free < need:
             return False, f"it takes {need / 1e6:,.1f} MB, and {free / 1e6:,.1f} MB are free in {self.storage}"
@@ -235,7 +235,7 @@ class Saver:
                 write(staged, storage_writer=writer, process_group=self._group, no_dist=self._group is None)
             except CheckpointException as failed:  # on all ranks, whichever it was
                 rank, (error, _) = min(failed.failures.items())
-                problem = (f"rank {rank}: " if self.world.world_size > 1 else "") + _reason(error)
+                problem = (f"rank {rank}: " if self.world.world_size > 1 else "") + described(error)
             files = {
                 key: entry for each in self.world.collect(writer.written(), self._group) for key, entry in each.items()
             }
@@ -264,7 +264,7 @@ class Saver:
                 spare = (self._uploader.busy, name)
             retain(self.storage, self._keep, self._keep_every, self._verified, spare=spare)
         except Exception as error:  # a storage raises what it likes
-            self._report(f"old checkpoints in {self.storage} could not be removed: {_reason(error)}")
+            self._report(f"old checkpoints in {self.storage} could not be removed: {described(error)}")
 
     def _end(self, outcome: Outcome) -> None:
         """Tells of a save, as soon as it has ended."""
@@ -286,9 +286,5 @@ class Saver:
             try:
                 answer = action(), None
             except Exception as error:  # a storage raises what it likes
-                answer = None, _reason(error)
+                answer = None, described(error)
         return self.world.share(answer, self._group)
-
-
-def _reason(error: BaseException) -> str:
-    return one_line(error, 300) or type(error).__name__

@@ -11,7 +11,7 @@ from gfgw_prod.checkpoint.manifest import encode
 from gfgw_prod.checkpoint.reading import Checkpoint, candidates, find
 from gfgw_prod.checkpoint.retention import retain
 from gfgw_prod.checkpoint.storage import BLOCK, MANIFEST, Storage
-from gfgw_prod.resilience.exit_codes import one_line
+from gfgw_prod.resilience.exit_codes import described
 
 News = tuple[int, int, dict[str, float]]
 
@@ -73,7 +73,7 @@ class Uploader:
             try:
                 self._upload(checkpoint)
             except Exception as error:  # clients of object stores raise kinds of their own
-                problem = one_line(error, 300) or type(error).__name__
+                problem = described(error)
                 self._report(f"checkpoint {checkpoint.name} could not be uploaded to {self._target}: {problem}")
             self.busy = None
             tag = "run/uploads" if problem is None else "run/upload_failures"

@@ -5,7 +5,7 @@ and backward pass) and ``finish`` (leave the step's summed gradient in ``.grad``
 """
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal, Protocol
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from gfgw_prod.distributed.cells import Round, Spread
 from gfgw_prod.distributed.checksums import checksum
-from gfgw_prod.distributed.reduction import TreeSum, exchange_chunks, levels, split_like
+from gfgw_prod.distributed.reduction import TreeSum, exchange_chunks, gradients, levels, split_like
 from gfgw_prod.distributed.world import World
 
 
@@ -75,7 +75,7 @@ class _Alone:
     @contextmanager
     def turn(self, turn: Round) -> Iterator[None]:
         yield
-        self._checksums.append(checksum(_gradients(self._parameters)))
+        self._checksums.append(checksum(gradients(self._parameters)))
         if self._sums is not None:
             for parameter, tree in zip(self._parameters, self._sums, strict=True):
                 assert parameter.grad is not None
@@ -125,7 +125,7 @@ class _Replicated:
         with nullcontext() if turn.is_last else self._ddp.no_sync():
             yield
         if not turn.is_last:
-            self._checksums.append(checksum(_gradients(self._sums)))
+            self._checksums.append(checksum(gradients(self._sums)))
         if not self._exact:
             return
         if turn.counts and not turn.is_last:
@@ -226,10 +226,6 @@ class _Sharded:
 
     def finish(self) -> list[Tensor]:
         return _taken(self._checksums)  # FSDP has written the last round's result, which is the total
-
-
-def _gradients(parameters: Iterable[Tensor]) -> list[Tensor]:
-    return [p.grad for p in parameters if p.grad is not None]
 
 
 def _taken(values: list[Tensor]) -> list[Tensor]:

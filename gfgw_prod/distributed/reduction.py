@@ -90,6 +90,11 @@ def exchange_chunks(flat: Tensor, world: World) -> Tensor:
     return received.view(world.world_size, -1)
 
 
+def gradients(parameters: Iterable[Tensor]) -> list[Tensor]:
+    """What stands in ``.grad``, of those that have one."""
+    return [parameter.grad for parameter in parameters if parameter.grad is not None]
+
+
 def gradient_norm(parameters: Iterable[Tensor], world: World) -> Tensor:
     """The L2 norm of all gradients, the same bits for replicated and for row-sharded parameters.
 
@@ -97,10 +102,7 @@ def gradient_norm(parameters: Iterable[Tensor], world: World) -> Tensor:
     """
     row_sums: list[Tensor] = []
     sharded = False
-    for parameter in parameters:
-        gradient = parameter.grad
-        if gradient is None:
-            continue
+    for gradient in gradients(parameters):
         if isinstance(gradient, DTensor):
             sharded = True
             row_sums.append(_placed_row_sums(gradient))
@@ -130,9 +132,8 @@ def _placed_row_sums(gradient: DTensor) -> Tensor:
 
 def scale_gradients(parameters: Iterable[Tensor], factor: Tensor) -> None:
     """Multiplies every gradient by a scalar tensor."""
-    for parameter in parameters:
-        if parameter.grad is not None:
-            local(parameter.grad).mul_(factor)
+    for gradient in gradients(parameters):
+        local(gradient).mul_(factor)
 
 
 def split_like(flat: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:

@@ -16,7 +16,7 @@ import torch.distributed as dist
 import torch.utils.deterministic
 from torch import Tensor
 
-from gfgw_prod.distributed.torchrun import Place, place
+from gfgw_prod.distributed.torchrun import Place, place, speaks_for_its_node
 from gfgw_prod.resilience.exit_codes import UserError
 
 T = TypeVar("T")
@@ -87,7 +87,7 @@ class World:
     @property
     def is_first_on_node(self) -> bool:
         """Whether this rank answers for its node."""
-        return os.environ.get("LOCAL_RANK", "0") == "0"
+        return speaks_for_its_node()
 
     def stop(self) -> None:
         """Leaves the process group."""

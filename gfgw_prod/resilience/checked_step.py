@@ -7,7 +7,6 @@ kind is skipped on all ranks.
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -57,6 +56,7 @@ class CheckedStep:
     Args:
         audit_every_steps: interval between steps that are computed twice, whatever their numbers; 0 is off.
         replicated: whether the sum of gradients must be the same on all ranks.
+        hosts: where each rank runs.
         report: says a line.
     """
 
@@ -68,11 +68,12 @@ class CheckedStep:
         *,
         audit_every_steps: int,
         replicated: bool,
+        hosts: Sequence[str],
         report: Callable[[str], None],
     ):
         self._step, self._guard, self._world = step, guard, world
-        self._audit_every, self._replicated, self._report = audit_every_steps, replicated, report
-        self._hosts = world.collect(socket.gethostname())
+        self._audit_every, self._replicated = audit_every_steps, replicated
+        self._hosts, self._report = hosts, report
         self.errors = [0] * world.world_size  # of the hardware, by rank
         self.audits = self.wrong = 0
 

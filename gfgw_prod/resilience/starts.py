@@ -13,7 +13,7 @@ from types import TracebackType
 from gfgw_prod.checkpoint.reading import candidates
 from gfgw_prod.checkpoint.storage import Storage
 from gfgw_prod.distributed.world import World
-from gfgw_prod.resilience.exit_codes import NoProgressError, UserError, one_line
+from gfgw_prod.resilience.exit_codes import NoProgressError, UserError, reason
 from gfgw_prod.resilience.signals import before_leaving
 
 FILE = "starts.json"
@@ -102,6 +102,5 @@ def _newest_step(storages: Sequence[Storage]) -> int:
         try:
             newest = max((newest, *(step for step, _ in candidates(storage))))
         except Exception as error:  # the client of an object store raises kinds of its own
-            reason = getattr(error, "strerror", None) or one_line(error, 300) or type(error).__name__
-            raise UserError(f"checkpoints in {storage} cannot be listed: {reason}") from None
+            raise UserError(f"checkpoints in {storage} cannot be listed: {reason(error)}") from None
     return newest

@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 
 from . import runs
+from .two_hosts import do
 
 PACKAGES = ("slurmctld", "slurmd", "slurm-client", "slurm-wlm-basic-plugins", "iproute2")
 CONTROLLER = "ctl"
@@ -74,10 +75,6 @@ def missing() -> str:
     return "SLURM could not be installed"
 
 
-def _do(*command: str) -> None:
-    subprocess.run(command, check=True, capture_output=True)
-
-
 class Cluster:
     """Nodes n1, n2, ..., by context; what runs on them ends with it.
 
@@ -133,17 +130,17 @@ class Cluster:
 
     def _connect(self, host: str) -> None:
         name, switch = self.namespace(host), self.namespace(CONTROLLER)
-        _do("ip", "netns", "add", name)
-        _do("ip", "-n", name, "link", "set", "lo", "up")
+        do("ip", "netns", "add", name)
+        do("ip", "-n", name, "link", "set", "lo", "up")
         if host == CONTROLLER:
             card = "switch"
-            _do("ip", "-n", name, "link", "add", card, "type", "bridge")
+            do("ip", "-n", name, "link", "add", card, "type", "bridge")
         else:
             card = "eth0"
-            _do("ip", "-n", name, "link", "add", card, "type", "veth", "peer", "name", host, "netns", switch)
-            _do("ip", "-n", switch, "link", "set", host, "master", "switch", "up")
-        _do("ip", "-n", name, "address", "add", f"{self.hosts[host]}/24", "dev", card)
-        _do("ip", "-n", name, "link", "set", card, "up")
+            do("ip", "-n", name, "link", "add", card, "type", "veth", "peer", "name", host, "netns", switch)
+            do("ip", "-n", switch, "link", "set", host, "master", "switch", "up")
+        do("ip", "-n", name, "address", "add", f"{self.hosts[host]}/24", "dev", card)
+        do("ip", "-n", name, "link", "set", card, "up")
 
     def on(self, host: str, *command: str) -> list[str]:
         """A command as it is started on a host."""

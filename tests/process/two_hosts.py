@@ -16,7 +16,8 @@ PORT = 29400
 CANNOT = "two hosts need root and iproute2" if os.geteuid() or not shutil.which("ip") else ""
 
 
-def _do(*command: str) -> None:
+def do(*command: str) -> None:
+    """Runs a command, which must succeed."""
     subprocess.run(command, check=True, capture_output=True)
 
 
@@ -32,18 +33,18 @@ class TwoHosts:
     def __enter__(self) -> TwoHosts:
         try:
             for name in self.names:
-                _do("ip", "netns", "add", name)
+                do("ip", "netns", "add", name)
                 etc = Path("/etc/netns") / name  # `ip netns exec` shows what is in it as /etc
                 etc.mkdir(parents=True)
                 (etc / "resolv.conf").write_text("nameserver 127.0.0.1\n")  # which refuses at once
                 lines = [f"{address} {other}" for address, other in zip(self.addresses, self.names, strict=True)]
                 (etc / "hosts").write_text("\n".join(["127.0.0.1 localhost", *lines, ""]))
-            _do("ip", "link", "add", self.cards[0], "type", "veth", "peer", "name", self.cards[1])
+            do("ip", "link", "add", self.cards[0], "type", "veth", "peer", "name", self.cards[1])
             for name, card, address in zip(self.names, self.cards, self.addresses, strict=True):
-                _do("ip", "link", "set", card, "netns", name)
-                _do("ip", "-n", name, "address", "add", f"{address}/24", "dev", card)
-                _do("ip", "-n", name, "link", "set", card, "up")
-                _do("ip", "-n", name, "link", "set", "lo", "up")
+                do("ip", "link", "set", card, "netns", name)
+                do("ip", "-n", name, "address", "add", f"{address}/24", "dev", card)
+                do("ip", "-n", name, "link", "set", card, "up")
+                do("ip", "-n", name, "link", "set", "lo", "up")
         except BaseException:
             self.__exit__()
             raise
@@ -76,4 +77,4 @@ class TwoHosts:
 
     def cable(self, state: str) -> None:
         """Sets the cable ``up`` or ``down``."""
-        _do("ip", "-n", self.names[1], "link", "set", self.cards[1], state)
+        do("ip", "-n", self.names[1], "link", "set", self.cards[1], state)
