@@ -1,55 +1,89 @@
 # The trainer as an image: CUDA runtime, the locked Python environment, the package. Runs on a CPU too.
 # Override BASE_IMAGE with any Debian 12 or Ubuntu 24.04 image; both bring a supported Python.
-ARG BASE_IMAGE=nvidia/cuda:12.8.1-cudnn-runtime-ubuntu24.04
-FROM ${BASE_IMAGE}
+ARG BASE_IMAGE=nvidia/cuda:12.8.1-runtime-ubuntu24.04
 
+# What is needed to make the environment, and stays behind.
+FROM ${BASE_IMAGE} AS environment
+SHELL ["/bin/bash", "-euo", "pipefail", "-c"]
+# hadolint ignore=DL3008,DL3009
 RUN apt-get update \
-    && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
-        ca-certificates python3 python3-venv tini \
-    && rm -rf /var/lib/apt/lists/*
-
-ENV PATH=/opt/venv/bin:$PATH \
-    PYTHONNOUSERSITE=1 \
-    PYTHONDONTWRITEBYTECODE=1
+    && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends ca-certificates python3 python3-venv
 
 # Dependencies change less often than the code: a layer of their own. The optional secrets `ca` (a bundle of
 # certificates) and `pipconf` (an index of one's own, as index-url and extra-index-url) serve builds behind a proxy,
 # and leave no trace in the image.
-ARG UV_VERSION=0.13.9
-COPY requirements.lock /tmp/requirements.lock
+WORKDIR /build
+COPY docker/build.lock docker/runtime.lock ./
 RUN --mount=type=secret,id=ca,target=/run/secrets/ca.pem,required=false \
     --mount=type=secret,id=pipconf,target=/run/secrets/pip.conf,required=false \
-    set -eu; \
     if [ -s /run/secrets/ca.pem ]; then export SSL_CERT_FILE=/run/secrets/ca.pem PIP_CERT=/run/secrets/ca.pem; fi; \
     if [ -s /run/secrets/pip.conf ]; then export PIP_CONFIG_FILE=/run/secrets/pip.conf; fi; \
-    python3 -m venv /opt/venv; \
-    pip install --no-cache-dir --disable-pip-version-check "uv==${UV_VERSION}"; \
-    index=$(pip config get global.index-url 2>/dev/null || true); \
-    more=$(pip config get global.extra-index-url 2>/dev/null || true); \
+    python3 -m venv /build/tools; \
+    tools/bin/pip install --no-cache-dir --disable-pip-version-check --require-hashes -r build.lock; \
+    index=$(tools/bin/pip config get global.index-url 2>/dev/null || true); \
+    more=$(tools/bin/pip config get global.extra-index-url 2>/dev/null || true); \
     if [ -n "$index" ]; then export UV_DEFAULT_INDEX="$index"; fi; \
     if [ -n "$more" ]; then export UV_INDEX="$more"; fi; \
-    uv pip install --python /opt/venv/bin/python --no-cache --compile-bytecode \
-        --require-hashes -r /tmp/requirements.lock; \
-    rm /tmp/requirements.lock
+    python3 -m venv --without-pip /opt/venv; \
+    tools/bin/uv pip install --python /opt/venv/bin/python --no-cache --compile-bytecode \
+        --require-hashes -r runtime.lock; \
+    echo /opt/gfgw >"$(/opt/venv/bin/python -c 'import site; print(site.getsitepackages()[0])')/gfgw.pth"
 
-WORKDIR /workspace
+# The package is a directory of its own: another version of it is another megabyte to send, not another environment.
+FROM environment AS package
 COPY pyproject.toml README.md LICENSE ./
 COPY gfgw_prod gfgw_prod
-RUN uv pip install --python /opt/venv/bin/python --no-cache --offline --compile-bytecode --no-deps \
-        --no-build-isolation . \
-    && rm -rf gfgw_prod build pyproject.toml README.md
-COPY configs configs
-COPY launch launch
-COPY docker/entrypoint.sh docker/entrypoint.sh
+RUN tools/bin/python -m hatchling build -t wheel \
+    && tools/bin/uv pip install --python /opt/venv/bin/python --no-cache --offline --compile-bytecode --no-deps \
+        --target /opt/gfgw dist/*.whl
+
+FROM ${BASE_IMAGE}
+# For train.compile, which wants a compiler while it trains: --build-arg EXTRA_PACKAGES="gcc g++ libc6-dev python3-dev".
+ARG EXTRA_PACKAGES=
+# tini is the first process: it passes signals on and buries what nobody waits for.
+# hadolint ignore=DL3008,SC2086
+RUN apt-get update \
+    && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
+        ca-certificates python3 tini ${EXTRA_PACKAGES} \
+    && rm -rf /var/lib/apt/lists/* /var/cache/apt /var/cache/debconf/*-old /var/lib/dpkg/*-old /var/log/*
 
 # 1000 is taken in Ubuntu 24.04. The container may also run as the caller's uid, so that mounted files are the caller's:
 # hence a run directory anyone may write to, a home that exists for everyone, and a user name that needs no passwd entry.
-RUN useradd --uid 10001 --user-group --no-create-home --home-dir /tmp --shell /usr/sbin/nologin gfgw \
-    && install -d -m 1777 runs data
-ENV HOME=/tmp \
+WORKDIR /workspace
+RUN useradd --uid 10001 --user-group --no-create-home --no-log-init --home-dir /tmp --shell /usr/sbin/nologin gfgw \
+    && install -d -m 1777 runs data \
+    && rm -f /etc/passwd- /etc/group- /etc/shadow- /etc/gshadow- /etc/subuid- /etc/subgid-
+
+COPY --from=environment /opt/venv /opt/venv
+COPY --from=package /opt/gfgw /opt/gfgw
+COPY LICENSE ./
+COPY configs configs
+COPY launch launch
+COPY docker/entrypoint.sh docker/healthcheck.py docker/
+
+ARG VERSION=0.1.0
+ARG REVISION=
+ENV PATH=/opt/gfgw/bin:/opt/venv/bin:$PATH \
+    PYTHONNOUSERSITE=1 \
+    PYTHONDONTWRITEBYTECODE=1 \
+    HOME=/tmp \
     USER=gfgw \
     HF_HOME=/workspace/data/huggingface \
-    TORCH_HOME=/workspace/data/torch
-USER 10001:10001
+    TORCH_HOME=/workspace/data/torch \
+    TORCHINDUCTOR_CACHE_DIR=/workspace/data/torchinductor \
+    TRITON_CACHE_DIR=/workspace/data/triton \
+    GFGW_REVISION=${REVISION}
+LABEL org.opencontainers.image.title="gfgw-prod" \
+    org.opencontainers.image.description="Fault-tolerant trainer of one-step image generators by GFGW flow matching" \
+    org.opencontainers.image.licenses="Apache-2.0" \
+    org.opencontainers.image.version="${VERSION}" \
+    org.opencontainers.image.revision="${REVISION}"
 
+USER 10001:10001
+VOLUME ["/workspace/runs", "/workspace/data"]
+EXPOSE 9100
+STOPSIGNAL SIGTERM
+# Nobody answers while nodes meet, for RDZV_TIMEOUT (10 min) at most.
+HEALTHCHECK --interval=30s --timeout=15s --start-period=15m --retries=10 \
+    CMD ["python3", "/workspace/docker/healthcheck.py"]
 ENTRYPOINT ["tini", "--", "/workspace/docker/entrypoint.sh"]

@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-builtin-rules
-.PHONY: help setup train test chaos lint bench clean lock docker-build docker-train
+.PHONY: help setup train test chaos lint bench docs sbom clean lock docker-build docker-train docker-test browser up down compose
 
 # Packages of the user's own site or of a surrounding environment must not stand in for a missing dependency.
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV CONDA_PREFIX
@@ -21,9 +21,13 @@ ARGS ?=
 SCRIPTS = $(wildcard launch/*.sh launch/*.sbatch docker/*.sh) .ci/run
 
 DOCKER ?= docker
+COMPOSE ?= $(DOCKER) compose
 IMAGE ?= gfgw-prod
 BUILD_FLAGS ?=
 RUN_FLAGS ?=
+# The stack's containers and volumes are those of this clone, which its directory names.
+COMPOSE_PROJECT_NAME ?= $(or $(shell basename "$(CURDIR)" | tr A-Z a-z | tr -cd 'a-z0-9_-' | sed 's/^[_-]*//'),gfgw)
+STACK = $(COMPOSE) --project-name "$(COMPOSE_PROJECT_NAME)" -f docker/compose.yaml
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -44,30 +48,52 @@ $(READY): requirements.lock pyproject.toml Makefile
 train: $(READY) ## train CONFIG (configs/digits.yaml) on this machine; NPROC=ranks, ARGS="--train.batch-size 256"
 	@PYTHON=$(CURDIR)/$(BIN)/python exec launch/elastic.sh --config $(CONFIG) $(ARGS)
 
-test: $(READY) ## run the tests; ARGS goes to pytest
-	@$(BIN)/python -m pytest $(ARGS)
+test: $(READY) ## run the tests, two at a time; ARGS goes to pytest
+	@$(BIN)/python -m pytest --numprocesses 2 $(ARGS)
 
 chaos: $(READY) ## strike a digits run with 40 faults and compare its weights; ARGS="--seed 1 --faults 20"
 	@$(BIN)/python -m tests.chaos $(ARGS)
 
-lint: $(READY) ## check format, lint, types and shell scripts
+lint: $(READY) ## check format, lint, types, shell scripts, the Dockerfile and, with promtool, the alerts
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy --strict gfgw_prod
 	@$(BIN)/shellcheck $(SCRIPTS)
+	@$(BIN)/hadolint Dockerfile
+	@! command -v promtool >/dev/null || promtool check config docker/prometheus/prometheus.yml >/dev/null
 
 bench: $(READY) ## run the benchmarks; ARGS goes to them
 	@$(BIN)/python -m benchmarks $(ARGS)
 
+docs: $(READY) ## make the pages of docs/ that are made from code
+	@$(BIN)/python -m gfgw_prod.telemetry.metrics_page >docs/metrics.md
+	@$(BIN)/python -m gfgw_prod.manual settings >docs/settings.md
+	@$(BIN)/python -m gfgw_prod.manual exit-codes >docs/exit-codes.md
+	@$(BIN)/python -m tests.licences >docs/licences.md
+
+sbom: $(READY) ## write the bill of materials of the image's packages to dist/sbom.json
+	@mkdir -p dist
+	@$(BIN)/cyclonedx-py requirements docker/runtime.lock --pyproject pyproject.toml --output-reproducible \
+	    --of JSON -o dist/sbom.json
+
+COMPILE = $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header
 lock: $(READY) ## resolve the dependencies of pyproject.toml anew into requirements.lock
-	@$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header --group dev pyproject.toml -o requirements.lock
+	@$(COMPILE) --group dev pyproject.toml -o requirements.lock
+	@$(COMPILE) --constraints requirements.lock pyproject.toml -o docker/runtime.lock
+	@$(COMPILE) --constraints requirements.lock --group build -o docker/build.lock
 
 clean: ## remove .venv/, caches and build products; never runs/ or data/
 	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage build dist *.egg-info
 	@find . \( -path ./runs -o -path ./data -o -path ./.git \) -prune -o -type d -name __pycache__ -exec rm -rf {} +
 
 docker-build: ## build the image IMAGE (gfgw-prod); BUILD_FLAGS goes to docker build
-	@$(DOCKER) build $(BUILD_FLAGS) --tag $(IMAGE) .
+	@$(DOCKER) build --build-arg REVISION="$$(git rev-parse HEAD 2>/dev/null || true)" $(BUILD_FLAGS) --tag $(IMAGE) .
+
+docker-test: $(READY) ## build the image on a small local base with buildah, and run it with podman (root on Debian)
+	@$(BIN)/python -m pytest tests/image $(ARGS)
+
+browser: $(READY) ## look at TensorBoard with a headless Chromium, after a run was killed and resumed
+	@$(BIN)/python -m pytest tests/browser $(ARGS)
 
 # The image's own user is 10001. Files in the mounted runs/ should belong to whoever started the run, so the container
 # takes the caller's uid; for root, which the trainer need not be, runs/ and data/ are handed to 10001. What the run
@@ -77,8 +103,28 @@ docker-train: ## train CONFIG in the image, on all GPUs if there are any; RUN_FL
 	@owner="$$(id -u):$$(id -g)"; \
 	if [ "$$(id -u)" = 0 ]; then owner=10001:10001; chown -R "$$owner" runs data; fi; \
 	gpus=(); if nvidia-smi -L >/dev/null 2>&1; then gpus=(--gpus all); fi; \
-	exec $(DOCKER) run --rm --user "$$owner" --shm-size 2g --stop-timeout 120 "$${gpus[@]}" \
+	exec $(DOCKER) run --rm --read-only --tmpfs /tmp --cap-drop all --security-opt no-new-privileges \
+	    --user "$$owner" --shm-size 2g --stop-timeout 120 "$${gpus[@]}" \
 	    $(if $(NPROC),--env NPROC=$(NPROC)) \
 	    --volume "$(CURDIR)/runs:/workspace/runs" --volume "$(CURDIR)/data:/workspace/data" \
 	    --volume "$(CURDIR)/configs:/workspace/configs:ro" \
 	    $(RUN_FLAGS) $(IMAGE) --config $(CONFIG) $(ARGS)
+
+ifneq ($(and $(filter up,$(MAKECMDGOALS)),$(ARGS)),)
+$(error make up passes no ARGS on; write the settings into a file of configs/, and name it: CONFIG=configs/mine.yaml)
+endif
+
+# One command for a run and what watches it; the state is saved when it goes down.
+up: docker-build ## start a run of CONFIG in the image, with Prometheus, Alertmanager, Grafana and TensorBoard
+	@files=(); if nvidia-smi -L >/dev/null 2>&1; then files=(-f docker/compose.gpu.yaml); fi; \
+	GFGW_IMAGE=$(IMAGE) GFGW_CONFIG=$(CONFIG) $(STACK) "$${files[@]}" up --detach; \
+	for each in grafana:3000 tensorboard:6006 prometheus:9090 alertmanager:9093 trainer:9100; do \
+	    address=$$($(STACK) port "$${each%:*}" "$${each#*:}" 2>/dev/null) || continue; \
+	    printf '%-13s http://%s\n' "$${each%:*}" "$$address"; \
+	done
+
+down: ## stop what `make up` started, and keep its volumes
+	@GRAFANA_ADMIN_PASSWORD=none exec $(STACK) down
+
+compose: ## anything else of docker compose for that stack; ARGS="logs trainer"
+	@GFGW_IMAGE=$(IMAGE) exec $(STACK) $(ARGS)

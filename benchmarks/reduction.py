@@ -9,6 +9,11 @@ from benchmarks.stepping import Stepper, in_turns, on_two_ranks
 from gfgw_prod.distributed.world import World
 
 SEEDS = {"batch_size": 256, "cell_size": 32}
+SPREAD: dict[str, dict[str, object]] = {
+    "ddp": {"strategy": "ddp"},
+    "fsdp": {"strategy": "fsdp"},
+    "fsdp-each-turn": {"strategy": "fsdp", "sync_each_turn": True},
+}
 RUNS: dict[str, dict[str, dict[str, int]]] = {
     "digits: 2 cells of 64": {},
     "8 cells of 32": {"train": SEEDS},
@@ -19,12 +24,12 @@ RUNS: dict[str, dict[str, dict[str, int]]] = {
 def rank_main() -> None:
     world = World.start("cpu", threads=1, timeout_seconds=120)
     if world.is_main:
-        print(f"{'':<36}{'':<6}{'ms exact':>10}{'ms fast':>9}{'ratio':>7}{'kB exact':>10}{'kB fast':>9}{'ratio':>7}")
+        print(f"{'':<36}{'':<16}{'ms exact':>10}{'ms fast':>9}{'ratio':>7}{'kB exact':>10}{'kB fast':>9}{'ratio':>7}")
     for number, (name, chosen) in enumerate(RUNS.items()):
-        for strategy in ("ddp", "fsdp"):
+        for strategy, settings in SPREAD.items():
             steppers = [
                 Stepper(
-                    {**chosen, "distributed": {"strategy": strategy, "reduction": reduction}},
+                    {**chosen, "distributed": {**settings, "reduction": reduction}},
                     f"{number}-{strategy}-{reduction}",
                     world,
                 )
@@ -36,7 +41,7 @@ def rank_main() -> None:
                 kb = [statistics.median(sent for _, sent in each) / 1e3 for each in (exact, fast)]
                 ratio = statistics.median(a / b for (a, _), (b, _) in zip(exact, fast, strict=True))
                 print(
-                    f"{name:<36}{strategy:<6}{ms[0]:>10.1f}{ms[1]:>9.1f}{ratio:>7.3f}"
+                    f"{name:<36}{strategy:<16}{ms[0]:>10.1f}{ms[1]:>9.1f}{ratio:>7.3f}"
                     f"{kb[0]:>10.0f}{kb[1]:>9.0f}{kb[0] / kb[1]:>7.2f}",
                     flush=True,
                 )

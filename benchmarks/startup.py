@@ -18,7 +18,7 @@ REPEATS = 5
 def first_step_seconds(command: list[str], run_dir: Path, environment: dict[str, str]) -> float:
     """Wall time from starting ``command`` to the record of its first step (written when the step has ended)."""
     options = ["--config", "configs/digits.yaml", "--run.dir", str(run_dir), "--train.total-kimg", "0.1"]
-    quiet = ["--telemetry.frechet-samples", "0", "--telemetry.progress", "off"]
+    quiet = ["--evaluation.every-kimg", "0", "--telemetry.progress", "off"]
     started = time.time()
     subprocess.run([*command, *options, *quiet], cwd=ROOT, env=environment, check=True, capture_output=True)
     first = json.loads((run_dir / "stats.jsonl").read_text().splitlines()[0])

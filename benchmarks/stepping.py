@@ -18,7 +18,7 @@ from gfgw_prod.telemetry.startup import Startup
 from gfgw_prod.trainer import Run
 
 ROOT = Path(__file__).resolve().parent.parent
-MOST_PAIRS, SECONDS = 20, 60
+MOST_PAIRS, SECONDS = 200, 40
 
 
 def bytes_sent() -> int:
@@ -37,7 +37,7 @@ class Stepper:
         world.barrier()
         starts = Starts(config.run.dir, config.resilience.max_no_progress, world)
         self.run, self.world, self.step = Run(config, world, starts, Startup()), world, 0
-        self.run.bank.encode(self.run.table, self.run.extractor, config.features.block_rows, on_block=lambda rows: None)
+        self.run.parts.encode_bank()
         self.stream = self.run.stream(MOST_PAIRS + 1)
 
     def measure(self) -> tuple[float, int]:

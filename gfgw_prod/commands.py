@@ -1,4 +1,4 @@
-"""The commands that look at a run: ``sample`` and ``inspect``."""
+"""The command ``inspect``, and how to call commands from here."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ from typing import Any
 from gfgw_prod.checkpoint.digest import weights_digest
 from gfgw_prod.checkpoint.reading import Checkpoint
 from gfgw_prod.checkpoint.run_directory import listed
-from gfgw_prod.resilience.exit_codes import BAD_INPUT, FINISHED, UserError
-
-MOST_SAMPLES = 1_000_000  # they are in memory together
+from gfgw_prod.meter import MB, Meter
+from gfgw_prod.resilience.exit_codes import BAD_INPUT, FINISHED
 
 
 def inspect_checkpoints(place: str, *, verify: bool, as_json: bool) -> int:
@@ -25,7 +24,10 @@ def inspect_checkpoints(place: str, *, verify: bool, as_json: bool) -> int:
     Raises:
         UserError: if there is none.
     """
-    rows = [_row(name, checkpoint, problem) for name, checkpoint, problem in listed(place)]
+    found = listed(place)
+    total = sum(checkpoint.bytes for _, checkpoint, _ in found if checkpoint is not None)
+    with Meter(f"checking {place}", total, "MB", size=MB) as meter:
+        rows = [_row(name, checkpoint, problem, meter) for name, checkpoint, problem in found]
     code = BAD_INPUT if verify and not all(row["verified"] for row in rows) else FINISHED
     if as_json:
         print(json.dumps({"checkpoints": rows}, indent=1))
@@ -43,12 +45,12 @@ def inspect_checkpoints(place: str, *, verify: bool, as_json: bool) -> int:
     return code
 
 
-def _row(name: str, checkpoint: Checkpoint | None, problem: str | None) -> dict[str, Any]:
+def _row(name: str, checkpoint: Checkpoint | None, problem: str | None, meter: Meter) -> dict[str, Any]:
     row: dict[str, Any] = {"name": name, "step": None, "images": None, "age_seconds": None, "bytes": None}
     row |= {"verified": False, "problem": problem, "weights_sha256": None, "changes": []}
     if checkpoint is None:
         return row
-    problem = checkpoint.problem()
+    problem = checkpoint.problem(told=meter.add)
     return row | {
         "step": checkpoint.step,
         "images": checkpoint.images,
@@ -59,50 +61,6 @@ def _row(name: str, checkpoint: Checkpoint | None, problem: str | None) -> dict[
         "weights_sha256": weights_digest(checkpoint.tensors("generator.", "ema.")) if problem is None else None,
         "changes": checkpoint.manifest["changes"],
     }
-
-
-def sample_images(place: str, count: int, out: Path, *, seed: int, grid: bool, raw: bool) -> int:
-    """Writes ``count`` one-step samples as PNG files, or as one grid.
-
-    Raises:
-        UserError: if there is no good checkpoint, or ``out`` cannot be written.
-    """
-    import torch
-
-    from gfgw_prod import samples
-    from gfgw_prod.trained import read_trained
-
-    if not 1 <= count <= MOST_SAMPLES:
-        raise UserError(f"--num must be at least 1 and at most {MOST_SAMPLES:,}, not {count}")
-    if not 0 <= seed < 2**63:
-        raise UserError(f"--seed must be between 0 and 2**63 - 1, not {seed}")
-    trained = read_trained(place, raw=raw)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out {out} cannot be made a directory ({error.strerror})") from None
-
-    torch.set_num_threads(trained.settings.run.threads)
-    images, _ = samples.draw_samples(
-        trained.build(),
-        trained.image_shape,
-        trained.num_classes,
-        count=count,
-        seed=seed,
-        stream="sample",
-        device=torch.device("cpu"),
-    )
-    try:
-        if grid:
-            columns = max(round(count**0.5), 1)
-            samples.write_png(samples.grid_of(images, columns), out / "grid.png")
-        else:
-            for index, image in enumerate(samples.to_bytes(images)):
-                samples.write_png(image, out / f"{index:06d}.png")
-    except OSError as error:
-        raise UserError(f"--out {out} cannot be written ({error.strerror})") from None
-    print(out / "grid.png" if grid else f"{count} images in {out}")
-    return FINISHED
 
 
 def program(name: str) -> str:

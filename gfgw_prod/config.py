@@ -8,10 +8,11 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from gfgw_prod.data.settings import DataSettings
+from gfgw_prod.evaluation.names import FEWEST, MOST, Features, Metric
 from gfgw_prod.setting_types import (
     Count,
     Decay,
-    Epsilon,
     Fraction,
     Kimg,
     NonNegative,
@@ -20,10 +21,11 @@ from gfgw_prod.setting_types import (
     Real,
     Section,
     Text,
-    TimeRange,
     Weight,
     Whole,
 )
+from gfgw_prod.time_settings import ConsistencySettings, TimeSettings
+from gfgw_prod.transport.settings import TransportSettings
 
 
 class RunSettings(Section):
@@ -35,13 +37,6 @@ class RunSettings(Section):
     allow_changes: bool = Field(
         False, description="go on with a run although settings, data or packages have changed; recorded in the run"
     )
-
-
-class DataSettings(Section):
-    source: Literal["digits", "cifar10"] = Field("digits", description="data set")
-    path: Place | None = Field(None, description="directory of the data set (cifar10: holds or receives its archive)")
-    download: bool = Field(True, description="fetch a missing archive where there is a network")
-    flip: bool = Field(False, description="mirror targets at random; matching and feature losses see them unmirrored")
 
 
 class GeneratorSettings(Section):
@@ -64,70 +59,38 @@ class GeneratorSettings(Section):
     dropout: Decay = Field(0.1, description="dropout probability in residual blocks")
     conditional: bool = Field(False, description="condition on class labels")
     exact_boundary: bool = Field(True, description="enforce G(x, 0) = x by construction")
-    pretrained: Place | None = Field(None, description="network .pkl of EDM to begin a run with, of these settings")
+    correlation: Annotated[Real, Field(ge=0, lt=1)] = Field(
+        0.0, description="correlation of noise and matched images that the preconditioning assumes; 0 is EDM's"
+    )
+    channels_last: bool = Field(True, description="lay out images with channels last, which convolutions like better")
+    checkpoint_activations: bool = Field(
+        False, description="keep the inputs of blocks alone for the backward pass, and compute the rest again"
+    )
+    pretrained: Place | None = Field(
+        None, description="network .pkl of EDM, of these settings, to begin a run with; or edm-cifar10-uncond, fetched"
+    )
 
 
 class FeatureSettings(Section):
     extractor: Literal["pixels", "dinov2"] = Field("dinov2", description="feature space of the matching")
+    pixel_constant: Annotated[Real, Field(ge=0, le=1e3)] = Field(
+        0.0,
+        description="pixels: root mean square of pixels at which a constant beside them weighs as much as they do; "
+        "0 is none, and images that differ by a factor alone are then the same",
+    )
     weights: Place | None = Field(
-        None, description="DINOv2 weights file (.safetensors or .pth); else timm's cache or hub"
+        None, description="DINOv2 weights file (.safetensors or .pth); else the hub's, cached or fetched"
     )
     image_size: Annotated[Whole, Field(ge=14, le=2044, multiple_of=14)] = Field(
         224, description="DINOv2 input side, pixels"
     )
     block_rows: Count = Field(128, description="images encoded at once when the bank is built, rows")
-
-
-class TransportSettings(Section):
-    scope: Literal["subset", "full"] = Field("subset", description="couple to drawn bank rows or to the whole bank")
-    subset_rows: Count = Field(2048, description="bank rows drawn per step in subset scope, rows")
-    backend: Literal["native", "pot"] = Field("native", description="solver")
-    target: Literal["argmax", "sample", "barycentric", "independent"] = Field(
-        "argmax", description="how a row of the plan names its target; independent ignores the plan"
+    views: Annotated[Whole, Field(ge=1, le=2)] = Field(
+        1, description="2: a bank row is the mean of an image's features and its mirror image's, at unit norm"
     )
-    structure_weight: Fraction = Field(0.1, description="lambda, weight of the Gromov-Wasserstein term, at the start")
-    structure_weight_end: Fraction = Field(0.5, description="lambda at the end of its linear rise")
-    structure_weight_kimg: NonNegative = Field(1600.0, description="length of the rise of lambda, kimg")
-    epsilon: Epsilon = Field(0.1, description="entropic regularisation at the start, units of the cost")
-    epsilon_end: Epsilon = Field(0.01, description="entropic regularisation at the end of its exponential decay")
-    epsilon_kimg: NonNegative = Field(1600.0, description="length of the decay of epsilon, kimg")
-    outer_iterations: Count = Field(10, description="most linearisations per step; annealing's come before")
-    inner_iterations: Count = Field(200, description="most Sinkhorn iterations per linearisation")
-    iterations: Literal["adaptive", "fixed"] = Field(
-        "adaptive", description="stop at the tolerance, or make all iterations without a look at any value"
+    cache: Place | None = Field(
+        None, description="directory that keeps encoded banks for other runs; null: none is kept"
     )
-    tolerance: Annotated[Real, Field(gt=0, le=2)] = Field(
-        1e-3, description="L1 marginal error and relative error of S at which to stop"
-    )
-    geometry: Literal["cosine", "euclidean"] = Field(
-        "cosine", description="distance of features; euclidean is dense, for subset scope"
-    )
-    marginal: Literal["balanced", "semi_relaxed"] = Field(
-        "balanced", description="bank rows share the mass evenly, or as it comes"
-    )
-    dual: Literal["fresh", "persistent"] = Field(
-        "fresh", description="find the bank's potential in every batch, or keep it and correct it from step to step"
-    )
-    dual_balance: Fraction = Field(
-        0.95, description="how far a batch's own marginal is enforced from a persistent potential: 1 fully, 0 not"
-    )
-    dual_epochs: Positive = Field(0.25, description="length of a persistent potential's memory, epochs")
-    anneal_from: Epsilon | None = Field(
-        None, description="larger epsilon at which each coupling begins, halved per linearisation; off if null"
-    )
-
-    @model_validator(mode="after")
-    def _can_be_solved(self) -> Self:
-        if self.geometry == "euclidean" and self.scope == "full":
-            raise ValueError("geometry euclidean needs dense distances; use scope subset")
-        if self.dual == "persistent" and self.geometry != "cosine":
-            raise ValueError("dual persistent keeps a state of geometry cosine; use that, or dual fresh")
-        if self.dual == "persistent" and (self.marginal == "semi_relaxed" or self.anneal_from is not None):
-            raise ValueError("dual persistent goes with marginal balanced and without anneal_from")
-        plain = (self.marginal, self.dual, self.iterations, self.anneal_from)
-        if self.backend == "pot" and plain != ("balanced", "fresh", "adaptive", None):
-            raise ValueError("backend pot is balanced, fresh, adaptive and without anneal_from; use native")
-        return self
 
 
 class LossSettings(Section):
@@ -140,25 +103,15 @@ class LossSettings(Section):
     )
     feature: Weight = Field(0.1, description="weight of 1 - cosine in feature space")
     structure: Weight = Field(0.05, description="weight of the match of distances within a cell")
+    energy: Weight = Field(
+        0.0, description="weight of the energy distance of a step's samples and targets in feature space, at t = 1"
+    )
     lpips: Weight = Field(0.0, description="weight of LPIPS (VGG)")
-    lpips_trunk: Place | None = Field(None, description="VGG-16 weights file of LPIPS; else torchvision's cache or hub")
+    consistency: Weight = Field(1.0, description="weight of the regression between two times (consistency.stages)")
+    lpips_trunk: Place | None = Field(
+        None, description="VGG-16 weights file of LPIPS; else torchvision's, cached or fetched"
+    )
     boundary: Weight = Field(1.0, description="weight of |G(x, 0) - x|² when the boundary is not exact")
-
-
-class TimeSettings(Section):
-    one_step_share: Fraction = Field(0.25, description="share of slots trained at t = 1, where samples are made")
-    location: Annotated[Real, Field(ge=-100, le=100)] = Field(
-        0.0, description="location of the logit-Student-t distribution of t"
-    )
-    scale: Annotated[Real, Field(gt=0, le=100)] = Field(
-        1.0, description="scale of the logit-Student-t distribution of t"
-    )
-    freedom: Annotated[Whole, Field(ge=1, le=1000)] = Field(
-        4, description="degrees of freedom of the logit-Student-t distribution of t"
-    )
-    stage1_kimg: NonNegative = Field(10.0, description="length of the first stage, kimg")
-    stage1_range: TimeRange = Field((0.7, 1.0), description="range of t in the first stage")
-    stage2_range: TimeRange = Field((0.0, 1.0), description="range of t afterwards")
 
 
 class OptimizerSettings(Section):
@@ -180,12 +133,32 @@ class TrainSettings(Section):
     total_kimg: Kimg = Field(1000.0, description="length of the run, kimg (1,000 images)")
     batch_size: Count = Field(256, description="images per optimisation step over all ranks")
     cell_size: Count = Field(32, description="images per cell, the unit of work and randomness")
+    one_step_share: Fraction = Field(
+        0.9, description="share of the steps trained at t = 1, evenly spread: one pass generates, matches and regresses"
+    )
+    kept_passes: Annotated[Whole, Field(ge=0, le=1_000_000)] = Field(
+        1, description="cells per rank whose pass at t = 1 waits in memory for its targets; others are passed again"
+    )
+    precision: Literal["fp32", "bf16", "fp16"] = Field(
+        "fp32", description="arithmetic of the networks: autocast to bf16, or to fp16 with a loss scale"
+    )
+    compile: bool = Field(False, description="torch.compile the generator's blocks and the extractor")
 
 
 class DistributedSettings(Section):
     strategy: Literal["ddp", "fsdp"] = Field("ddp", description="replicate or shard the generator over ranks")
     reduction: Literal["exact", "fast"] = Field(
         "exact", description="exact sums gradients in one order for every number of ranks; fast is a plain all-reduce"
+    )
+    shard_ranks: Annotated[Whole, Field(ge=0, le=1_000_000)] = Field(
+        0, description="neighbouring ranks that share one copy of the generator under fsdp (HSDP); 0 is all"
+    )
+    sync_each_turn: bool = Field(
+        False, description="under fsdp, gradients of several turns cross one by one and no rank keeps a whole one"
+    )
+    gather_dtype: Literal["float32", "bfloat16"] = Field(
+        "float32",
+        description="weights as fsdp sends them for a pass; bfloat16, half as much, needs train.precision bf16",
     )
     timeout_seconds: Annotated[Whole, Field(ge=1, le=10_000_000)] = Field(
         600, description="longest wait for the other ranks, seconds"
@@ -226,9 +199,6 @@ class ResilienceSettings(Section):
 class TelemetrySettings(Section):
     log_every_kimg: Positive = Field(1.0, description="interval between metric records, kimg")
     samples_every_kimg: Positive = Field(50.0, description="interval between sample grids, kimg")
-    frechet_samples: Annotated[Whole, Field(ge=0, le=1_000_000)] = Field(
-        0, description="samples behind the raw-pixel Fréchet distance printed at the end; 0 is off (tiny images only)"
-    )
     sample_grid: Annotated[Whole, Field(ge=1, le=32)] = Field(10, description="images along a side of the sample grid")
     prometheus_port: Annotated[Whole, Field(ge=0, le=65535)] = Field(
         0, description="TCP port of metrics and probes, on every node; 0 is off"
@@ -237,6 +207,20 @@ class TelemetrySettings(Section):
     progress: Literal["auto", "bar", "plain", "off"] = Field(
         "auto", description="auto is a bar in a terminal, else lines"
     )
+
+
+class EvaluationSettings(Section):
+    every_kimg: NonNegative = Field(
+        0.0, description="interval between evaluations while training, kimg, and one at the end; 0 is off"
+    )
+    num: Annotated[Whole, Field(ge=FEWEST, le=MOST)] = Field(5000, description="samples of an evaluation")
+    metrics: tuple[Metric, ...] = Field(
+        ("fd", "kid", "pr", "coverage", "memorisation"), min_length=1, description="what is measured"
+    )
+    features: Features = Field("auto", description="space of fd, kid, pr, coverage, memorisation; auto: the run's own")
+    seed: Annotated[Whole, Field(ge=0, lt=2**63)] = Field(0, description="seed of the samples that are measured")
+    inception: Place | None = Field(None, description="torch-fidelity's Inception weights; else torch's cache")
+    dinov2: Place | None = Field(None, description="DINOv2 ViT-L/14 weights of fd-dinov2; else the hub's cache")
 
 
 class Config(BaseSettings):
@@ -252,6 +236,7 @@ class Config(BaseSettings):
     transport: TransportSettings = Field(TransportSettings(), description="the coupling")
     loss: LossSettings = Field(LossSettings(), description="the objective")
     time: TimeSettings = Field(TimeSettings(), description="distribution of t")
+    consistency: ConsistencySettings = Field(ConsistencySettings(), description="what a step before t = 1 regresses on")
     optimizer: OptimizerSettings = Field(OptimizerSettings(), description="the update")
     ema: EmaSettings = Field(EmaSettings(), description="averaged weights")
     train: TrainSettings = Field(TrainSettings(), description="length and batch")
@@ -259,6 +244,7 @@ class Config(BaseSettings):
     checkpoint: CheckpointSettings = Field(CheckpointSettings(), description="restartable state")
     resilience: ResilienceSettings = Field(ResilienceSettings(), description="faults")
     telemetry: TelemetrySettings = Field(TelemetrySettings(), description="metrics and pictures")
+    evaluation: EvaluationSettings = Field(EvaluationSettings(), description="how good samples are")
 
     @classmethod
     def settings_customise_sources(
@@ -283,10 +269,20 @@ class Config(BaseSettings):
             low, high = getattr(self.time, name)
             if low >= high:
                 raise ValueError(f"time.{name} must be an increasing pair, not {low}, {high}")
-        if self.telemetry.frechet_samples == 1:
-            raise ValueError("telemetry.frechet_samples must be 0 or at least 2")
+        if self.generator.correlation and not self.generator.exact_boundary:
+            raise ValueError("generator.correlation is of the exact boundary's preconditioning; use that, or 0")
+        if (unread := self.data.unread()) is not None:
+            raise ValueError(unread)
+        if self.features.pixel_constant and self.features.extractor != "pixels":
+            raise ValueError("features.pixel_constant is of extractor pixels; use that, or 0")
+        if self.distributed.gather_dtype == "bfloat16" and self.train.precision != "bf16":
+            raise ValueError("distributed.gather_dtype bfloat16 needs train.precision bf16")
         if self.generator.conditional and self.transport.backend == "pot":
             raise ValueError("transport.backend pot knows no classes; use native with generator.conditional true")
+        if self.transport.noise_weight and self.features.extractor != "pixels":
+            raise ValueError("transport.noise_weight compares noise with features of extractor pixels; use that, or 0")
+        if self.consistency.coupled_by == "noise" and self.features.extractor != "pixels":
+            raise ValueError("consistency.coupled_by noise is for features of extractor pixels; use that, or samples")
         return self
 
     @property

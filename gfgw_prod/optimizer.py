@@ -41,8 +41,9 @@ class AdamW:
             [local(m) for m in self.moments["exp_avg"].values()],
             [local(m) for m in self.moments["exp_avg_sq"].values()],
             [],
-            [torch.tensor(float(self.steps)) for _ in parameters],
-            foreach=gradients[0].device.type == "cuda",
+            list(torch.full((len(parameters),), float(self.steps), device=gradients[0].device).unbind()),
+            # On a CPU its result for a number depends on where in the tensor, and so in which shard, it stands.
+            fused=gradients[0].device.type == "cuda",
             amsgrad=False,
             beta1=self._betas[0],
             beta2=self._betas[1],

@@ -24,12 +24,15 @@ def learning_rate(peak: float, final_ratio: float, warmup_kimg: float, total_kim
     return peak * (final_ratio + (1 - final_ratio) * 0.5 * (1 + math.cos(math.pi * position)))
 
 
-def ema_decay(halflife_kimg: float, rampup_ratio: float, batch_size: int, images: int) -> float:
-    """Per-step decay whose half-life is ``min(halflife_kimg, rampup_ratio * kimg seen)``, as in EDM."""
+def ema_halflife(halflife_kimg: float, rampup_ratio: float, images: int) -> float:
+    """Half-life of averaged weights in images, ``min(halflife_kimg, rampup_ratio * kimg seen)``, as in EDM."""
     halflife_images = halflife_kimg * 1000
-    if rampup_ratio > 0:
-        halflife_images = min(halflife_images, images * rampup_ratio)
-    return float(0.5 ** (batch_size / max(halflife_images, 1e-8)))
+    return min(halflife_images, images * rampup_ratio) if rampup_ratio > 0 else halflife_images
+
+
+def ema_decay(halflife_kimg: float, rampup_ratio: float, batch_size: int, images: int) -> float:
+    """Per-step decay of averaged weights with that half-life."""
+    return float(0.5 ** (batch_size / max(ema_halflife(halflife_kimg, rampup_ratio, images), 1e-8)))
 
 
 def is_due(interval_kimg: float, batch_size: int, images: int) -> bool:

@@ -8,6 +8,11 @@ from typing import Annotated
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 
+def as_written(value: object) -> str:
+    """A setting's value as it is written in a file of settings."""
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
 def _no_truth_value(value: object) -> object:
     if isinstance(value, bool):
         raise ValueError("be a number")
@@ -15,6 +20,8 @@ def _no_truth_value(value: object) -> object:
 
 
 def _name(value: object) -> object:
+    if isinstance(value, bytes):  # which YAML can hold, and pydantic would decode
+        raise ValueError("be text")
     if isinstance(value, str) and ("\0" in value or any("\ud800" <= character <= "\udfff" for character in value)):
         raise ValueError("be text that a file system takes")
     return value

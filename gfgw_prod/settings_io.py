@@ -169,10 +169,15 @@ def resolve(*layers: Mapping[str, Any]) -> Config:
         raise UserError(f"bad setting: {one_line(error)}") from None
 
 
+def as_yaml(config: Config) -> str:
+    """The resolved configuration, every setting spelled out."""
+    return str(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+
+
 def write_yaml(config: Config, path: Path) -> None:
     """Writes the resolved configuration, every setting spelled out."""
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
+    partial.write_text(as_yaml(config), encoding="utf-8")
     partial.replace(path)
 
 

@@ -32,6 +32,7 @@ class TrainedGenerator:
         images: images seen.
         weights: ``ema`` (averaged) or ``raw`` (as trained).
         weights_sha256: the checkpoint's digest, as ``inspect`` shows it.
+        data_fingerprint: of the data set that it was trained on; empty in files of versions that did not write it.
     """
 
     tensors: dict[str, Tensor]
@@ -42,11 +43,20 @@ class TrainedGenerator:
     images: int
     weights: str
     weights_sha256: str
+    data_fingerprint: str = ""
 
     @property
     def settings(self) -> Config:
         """The sections that matter to a generator; the others may be of a version that had other settings."""
         return resolve({section: self.config[section] for section in ("run", "generator")})
+
+    @property
+    def least_time(self) -> float:
+        """The least time that it was trained at for good, where a sampler of several steps should not go below."""
+        try:
+            return float(self.config["time"]["stage2_range"][0])
+        except (KeyError, TypeError, ValueError, IndexError):  # of a version that had other settings
+            return 0.0
 
     @property
     def metadata(self) -> dict[str, str]:
@@ -59,6 +69,7 @@ class TrainedGenerator:
             "images": str(self.images),
             "weights": self.weights,
             "weights_sha256": self.weights_sha256,
+            "data_fingerprint": self.data_fingerprint,
             "tensors_sha256": weights_digest(self.tensors),
         }
 
@@ -107,6 +118,7 @@ def read_trained(place: str, *, raw: bool) -> TrainedGenerator:
         images=found.images,
         weights="raw" if raw else "ema",
         weights_sha256=weights_digest(both),
+        data_fingerprint=found.manifest["data_fingerprint"],
     )
 
 
@@ -144,6 +156,7 @@ def read_file(path: Path) -> TrainedGenerator:
             images=int(said["images"]),
             weights=said["weights"],
             weights_sha256=said["weights_sha256"],
+            data_fingerprint=said.get("data_fingerprint", ""),
         )
         whole = weights_digest(tensors) == said["tensors_sha256"] and trained.settings is not None
     except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:

@@ -9,35 +9,27 @@ from typing import Any
 import torch
 
 from gfgw_prod import schedule, settings_io
-from gfgw_prod.checkpoint.choosing import newest_good, set_aside
+from gfgw_prod.building import build
+from gfgw_prod.checkpoint.choosing import begun, newest_good, set_aside
 from gfgw_prod.checkpoint.reading import Checkpoint
 from gfgw_prod.checkpoint.run_directory import prepare_directory, storages_of
 from gfgw_prod.checkpoint.saving import Saver
 from gfgw_prod.config import Config
-from gfgw_prod.data.sources import load_table
-from gfgw_prod.data.stream import CellRows, cell_stream
-from gfgw_prod.distributed.parallel import parallelise
+from gfgw_prod.data.sources import open_table
+from gfgw_prod.data.stream import CellRows
 from gfgw_prod.distributed.world import World
-from gfgw_prod.features.bank import FeatureBank
-from gfgw_prod.features.extractors import build_extractor
-from gfgw_prod.generator import UNetBlock, start_generator
-from gfgw_prod.generator.ema import Ema
-from gfgw_prod.losses.flow import check_scales
-from gfgw_prod.losses.perceptual import build_perceptual
-from gfgw_prod.optimizer import AdamW
+from gfgw_prod.evaluation.periodic import PeriodicEvaluation
+from gfgw_prod.features.bank_cache import BankCache
 from gfgw_prod.reporting import Reporter
 from gfgw_prod.resilience import guards, preemption
 from gfgw_prod.resilience.checked_step import CheckedStep
 from gfgw_prod.resilience.exit_codes import FINISHED, PREEMPTED, UserError
 from gfgw_prod.resilience.number_guard import NumberGuard
 from gfgw_prod.resilience.rollback import checkpoint_before_streak, problem_of
-from gfgw_prod.resilience.stacks import tell_of_hangs
 from gfgw_prod.resilience.starts import Starts
-from gfgw_prod.resilience.state import training_state
+from gfgw_prod.resilience.state import CONSTANT
 from gfgw_prod.resilience.watchdog import watch
-from gfgw_prod.step import TrainingStep
 from gfgw_prod.telemetry.startup import Startup
-from gfgw_prod.transport.matching import Matcher
 
 
 def train(config: Config) -> int:
@@ -83,52 +75,31 @@ class Run:
             )
         self.lock = world.together(lambda: prepare_directory(self.dir, self.report.say) if world.is_main else None)
         world.together(self.report.listen)
-        if world.is_main:
-            tell_of_hangs(self.dir, self.report.say)
+        self.report.tell_of_hangs()
         self.storages = world.together(lambda: storages_of(config.checkpoint, self.dir, make=world.is_main))
         starts.begin(self.storages)
 
         phase = self.report.health.phase
         phase("starting: reading the data")
-        # Rank 0 may have to fetch an archive; the others then find it.
-        fetched = world.together(lambda: load_table(config.data) if world.is_main else None)
-        self.table = world.together(lambda: load_table(config.data) if fetched is None else fetched)
-        phase("starting: building the networks")
-        self.extractor = world.together(lambda: build_extractor(config.features, self.table.image_shape)).to(
-            world.device
-        )
-        self.perceptual = world.together(self._build_perceptual)
+        self.table = open_table(config.data, world, self.report.say, config.telemetry.progress)
         startup.done("data")
-        generator = world.together(self._build_generator).to(world.device)
-
-        example = (
-            torch.zeros(1, *self.table.image_shape, device=world.device),
-            torch.ones(1, device=world.device),
-            torch.zeros(1, dtype=torch.long, device=world.device),
-        )
-        d = config.distributed
-        self.parallel = parallelise(generator, world, config.cells, d.strategy, d.reduction, UNetBlock, example)
-        o = config.optimizer
-        self.optimizer = AdamW(generator, betas=o.betas, weight_decay=o.weight_decay)
-        self.ema = Ema(generator)
-        self.bank = FeatureBank(len(self.table), self.extractor.dim, world)
-        self.matcher = Matcher(
-            config.transport, self.bank, self.table, seed=config.seed, conditional=config.generator.conditional
-        )
-        parts = (self.table, self.parallel, self.extractor, self.perceptual, self.matcher, self.optimizer, self.ema)
+        phase("starting: building the networks")
+        fresh = not begun(self.storages, world)
+        self.parts = build(config, world, self.table, self.report.say, fresh=fresh)
         self.guard = NumberGuard(config.resilience)
         self.checked_step = CheckedStep(
-            TrainingStep(config, world, *parts),
+            self.parts.step,
             self.guard,
             world,
             audit_every_steps=config.resilience.audit_every_steps,
-            replicated=self.parallel.replicated,
+            replicated=self.parts.parallel.replicated,
             hosts=self.report.hosts,
             report=self.report.say,
         )
         # Before a checkpoint is chosen: what an earlier process still commits must be there to be chosen.
-        self.saver = Saver(config.checkpoint, self.storages, world, self.report.say)
+        self.saver = Saver(config.checkpoint, self.storages, world, self.report.say, CONSTANT)
         self.stop = preemption.StopRequest(world, config.distributed.timeout_seconds)
+        self.evaluation = world.together(lambda: PeriodicEvaluation(config, self.table, world, self.stop, self.report))
         startup.done("generator")
 
     @property
@@ -139,14 +110,15 @@ class Run:
     def resume(self) -> None:
         """Takes up the newest good checkpoint of the run directory, or encodes the bank for a new run."""
         with self._unwatched("starting: looking for a checkpoint"):
-            found = newest_good(self.storages, self.world, self.report.say)
+            found = newest_good(self.storages, self.world, self.report.say, progress=self.config.telemetry.progress)
             self.damaged = len(set_aside(self.storages)) if self.world.is_main else 0
-            self.facts = guards.facts_of(self.config, self.table, self._frozen(), self.world.device)
+            self.facts = guards.facts_of(self.config, self.table, self.parts.frozen, self.world.device)
             by_rank = self.world.collect(self.facts)
         if found is not None:
-            self.step = self.first_step = self.optimizer.steps = found.step
+            self.step = self.first_step = self.parts.optimizer.steps = found.step
         for change in self.world.together(lambda: self._accepted_changes(found, by_rank)):
             self.report.say(f"run.allow_changes: going on with {change}")
+        cache = self.world.together(lambda: BankCache.of(self.config, self.facts, self.report.say))
         self.world.together(lambda: self.report.open(self.step, found))
         if found is not None:
             with self._unwatched(f"resuming from {found.name}"):
@@ -155,8 +127,7 @@ class Run:
             self.saver.resumed(found)
             self.report.say(f"resumed {self.dir} at {self.images / 1000:.1f} kimg from {found.name}")
         else:
-            block_rows = self.config.features.block_rows
-            self.bank.encode(self.table, self.extractor, block_rows, on_block=self._encoded)
+            self.parts.encode_bank(self._encoded, cache)
             with watch.paused():  # for ranks that take longer; each has a watch of its own
                 self.world.barrier()
         self.report.health.phase("starting: making ready for the first step")
@@ -167,15 +138,8 @@ class Run:
 
     def stream(self, last_step: int) -> Iterator[CellRows]:
         """This rank's cells from the present step to the last, exclusive."""
-        return cell_stream(
-            self.table,
-            self.parallel.spread,
-            seed=self.config.seed,
-            first_step=self.step,
-            last_step=last_step,
-            size=self.config.train.cell_size,
-            rank=self.world.rank,
-        )
+        size = self.config.train.cell_size
+        return self.parts.feed.stream(self.parts.parallel.spread, self.config.seed, self.step, last_step, size)
 
     def loop(self) -> bool:
         """Steps until ``train.total_kimg``, with records, pictures and checkpoints at their intervals.
@@ -185,7 +149,7 @@ class Run:
         """
         config = self.config
         stream = self.stream(config.total_steps)
-        self.report.begin(self.step, self.parallel.spread)
+        self.report.begin(self.step, self.parts.parallel.spread)
         self.stop.listen()
         while self.step < config.total_steps:
             watch.progress(f"in step {self.step + 1}")
@@ -193,8 +157,10 @@ class Run:
                 self.report.health.phase("told to stop: saving")
                 self._save()
                 self.saver.finish(lambda: True)
-                self.report.say(f"told to stop at {self.images / 1000:.1f} kimg; the same command goes on from there")
+                self.report.stopped(self.images)
                 return False
+            if not self.evaluation.measure(self.step, self.images, self.parts.ema, self.parts.precision):
+                continue  # told to stop
             with self.report.own_time:
                 found = self.checked_step(self.step, stream)
             self.step += 1
@@ -203,10 +169,16 @@ class Run:
                 self._roll_back()
             last = self.step == config.total_steps
             if last or self.step == self.first_step + 1 or self._due(config.telemetry.log_every_kimg):
-                told = self.checked_step.values() | {"run/damaged_checkpoints": self.damaged}
-                self.report.record(self.step, self.images, found, self.matcher.usage, told)
+                told = {
+                    "run/damaged_checkpoints": self.damaged,
+                    **self.checked_step.values(),
+                    **self.parts.feed.values(),
+                }
+                told |= self.checked_step.figures()
+                self.report.record(self.step, self.images, found, self.parts.matcher.usage, told)
             if last or self._due(config.telemetry.samples_every_kimg):
-                self.report.picture(self.images, self.ema, self.table)
+                with self.parts.precision.autocast():
+                    self.report.picture(self.images, self.parts.ema, self.table)
             if last or self._due(config.checkpoint.every_kimg):
                 self._save()
             self._tell_of_saves()
@@ -217,8 +189,9 @@ class Run:
         return True
 
     def finish(self) -> None:
-        """Closes the telemetry and says what there is now and what to do next."""
-        self.report.finished(self.step, self.ema, self.table, told_to_stop=self.stop.agreed)
+        """Measures the last weights, closes the telemetry and says what there is now and what to do next."""
+        self.evaluation.measure(self.step, self.images, self.parts.ema, self.parts.precision)
+        self.report.finished(self.step)
 
     def close(self) -> None:
         """Tells what is still to be told, also of saves that failed."""
@@ -236,7 +209,7 @@ class Run:
 
     def _encoded(self, rows: int) -> None:
         watch.progress("encoding the bank")
-        self.report.encoded(rows, len(self.bank.local))
+        self.report.encoded(rows, len(self.parts.bank.local))
 
     def _due(self, interval_kimg: float) -> bool:
         return schedule.is_due(interval_kimg, self.config.train.batch_size, self.images)
@@ -246,6 +219,8 @@ class Run:
         self.checked_step.check_replicas(state)
         facts = {
             **self.facts,
+            **self.report.productive(),
+            **self.guard.counts(),
             "regular": self._due(self.config.checkpoint.every_kimg),
             "streak_from": self.step - self.guard.skipped_in_a_row,
         }
@@ -270,20 +245,8 @@ class Run:
         for step, images, values in self.saver.news():
             self.report.values(step, images, values)
 
-    def _frozen(self) -> list[torch.nn.Module]:
-        return [net for net in (self.extractor, self.perceptual) if net is not None]
-
     def _state(self) -> dict[str, torch.Tensor]:
-        return training_state(self.parallel.module, self.ema, self.optimizer, self.bank, self.matcher, self.guard)
-
-    def _build_generator(self) -> torch.nn.Module:
-        c, shape = self.config, self.table.image_shape
-        check_scales(c.loss.flow_scales, shape)
-        return start_generator(c.generator, shape, self.table.num_classes, c.seed, self.report.say)
-
-    def _build_perceptual(self) -> torch.nn.Module | None:
-        loss = self.config.loss
-        return build_perceptual(loss.lpips_trunk).to(self.world.device) if loss.lpips else None
+        return self.parts.state(guard=self.guard)
 
     def _accepted_changes(self, found: Checkpoint | None, by_rank: list[dict[str, Any]]) -> list[str]:
         changed = [] if found is None else guards.accept_changes(found.manifest, self.facts)

@@ -69,6 +69,11 @@ def steps(storage: Storage) -> list[int]:
     return [found.step for found in checkpoints(storage)]
 
 
+def names(keeper: Keeper) -> list[str]:
+    """What stands in its storage, but hidden things."""
+    return [name for name in keeper.storage.names() if not name.startswith(".")]
+
+
 def choose(*storages: Storage) -> tuple[Checkpoint | None, list[str]]:
     """What a run would resume from, and what it would say."""
     lines: list[str] = []

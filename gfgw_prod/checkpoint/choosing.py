@@ -8,6 +8,7 @@ from gfgw_prod.checkpoint.manifest import DamagedError
 from gfgw_prod.checkpoint.reading import UNREADABLE, Checkpoint, candidates, find
 from gfgw_prod.checkpoint.storage import Storage
 from gfgw_prod.distributed.world import World
+from gfgw_prod.meter import MB, Meter, Mode
 from gfgw_prod.resilience.exit_codes import UserError
 
 
@@ -20,6 +21,7 @@ def newest_good(
     world: World,
     report: Callable[[str], None],
     eligible: Callable[[Checkpoint], bool] = lambda found: True,
+    progress: Mode = "off",
 ) -> Checkpoint | None:
     """The newest checkpoint whose every file matches its hash; ``None`` for a run that has none yet. Collective.
 
@@ -28,6 +30,7 @@ def newest_good(
 
     Args:
         eligible: whether a checkpoint comes into question.
+        progress: how rank 0 tells how far the hashing is.
 
     Raises:
         NoneGoodError: if there are checkpoints, and none is good: to begin anew is not ours to decide.
@@ -42,7 +45,7 @@ def newest_good(
         if isinstance(answer, Checkpoint):
             if not eligible(answer):
                 continue
-            found, answer = answer, _problem_anywhere(answer, world)
+            found, answer = answer, _problem_anywhere(answer, world, progress)
         if answer is None:
             break
         bad.append((place, name, answer))
@@ -73,13 +76,15 @@ def _answer(storage: Storage, name: str) -> Checkpoint | str | UserError:
         return error
 
 
-def _problem_anywhere(checkpoint: Checkpoint, world: World) -> str | None:
+def _problem_anywhere(checkpoint: Checkpoint, world: World, progress: Mode) -> str | None:
     """What any rank finds wrong, each with its share of the files.
 
     Raises:
         UserError: if a rank does not see the files that rank 0 sees.
     """
-    first, *others = world.collect(checkpoint.problem(world.rank, world.world_size))
+    total = checkpoint.bytes // world.world_size
+    with Meter(f"checking {checkpoint.name}", total, "MB", size=MB, mode=progress, speaks=world.is_main) as meter:
+        first, *others = world.collect(checkpoint.problem(world.rank, world.world_size, meter.add))
     other = next(filter(None, others), None)
     if first is None and other is not None and other.endswith("is missing"):
         raise UserError(f"rank 0 sees {checkpoint}, another rank does not ({other}): all ranks must share run.dir")
@@ -90,6 +95,11 @@ def _places(storages: Sequence[Storage]) -> list[tuple[int, str]]:
     """Index of the storage and name of every candidate, newest first, the first storage before the others."""
     found = [(step, -place, name) for place, storage in enumerate(storages) for step, name in candidates(storage)]
     return [(-place, name) for _, place, name in sorted(found, reverse=True)]
+
+
+def begun(storages: Sequence[Storage], world: World) -> bool:
+    """Whether a run has checkpoints, good or not: then it goes on from one, or does not start at all. Collective."""
+    return world.share(world.is_main and bool(_places(storages) or set_aside(storages)))
 
 
 def set_aside(storages: Sequence[Storage]) -> list[str]:

@@ -9,7 +9,7 @@ from blake3 import blake3
 
 from gfgw_prod.resilience.exit_codes import UserError
 
-FORMAT = 3
+FORMAT = 4
 FACTS: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("step", "images", "num_classes"), int),
     "saved_at": (int, float),

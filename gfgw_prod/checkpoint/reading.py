@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -62,14 +62,15 @@ class Checkpoint:
         """Size of all files."""
         return sum(int(entry["bytes"]) for entry in self.manifest["files"].values())
 
-    def problem(self, part: int = 0, parts: int = 1) -> str | None:
+    def problem(self, part: int = 0, parts: int = 1, told: Callable[[int], None] = lambda more: None) -> str | None:
         """What is wrong with its files, or ``None`` if every one has its size and hash, and DCP's account can be read.
 
         Args:
             part: which of ``parts`` equal shares of the files to hash; all are looked at.
+            told: how many bytes more were hashed; by several threads.
         """
         try:
-            return self.incomplete() or self._changed(part, parts)
+            return self.incomplete() or self._changed(part, parts, told)
         except OSError as error:
             return f"{UNREADABLE} ({one_line(error, 200)})"
 
@@ -83,11 +84,11 @@ class Checkpoint:
                 return f"{name} has {size} bytes, not {expected['bytes']}"
         return None
 
-    def _changed(self, part: int, parts: int) -> str | None:
+    def _changed(self, part: int, parts: int, told: Callable[[int], None]) -> str | None:
         files = self.manifest["files"]
         mine = sorted(files, key=lambda name: (-files[name]["bytes"], name))[part::parts]
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            digests = list(pool.map(lambda name: _blake3(self.storage, f"{self.name}/{name}"), mine))
+            digests = list(pool.map(lambda name: _blake3(self.storage, f"{self.name}/{name}", told), mine))
         for name, digest in zip(mine, digests, strict=True):
             if digest != files[name]["blake3"]:
                 return f"{name} does not match its hash"
@@ -216,11 +217,12 @@ def checkpoints(storage: Storage) -> list[Checkpoint]:
     return found
 
 
-def _blake3(storage: Storage, path: str) -> str:
+def _blake3(storage: Storage, path: str, told: Callable[[int], None]) -> str:
     digest, block = blake3(), bytearray(BLOCK)
     with storage.open(path, "rb") as stream:
         while count := stream.readinto(block):  # type: ignore[attr-defined]
             digest.update(memoryview(block)[:count])
+            told(count)
     return digest.hexdigest()
 
 

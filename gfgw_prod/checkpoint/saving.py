@@ -6,7 +6,7 @@ import threading
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -41,6 +41,8 @@ class Outcome:
     images: int
     blocked_seconds: float  # of training
     seconds: float = 0.0
+    bytes: int = 0  # of the tensors
+    free_bytes: int | None = None  # before it, where that can be told; on rank 0
     problem: str | None = None
     superseded: bool = False
 
@@ -51,10 +53,16 @@ class Saver:
     Args:
         storages: where checkpoints are kept, and where they are uploaded to, if they are.
         report: says a line.
+        constant: names of the state's tensors that never change, which are written without a copy.
     """
 
     def __init__(
-        self, settings: CheckpointSettings, storages: Sequence[Storage], world: World, report: Callable[[str], None]
+        self,
+        settings: CheckpointSettings,
+        storages: Sequence[Storage],
+        world: World,
+        report: Callable[[str], None],
+        constant: Collection[str] = (),
     ):
         self.storage, *upload_to = storages
         self.world = world
@@ -67,7 +75,7 @@ class Saver:
             self._uploader = Uploader(
                 self.storage, upload_to[0], token, keep=self._keep, keep_every_images=self._keep_every, report=report
             )
-        self._stage = Stage(world)
+        self._stage = Stage(world, constant)
         self._group = world.background_group(SLOWEST)
         self._token: str = world.share(world.together(lambda: claimed(self.storage) if world.is_main else ""))
         self._verified: set[str] = set()  # names of what was read back
@@ -76,6 +84,7 @@ class Saver:
         self._outcome: Outcome | None = None
         self._broken: BaseException | None = None
         self._failures_in_a_row = 0
+        self._free_bytes: int | None = None
         self._counts = {"run/checkpoint_saves": 0.0, "run/checkpoint_failures": 0.0}
         self._news: deque[News] = deque()
         # Once and for all, not around the calls: filters belong to the process, and the calls are made in a thread.
@@ -121,7 +130,8 @@ class Saver:
             self._warming.join()
             self._warming = None
         staged = self._stage.copy(state)
-        begun = Outcome(step, images, time.monotonic() - started)
+        size = sum(map(size_of, state.values()))
+        begun = Outcome(step, images, time.monotonic() - started, bytes=size, free_bytes=self._free_bytes)
         manifest = {"step": step, "images": images, "saved_at": time.time(), **facts}
         self._thread = threading.Thread(target=self._run, args=(staged, manifest, begun), name="save", daemon=True)
         self._thread.start()
@@ -205,7 +215,7 @@ class Saver:
                 if whole:
                     return True, None
                 self.storage.set_aside(name)
-            free = self.storage.free_bytes()
+            free = self._free_bytes = self.storage.free_bytes()
         except Exception as error:  # a storage raises what it likes
             return False, described(error)
         need = sum(map(size_of, state.values())) * OVERHEAD + SPARE_BYTES
@@ -272,10 +282,13 @@ class Saver:
         values = {"run/checkpoint_blocked_seconds": outcome.blocked_seconds}
         if outcome.problem is None:
             tag = "run/checkpoint_saves"
-            values["run/checkpoint_seconds"] = outcome.seconds
+            values |= {"run/checkpoint_seconds": outcome.seconds, "run/checkpoint_bytes": float(outcome.bytes)}
+            values["run/checkpoint_images"] = float(outcome.images)
         else:
             tag = "run/checkpoint_failures"
             self._report(f"checkpoint of step {outcome.step} was not saved: {outcome.problem}")
+        if outcome.free_bytes is not None:
+            values["run/checkpoint_free_bytes"] = float(outcome.free_bytes)
         self._counts[tag] += 1
         self._news.append((outcome.step, outcome.images, values | {tag: self._counts[tag]}))
 

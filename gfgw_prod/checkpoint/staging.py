@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
@@ -15,16 +17,20 @@ class Stage:
     """Copies of the state in main memory, made into the same memory for every save.
 
     A tensor that all ranks have alike is copied, and so written, by one of them.
+
+    Args:
+        constant: names of what no step changes: it is written from where it lies, if that is main memory.
     """
 
-    def __init__(self, world: World):
-        self._world = world
+    def __init__(self, world: World, constant: Collection[str] = ()):
+        self._world, self._constant = world, constant
         self._buffers: dict[str, Tensor] = {}
 
     def reserve(self, state: State) -> None:
         """Makes the memory for this rank's part, and touches it."""
         for name in self._owned(state):
-            self._buffer(name, local(state[name])).zero_()
+            if not self._stays(name, part := local(state[name])):
+                self._buffer(name, part).zero_()
 
     def copy(self, state: State) -> State:
         """This rank's part of the state, on the CPU, for DCP to write; valid until the next call."""
@@ -48,10 +54,14 @@ class Stage:
         return owned
 
     def _copied(self, name: str, tensor: Tensor) -> Tensor:
-        part = local(tensor).detach()
-        buffer = self._buffer(name, part).copy_(part, non_blocking=True)
+        buffer = part = local(tensor).detach()
+        if not self._stays(name, part):
+            buffer = self._buffer(name, part).copy_(part, non_blocking=True)
         # DCP asks a DTensor where its shard lies, and its own CPU tensor for the bytes.
         return DTensor(buffer, tensor._spec, requires_grad=False) if isinstance(tensor, DTensor) else buffer
+
+    def _stays(self, name: str, part: Tensor) -> bool:
+        return name in self._constant and part.device.type == "cpu"
 
     def _buffer(self, name: str, part: Tensor) -> Tensor:
         if name not in self._buffers:

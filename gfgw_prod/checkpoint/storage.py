@@ -19,6 +19,8 @@ from typing import IO, Any
 
 from torch.distributed.checkpoint.filesystem import FileSystemBase
 
+from gfgw_prod.durable import sync_directory
+
 WRITING = ".writing-"  # a directory for each claim; only the newest stays
 DISCARDED = ".discarded-"  # on its way to be deleted
 DAMAGED = "damaged-"
@@ -215,20 +217,13 @@ class LocalStorage(Storage):
         return path
 
     def commit(self, path: str, name: str) -> str:
-        self._sync(path)
+        sync_directory(self.directory / path)
         self.rename(path, name)
-        self._sync(".")
+        sync_directory(self.directory)
         return name
 
     def free_bytes(self) -> int | None:
         return shutil.disk_usage(self.directory).free
-
-    def _sync(self, directory: str) -> None:
-        descriptor = os.open(self.directory / directory, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def storage_at(place: str | Path, *, make: bool = True) -> Storage:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import pickle
 from collections.abc import Mapping
+from enum import Enum
 from typing import Any, ClassVar
 
 from gfgw_prod.checkpoint.manifest import DamagedError
@@ -70,6 +71,13 @@ def unpickle(content: bytes, allowed: Mapping[Name, Any]) -> Any:
         raise DamagedError(f"cannot be read ({type(error).__name__})") from None
 
 
+def _member_of(kind: Any, name: Any) -> Enum:
+    """A member of an enumeration; Python 3.11.0 to 3.11.3 write them as ``getattr(kind, name)``."""
+    if isinstance(kind, type) and issubclass(kind, Enum) and name in kind.__members__:
+        return kind.__members__[name]
+    raise DamagedError("builtins.getattr is asked for what no checkpoint needs; nothing was run")
+
+
 def read_metadata(content: bytes) -> Any:
     """DCP's ``Metadata`` from the bytes of a ``.metadata`` file.
 
@@ -78,7 +86,7 @@ def read_metadata(content: bytes) -> Any:
     """
     from torch.distributed.checkpoint.metadata import Metadata
 
-    found = unpickle(content, dict.fromkeys(ALLOWED))
+    found = unpickle(content, {**dict.fromkeys(ALLOWED), ("builtins", "getattr"): _member_of})
     if not isinstance(found, Metadata):
         raise DamagedError("is not DCP's account of a checkpoint")
     return found

@@ -2,32 +2,41 @@
 
 from __future__ import annotations
 
-import gzip
-import hashlib
-import importlib.util
-import os
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from gfgw_prod.resilience.exit_codes import UserError, one_line
+from gfgw_prod.data.builtin import CIFAR10_ROWS, DIGITS
+from gfgw_prod.data.decoding import common_shape, decoded, list_source
+from gfgw_prod.data.listing import Listing
+from gfgw_prod.data.packing import tell_of_odd
+from gfgw_prod.data.packs import Fingerprint, Pack, Shards
+from gfgw_prod.data.settings import RULES
+from gfgw_prod.meter import MB, Meter, Mode
+from gfgw_prod.resilience.exit_codes import UserError
+from gfgw_prod.setting_types import as_written
 
 if TYPE_CHECKING:
-    from gfgw_prod.config import DataSettings
+    from gfgw_prod.data.settings import DataSettings
+    from gfgw_prod.distributed.world import World
+
+MOST_BYTES_UNPACKED = 2 << 30  # that every rank holds in memory, of a source that is not packed
 
 
 @dataclass(frozen=True)
 class Table:
-    """Images ``(N, c, h, w)`` with values 0..``peak`` as uint8, and class ids ``(N,)``."""
+    """Images ``(N, c, h, w)`` with values 0..``peak`` as uint8, in memory or in a pack, and class ids ``(N,)``."""
 
-    images: Tensor
+    images: Tensor | Shards
     labels: Tensor
     peak: int
     num_classes: int
+    pack: Pack | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -40,69 +49,122 @@ class Table:
 
     def rows(self, ids: Tensor) -> Tensor:
         """Images by row id as floats in [-1, 1], ``(n,)`` -> ``(n, c, h, w)``."""
-        return self.images[ids].to(torch.float32) / (self.peak / 2) - 1
+        if isinstance(self.images, Tensor):
+            found = self.images[ids]
+        else:
+            found = torch.from_numpy(self.images.take(ids.numpy()))
+        return found.to(torch.float32) / (self.peak / 2) - 1
 
     def fingerprint(self) -> str:
-        """SHA-256 over shapes, images and labels: equal exactly when the data are."""
-        digest = hashlib.sha256(repr((tuple(self.images.shape), self.peak, self.num_classes)).encode())
-        digest.update(self.images.contiguous().numpy().tobytes())
-        digest.update(self.labels.numpy().tobytes())
-        return digest.hexdigest()
+        """SHA-256 over images, labels and what they mean: equal exactly when the data are. A pack's is in its index."""
+        if self.pack is not None:
+            return self.pack.fingerprint
+        assert isinstance(self.images, Tensor)
+        digest = Fingerprint()
+        digest.add(self.images.contiguous().numpy().data)
+        return digest.of(self.labels.numpy(), self.image_shape, self.peak, self.num_classes)
+
+    def check(self, part: int, parts: int, progress: Mode = "off") -> None:
+        """Hashes every ``parts``-th file of a pack, from file ``part`` on.
+
+        Raises:
+            UserError: if a file is not as it was packed.
+        """
+        if self.pack is None:
+            return
+        title, total = f"checking {self.pack.place}", self.pack.bytes // parts
+        with Meter(title, total, "MB", size=MB, mode=progress) as meter:
+            problem = self.pack.damaged(part, parts, meter.add)
+        if problem:
+            raise UserError(f"data.path {self.pack.place}: {problem}; pack the data set again")
 
 
-def load_table(settings: DataSettings) -> Table:
-    """The data set of the settings.
+@dataclass(frozen=True)
+class _Teller:
+    """Tells what is skipped, and how far it is."""
+
+    say: Callable[[str], None]
+    at: Callable[[int], None]
+
+
+def load_table(settings: DataSettings, say: Callable[[str], None] = lambda line: None, progress: Mode = "off") -> Table:
+    """The data set of the settings; what is not packed is decoded into memory.
+
+    Args:
+        say: told of every image that is skipped.
 
     Raises:
-        UserError: if it is missing, empty or not readable.
+        UserError: if it is missing, empty, not readable, or too large to be decoded into memory.
     """
-    return {"digits": _digits, "cifar10": _cifar10}[settings.source](settings)
-
-
-def _digits(settings: DataSettings) -> Table:
-    """1,797 handwritten 8x8 digits with 17 grey levels, shipped with scikit-learn (UCI optical digits)."""
-    # The file is read directly: importing scikit-learn costs two seconds of every start and restart.
-    spec = importlib.util.find_spec("sklearn")
-    if spec is None or not spec.submodule_search_locations:
-        raise UserError("data.source digits needs scikit-learn, which is not installed")
-    path = Path(spec.submodule_search_locations[0]) / "datasets" / "data" / "digits.csv.gz"
-    if not path.is_file():
-        raise UserError(f"data.source digits: no file {path}; install scikit-learn again")
-    with gzip.open(path, "rt") as file:
-        values = np.loadtxt(file, delimiter=",", dtype=np.uint8)
-    images = torch.from_numpy(values[:, :-1].reshape(-1, 1, 8, 8).copy())
-    return Table(images, torch.from_numpy(values[:, -1].astype(np.int64)), peak=16, num_classes=10)
-
-
-def _cifar10(settings: DataSettings) -> Table:
-    """The 50,000 training images of CIFAR-10 from its official archive (Krizhevsky 2009)."""
-    from torchvision.datasets import CIFAR10
-    from torchvision.datasets.utils import check_integrity
-
-    archive = "cifar-10-python.tar.gz"
-    if settings.path is None:
-        raise UserError("data.path must name the directory that holds (or will receive) CIFAR-10's archive " + archive)
-    # The functions of os.path take loops of links and names that are too long for what is not there.
-    if os.path.lexists(settings.path) and not os.path.isdir(settings.path):
-        raise UserError(f"data.path {settings.path} is not a directory")
-    if os.path.lexists(settings.path / archive) and not os.path.isfile(settings.path / archive):
-        raise UserError(f"data.path {settings.path}: {archive} there is not a regular file")
-    present = os.path.isfile(settings.path / archive) or os.path.isdir(settings.path / CIFAR10.base_folder)
-    if not present and not settings.download:
-        raise UserError(f"data.path {settings.path} has no {archive}; put it there or set data.download true")
-    try:
-        # `download=True` also verifies and unpacks an archive that is already there, without a network.
-        unpack = settings.download or check_integrity(str(settings.path / archive), CIFAR10.tgz_md5)
-        dataset = CIFAR10(str(settings.path), train=True, download=unpack)
-    except (OSError, RuntimeError, EOFError) as error:
+    if settings.source == "packed":
+        pack = _pack_of(settings)
+        return Table(pack.images(), torch.from_numpy(pack.labels()), pack.peak, pack.num_classes, pack)
+    listing = list_source(settings)
+    shape = common_shape(listing)
+    if (size := len(listing) * math.prod(shape)) > MOST_BYTES_UNPACKED:
         raise UserError(
-            f"data.path {settings.path}: CIFAR-10 cannot be read or downloaded ({one_line(error)}); "
-            f"put the official {archive} there"
-        ) from None
-    images = torch.from_numpy(dataset.data).permute(0, 3, 1, 2).contiguous()
-    return Table(images, torch.tensor(dataset.targets), peak=255, num_classes=10)
+            f"data.source {settings.source}: {len(listing):,} images of {' x '.join(map(str, shape))} take "
+            f"{size / 2**30:.1f} GiB in the memory of every rank; pack them once (gfgw pack) and use data.source packed"
+        )
+    rows, labels = [], []
+    with Meter("decoding the data", len(listing), "images", mode=progress) as meter:
+        for chunk in decoded(listing, shape):
+            tell_of_odd(listing, chunk.odd, settings.on_error, _Teller(say, meter.at))
+            meter.at(chunk.end)
+            rows.append(chunk.rows)
+            labels.append(listing.labels[chunk.taken])
+    images = torch.from_numpy(np.concatenate(rows))
+    return Table(images, torch.from_numpy(np.concatenate(labels)), listing.peak, listing.num_classes)
 
 
-def shape_and_classes(source: str) -> tuple[tuple[int, int, int], int, int]:
-    """Image shape, number of classes and of rows of a built-in source, without reading it."""
-    return {"digits": ((1, 8, 8), 10, 1_797), "cifar10": ((3, 32, 32), 10, 50_000)}[source]
+def open_table(settings: DataSettings, world: World, say: Callable[[str], None], progress: Mode = "auto") -> Table:
+    """The data set of the settings on every rank; a pack is hashed by those of each node together. Collective.
+
+    Every node hashes all files: it may have copies of its own.
+
+    Raises:
+        UserError: as ``load_table`` does, or if a pack is damaged.
+    """
+    progress = progress if world.is_main else "off"
+    table = world.main_first(lambda: load_table(settings, say, progress))
+    if settings.verify:
+        world.together(lambda: table.check(world.local_rank, world.local_world_size, progress))
+    return table
+
+
+def shape_and_classes(settings: DataSettings) -> tuple[tuple[int, int, int], int, int]:
+    """Image shape, number of classes and of rows of a data set; of built-in ones without reading them.
+
+    Raises:
+        UserError: if others are missing or not readable.
+    """
+    if settings.source == "digits":
+        return (1, 8, 8), 10, DIGITS
+    if settings.source == "cifar10":
+        return (3, 32, 32), 10, CIFAR10_ROWS
+    if settings.source == "packed":
+        pack = _pack_of(settings)
+        return pack.image_shape, pack.num_classes, pack.rows
+    listing: Listing = list_source(settings)
+    channels, height, width = common_shape(listing)
+    return (channels, height, width), listing.num_classes, len(listing) - len(listing.odd)
+
+
+def _pack_of(settings: DataSettings) -> Pack:
+    if settings.path is None:
+        raise UserError("data.path must name the pack of data.source packed; `gfgw pack` makes one")
+    pack = Pack.read(settings.path)
+    side = settings.image_size
+    if side is not None and pack.image_shape[1:] != (side, side):
+        raise UserError(
+            f"data.path {settings.path} has images of {pack.image_shape[2]} x {pack.image_shape[1]} pixels, not "
+            f"data.image_size {side}; pack the source again, with that size"
+        )
+    made_by: dict[str, Any] = {"grey": pack.image_shape[0] == 1, "peak": pack.peak, **(pack.rules or {})}
+    for name in RULES:
+        if name in made_by and settings.given(name) and (given := getattr(settings, name)) != made_by[name]:
+            raise UserError(
+                f"data.path {settings.path} was packed with data.{name} {as_written(made_by[name])}, not "
+                f"{as_written(given)}; leave out data.{name}, or pack the source again"
+            )
+    return pack

@@ -8,8 +8,9 @@ The position lives in our own sampler, a pure function of the step, so torchdata
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,14 +20,18 @@ from gfgw_prod.data.sources import Table
 from gfgw_prod.distributed.cells import Cell, Spread, random_stream
 
 
+@lru_cache(maxsize=4)  # two epochs of each of a run's orders, whoever asks
+def _permutation(seed: int, stream: str, epoch: int, length: int) -> Tensor:
+    order = torch.randperm(length, generator=random_stream(seed, stream, epoch))
+    return order.to(torch.int32) if length < 2**31 else order
+
+
 class KeyedOrder:
     """An endless sequence of row ids: epoch ``e`` is the permutation keyed by ``(seed, stream, e)``."""
 
     def __init__(self, seed: int, length: int, stream: str = "order"):
         self.length = length
-        self._epoch = lru_cache(maxsize=2)(
-            lambda epoch: torch.randperm(length, generator=random_stream(seed, stream, epoch))
-        )
+        self._seed, self._stream = seed, stream
 
     def rows(self, start: int, count: int) -> Tensor:
         """Row ids at positions ``start`` to ``start + count``, ``(count,)``, across epoch boundaries."""
@@ -34,9 +39,9 @@ class KeyedOrder:
         while count > 0:
             epoch, offset = divmod(start, self.length)
             taken = min(count, self.length - offset)
-            pieces.append(self._epoch(epoch)[offset : offset + taken])
+            pieces.append(_permutation(self._seed, self._stream, epoch, self.length)[offset : offset + taken])
             start, count = start + taken, count - taken
-        return torch.cat(pieces)
+        return torch.cat(pieces).long()
 
 
 @dataclass(frozen=True)
@@ -48,13 +53,30 @@ class CellRows:
     labels: Tensor
     images: Tensor
 
+    def pin_memory(self) -> CellRows:
+        """The same in page-locked memory, from which a GPU copies while it computes."""
+        return replace(self, labels=self.labels.pin_memory(), images=self.images.pin_memory())
+
 
 def cell_stream(
-    table: Table, spread: Spread, *, seed: int, first_step: int, last_step: int, size: int, rank: int
+    table: Table,
+    spread: Spread,
+    *,
+    seed: int,
+    first_step: int,
+    last_step: int,
+    size: int,
+    rank: int,
+    workers: int = 1,
+    pin: bool = False,
 ) -> Iterator[CellRows]:
-    """The rank's cells of steps ``first_step`` to ``last_step`` (exclusive), one ``CellRows`` per round, prefetched.
+    """The rank's cells of steps ``first_step`` to ``last_step`` (exclusive), one ``CellRows`` per round.
 
-    Rounds come in the order of ``spread.rounds``; torchdata fetches ahead in a thread.
+    Rounds come in the order of ``spread.rounds``, whatever the number of workers.
+
+    Args:
+        workers: threads of torchdata that fetch ahead; 0 fetches when asked.
+        pin: bring images in page-locked memory.
     """
     order = KeyedOrder(seed, len(table))
 
@@ -67,9 +89,14 @@ def cell_stream(
         ids = order.rows((cell.step * spread.cells + cell.index) * size, size)
         return CellRows(cell, ids, table.labels[ids], table.rows(ids))
 
-    source = nodes.IterableWrapper(positions())
-    mapped = nodes.ParallelMapper(source, fetch, num_workers=1, in_order=True, method="thread", prebatch=None)
-    return iter(nodes.Loader(nodes.Prefetcher(mapped, prefetch_factor=4)))
+    node: Any = nodes.IterableWrapper(positions())
+    # Without workers torchdata maps in the thread that asks.
+    node = nodes.ParallelMapper(node, fetch, num_workers=workers, in_order=True, method="thread", prebatch=None)
+    if pin:
+        node = nodes.PinMemory(node)
+    if workers:
+        node = nodes.Prefetcher(node, prefetch_factor=max(4, 2 * workers))
+    return iter(nodes.Loader(node))
 
 
 def flip_some(images: Tensor, uniforms: Tensor) -> Tensor:

@@ -10,10 +10,14 @@ import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from gfgw_prod.config import DistributedSettings
 
 
 def derived_seed(seed: int, stream: str, *position: int) -> int:
@@ -76,13 +80,18 @@ class Round:
 
     cell: Cell
     counts: bool
-    live_ranks: int
     is_last: bool
+    first: int  # cell of rank 0 in this turn
 
     @property
     def weight(self) -> float:
         """Factor of the cell's loss."""
         return 1.0 if self.counts else 0.0
+
+    def held(self, rank: int, cells: int) -> range:
+        """The cell that a rank runs in this turn, or none, where a turn's cells are neighbours."""
+        start = self.first + rank
+        return range(min(start, cells), min(start + 1, cells))
 
 
 @dataclass(frozen=True)
@@ -99,9 +108,9 @@ class Spread:
     contiguous: bool
 
     @classmethod
-    def under(cls, strategy: Literal["ddp", "fsdp"], cells: int, world_size: int) -> Spread:
-        """Neighbouring cells for DDP, which may keep whole gradients; cells in turn for FSDP, which may not."""
-        return cls(cells, world_size, contiguous=strategy == "ddp")
+    def under(cls, settings: DistributedSettings, cells: int, world_size: int) -> Spread:
+        """Neighbouring cells where ranks keep whole gradients until the last turn; else cells in turn."""
+        return cls(cells, world_size, contiguous=settings.strategy == "ddp" or not settings.sync_each_turn)
 
     @property
     def turns(self) -> int:
@@ -117,15 +126,19 @@ class Spread:
         """The cells of a rank, if they are contiguous."""
         return range(min(rank * self.turns, self.cells), min((rank + 1) * self.turns, self.cells))
 
+    @cached_property
+    def shares(self) -> list[range]:
+        """The cells of every rank, if they are contiguous."""
+        return [self.held(rank) for rank in range(self.world_size)]
+
     def rounds(self, seed: int, step: int, *, size: int, rank: int) -> list[Round]:
         """The rank's turns of one step."""
         result = []
         for turn in range(self.turns):
             first, apart = (turn, self.turns) if self.contiguous else (turn * self.world_size, 1)
-            indices = [first + apart * each for each in range(self.world_size)]
-            index, live = indices[rank], sum(each < self.cells for each in indices)
+            index = first + apart * rank
             cell = Cell(seed, step, index % self.cells, size)
-            result.append(Round(cell, index < self.cells, live, is_last=turn == self.turns - 1))
+            result.append(Round(cell, index < self.cells, is_last=turn == self.turns - 1, first=first))
         return result
 
     def in_order(self, gathered: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -33,7 +34,8 @@ class TreeSum:
     """A running sum over leaves given in order, with at most ``log2(leaves) + 1`` partial sums alive.
 
     Args:
-        first: index of the first leaf among all; partial sums are nodes of the tree over all leaves.
+        first: index of the first leaf among all; partial sums are nodes of the tree over all leaves, at most
+            ``2 log2(leaves)`` where the first is no multiple of a power of two.
     """
 
     def __init__(self, first: int = 0) -> None:
@@ -65,29 +67,56 @@ class TreeSum:
         return total
 
 
-def levels(leaves: range) -> list[int]:
+@cache
+def levels(leaves: range) -> tuple[int, ...]:
     """Levels of the fewest nodes of the tree that hold neighbouring leaves, in order."""
-    found, start = [], leaves.start
+    found: list[int] = []
+    start = leaves.start
     while start < leaves.stop:
         level = (leaves.stop - start).bit_length() - 1
         while start % (1 << level):
             level -= 1
         found.append(level)
         start += 1 << level
-    return found
+    return tuple(found)
 
 
-def exchange_chunks(flat: Tensor, world: World) -> Tensor:
-    """Sends chunk ``i`` of ``flat`` to rank ``i``; returns this rank's chunk of every rank, ``(world_size, chunk)``.
+def exchange_chunks(flat: Tensor, world: World, group: dist.ProcessGroup | None = None) -> Tensor:
+    """Sends chunk ``i`` of ``flat`` to rank ``i`` of the group; returns this rank's chunk of each, ``(ranks, chunk)``.
 
-    What the number of ranks does not divide is padded with zeros.
+    What the number of ranks does not divide is padded with zeros. Without a group, among all ranks.
     """
-    if short := -len(flat) % world.world_size:
+    ranks = world.world_size if group is None else group.size()
+    if short := -len(flat) % ranks:
         flat = torch.nn.functional.pad(flat, (0, short))
     received = torch.empty_like(flat)
     with world.traffic.waiting():
-        dist.all_to_all_single(received, flat)
-    return received.view(world.world_size, -1)
+        dist.all_to_all_single(received, flat, group=group)
+    return received.view(ranks, -1)
+
+
+def exchange_nodes(
+    nodes: Sequence[Tensor],
+    held: Sequence[range],
+    gradient: Tensor,
+    world: World,
+    group: dist.ProcessGroup | None = None,
+) -> list[tuple[Tensor, int]]:
+    """This rank's slice of all ranks' nodes, each with its level, in the order of leaves. Collective.
+
+    Args:
+        nodes: this rank's, as ``levels`` says of the leaves it holds; each is flat.
+        held: leaves by rank of the group, neighbours within a rank and from rank to rank.
+        gradient: flat, shaped as a node.
+        group: none is all ranks.
+    """
+    by_rank = [levels(leaves) for leaves in held]
+    # A rank with fewer nodes than the others sends zeros, which nobody adds.
+    sent = [*nodes, *[torch.zeros_like(gradient)] * (max(map(len, by_rank)) - len(nodes))]
+    received = [exchange_chunks(node, world, group) for node in sent]
+    return [
+        (node[rank], level) for rank, found in enumerate(by_rank) for node, level in zip(received, found, strict=False)
+    ]
 
 
 def gradients(parameters: Iterable[Tensor]) -> list[Tensor]:
@@ -101,16 +130,16 @@ def gradient_norm(parameters: Iterable[Tensor], world: World) -> Tensor:
     Squares are summed per row first (a row lies on one rank alone), then over all rows in one fixed order.
     """
     row_sums: list[Tensor] = []
-    sharded = False
+    sharded = None
     for gradient in gradients(parameters):
         if isinstance(gradient, DTensor):
-            sharded = True
+            sharded = gradient.device_mesh.get_group()
             row_sums.append(_placed_row_sums(gradient))
         else:
             row_sums.append(_row_sums(gradient))
     total = torch.cat(row_sums)
-    if sharded:
-        total = world.sum(total)  # every row is non-zero on one rank only: adding zeros is exact
+    if sharded is not None:
+        total = world.sum(total, sharded)  # every row is non-zero on one rank only: adding zeros is exact
     return total.sum().sqrt()
 
 

@@ -22,20 +22,37 @@ def rows_per_block(total: int) -> int:
 
 
 class RowTable:
-    """``N`` rows of one shape; this rank holds ``local``, global rows ``start`` to ``end``, in whole blocks."""
+    """``N`` rows of one shape; this rank holds ``local``, global rows ``start`` to ``end``, in whole blocks.
 
-    def __init__(self, total: int, shape: tuple[int, ...], world: World, dtype: torch.dtype = torch.float32):
+    Args:
+        device: which holds them; the world's by default.
+    """
+
+    def __init__(
+        self,
+        total: int,
+        shape: tuple[int, ...],
+        world: World,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | None = None,
+    ):
         self.total, self.world = total, world
         self.block_rows = rows_per_block(total)
         blocks = -(-total // self.block_rows)
-        self._blocks_per_rank = -(-blocks // world.world_size)
-        self._per_rank = self._blocks_per_rank * self.block_rows
-        self.start = min(self._per_rank * world.rank, total)
-        self.end = min(self.start + self._per_rank, total)
+        self.most_local = -(-blocks // world.world_size) * self.block_rows  # rows of any rank, the last block padded
+        self.start = min(self.most_local * world.rank, total)
+        self.end = min(self.start + self.most_local, total)
         held = -(-(self.end - self.start) // self.block_rows)
         self._blocks = blocks
-        self._storage = torch.zeros(held, self.block_rows, *shape, dtype=dtype, device=world.device)
+        self._storage = torch.zeros(held, self.block_rows, *shape, dtype=dtype, device=device or world.device)
         self.local = self._storage.flatten(0, 1)[: self.end - self.start]
+
+    @classmethod
+    def of(cls, values: Tensor, world: World) -> RowTable:
+        """A table of rows ``(N, ...)`` that all ranks have."""
+        table = cls(len(values), values.shape[1:], world, values.dtype)
+        table.fill(0, values)
+        return table
 
     def state(self) -> Tensor:
         """All rows as ``(blocks, block_rows, ...)``, the last block padded; a DTensor over ranks. Shares memory."""
@@ -50,18 +67,37 @@ class RowTable:
         )
 
     def rows(self, ids: Tensor) -> Tensor:
-        """Rows by global id on every rank, ``(m,)`` -> ``(m, ...)``. Collective: all ranks ask for the same ids."""
+        """Rows by global id on every rank, ``(m,)`` -> ``(m, ...)``, on the world's device.
+
+        Collective: all ranks ask for the same ids.
+        """
         ids = ids.to(self.local.device)
         if self.world.world_size == 1:
-            return self.local[ids]
-        mine = (ids >= self.start) & (ids < self.end)
+            return self.local[ids].to(self.world.device)
+        # Picking one's own by a mask would have the host wait for their number.
+        mine, places = self._places(ids)
         rows = self.local.new_zeros(len(ids), *self.local.shape[1:])
-        rows[mine] = self.local[ids[mine] - self.start]
+        if len(self.local):
+            rows = torch.where(
+                mine.view(-1, *[1] * (rows.dim() - 1)), self.local[places.clamp_max(len(self.local) - 1)], rows
+            )
         bits = torch.int32 if rows.element_size() == 4 else torch.int64  # a sum with zeros, and -0.0 stays -0.0
-        return self.world.sum(rows.view(bits)).view(rows.dtype)
+        return self.world.sum(rows.view(bits).to(self.world.device)).view(rows.dtype)
+
+    def fill(self, first: int, values: Tensor) -> None:
+        """Sets the rows from ``first`` on; every rank is given all and keeps its own."""
+        start, end = max(first, self.start), min(first + len(values), self.end)
+        if start < end:
+            self.local[start - self.start : end - self.start] = values[start - first : end - first]
 
     def write(self, ids: Tensor, values: Tensor) -> None:
-        """Sets rows by global id; every rank is given all of them and keeps its own. Ids must not repeat."""
-        ids = ids.to(self.local.device)
+        """Sets rows by global id; every rank is given all and keeps its own. Equal ids must have equal values."""
+        _, places = self._places(ids.to(self.local.device))
+        rows = torch.cat([self.local, self.local.new_zeros(1, *self.local.shape[1:])])  # the last is for other ranks'
+        rows[places] = values.to(rows.dtype)
+        self.local.copy_(rows[:-1])
+
+    def _places(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Which ids are of this rank, and where its rows stand; others' are one past the end."""
         mine = (ids >= self.start) & (ids < self.end)
-        self.local[ids[mine] - self.start] = values[mine].to(self.local.dtype)
+        return mine, torch.where(mine, ids - self.start, len(self.local))

@@ -47,11 +47,17 @@ class Traffic:
 
 @dataclass(frozen=True)
 class World:
-    """This process among its peers. A run alone is a world of one, for which the collectives are no-ops."""
+    """This process among its peers. A run alone is a world of one, for which the collectives are no-ops.
+
+    Attributes:
+        local_rank: number among the ``local_world_size`` ranks of its node.
+    """
 
     rank: int
     world_size: int
     device: torch.device
+    local_rank: int = 0
+    local_world_size: int = 1
     traffic: Traffic = field(default_factory=Traffic, compare=False)
 
     @classmethod
@@ -76,7 +82,7 @@ class World:
         if mine is not None:
             with _silent_output():
                 dist.init_process_group(backend, timeout=timeout)
-            return cls(mine.rank, mine.world_size, chosen)
+            return cls(mine.rank, mine.world_size, chosen, mine.local_rank, mine.local_world_size)
         return cls(0, 1, chosen)
 
     @property
@@ -108,22 +114,23 @@ class World:
             with self.traffic.waiting():
                 dist.barrier()
 
-    def gather(self, value: Tensor) -> Tensor:
-        """Equal-shaped tensors of all ranks, stacked by rank: ``(...)`` -> ``(world_size, ...)``."""
+    def gather(self, value: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
+        """Equal-shaped tensors of all ranks, or of a group, stacked by rank: ``(...)`` -> ``(ranks, ...)``."""
         if self.world_size == 1:
             return value[None]
         self.traffic.add(value)
-        gathered = value.new_empty((self.world_size, *value.shape))
+        gathered = value.new_empty((self.world_size if group is None else group.size(), *value.shape))
         with self.traffic.waiting():
-            dist.all_gather_into_tensor(gathered.flatten(), value.contiguous().flatten())  # gloo wants flat tensors
+            # Gloo wants flat tensors.
+            dist.all_gather_into_tensor(gathered.flatten(), value.contiguous().flatten(), group=group)
         return gathered
 
-    def sum(self, value: Tensor) -> Tensor:
+    def sum(self, value: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
         """The sum over ranks, of integers, or of numbers that are zero on all but one: the same in every order."""
         if self.world_size > 1:
             self.traffic.add(value)
             with self.traffic.waiting():
-                dist.all_reduce(value)
+                dist.all_reduce(value, group=group)
         return value
 
     def max(self, value: Tensor) -> Tensor:
@@ -176,6 +183,15 @@ class World:
             raise
         self.agree(None)
         return result
+
+    def main_first(self, build: Callable[[], T]) -> T:
+        """The action's result, rank 0's before the others': what it had to fetch or to prepare, they find.
+
+        Raises:
+            UserError: that of the first rank that has one.
+        """
+        made = self.together(lambda: (build(),) if self.is_main else None)
+        return self.together(lambda: build() if made is None else made[0])
 
     def _waiting(self, group: dist.ProcessGroup | None) -> AbstractContextManager[None]:
         """Threads of the background have groups of their own, and do not hold up a step."""

@@ -2,21 +2,62 @@
 
 from __future__ import annotations
 
-import numpy as np
-import numpy.typing as npt
-
-Array = npt.NDArray[np.float64]
+import torch
+from torch import Tensor
 
 
-def frechet_distance(first: Array, second: Array) -> float:
-    """``|m1 - m2|² + tr(C1 + C2 - 2 (C1 C2)^½)`` of rows ``(n, d)`` and ``(m, d)``.
+class Moments:
+    """Mean and covariance of rows that come block by block, in float64 (Chan, Golub and LeVeque 1983).
 
-    The trace of the square root comes from the symmetric ``C1^½ C2 C1^½``, which has the same eigenvalues.
+    The last bits depend on the blocks and their order, so both must be fixed. Memory is that of one covariance.
+
+    Args:
+        dim: width of the rows, d.
+        device: where the sums are.
     """
-    mean_gap = first.mean(axis=0) - second.mean(axis=0)
-    cov_first = np.atleast_2d(np.cov(first, rowvar=False))
-    cov_second = np.atleast_2d(np.cov(second, rowvar=False))
-    values, vectors = np.linalg.eigh(cov_first)
-    root = (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
-    cross = np.sqrt(np.linalg.eigvalsh(root @ cov_second @ root).clip(min=0)).sum()
-    return float(mean_gap @ mean_gap + np.trace(cov_first) + np.trace(cov_second) - 2 * cross)
+
+    def __init__(self, dim: int, device: torch.device | str = "cpu"):
+        self.count = 0
+        self.mean = torch.zeros(dim, dtype=torch.float64, device=device)
+        self._scatter = torch.zeros(dim, dim, dtype=torch.float64, device=device)
+
+    def add(self, rows: Tensor) -> None:
+        """Adds a block of rows ``(n, d)``."""
+        rows = rows.to(self.mean.device, torch.float64)
+        mean, total = rows.mean(dim=0), self.count + len(rows)
+        centred, gap = rows - mean, mean - self.mean
+        self._scatter += centred.T @ centred + torch.outer(gap, gap) * (self.count * len(rows) / total)
+        self.mean += gap * (len(rows) / total)
+        self.count = total
+
+    @property
+    def covariance(self) -> Tensor:
+        """The unbiased covariance ``(d, d)`` of at least two rows."""
+        return self._scatter / (self.count - 1)
+
+
+def moments_of(rows: Tensor, block_rows: int = 256) -> Moments:
+    """Moments of rows ``(n, d)`` that are all there."""
+    moments = Moments(rows.shape[1], rows.device)
+    for block in rows.split(block_rows):
+        moments.add(block)
+    return moments
+
+
+def frechet_distance(first: Moments, second: Moments) -> float:
+    """``|m1 - m2|² + tr(C1 + C2 - 2 (C1 C2)^½)``.
+
+    ``(C1 C2)^½`` has the eigenvalues of ``(C1^½ C2 C1^½)^½``, the singular values of ``C2^½ C1^½``; roots come from
+    symmetric eigendecompositions. Squaring the roots' product first would lose half of all digits.
+    """
+    gap = first.mean - second.mean
+    covariances = first.covariance, second.covariance
+    cross = torch.linalg.svdvals(_root(covariances[1]) @ _root(covariances[0])).sum()
+    spread = covariances[0].trace() + covariances[1].trace() - 2 * cross
+    return max(float(gap @ gap + spread), 0.0)  # rounding may leave it just below
+
+
+def _root(covariance: Tensor) -> Tensor:
+    values, vectors = torch.linalg.eigh(covariance)
+    root: Tensor = (vectors * values.clamp_min(0).sqrt()) @ vectors.T
+    return root

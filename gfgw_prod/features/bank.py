@@ -6,13 +6,18 @@ Rows are encoded in fixed blocks of the global order, so a row's features are th
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from gfgw_prod.data.sources import Table
 from gfgw_prod.distributed.row_table import RowTable
 from gfgw_prod.distributed.world import World
+
+if TYPE_CHECKING:
+    from gfgw_prod.features.bank_cache import BankCache
 
 
 class FeatureBank(RowTable):
@@ -23,11 +28,43 @@ class FeatureBank(RowTable):
         self.dim = dim
 
     @torch.no_grad()
-    def encode(self, table: Table, extractor: nn.Module, block_rows: int, on_block: Callable[[int], None]) -> None:
-        """Fills this rank's rows. ``on_block`` is told after every block how many rows are done."""
-        for block in range(self.start // block_rows * block_rows, self.end, block_rows):
-            ids = torch.arange(block, min(block + block_rows, self.total))
-            features = extractor(table.rows(ids).to(self.world.device)).float()
-            low, high = max(block, self.start), min(block + block_rows, self.end)
-            self.local[low - self.start : high - self.start] = features[low - block : high - block]
-            on_block(high - self.start)
+    def encode(
+        self,
+        table: Table,
+        extractor: nn.Module,
+        block_rows: int,
+        on_block: Callable[[int], None],
+        *,
+        views: int = 1,
+        cache: BankCache | None = None,
+    ) -> None:
+        """Fills this rank's rows, from the cache where it has them.
+
+        Args:
+            block_rows: images encoded at once.
+            on_block: told after every block how many rows are done.
+            views: 2 takes the mean of an image's features and its mirror image's, at unit norm.
+        """
+        for first in range(self.start, self.end, self.block_rows):
+            number, last = first // self.block_rows, min(first + self.block_rows, self.end)
+            rows = self.local[first - self.start : last - self.start]
+            if cache is not None and (found := cache.read(number, rows)) is not None:
+                rows.copy_(found)
+                on_block(last - self.start)
+                continue
+            for begin in range(first // block_rows * block_rows, last, block_rows):
+                features = _encoded(table, extractor, begin, min(begin + block_rows, self.total), views, self.world)
+                low, high = max(begin, first), min(begin + block_rows, last)
+                rows[low - first : high - first] = features[low - begin : high - begin]
+                on_block(high - self.start)
+            if cache is not None:
+                cache.write(number, rows)
+
+
+def _encoded(table: Table, extractor: nn.Module, begin: int, end: int, views: int, world: World) -> Tensor:
+    """Features of the images ``begin`` to ``end``, ``(end - begin, d)``."""
+    images = table.rows(torch.arange(begin, end)).to(world.device)
+    features: Tensor = extractor(images).float()
+    if views == 2:
+        features = F.normalize(features + extractor(images.flip(-1)).float(), dim=1)
+    return features

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import os
+import math
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,25 +12,47 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gfgw_prod import published
+from gfgw_prod.published import obtained
 from gfgw_prod.resilience.exit_codes import UserError, one_line
 
 if TYPE_CHECKING:
     from gfgw_prod.config import FeatureSettings
 
 DINOV2 = "vit_small_patch14_dinov2.lvd142m"
+DINOV2_DIM = 384
+DINOV2_PATCH, DINOV2_TRAINED_SIDE, DINOV2_SIDE = 14, 518, 224  # pixels; the last is that of figures
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class PixelFeatures(nn.Module):
-    """Flattened pixels scaled to unit norm, ``(n, c, h, w)`` -> ``(n, c h w)``; for tiny images."""
+    """Flattened pixels scaled to unit norm, ``(n, c, h, w)`` -> ``(n, c h w)``; for tiny images.
 
-    def __init__(self, image_shape: tuple[int, int, int]):
+    Unit norm alone would make images the same that differ by a factor.
+
+    Args:
+        constant: if not 0, one more coordinate before the scaling, of the norm of an image whose pixels have this root
+            mean square: features then tell faint images from strong ones.
+    """
+
+    def __init__(self, image_shape: tuple[int, int, int], constant: float = 0.0):
         super().__init__()
-        self.dim = image_shape[0] * image_shape[1] * image_shape[2]
+        self.dim = math.prod(image_shape) + (constant > 0)
+        self._constant = constant * math.sqrt(math.prod(image_shape))
 
     def forward(self, images: Tensor) -> Tensor:
-        return F.normalize(images.flatten(1), dim=1)
+        pixels = images.flatten(1)
+        if self._constant:
+            pixels = F.pad(pixels, (0, 1), value=self._constant)
+        return F.normalize(pixels, dim=1)
+
+
+def feature_dim(settings: FeatureSettings, image_shape: tuple[int, int, int]) -> int:
+    """Width of the features of the settings, without building what makes them."""
+    if settings.extractor == "pixels":
+        return math.prod(image_shape) + (settings.pixel_constant > 0)
+    return DINOV2_DIM
 
 
 class Dinov2Features(nn.Module):
@@ -44,7 +67,7 @@ class Dinov2Features(nn.Module):
         super().__init__()
         self.backbone = backbone.eval().requires_grad_(False)
         self.image_size = image_size
-        self.dim: int = 384
+        self.dim: int = DINOV2_DIM
         self.mean: Tensor
         self.std: Tensor
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
@@ -58,52 +81,64 @@ class Dinov2Features(nn.Module):
         return F.normalize(features, dim=1)
 
 
-def build_extractor(settings: FeatureSettings, image_shape: tuple[int, int, int]) -> PixelFeatures | Dinov2Features:
+def build_extractor(
+    settings: FeatureSettings, image_shape: tuple[int, int, int], report: Callable[[str], None] = lambda line: None
+) -> PixelFeatures | Dinov2Features:
     """The extractor of the settings, without gradient to its weights.
 
     Raises:
         UserError: if its weights cannot be reached or do not fit.
     """
     if settings.extractor == "pixels":
-        return PixelFeatures(image_shape)
-    return Dinov2Features(_dinov2_backbone(settings.weights, settings.image_size), settings.image_size)
+        return PixelFeatures(image_shape, settings.pixel_constant)
+    with obtained(published.DINOV2, settings.weights, report) as path:
+        backbone = vit_of_file(DINOV2, path, settings.image_size, "features.weights")
+    return Dinov2Features(backbone, settings.image_size)
 
 
-def _dinov2_backbone(weights: Path | None, image_size: int) -> nn.Module:
+def vit_of_file(name: str, weights: Path, image_size: int, setting: str) -> nn.Module:
+    """A vision transformer of timm without head, for images of another side than it was trained on.
+
+    Args:
+        setting: that names the file, for complaints.
+
+    Raises:
+        UserError: if the file is not of that network.
+    """
     import timm
 
-    if weights is not None and not os.path.isfile(weights):
-        raise UserError(f"features.weights: no file {weights}; it must hold timm's {DINOV2} as .safetensors or .pth")
-    if weights is not None:
-        # timm resamples position embeddings of a checkpoint file to another image size as it does for its own.
-        overlay = {"file": str(weights)}
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # torch's, of a file that is then refused
-                return timm.create_model(
-                    DINOV2, pretrained=True, pretrained_cfg_overlay=overlay, num_classes=0, img_size=image_size
-                )
-        except Exception as error:
-            raise UserError(f"features.weights {weights} is not a {DINOV2} file: {one_line(error, 200)}") from None
-    hint = "download its model.safetensors and give its path as features.weights"
-    if not _is_at_hand():
-        raise UserError(f"features.extractor dinov2: the weights of {DINOV2} are neither cached nor reachable; {hint}")
+    # timm resamples position embeddings of a checkpoint file to another image size as it does for its own.
+    overlay = {"file": str(weights)}
     try:
-        return timm.create_model(DINOV2, pretrained=True, num_classes=0, img_size=image_size)
-    except Exception as error:  # a download that broke off, a full disk, a damaged cache
-        reason = one_line(error, 200)
-        raise UserError(f"features.extractor dinov2: {DINOV2} cannot be loaded ({reason}); {hint}") from None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's, of a file that is then refused
+            network: nn.Module = timm.create_model(
+                name, pretrained=True, pretrained_cfg_overlay=overlay, num_classes=0, img_size=image_size
+            )
+    except Exception as error:
+        raise UserError(f"{setting} {weights} is not a {name} file: {one_line(error, 200)}") from None
+    return network
 
 
-def _is_at_hand() -> bool:
-    """Whether the hub's file is cached, or the hub answers. Without this timm retries for a minute, line by line."""
-    from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+def dinov2_of_file(name: str, weights: Path, setting: str) -> nn.Module:
+    """A DINOv2 network without head for images of 224 pixels, as its authors' own code runs it.
 
-    repository, file = f"timm/{DINOV2}", "model.safetensors"
-    if isinstance(try_to_load_from_cache(repository, file), str):
-        return True
-    try:
-        get_hf_file_metadata(hf_hub_url(repository, file), timeout=10)
-    except Exception:  # the client raises many kinds: offline, refused, no name service, proxy, not found
-        return False
-    return True
+    Position embeddings are resampled from 37 x 37 as there: bicubic by a factor of (16 + 0.1) / 37, not antialiased.
+    timm's own way to resample gives other features, and distances that cannot stand beside published ones.
+
+    Raises:
+        UserError: if the file is not of that network.
+    """
+    import timm
+
+    tensors = vit_of_file(name, weights, DINOV2_TRAINED_SIDE, setting).state_dict()
+    first, patches = tensors["pos_embed"].split([1, tensors["pos_embed"].shape[1] - 1], dim=1)
+    trained, side = DINOV2_TRAINED_SIDE // DINOV2_PATCH, DINOV2_SIDE // DINOV2_PATCH
+    grid = patches.unflatten(1, (trained, trained)).permute(0, 3, 1, 2)
+    factor = (side + 0.1) / trained
+    grid = F.interpolate(grid, scale_factor=(factor, factor), mode="bicubic")
+    tensors["pos_embed"] = torch.cat([first, grid.permute(0, 2, 3, 1).flatten(1, 2)], dim=1)
+    with torch.device("meta"):  # no weights are drawn only to be replaced
+        network: nn.Module = timm.create_model(name, pretrained=False, num_classes=0, img_size=DINOV2_SIDE)
+    network.load_state_dict(tensors, assign=True)
+    return network

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from gfgw_prod.distributed.cells import seeded_globally
 from gfgw_prod.generator.edm_weights import load_edm
 from gfgw_prod.generator.precondition import OneStepGenerator, interpolate
 from gfgw_prod.generator.unet import SongUNet, UNetBlock
+from gfgw_prod.published import EDM, obtained
 from gfgw_prod.resilience.exit_codes import UserError
 
 if TYPE_CHECKING:
@@ -38,10 +40,14 @@ def build_generator(
                 attention_resolutions=settings.attention_resolutions,
                 dropout=settings.dropout,
                 label_dim=classes,
+                channels_last=settings.channels_last,
+                checkpoint_blocks=settings.checkpoint_activations,
             )
     except ValueError as error:
         raise UserError(str(error)) from None
-    return OneStepGenerator(network, num_classes=classes, exact_boundary=settings.exact_boundary)
+    return OneStepGenerator(
+        network, num_classes=classes, exact_boundary=settings.exact_boundary, correlation=settings.correlation
+    )
 
 
 def start_generator(
@@ -58,5 +64,7 @@ def start_generator(
     """
     generator = build_generator(settings, image_shape, num_classes, seed)
     if settings.pretrained is not None:
-        report(f"generator: {load_edm(generator.network, settings.pretrained)}")
+        known = EDM.get(str(settings.pretrained))
+        with nullcontext(settings.pretrained) if known is None else obtained(known, None, report) as path:
+            report(f"generator: {load_edm(generator.network, path)}")
     return generator

@@ -21,7 +21,7 @@ from gfgw_prod.resilience.exit_codes import UserError, one_line
 
 # Without a counterpart here: the augmentation's input, and constants of the resampling.
 UNUSED = ("map_augment.weight", "resample_filter")
-# Ours that an unconditional file has not.
+# Ours that an unconditional file has not: zero, so that the network begins as the file's, whatever the label.
 OPTIONAL = ("map_label.weight", "map_label.bias")
 
 
@@ -99,8 +99,8 @@ def load_edm(network: nn.Module, path: Path) -> str:
     """
     found = {name: tensor for name, tensor in read_edm(path).items() if not name.endswith(UNUSED)}
     own = dict(network.named_parameters())
-    drawn = [name for name in own if name not in found and name in OPTIONAL]
-    wrong = sorted((found.keys() ^ own.keys()) - {*drawn, *OPTIONAL})
+    lacking = [name for name in own if name not in found and name in OPTIONAL]
+    wrong = sorted((found.keys() ^ own.keys()) - {*OPTIONAL})
     wrong += sorted(name for name in found.keys() & own.keys() if found[name].shape != own[name].shape)
     if wrong:
         raise UserError(
@@ -110,7 +110,9 @@ def load_edm(network: nn.Module, path: Path) -> str:
     with torch.no_grad():
         for name in found.keys() & own.keys():
             own[name].copy_(found[name])
+        for name in lacking:
+            own[name].zero_()
     left = sorted(found.keys() - own.keys())
-    told = f"{len(own) - len(drawn)} of {len(own)} tensors from {path}"
-    told += f"; drawn: {', '.join(drawn)}" if drawn else ""
+    told = f"{len(own) - len(lacking)} of {len(own)} tensors from {path}"
+    told += f"; zero: {', '.join(lacking)}" if lacking else ""
     return told + (f"; not used: {', '.join(left)}" if left else "")

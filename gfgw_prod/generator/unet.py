@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 
 def _uniform_(tensor: Tensor, fan_in: int, fan_out: int, scale: float = 1.0) -> None:
@@ -147,6 +148,8 @@ class SongUNet(nn.Module):
         attention_resolutions: sides at which blocks attend.
         label_dim: number of classes; 0 is unconditional.
         dropout: probability inside residual blocks.
+        channels_last: lay out images with channels last; weights keep their layout, which shards and files know.
+        checkpoint_blocks: keep blocks' inputs alone for the backward pass, and compute the rest again.
 
     Raises:
         ValueError: if the side cannot be halved once per level.
@@ -164,8 +167,11 @@ class SongUNet(nn.Module):
         attention_resolutions: Sequence[int] = (16,),
         dropout: float = 0.1,
         label_dim: int = 0,
+        channels_last: bool = False,
+        checkpoint_blocks: bool = False,
     ):
         super().__init__()
+        self._channels_last, self._checkpoint_blocks = channels_last, checkpoint_blocks
         if resolution % 2 ** (len(channel_mult) - 1):
             raise ValueError(
                 f"generator.channel_mult has {len(channel_mult)} levels, but a side of {resolution} pixels "
@@ -224,15 +230,23 @@ class SongUNet(nn.Module):
             embedding = embedding + self.map_label(labels.to(x.dtype))
         embedding = F.silu(self.map_layer0(embedding))
         embedding = F.silu(self.map_layer1(embedding))
+        x = x.contiguous(memory_format=torch.channels_last if self._channels_last else torch.contiguous_format)
         skips = []
         for module in self.enc.values():
-            x = module(x, embedding) if isinstance(module, UNetBlock) else module(x)
+            x = self._through(module, x, embedding) if isinstance(module, UNetBlock) else module(x)
             skips.append(x)
         *blocks, norm, conv = self.dec.values()
         for module in blocks:
             assert isinstance(module, UNetBlock)
             if module.conv0.in_channels != x.shape[1]:
                 x = torch.cat([x, skips.pop()], dim=1)
-            x = module(x, embedding)
+            x = self._through(module, x, embedding)
         output: Tensor = conv(F.silu(norm(x)))
+        return output.contiguous()
+
+    def _through(self, block: UNetBlock, x: Tensor, embedding: Tensor) -> Tensor:
+        if self._checkpoint_blocks and torch.is_grad_enabled():
+            output: Tensor = checkpoint(block, x, embedding, use_reentrant=False)  # draws the same dropout masks again
+        else:
+            output = block(x, embedding)
         return output

@@ -18,6 +18,7 @@ from gfgw_prod.launcher import say
 from gfgw_prod.launcher.ending import Ending
 from gfgw_prod.launcher.spawning import spawning
 from gfgw_prod.launcher.stopped import LATER_SECONDS, let_go_on
+from gfgw_prod.resilience.causes import RESTART_CAUSE, Cause, of_exit_codes
 from gfgw_prod.resilience.exit_codes import BAD_INPUT, CRASH_LOOP, CRASHED, FINISHED, PREEMPTED
 from gfgw_prod.resilience.signals import PREEMPTION
 
@@ -59,6 +60,7 @@ class ContractAgent(LocalElasticAgent):
         self.final_code: int | None = None
         self._struck_at_work = False  # told to stop while workers were alive and none had failed
         self._looked_at = process_clock.now()
+        self._cause: Cause | None = None  # of the next restart, if it is not that nodes come or go
         self._remaining_restarts = restarts_left
 
     @property
@@ -75,6 +77,8 @@ class ContractAgent(LocalElasticAgent):
         """
         try:
             result = self.run()
+        except UnboundLocalError as error:
+            raise stop_behind(error) or error from None
         except RendezvousClosedError:
             code = self._heard_at_the_end(otherwise=CRASHED)
             say("the other nodes have " + ("finished" if code == FINISHED else f"ended the job with exit code {code}"))
@@ -103,6 +107,7 @@ class ContractAgent(LocalElasticAgent):
                 raise RendezvousClosedError
         elif result.is_failed():
             failed = {rank: told_early(failure.exitcode) for rank, failure in result.failures.items()}
+            self._cause = of_exit_codes(failed.values())
             if {*failed.values()} == {PREEMPTED} and not self._alone():
                 # This node was not told to stop, another was: all ranks have saved, and here they go on without it.
                 say("ranks have saved their state for a node that was told to stop; meeting again")
@@ -126,6 +131,7 @@ class ContractAgent(LocalElasticAgent):
 
     def _restart_workers(self, worker_group: WorkerGroup) -> None:
         os.environ[process_clock.LAUNCHED_AT] = str(self._looked_at)
+        os.environ[RESTART_CAUSE], self._cause = self._cause or "membership", None
         super()._restart_workers(worker_group)
 
     def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
@@ -138,7 +144,7 @@ class ContractAgent(LocalElasticAgent):
             super()._exit_barrier()  # type: ignore[no-untyped-call]
 
     def _shutdown(self, death_sig: signal.Signals = signal.SIGTERM) -> None:
-        if isinstance(sys.exception(), SignalException):
+        if stop_behind(sys.exception()) is not None:
             codes = self.exit_codes()
             self._struck_at_work = len(codes) < self._started() and not any(codes)
             # A scheduler may say SIGTERM more than once; the workers' grace period is not shortened by it. Ctrl-C is.
@@ -194,6 +200,16 @@ class ContractAgent(LocalElasticAgent):
             return PREEMPTED  # or still importing: too early for the workers to have anything to save
         say(f"workers did not stop cleanly after {received.name}; the run resumes from its last checkpoint")
         return CRASHED
+
+
+def stop_behind(error: BaseException | None) -> SignalException | None:
+    """The stop signal that an error tells of.
+
+    torch times its agent's methods. A signal in the first line of that leaves it without a time of the start, and what
+    it raises is an error about that.
+    """
+    told = error.__context__ if isinstance(error, UnboundLocalError) else error
+    return told if isinstance(told, SignalException) else None
 
 
 def causes(failed: Mapping[int, int]) -> str:

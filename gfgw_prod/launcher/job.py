@@ -25,6 +25,7 @@ from gfgw_prod.launcher import say
 from gfgw_prod.launcher.agent import ContractAgent
 from gfgw_prod.launcher.ending import Ending
 from gfgw_prod.launcher.logs import NoFiles
+from gfgw_prod.resilience.causes import EXPECTED_RANKS, RESTART_CAUSE
 from gfgw_prod.resilience.exit_codes import BAD_INPUT, CRASHED, PREEMPTED, UserError
 from gfgw_prod.resilience.orphans import AGENT_PID
 from gfgw_prod.resilience.signals import finish_what_is_left, leave_when_told
@@ -79,6 +80,8 @@ def launch(config: LaunchConfig, entrypoint: str, arguments: list[str], grace_se
     """Run the workers of this node to the end of the job; returns its exit code."""
     hosting = is_host(config.rdzv_endpoint)
     patience = float(config.rdzv_configs.get("join_timeout", 600))
+    os.environ.pop(RESTART_CAUSE, None)
+    os.environ[EXPECTED_RANKS] = str(config.max_nodes * config.nproc_per_node)
     restarts_left, pause, alone_since = config.max_restarts, 1.0, time.monotonic()
     while hosting or await_host(config.rdzv_endpoint, alone_since + patience):
         try:
@@ -88,6 +91,7 @@ def launch(config: LaunchConfig, entrypoint: str, arguments: list[str], grace_se
             os.environ[process_clock.LAUNCHED_AT] = str(process_clock.now())
             if lost.met:
                 alone_since = time.monotonic()
+                os.environ[RESTART_CAUSE] = "membership"
         leave_when_told()
         say(f"lost the rendezvous at {config.rdzv_endpoint}; waiting up to {patience:.0f} s for it to come back")
         time.sleep(pause)  # a host that comes and goes is not met, and lost, in a busy loop

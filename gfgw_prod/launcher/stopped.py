@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 # A stopped worker made its last step as late as the peer that missed it, or a little later. Then its own limit has
-# passed too when it goes on, and it leaves its stacks before it sees that its peer is gone.
+# passed too when it goes on, and it leaves its stacks, whether it sees first that this is so or that its peer is gone.
 LATER_SECONDS = 1.0
 
 

@@ -11,17 +11,22 @@ from gfgw_prod.resilience.exit_codes import UserError
 
 
 def flow_loss(predicted: Tensor, target: Tensor, *, huber: float, scales: int) -> Tensor:
-    """Mean over images ``(n, c, h, w)`` and resolutions of ``√(|e|² + c²) - c``, ``c = huber √d``, divided by ``√d``.
+    """Mean of ``flow_distances`` over images."""
+    return flow_distances(predicted, target, huber=huber, scales=scales).mean()
+
+
+def flow_distances(predicted: Tensor, target: Tensor, *, huber: float, scales: int) -> Tensor:
+    """Means over resolutions of ``√(|e|² + c²) - c``, ``c = huber √d``, divided by ``√d``, ``(n,)``.
 
     The division makes the value a distance per pixel; each further scale halves the resolution by averaging.
     """
     error = predicted - target
-    total = error.new_zeros(())
+    total = error.new_zeros(len(error))
     for scale in range(scales):
         if scale:
             error = F.avg_pool2d(error, 2)
         mean_square = error.flatten(1).square().mean(dim=1)
-        total = total + ((mean_square + huber**2).sqrt() - huber).mean()
+        total = total + (mean_square + huber**2).sqrt() - huber
     return total / scales
 
 

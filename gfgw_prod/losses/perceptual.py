@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import os
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gfgw_prod.published import VGG16, obtained
 from gfgw_prod.resilience.exit_codes import UserError, one_line
 
 SMALLEST_SIDE = 32  # VGG halves the side four times before the last feature map of LPIPS
@@ -30,44 +29,29 @@ class PerceptualLoss(nn.Module):
         return distances.mean()
 
 
-def build_perceptual(trunk: Path | None) -> PerceptualLoss:
-    """LPIPS with a trunk from ``trunk`` (a torchvision VGG-16 state dict) or else from torchvision's cache or hub.
+def build_perceptual(trunk: Path | None, report: Callable[[str], None] = lambda line: None) -> PerceptualLoss:
+    """LPIPS with a trunk from ``trunk`` (a torchvision VGG-16 state dict) or else torchvision's, cached or fetched.
 
     Raises:
         UserError: if the trunk cannot be reached or does not fit.
     """
     import lpips
-    import torchvision
 
-    weights = torchvision.models.VGG16_Weights.IMAGENET1K_V1
-    file_name = Path(weights.url).name
-    if trunk is not None and not os.path.isfile(trunk):
-        raise UserError(f"loss.lpips_trunk: no file {trunk}; it must hold torchvision's {file_name}")
-    try:
-        if trunk is not None:
+    with obtained(VGG16, trunk, report) as path:
+        try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of a file that is then refused
-                state = torch.load(trunk, map_location="cpu", weights_only=True)
-        else:
-            # torch announces the download, in one of these places.
-            with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
-                state = weights.get_state_dict(progress=False, check_hash=True)
-    except OSError as error:
-        reason = one_line(error, 200)
-        raise UserError(
-            f"loss.lpips {'' if trunk is None else f'trunk {trunk} '}cannot load VGG-16 weights ({reason}); "
-            f"download torchvision's {file_name} and give its path as loss.lpips_trunk, or set loss.lpips 0"
-        ) from None
-    except Exception as error:
-        raise UserError(f"loss.lpips_trunk {trunk} is not a weights file: {one_line(error, 200)}") from None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # lpips builds its trunk with torchvision's old arguments
-        metric = lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False)
-    _load_trunk(metric.net, state, trunk)
+                state = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:
+            raise UserError(f"loss.lpips_trunk {path} is not a weights file: {one_line(error, 200)}") from None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # lpips builds its trunk with torchvision's old arguments
+            metric = lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False)
+        _load_trunk(metric.net, state, path)
     return PerceptualLoss(metric)
 
 
-def _load_trunk(net: nn.Module, state: dict[str, Any], trunk: Path | None) -> None:
+def _load_trunk(net: nn.Module, state: dict[str, Any], trunk: Path) -> None:
     """lpips cuts VGG's ``features`` into slices and keeps their layer numbers, so keys differ only in their prefix."""
     if not isinstance(state, dict):
         raise UserError(f"loss.lpips_trunk {trunk} holds no state dict: not torchvision's VGG-16")

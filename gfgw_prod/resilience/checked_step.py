@@ -20,7 +20,8 @@ from gfgw_prod.distributed.world import World
 from gfgw_prod.resilience.exit_codes import HardwareError
 from gfgw_prod.resilience.number_guard import NumberGuard
 from gfgw_prod.resilience.watchdog import watch
-from gfgw_prod.step import StepResult, TrainingStep
+from gfgw_prod.step import TrainingStep
+from gfgw_prod.step_result import StepResult
 
 MOST_COMPUTATIONS = 5  # of one step, until two agree
 # In the order of the step. A rank alone answers for some; in the others all ranks' numbers have met.
@@ -45,7 +46,8 @@ class Fingerprint:
         for stage, name in enumerate(STAGES):
             if ranks := different[:, stage].nonzero().flatten().tolist():
                 looked = stage != SUM or bool(self.by_rank[:, GRADIENT].any())  # at what each rank brought
-                known = stage in OWN or len(different) == 1 or (len(ranks) < len(different) and looked)
+                most = 1 if stage == SUM else len(different) - 1  # a slice of the sum that several hold is nobody's own
+                known = stage in OWN or len(different) == 1 or (len(ranks) <= most and looked)
                 return name, ranks if known else []
         return None
 
@@ -96,6 +98,8 @@ class CheckedStep:
         if objection is None:
             self._guard.accept(numbers)
             self._step.apply(result)
+        elif self._step.loosen():
+            self._report(f"step {step + 1} has {objection}; the loss scale is halved, and the step left out")
         else:
             self._guard.skip()
             self._step.skip()
@@ -108,9 +112,12 @@ class CheckedStep:
             "run/audits": self.audits,
             "run/wrong_computations": self.wrong,
             "run/hardware_errors": list(self.errors),
-            "run/skipped_steps": self._guard.skipped,
-            "run/rollbacks": self._guard.rollbacks,
+            **{f"run/{name}": count for name, count in self._guard.counts().items()},
         }
+
+    def figures(self) -> dict[str, float]:
+        """How long the phases of steps took since the last call, and the loss scale, by tag of the catalogue."""
+        return {**self._step.clock.take(), "optimizer/loss_scale": self._step.precision.scale}
 
     def check_replicas(self, state: Mapping[str, Tensor]) -> None:
         """Compares what every rank holds whole, and must be the same on all, before it is saved. Collective.

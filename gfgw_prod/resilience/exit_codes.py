@@ -2,11 +2,49 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 FINISHED = 0
 CRASHED = 1  # worth a restart
 BAD_INPUT = 2  # will fail again: do not restart
 PREEMPTED = 75  # state saved: requeue
 CRASH_LOOP = 76  # no progress across restarts: stop and alert
+INTERRUPTED = 130  # Ctrl-C, as shells have it
+
+
+class Code(NamedTuple):
+    """An exit code as docs/exit-codes.md tells it; ``number`` is a word where there are many."""
+
+    number: int | str
+    meaning: str
+    launcher: str
+
+
+CODES = (
+    Code(FINISHED, "finished", "stop"),
+    Code(BAD_INPUT, "bad configuration or input: will fail again; one line on stderr names the setting", "stop"),
+    Code(
+        PREEMPTED,
+        "told to stop (SIGTERM, SIGUSR1; Ctrl-C to the launcher), state saved: the same command goes on from there",
+        "queue the job again",
+    ),
+    Code(
+        CRASH_LOOP,
+        "no progress: checkpoints could not be saved, restarts brought no new one, or bad numbers came back",
+        "stop; somebody must look",
+    ),
+    Code(
+        INTERRUPTED,
+        "Ctrl-C to a command that runs alone; a run or a packing goes on from what is saved",
+        "as for a crash",
+    ),
+    Code(
+        "other",
+        "crash, a rank that made no progress, or standard output that nobody reads; commands that keep no state are "
+        "ended by any signal, in a shell 128 and its number",
+        "restart, then give up",
+    ),
+)
 
 
 class UserError(ValueError):

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from gfgw_prod.checkpoint.digest import weights_digest
+from gfgw_prod.data.settings import DataSettings
 from gfgw_prod.resilience.exit_codes import UserError
 
 if TYPE_CHECKING:
@@ -35,13 +36,16 @@ FREE = frozenset(
         "run.dir",
         "run.device",
         "run.allow_changes",
-        "data.path",
-        "data.download",
         "features.weights",
+        "features.cache",
         "generator.pretrained",
         "loss.lpips_trunk",
         "train.total_kimg",
+        "train.kept_passes",
+        "generator.checkpoint_activations",
         "distributed.strategy",
+        "distributed.shard_ranks",
+        "distributed.sync_each_turn",
         "distributed.timeout_seconds",
         "resilience.hang_seconds",
         "resilience.max_no_progress",
@@ -49,7 +53,9 @@ FREE = frozenset(
         "resilience.straggler_ratio",
     }
 )
-FREE_SECTIONS = ("checkpoint.", "telemetry.")
+# Of the data, what they are has a fingerprint, however they were found, decoded and brought.
+FREE |= {f"data.{name}" for name in DataSettings.model_fields} - {"data.flip"}
+FREE_SECTIONS = ("checkpoint.", "telemetry.", "evaluation.")
 # Settings in which the ranks of a job may differ: all others say when, and on what, ranks meet.
 OF_A_RANK = frozenset(
     {
@@ -57,13 +63,21 @@ OF_A_RANK = frozenset(
         "data.path",
         "data.download",
         "features.weights",
+        "features.cache",
         "generator.pretrained",
         "loss.lpips_trunk",
+        "evaluation.inception",
+        "evaluation.dinov2",
         "telemetry.prometheus_port",
         "telemetry.prometheus_address",
         "telemetry.progress",
     }
 )
+
+
+def is_free(setting: str) -> bool:
+    """Whether a run may go on with another value of it."""
+    return setting in FREE or setting.startswith(FREE_SECTIONS)
 
 
 def arithmetic_of(device: torch.device) -> str:
@@ -109,7 +123,7 @@ def changes(manifest: dict[str, Any], facts: dict[str, Any]) -> list[str]:
     found = [
         f"{name} {old.get(name)!r} -> {new.get(name)!r}"
         for name in sorted(old.keys() | new.keys())
-        if old.get(name) != new.get(name) and name not in FREE and not name.startswith(FREE_SECTIONS)
+        if old.get(name) != new.get(name) and not is_free(name)
     ]
     for fact, name in (("data_fingerprint", "the data set itself"), ("frozen_weights", "the frozen networks' weights")):
         if manifest[fact] != facts[fact]:

@@ -18,6 +18,7 @@ WINDOW = 64  # steps whose numbers are remembered
 ENOUGH = 16  # of them, before a spike is one
 NAMES = ("gradient norm", "loss")
 ACCEPTED, SKIPPED, IN_A_ROW, ROLLED_BACK = range(4)
+COUNTS = ("skipped_steps", "rollbacks")  # what others call two of these
 
 
 class NumberGuard:
@@ -68,6 +69,10 @@ class NumberGuard:
     def rollbacks(self) -> int:
         """How often the run went back to a checkpoint."""
         return int(self._counts[ROLLED_BACK])
+
+    def counts(self) -> dict[str, int]:
+        """What has happened in the life of the run, by name of a manifest's fact and, after ``run/``, of a metric."""
+        return dict(zip(COUNTS, (self.skipped, self.rollbacks), strict=True))
 
     @property
     def wants_rollback(self) -> bool:

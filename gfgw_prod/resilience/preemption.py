@@ -12,10 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from gfgw_prod.distributed.world import World
-from gfgw_prod.resilience.signals import PREEMPTION, leave, starting
-
-# A scheduler signals every process of a job, and the launcher passes on what it gets: one request arrives twice.
-SAME_REQUEST_SECONDS = 5.0
+from gfgw_prod.resilience.signals import PREEMPTION, SAME_REQUEST_SECONDS, leave, starting
 
 
 class ToldToStopError(Exception):

@@ -4,12 +4,17 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from types import FrameType
 
 from gfgw_prod.resilience.exit_codes import PREEMPTED
 
 STOP = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1)
 PREEMPTION = (signal.SIGTERM, signal.SIGUSR1)  # of a run; Ctrl-C is an interrupt
+# A scheduler signals every process of a job, and the launcher passes on what it gets: one request arrives twice.
+SAME_REQUEST_SECONDS = 5.0
 
 before_leaving: list[Callable[[], None]] = []  # what has to be put in order, by any thread, when a signal ends a run
 
@@ -31,6 +36,34 @@ def leave() -> None:
             action()
     finally:
         os._exit(PREEMPTED)
+
+
+class StoppedError(BaseException):
+    """A stop signal came. No handler of errors takes it for one of what was being done."""
+
+
+@contextmanager
+def stop_raises() -> Iterator[None]:
+    """Within, SIGTERM and SIGUSR1 raise ``StoppedError`` in the main thread; again, later, they end the process."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    told_at: list[float] = []
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        if not told_at:
+            told_at.append(time.monotonic())
+            raise StoppedError
+        if time.monotonic() - told_at[0] > SAME_REQUEST_SECONDS:
+            leave()
+
+    before = {number: signal.signal(number, stop) for number in PREEMPTION}
+    starting.end()
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
 
 
 def finish_what_is_left() -> None:
@@ -76,6 +109,6 @@ starting = Starting()
 
 
 def leave_before_training() -> None:
-    """Make a stop signal end a run that is still starting."""
-    if sys.argv[1:2] == ["train"]:
+    """Make a stop signal end a run, or a packing, that is still starting."""
+    if sys.argv[1:2] in (["train"], ["pack"]):
         starting.begin()

@@ -50,8 +50,12 @@ class StacksFile:
             self.path.parent.rmdir()
 
 
-def tell_of_hangs(run_dir: Path, report: Callable[[str], None]) -> None:
-    """Says in a line which ranks of the last start left their stacks, and gives their files names that stay."""
+def tell_of_hangs(run_dir: Path, report: Callable[[str], None]) -> bool:
+    """Says in a line which ranks of the last start left their stacks, and gives their files names that stay.
+
+    Returns:
+        Whether any did.
+    """
     files = {int(file.stem[5:]): file for file in run_dir.glob("stacks/rank-*.txt") if file.stem[5:].isdigit()}
     stuck = []
     with suppress(OSError):
@@ -73,3 +77,4 @@ def tell_of_hangs(run_dir: Path, report: Callable[[str], None]) -> None:
     else:
         with suppress(OSError):
             (run_dir / "stacks").rmdir()
+    return bool(stuck)

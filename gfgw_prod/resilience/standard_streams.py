@@ -22,9 +22,14 @@ def open_closed_streams() -> None:
 def tell(line: str) -> None:
     """One line on standard error, as far as it can be written. A name may hold line breaks and control characters."""
     try:
-        print("".join(c if c.isprintable() else repr(c)[1:-1] for c in line), file=sys.stderr, flush=True)
+        print(printable(line), file=sys.stderr, flush=True)
     except OSError:  # a full disk, a pipe that nobody reads: the exit code tells enough
         _discard(2)
+
+
+def printable(text: str) -> str:
+    """A text with line breaks and control characters spelt out."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def output_error(*, failed: bool = False) -> OSError | None:

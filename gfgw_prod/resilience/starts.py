@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import threading
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -14,15 +15,18 @@ from gfgw_prod.checkpoint.reading import candidates
 from gfgw_prod.checkpoint.storage import Storage
 from gfgw_prod.distributed.world import World
 from gfgw_prod.resilience.exit_codes import NoProgressError, UserError, reason
+from gfgw_prod.resilience.presence import Presence
 from gfgw_prod.resilience.signals import before_leaving
 
 FILE = "starts.json"
+WRITTEN_SECONDS = 2.0  # at most, until rank 0 has counted a start that all ranks know of
 
 
 class Starts:
     """How often a run was started from where it is without coming further, in a file of the run directory.
 
-    As a context it is the life of this start: one that ends in order is not counted.
+    As a context it is the life of this start: one that ends in order is not counted. Rank 0 counts, and takes back; so
+    does any rank that is told to stop, for its peers then crash for want of it.
 
     Args:
         most: restarts without a new checkpoint.
@@ -30,6 +34,7 @@ class Starts:
 
     def __init__(self, run_dir: Path, most: int, world: World):
         self._file, self._most, self._world = run_dir / FILE, most, world
+        self._present = Presence(run_dir, world.rank, world.world_size)
         self._step = self._before = 0
         self._counts = False
         self._lock = threading.RLock()  # a signal may end the run in any thread, also within a handler
@@ -44,7 +49,7 @@ class Starts:
             NoProgressError: if too many were counted before.
             UserError: if a storage cannot be read.
         """
-        problem = None
+        problem, before = None, 0
         step = self._world.together(lambda: _newest_step(storages) if self._world.is_main else 0)
         if self._world.is_main:
             last, before = self._read()
@@ -56,14 +61,20 @@ class Starts:
                     f"they were. When the cause is mended, remove {self._file} (or raise resilience.max_no_progress, "
                     f"now {self._most})"
                 )
-            else:
-                before_leaving.append(self.forget)
-                with self._lock:
-                    self._step, self._before, self._counts = step, before, True
-                    self._write(before + 1)
-        problem = self._world.share(problem)
+        problem, step, before = self._world.share((problem, step, before))
         if problem is not None:
             raise NoProgressError(problem)
+        self._present.begin()
+        before_leaving.append(self.told_to_stop)
+        with self._lock:
+            self._step, self._before = step, before
+            self._counts = True
+        # From here on every rank can take the start back, and knows whether another has gone. Only then it is counted.
+        self._world.barrier()
+        if self._world.is_main:
+            with self._lock:
+                if self._counts:
+                    self._write(before + 1)
 
     def forget(self) -> None:
         """This start ends in order, and is no crash."""
@@ -72,12 +83,34 @@ class Starts:
                 self._counts = False
                 self._write(self._before)
 
+    def told_to_stop(self) -> None:
+        """This rank leaves because of a signal. It is the run that was told to stop, unless a rank had gone before.
+
+        A launcher sends the same signal to those that are left after a crash, which counts. Of ranks that are all told
+        to stop the first to leave finds the others there.
+        """
+        with self._lock:
+            if not self._counts or not self._present.all():
+                return
+            if not self._world.is_main:
+                # Nothing is taken back from another start that has begun meanwhile, or before it has been counted.
+                deadline = time.monotonic() + WRITTEN_SECONDS
+                while self._read() != (self._step, self._before + 1):
+                    if time.monotonic() > deadline:
+                        return
+                    time.sleep(0.02)
+            self.forget()
+
     def __enter__(self) -> Starts:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        if kind is None or issubclass(kind, UserError | NoProgressError | KeyboardInterrupt):
+        orderly = kind is None or issubclass(kind, UserError | NoProgressError | KeyboardInterrupt)
+        if orderly and self._world.is_main:
             self.forget()
+        with self._lock:
+            self._counts = False  # a signal from here on comes after the end
+        self._present.end()
 
     def _read(self) -> tuple[int, int]:
         try:
@@ -87,7 +120,7 @@ class Starts:
             return 0, 0
 
     def _write(self, starts: int) -> None:
-        partial = self._file.with_name(f".{FILE}.partial")
+        partial = self._file.with_name(f".{FILE}.{self._world.rank}.partial")
         with suppress(OSError):  # a full disk has its own consequences
             with partial.open("w", encoding="utf-8") as file:
                 json.dump({"step": self._step, "starts": starts}, file)

@@ -41,7 +41,7 @@ class Watch:
         If nothing can be written there, they go to standard error.
         """
         self._limit, self._tick, self._rank = limit_seconds, min(TICK_SECONDS, limit_seconds / 4), rank
-        before_leaving.append(self._discard)
+        before_leaving.append(self._end)
         over = threading.Event()
         with suppress(OSError):
             self._file = StacksFile(run_dir, rank)
@@ -54,9 +54,7 @@ class Watch:
         finally:
             over.set()
             with self._lock:
-                self._limit = 0.0
-                faulthandler.cancel_dump_traceback_later()
-            self._discard()
+                self._end()
 
     def progress(self, doing: str | None = None) -> None:
         """A sign of progress, and what comes next."""
@@ -115,10 +113,19 @@ class Watch:
             flush=True,
         )
 
-    def _discard(self) -> None:
-        if self._file is not None:
-            self._file.discard()
-            self._file = None
+    def _end(self) -> None:
+        """Ends the watch; takes no lock, as it may be called by a signal's handler. The file goes, with one exception.
+
+        A process that was stopped for too long goes on when its peers have left, and may see that they have before its
+        own timer runs out.
+        """
+        stuck, file = self.silence() >= self._limit > 0, self._file
+        self._limit, self._file = 0.0, None
+        faulthandler.cancel_dump_traceback_later()
+        if file is not None and stuck:
+            faulthandler.dump_traceback(file.fileno())
+        elif file is not None:
+            file.discard()
 
 
 watch = Watch()

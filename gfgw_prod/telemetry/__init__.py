@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from gfgw_prod.telemetry.catalogue import BY_TAG
-from gfgw_prod.telemetry.sinks import JsonLines, Progress, Prometheus, Sink, TensorBoard, Values
+from gfgw_prod.telemetry.exposition import Prometheus
+from gfgw_prod.telemetry.sinks import JsonLines, Sink, TensorBoard, Values
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
-
-    from gfgw_prod.config import TelemetrySettings
 
 
 class Telemetry:
@@ -25,27 +25,35 @@ class Telemetry:
     @classmethod
     def open(
         cls,
-        settings: TelemetrySettings,
         run_dir: Path,
         registry: CollectorRegistry | None = None,
         *,
         step: int,
         images: int,
-        total_images: int,
         saved_at: float,
+        known: Values | None = None,
+        build: Mapping[str, str] | None = None,
+        resolved: str = "",
     ) -> Telemetry:
-        """All sinks of a run that starts or resumes at ``step``, from a state saved at ``saved_at`` (seconds, epoch).
+        """All sinks of a run that starts or resumes at ``step``.
 
         Args:
             registry: what the endpoint serves, if there is one.
+            saved_at: from when on the age of the last checkpoint counts, seconds since the epoch.
+            known: values by tag that a scraper is told before the first record.
+            build: labels of ``run/build``.
+            resolved: the whole configuration as text.
         """
         sinks: list[Sink] = []
         if registry is not None:
-            sinks.append(Prometheus(registry, saved_at))
+            sinks.append(Prometheus(registry, saved_at, known, build))
         sinks.append(JsonLines(run_dir / "stats.jsonl", step))
-        sinks.append(TensorBoard(run_dir / "tensorboard", images))
-        sinks.append(Progress(settings.progress, images, total_images))
+        sinks.append(TensorBoard(run_dir / "tensorboard", images, resolved))
         return cls(sinks)
+
+    def add(self, sink: Sink) -> None:
+        """One more sink, for what comes from now on."""
+        self._sinks.append(sink)
 
     def record(self, step: int, images: int, values: Values) -> None:
         """Values by tag of the catalogue."""

@@ -1,52 +1,98 @@
-"""Every metric in one place: what it is called in TensorBoard and ``stats.jsonl``, and what Prometheus sees."""
+"""Every metric in one place: what it is called in TensorBoard and ``stats.jsonl``, and what Prometheus sees.
+
+``docs/metrics.md`` is made from it (``make docs``).
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal
-
+from gfgw_prod.resilience.causes import CAUSES
+from gfgw_prod.telemetry.metric import Metric
+from gfgw_prod.telemetry.phases import STEP_PHASES
 from gfgw_prod.telemetry.startup import PHASES
 
-
-@dataclass(frozen=True)
-class Metric:
-    """A metric. ``tag`` names it in TensorBoard and JSON; ``prometheus``, with fixed labels, on the endpoint.
-
-    A metric ``by`` something is a list: in JSON as it is, on the endpoint with the index as that label's value.
-    """
-
-    tag: str
-    prometheus: str
-    kind: Literal["gauge", "counter"]
-    help: str
-    labels: dict[str, str] = field(default_factory=dict)
-    by: str = ""
+GPU, RANKS_ON_CPU, COUPLED = "on GPUs", "on CPUs", "with a coupling"
+LOCAL, SAVED = "checkpoints on a local disk", "from the first save on"
+EVALUATED = "with evaluation.every_kimg"
+LOSS_TERMS = ("flow", "feature", "structure", "energy", "lpips", "consistency", "boundary")
+MEASURED = f"{EVALUATED}, those of evaluation.metrics"
 
 
 def _loss(term: str) -> Metric:
-    return Metric(f"loss/{term}", "gfgw_loss", "gauge", "Loss of the last recorded step, by term.", {"term": term})
+    there = "" if term == "total" else "each with its weight"
+    told = "Loss of the last recorded step that has the term."
+    return Metric(f"loss/{term}", "gfgw_loss", "gauge", told, {"term": term}, when=there)
 
+
+def _evaluation(figure: str) -> Metric:
+    told = "Figures of the last evaluation of averaged weights (docs/evaluation.md)."
+    return Metric(f"evaluation/{figure}", "gfgw_evaluation", "gauge", told, {"figure": figure}, when=MEASURED)
+
+
+def _coupling(figure: str, told: str) -> Metric:
+    return Metric(f"transport/{figure}", f"gfgw_transport_{figure}", "gauge", told, when=COUPLED)
+
+
+EVALUATION = (
+    *("fd", "kid", "kid_std", "precision", "recall", "coverage", "class_coverage_least", "class_divergence"),
+    *("class_agreement", "memorisation", "copies", "fid", "fd_dinov2"),
+)
 
 CATALOGUE: tuple[Metric, ...] = (
-    *(_loss(term) for term in ("total", "flow", "feature", "structure", "lpips", "boundary")),
+    *(_loss(term) for term in ("total", *LOSS_TERMS)),
     Metric("run/images", "gfgw_images_seen", "counter", "Images seen since the run began."),
+    Metric("run/planned_images", "gfgw_images_planned", "gauge", "Images that the whole run sees."),
     Metric("run/steps", "gfgw_steps", "counter", "Optimisation steps made since the run began."),
-    Metric("speed/step_seconds", "gfgw_step_seconds", "gauge", "Mean wall time of a step since the last record."),
-    Metric("speed/images_per_second", "gfgw_images_per_second", "gauge", "Images per second since the last record."),
+    Metric(
+        "speed/step_seconds",
+        "gfgw_step_seconds",
+        "gauge",
+        "Mean wall time of a step since the last record, without evaluations.",
+    ),
+    *(
+        Metric(
+            f"speed/phase/{phase}",
+            "gfgw_step_phase_seconds",
+            "gauge",
+            "Time of a step by phase: mean since the last record on CPUs, the last step on GPUs.",
+            {"phase": phase},
+        )
+        for phase in STEP_PHASES
+    ),
+    Metric(
+        "speed/images_per_second",
+        "gfgw_images_per_second",
+        "gauge",
+        "Images per second since the last record, without evaluations.",
+        unit="images per second",
+    ),
     Metric(
         "speed/rank_step_seconds",
         "gfgw_rank_step_seconds",
         "gauge",
         "Time of a step without waiting for other ranks, mean since the last record (CPU only).",
         by="rank",
+        when=RANKS_ON_CPU,
     ),
     Metric(
         "speed/slowest_ratio",
         "gfgw_slowest_ratio",
         "gauge",
         "Time of a step without waiting, of the slowest rank over the median of all.",
+        when=RANKS_ON_CPU,
     ),
-    Metric("speed/slowest_rank", "gfgw_slowest_rank", "gauge", "The rank whose steps take longest without waiting."),
+    Metric(
+        "speed/slowest_rank",
+        "gfgw_slowest_rank",
+        "gauge",
+        "The rank whose steps take longest without waiting.",
+        when=RANKS_ON_CPU,
+    ),
+    Metric(
+        "speed/data_wait_ratio",
+        "gfgw_data_wait_ratio",
+        "gauge",
+        "Share of the time since the last record that steps waited for images, of the rank that waited most.",
+    ),
     *(
         Metric(
             f"startup/{phase}",
@@ -54,20 +100,33 @@ CATALOGUE: tuple[Metric, ...] = (
             "gauge",
             "Time from the start of rank 0, or of its launcher, to the end of its first step, by phase.",
             {"phase": phase},
+            when={"launcher": "under launch/elastic.sh", "bank": "a new run", "checkpoint": "a resumed run"}.get(
+                phase, ""
+            ),
         )
         for phase in PHASES
     ),
     Metric("optimizer/gradient_norm", "gfgw_gradient_norm", "gauge", "Gradient norm before clipping."),
     Metric("optimizer/learning_rate", "gfgw_learning_rate", "gauge", "Learning rate of the last step."),
+    Metric("optimizer/ema_halflife_images", "gfgw_ema_halflife_images", "gauge", "Half-life of the averaged weights."),
+    Metric("optimizer/loss_scale", "gfgw_loss_scale", "gauge", "Factor on losses under fp16; else 1."),
+    *(
+        Metric(
+            f"schedule/time_{bound}",
+            "gfgw_time_bound",
+            "gauge",
+            "Range of training times t of the present stage; 0 is data, 1 is noise.",
+            {"bound": bound},
+        )
+        for bound in ("low", "high")
+    ),
     Metric("transport/epsilon", "gfgw_transport_epsilon", "gauge", "Entropic regularisation of the coupling."),
     Metric("transport/structure_weight", "gfgw_transport_structure_weight", "gauge", "Weight of the structure term."),
-    Metric("transport/marginal_error", "gfgw_transport_marginal_error", "gauge", "L1 error of the plan's marginals."),
-    Metric(
-        "transport/outer_iterations", "gfgw_transport_outer_iterations", "gauge", "Linearisations of the last step."
-    ),
-    Metric("transport/inner_iterations", "gfgw_transport_inner_iterations", "gauge", "Sinkhorn iterations, last step."),
-    Metric("transport/converged", "gfgw_transport_converged", "gauge", "1 if the last coupling met its tolerance."),
-    Metric("transport/sharpness", "gfgw_transport_sharpness", "gauge", "Entropy of the plan: 0 one-to-one, 1 blind."),
+    _coupling("marginal_error", "L1 error of the plan's marginals."),
+    _coupling("outer_iterations", "Linearisations of the last step."),
+    _coupling("inner_iterations", "Sinkhorn iterations, last step."),
+    _coupling("converged", "1 if the last coupling met its tolerance."),
+    _coupling("sharpness", "Entropy of the plan: 0 one-to-one, 1 blind."),
     Metric(
         "transport/bank_share",
         "gfgw_transport_bank_share",
@@ -82,8 +141,59 @@ CATALOGUE: tuple[Metric, ...] = (
         "gauge",
         "CRC-32 of the last batch's row ids, streamed and matched: equal in runs that see the same.",
     ),
-    Metric("run/world_size", "gfgw_world_size", "gauge", "Ranks that train."),
+    *(_evaluation(figure) for figure in EVALUATION),
+    Metric(
+        "evaluation/seconds", "gfgw_evaluation_seconds", "gauge", "Wall time of the last evaluation.", when=EVALUATED
+    ),
+    Metric(
+        "run/evaluating",
+        "gfgw_evaluating",
+        "gauge",
+        "1 while samples are measured, when no steps are made. On every node; not in TensorBoard or stats.jsonl.",
+    ),
+    Metric(
+        "run/started",
+        "gfgw_started",
+        "gauge",
+        "1 once data and networks are there and the run begins, or goes on. As the one above.",
+    ),
+    Metric("run/world_size", "gfgw_world_size", "gauge", "Ranks that train.", unit="ranks"),
+    Metric(
+        "run/expected_ranks",
+        "gfgw_expected_ranks",
+        "gauge",
+        "Ranks when all nodes of the job are there, by launch/elastic.sh; else those that train.",
+    ),
     Metric("run/idle_share", "gfgw_idle_share", "gauge", "Share of cell slots that run without weight."),
+    *(
+        Metric(
+            f"run/restarts/{cause}",
+            "gfgw_restarts",
+            "counter",
+            "Starts of the run after the first, by what ended the one before.",
+            {"cause": cause},
+        )
+        for cause in CAUSES
+    ),
+    Metric(
+        "run/lost_images",
+        "gfgw_lost_images",
+        "counter",
+        "Images seen after the checkpoint from which the run had to start again, in the whole run.",
+    ),
+    Metric(
+        "run/productive_seconds",
+        "gfgw_productive_seconds",
+        "gauge",
+        "Time in steps that count, in the whole run; what is lost is taken back.",
+    ),
+    Metric(
+        "run/running_seconds",
+        "gfgw_running_seconds",
+        "gauge",
+        "Time since the run began, without evaluations and what lies between an orderly stop and the next start.",
+    ),
+    Metric("run/goodput", "gfgw_goodput_ratio", "gauge", "Productive over running time, in the whole run."),
     Metric("run/audits", "gfgw_audits", "counter", "Steps of this process that were computed again and compared."),
     Metric(
         "run/wrong_computations",
@@ -102,12 +212,39 @@ CATALOGUE: tuple[Metric, ...] = (
     Metric("run/rollbacks", "gfgw_rollbacks", "counter", "Returns to a checkpoint because of bad numbers, whole run."),
     Metric("run/checkpoint_saves", "gfgw_checkpoint_saves", "counter", "Checkpoints written by this process."),
     Metric("run/checkpoint_failures", "gfgw_checkpoint_failures", "counter", "Saves of this process that failed."),
-    Metric("run/checkpoint_seconds", "gfgw_checkpoint_seconds", "gauge", "Wall time of the last save, in background."),
+    Metric(
+        "run/checkpoint_seconds",
+        "gfgw_checkpoint_seconds",
+        "gauge",
+        "Wall time of the last save, in background.",
+        when=SAVED,
+    ),
     Metric(
         "run/checkpoint_blocked_seconds",
         "gfgw_checkpoint_blocked_seconds",
         "gauge",
         "Time for which the last save held up training.",
+        when=SAVED,
+    ),
+    Metric("run/checkpoint_bytes", "gfgw_checkpoint_size_bytes", "gauge", "Size of the last checkpoint.", when=SAVED),
+    Metric(
+        "run/checkpoint_free_bytes",
+        "gfgw_checkpoint_free_bytes",
+        "gauge",
+        "Free space where checkpoints are kept, before the last save.",
+        when=LOCAL,
+    ),
+    Metric(
+        "run/checkpoint_images",
+        "gfgw_checkpoint_images",
+        "gauge",
+        "Images seen when the last checkpoint was made; what came since is lost in a crash.",
+    ),
+    Metric(
+        "run/checkpoint_interval_images",
+        "gfgw_checkpoint_interval_images",
+        "gauge",
+        "Images between checkpoints, by checkpoint.every_kimg.",
     ),
     Metric("run/uploads", "gfgw_checkpoint_uploads", "counter", "Checkpoints uploaded by this process."),
     Metric("run/upload_failures", "gfgw_checkpoint_upload_failures", "counter", "Uploads that failed."),
@@ -116,7 +253,37 @@ CATALOGUE: tuple[Metric, ...] = (
         "run/checkpoint_age_seconds",
         "gfgw_checkpoint_age_seconds",
         "gauge",
-        "Time since the last checkpoint, or since start.",
+        "Time since the last checkpoint, or since this start if that is later.",
+    ),
+    Metric("memory/resident_bytes", "gfgw_resident_memory_bytes", "gauge", "Main memory that a rank holds.", by="rank"),
+    Metric(
+        "memory/available_bytes",
+        "gfgw_available_memory_bytes",
+        "gauge",
+        "Main memory that is left on a rank's host.",
+        by="rank",
+    ),
+    Metric(
+        "memory/gpu_peak_bytes",
+        "gfgw_gpu_memory_peak_bytes",
+        "gauge",
+        "Most GPU memory that a rank's tensors took since the last record.",
+        by="rank",
+        when=GPU,
+    ),
+    Metric(
+        "memory/gpu_reserved_bytes",
+        "gfgw_gpu_memory_reserved_bytes",
+        "gauge",
+        "GPU memory that a rank's allocator holds.",
+        by="rank",
+        when=GPU,
+    ),
+    Metric(
+        "run/build",
+        "gfgw_build",
+        "info",
+        "Versions of what runs: package, Python, torch, CUDA; and the model of the device.",
     ),
 )
 

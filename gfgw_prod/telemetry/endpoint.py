@@ -2,25 +2,37 @@
 
 from __future__ import annotations
 
+import io
 import json
 import socket
 import socketserver
 import sys
 import threading
-from typing import Any
-from urllib.parse import urlsplit
+import time
+from contextlib import suppress
+from http import HTTPStatus
+from typing import IO, Any
 
-from prometheus_client import CollectorRegistry, MetricsHandler
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import choose_encoder
 from prometheus_client.process_collector import ProcessCollector
 
 from gfgw_prod.resilience.exit_codes import UserError
 from gfgw_prod.telemetry.health import Health
 
+PROMPT_SECONDS = 0.002  # to say what one wants, and be answered at once
+FRESH_SECONDS = 1.0  # for which a page of metrics is served again: many scrapers cost as much as one
+LONGEST_SECONDS = 10.0  # of a connection, however slowly its client speaks or listens
+MOST_CONNECTIONS = 512  # at once; one more is turned away
+LONGEST_LINE, MOST_HEADERS = 8192, 100  # bytes, and lines, of a request
+PLAIN = "text/plain; charset=utf-8"
+
 
 class Endpoint:
-    """Answers from threads of its own, which do not hold up the end of the process.
+    """Answers from threads of its own, which do not hold up the end of the process, or a step.
 
     `/live` and `/ready` answer 200 or 503, with what `Health` says as a line of JSON. `/metrics` serves ``registry``.
+    There is nothing else, and nothing that a client says is kept, run or looked up.
 
     Raises:
         UserError: if the port cannot be bound.
@@ -32,7 +44,7 @@ class Endpoint:
         try:
             # An address may be of either family, or a name.
             family, *_, place = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-            self._server = _Server(family, place, _handler(self.registry, health))
+            self._server = _Server(family, place, _Answers(self.registry, health))
         except (OSError, UnicodeError) as error:
             reason = getattr(error, "strerror", None) or "no such address"
             raise UserError(
@@ -48,46 +60,131 @@ class Endpoint:
         self._thread.join()
 
 
+class _Pages:
+    """Pages of metrics by format, made once for all who ask within a second."""
+
+    def __init__(self, registry: CollectorRegistry):
+        self._registry, self._lock = registry, threading.Lock()
+        self._made: dict[str, tuple[float, bytes]] = {}
+
+    def get(self, accept: str) -> tuple[str, bytes]:
+        """Content type and page."""
+        encoder, kind = choose_encoder(accept)
+        with self._lock:
+            when, page = self._made.get(kind, (0.0, b""))
+            if not page or time.monotonic() - when >= FRESH_SECONDS:
+                page = encoder(self._registry)
+                self._made[kind] = time.monotonic(), page
+        return kind, page
+
+
+class _Answers:
+    """What is answered to a request. The standard library's own parser takes as long as all the rest."""
+
+    def __init__(self, metrics: CollectorRegistry, health: Health):
+        self._probes, self._pages = {b"/live": health.live, b"/ready": health.ready}, _Pages(metrics)
+
+    def to(self, said: IO[bytes]) -> bytes:
+        """A whole answer."""
+        status, kind, body = self._chosen(said)
+        head = (
+            f"HTTP/1.1 {status.value} {status.phrase}\r\nContent-Type: {kind}\r\n"
+            f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+        )
+        return head.encode() + body
+
+    def _chosen(self, said: IO[bytes]) -> tuple[HTTPStatus, str, bytes]:
+        line = said.readline(LONGEST_LINE)
+        words = line.split()
+        if len(words) != 3 or not line.endswith(b"\n") or not words[2].startswith(b"HTTP/1."):
+            return HTTPStatus.BAD_REQUEST, PLAIN, b"this is no request\n"
+        accept = ""
+        for _ in range(MOST_HEADERS):
+            header = said.readline(LONGEST_LINE)
+            if header.strip() == b"":
+                break
+            name, _, value = header.partition(b":")
+            if name.lower() == b"accept":
+                accept = value.decode("latin-1")
+            if not header.endswith(b"\n"):
+                return HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, PLAIN, b"a header is too long\n"
+        else:
+            return HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, PLAIN, b"too many headers\n"
+        if words[0] != b"GET":
+            return HTTPStatus.METHOD_NOT_ALLOWED, PLAIN, b"there is only GET\n"
+        path = words[1].partition(b"?")[0]
+        if path == b"/metrics":
+            return HTTPStatus.OK, *self._pages.get(accept)
+        if path in self._probes:
+            answer = self._probes[path]()
+            status = HTTPStatus.OK if answer["ok"] else HTTPStatus.SERVICE_UNAVAILABLE
+            return status, "application/json", f"{json.dumps(answer)}\n".encode()
+        return HTTPStatus.NOT_FOUND, PLAIN, b"there are /live, /ready and /metrics\n"
+
+
 class _Server(socketserver.ThreadingTCPServer):
     # Not http.server's, which asks the name service for this host's full name and may wait for it.
     allow_reuse_address = True
     daemon_threads = True
     block_on_close = False
-    request_queue_size = 32
+    request_queue_size = 512
 
-    def __init__(self, family: socket.AddressFamily, place: Any, handler: type[MetricsHandler]):
-        self.address_family = family
-        super().__init__(place, handler)
+    def __init__(self, family: socket.AddressFamily, place: Any, answers: _Answers):
+        self.address_family, self._answers = family, answers
+        self._since: dict[socket.socket, float] = {}  # open connections; a dictionary's own operations are whole
+        self._rest: dict[socket.socket, bytes] = {}  # of answers that were not taken at once
+        super().__init__(place, socketserver.BaseRequestHandler)
+
+    def verify_request(self, request: Any, client_address: Any) -> bool:
+        """Whether there is room for one more."""
+        if len(self._since) >= MOST_CONNECTIONS:
+            return False
+        self._since[request] = time.monotonic()
+        return True
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Answers at once whoever has said all and takes all; others get a thread, which costs several times more."""
+        request.settimeout(PROMPT_SECONDS)
+        said = b""
+        with suppress(TimeoutError):
+            said = request.recv(LONGEST_LINE, socket.MSG_PEEK)
+        if b"\r\n\r\n" not in said:
+            super().process_request(request, client_address)
+            return
+        request.recv(len(said))
+        answer = self._answers.to(io.BytesIO(said))
+        request.setblocking(False)
+        with suppress(BlockingIOError):
+            answer = answer[request.send(answer) :]
+        if answer:
+            self._rest[request] = answer
+            super().process_request(request, client_address)
+        else:
+            self.shutdown_request(request)
+
+    def finish_request(self, request: Any, client_address: Any) -> None:
+        """In a thread: waits for what is still to be said, and to be taken."""
+        request.settimeout(LONGEST_SECONDS)
+        if (answer := self._rest.pop(request, None)) is None:
+            with request.makefile("rb") as said:
+                answer = self._answers.to(said)
+        request.sendall(answer)
+
+    def shutdown_request(self, request: Any) -> None:
+        """A connection ends."""
+        self._since.pop(request, None)
+        super().shutdown_request(request)
+
+    def service_actions(self) -> None:
+        """Cuts connections that have taken too long, several times a second."""
+        now = time.monotonic()
+        for request, since in list(self._since.items()):
+            if now - since > LONGEST_SECONDS:
+                self._since.pop(request, None)
+                with suppress(OSError):
+                    request.shutdown(socket.SHUT_RDWR)  # wakes its thread, which closes it
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that went away is no news; anything else is an error of ours."""
         if not isinstance(sys.exception(), OSError):
             super().handle_error(request, client_address)
-
-
-def _handler(metrics: CollectorRegistry, health: Health) -> type[MetricsHandler]:
-    pages = {"/live": health.live, "/ready": health.ready}
-
-    class Handler(MetricsHandler):
-        registry = metrics
-        timeout = 10  # seconds for a client to say what it wants
-
-        def do_GET(self) -> None:  # noqa: N802 - named by the standard library
-            path = urlsplit(self.path).path
-            if path == "/metrics":
-                super().do_GET()
-            elif path in pages:
-                answer = pages[path]()
-                self._reply(200 if answer["ok"] else 503, "application/json", json.dumps(answer))
-            else:
-                self._reply(404, "text/plain; charset=utf-8", "there are /live, /ready and /metrics")
-
-        def _reply(self, status: int, kind: str, line: str) -> None:
-            body = f"{line}\n".encode()
-            self.send_response(status)
-            self.send_header("Content-Type", kind)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-    return Handler

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 
@@ -18,13 +19,29 @@ class Health:
     def __init__(self, hang_seconds: float, silence: Callable[[], float]):
         self._hang_seconds, self._silence = hang_seconds, silence
         self._lock = threading.Lock()
-        self._doing: str | None = "starting"  # None: training
+        self._doing: str | None = "starting: preparing the run directory"  # None: training
         self._step = self._images = 0
 
     def phase(self, doing: str) -> None:
         """What is done instead of steps, in words, from now on."""
         with self._lock:
             self._doing = doing
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Within, samples are measured: no steps are made, and nothing is wrong."""
+        with self._lock:
+            before, self._doing = self._doing, "evaluating"
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._doing = before
+
+    @property
+    def is_evaluating(self) -> bool:
+        """Whether samples are being measured."""
+        return self._doing == "evaluating"
 
     def position(self, step: int, images: int) -> None:
         """Where the run stands before this process has made a step."""
@@ -36,6 +53,11 @@ class Health:
         with self._lock:
             self._step, self._images = step, images
             self._doing = None
+
+    @property
+    def images(self) -> int:
+        """Images seen."""
+        return self._images
 
     def live(self) -> dict[str, Any]:
         """Whether progress was made within ``hang_seconds``; ``why`` says why not."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class Pace:
-    """Figures since the last time they were asked for.
+    """Figures since the last time they were asked for, without the time of evaluations.
 
     Args:
         idle_share: share of cell slots that run without weight.
@@ -16,6 +18,15 @@ class Pace:
         self._batch_size = batch_size
         self._fixed = {"run/world_size": float(world_size), "run/idle_share": idle_share}
         self._then, self._step = time.monotonic(), step
+
+    @contextmanager
+    def standing(self) -> Iterator[None]:
+        """Within, no steps are made, as is intended."""
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            self._then += time.monotonic() - started
 
     def values(self, step: int) -> dict[str, float]:
         """After ``step`` steps, by tag of the catalogue."""

@@ -8,15 +8,13 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
-from gfgw_prod.telemetry.catalogue import BY_TAG, CATALOGUE
+from gfgw_prod.telemetry.layout import custom_scalars
 
-if TYPE_CHECKING:
-    from prometheus_client import CollectorRegistry
-
+TAIL_BYTES = 1 << 16
 Values = Mapping[str, float | Sequence[float]]
 
 
@@ -53,6 +51,18 @@ class JsonLines:
         self._file.close()
 
 
+def last_step_on_record(path: Path) -> int:
+    """The step of the last whole record, read from the end of the file; 0 if there is none."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(path.stat().st_size - TAIL_BYTES, 0))
+            lines = file.read().decode(errors="replace").splitlines()
+    except OSError:
+        return 0
+    steps = [_step_of(line) for line in lines]
+    return int(max((step for step in steps if math.isfinite(step)), default=0))
+
+
 def _finite(value: float | Sequence[float]) -> Any:
     """NaN is no JSON."""
     if isinstance(value, Sequence):
@@ -72,13 +82,20 @@ class TensorBoard:
 
     The horizontal axis is images seen. After a resume, ``purge_step`` hides what a lost process wrote past the
     checkpoint.
+
+    Args:
+        settings: the resolved configuration, shown as text.
     """
 
-    def __init__(self, directory: Path, images_seen: int):
+    def __init__(self, directory: Path, images_seen: int, settings: str = ""):
         from torch.utils.tensorboard import SummaryWriter
 
         purge = images_seen + 1 if images_seen else 0  # records of the resumed position itself stay
         self._writer = SummaryWriter(str(directory), purge_step=purge, flush_secs=5)
+        self._writer.add_custom_scalars(custom_scalars())
+        if settings:
+            block = "".join(f"    {line}\n" for line in settings.splitlines())  # Markdown's for text as it stands
+            self._writer.add_text("config", block, images_seen)
 
     def record(self, step: int, images: int, values: Values) -> None:
         for tag, value in values.items():
@@ -91,52 +108,6 @@ class TensorBoard:
 
     def close(self) -> None:
         self._writer.close()
-
-
-class Prometheus:
-    """The catalogue in the registry that an endpoint serves."""
-
-    def __init__(self, registry: CollectorRegistry, saved_at: float):
-        from prometheus_client import Counter, Gauge
-
-        families: dict[str, Any] = {}
-        for metric in CATALOGUE:
-            if metric.prometheus not in families:
-                kind = Counter if metric.kind == "counter" else Gauge
-                names = (*metric.labels, *filter(None, [metric.by]))
-                families[metric.prometheus] = kind(metric.prometheus, metric.help, labelnames=names, registry=registry)
-        self._series = {
-            metric.tag: families[metric.prometheus].labels(**metric.labels)
-            if metric.labels
-            else families[metric.prometheus]
-            for metric in CATALOGUE
-        }
-        self._counted: dict[tuple[str, str], float] = {}
-        self._saved_at = saved_at
-        self._series["run/checkpoint_age_seconds"].set_function(lambda: time.time() - self._saved_at)
-
-    def record(self, step: int, images: int, values: Values) -> None:
-        for tag, value in values.items():
-            if isinstance(value, Sequence):
-                for index, each in enumerate(value):
-                    self._set(tag, self._series[tag].labels(str(index)), each, str(index))
-            elif tag != "run/checkpoint_age_seconds":
-                self._set(tag, self._series[tag], value)
-        if "run/checkpoint_saves" in values:
-            self._saved_at = time.time()
-
-    def _set(self, tag: str, series: Any, value: float, index: str = "") -> None:
-        if BY_TAG[tag].kind == "counter":
-            series.inc(max(value - self._counted.get((tag, index), 0.0), 0.0))
-            self._counted[tag, index] = value
-        else:
-            series.set(value)
-
-    def picture(self, images: int, tag: str, grid: Tensor) -> None:
-        """Prometheus takes numbers only."""
-
-    def close(self) -> None:
-        """The endpoint outlives the records: it is there before the first, and closed by whoever opened it."""
 
 
 class Progress:

@@ -23,14 +23,17 @@ class OwnTime:
     """
 
     def __init__(self, waited: Callable[[], float]):
-        self._waited, self._begun = waited, 0.0
+        self._waited, self._begun, self._waited_before = waited, 0.0, 0.0
         self._seconds, self._steps = 0.0, 0
+        self.spent = 0.0  # in steps so far, with waiting
 
     def __enter__(self) -> None:
-        self._begun = time.perf_counter() - self._waited()
+        self._begun, self._waited_before = time.perf_counter(), self._waited()
 
     def __exit__(self, *_: object) -> None:
-        self._seconds += time.perf_counter() - self._waited() - self._begun
+        spent = time.perf_counter() - self._begun
+        self.spent += spent
+        self._seconds += spent - (self._waited() - self._waited_before)
         self._steps += 1
 
     def take(self) -> tuple[float, int]:

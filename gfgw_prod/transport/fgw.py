@@ -54,6 +54,7 @@ class Options:
     tolerance: float = 1e-6
     anneal_from: float | None = None
     fixed_trips: bool = False
+    pull: Tensor | None = None  # of geometry ``Cosine``
     column_step: float | None = None  # of ``Sinkhorn.run_once``, made once instead of solving for the marginals
 
 
@@ -65,8 +66,11 @@ def solve(
     Inputs are taken as they are; ``fused_gromov_wasserstein`` checks them.
     """
     relaxed = options.marginal == "semi_relaxed"
-    kind = Euclidean if options.geometry == "euclidean" else Cosine
-    geometry: Geometry = kind(x, columns, p, row_labels, relaxed=relaxed)
+    geometry: Geometry
+    if options.geometry == "euclidean":
+        geometry = Euclidean(x, columns, p, row_labels, relaxed=relaxed)
+    else:
+        geometry = Cosine(x, columns, p, row_labels, relaxed=relaxed, pull=options.pull)
     sinkhorn = Sinkhorn(columns, p)
     column_step = 0.0 if relaxed else options.column_step
     epsilon = max(options.anneal_from or 0.0, options.epsilon)

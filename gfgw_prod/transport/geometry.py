@@ -44,10 +44,23 @@ class Cosine:
 
     No distance matrix exists: the logits are ``X W Yᵀ / ε`` with ``W = (1-λ) I + 4λ S``; the column term of a
     semi-relaxed plan is ``-2λ y_jᵀ (Yᵀ diag(c) Y) y_j / ε``.
+
+    Args:
+        pull: rows ``(n, d)`` whose products with the columns are taken off the cost, whatever λ is.
     """
 
-    def __init__(self, x: Tensor, columns: Columns, p: Tensor, row_labels: Tensor | None, *, relaxed: bool):
+    def __init__(
+        self,
+        x: Tensor,
+        columns: Columns,
+        p: Tensor,
+        row_labels: Tensor | None,
+        *,
+        relaxed: bool,
+        pull: Tensor | None = None,
+    ):
         self.x, self.columns, self.p, self.row_labels, self.relaxed = x, columns, p, row_labels, relaxed
+        self.pull = pull
 
     def _features(self, block: slice) -> Tensor:
         return self.columns.features[block].to(self.x.dtype)
@@ -71,6 +84,8 @@ class Cosine:
         weight = state[:d] * (4 * structure_weight / epsilon)
         weight.diagonal().add_((1 - structure_weight) / epsilon)
         queries = self.x @ weight  # (n, d)
+        if self.pull is not None:
+            queries += self.pull / epsilon
 
         def write(block: slice, out: Tensor) -> None:
             y = self._features(block)

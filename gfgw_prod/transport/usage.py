@@ -18,7 +18,7 @@ class Usage:
 
     def mark(self, rows: Tensor, images: int) -> None:
         """Row ids ``(B,)``, possibly repeated, are targets of the step that ends at ``images > 0`` images seen."""
-        self._last.write(rows.unique(), torch.full((len(rows.unique()),), images, device=rows.device))
+        self._last.write(rows, torch.full_like(rows, images))
 
     def share(self, images: int) -> float:
         """Share of the rows that were targets within the last ``N`` images. Collective."""

@@ -114,6 +114,8 @@ class Campaign:
             usual = progress.usual_seconds
             self._until(lambda: progress.step >= mark, "the job does not go on")
             self._until(felt, "it was not felt")
+            mark = progress.step + MORE_STEPS  # what is noticed late makes the job go back only now
+            self._until(lambda: progress.step >= mark, "the job does not go on")
         except (TimeoutError, subprocess.TimeoutExpired) as error:
             job.kill()
             return Struck(fault.name, str(error), 0, 0.0)

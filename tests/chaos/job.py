@@ -15,7 +15,7 @@ from ..process.two_hosts import TwoHosts
 INSIDE = Path(__file__).parent / "inside"
 BATCH = runs.SMALL_BATCH
 CELLS = 4  # of a batch
-EVERY = 8  # steps between checkpoints
+EVERY = 5  # steps between checkpoints
 SETTINGS = (
     *runs.SMALL,
     *("--checkpoint.every-kimg", str(EVERY * BATCH / 1000), "--checkpoint.max-failures", "1000"),

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 from pathlib import Path
 
 import pytest
 
 from . import runs
+
+
+@pytest.fixture(scope="package", autouse=True)
+def no_long_collections() -> None:
+    """What unit tests of this process left is looked at once more, and never again.
+
+    A collection of garbage that walks through all of it stops every thread for up to seven seconds, in which a run that
+    is to be struck comes to its end.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

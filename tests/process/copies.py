@@ -16,3 +16,9 @@ def changed(directory: Path, module: str, line: str, replacement: str) -> dict[s
     assert source.count(line) == 1
     (package / module).write_text(source.replace(line, replacement), encoding="utf-8")
     return {"PYTHONPATH": str(directory), "PYTHONSAFEPATH": "1"}
+
+
+def while_encoding(directory: Path, statement: str) -> dict[str, str]:
+    """The same, with a statement before each block of images that the bank encodes."""
+    line = "    images = table.rows(torch.arange(begin, end)).to(world.device)\n"
+    return changed(directory, "features/bank.py", line, f"    {statement}\n{line}")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 ARGUMENTS: tuple[list[str], ...] = (
-    *([], [""], ["trian"], ["--train"], ["-"], ["--"], ["Train"], ["train "], ["evaluate", "@/empty"], ["\udcff"],
-        ["-x"]),
+    *([], [""], ["trian"], ["--train"], ["-"], ["--"], ["Train"], ["train "], ["evaluate", "@/empty"], ["evaluate"],
+        ["\udcff"], ["-x"]),
     *(["train", "32"], ["train", ""], ["train", "--"], ["train", "-"], ["train", "--config"], ["train", "--config",
         ""]),
     *(["train", "--train.cell-size"], ["train", "--cell-size", "32"], ["train", "--=1"], ["train", "--train", "5"]),
@@ -34,6 +34,18 @@ ARGUMENTS: tuple[list[str], ...] = (
             ["--out", "/proc/x"],
         ["--out", "o", "--num", str(10**12)], ["--out", "o", "--num", "0"], ["--out", "/dev/null"], ["--out", "o",
             "--seed", "1e3"])),
+    *(["sample", "@/reference", "--out", "o", *rest] for rest in (
+        ["--classes", ""], ["--classes", "10"], ["--classes", "0-99999"], ["--classes", "3-1"], ["--classes", "x"],
+        ["--classes", "-1"], ["--classes", "1,,2"], ["--classes", "9" * 5000], ["--steps", "0"], ["--steps", "1001"],
+        ["--batch-size", "0"], ["--batch-size", "x"], ["--grid", "--npz"], ["--device", "tpu"], ["--npz", "--out",
+        "@/file/x"], ["--grid", "--num", "10001"], ["--device", "cuda"], ["-n", "0"])),
+    *(["evaluate", place] for place in ("@/none", "@/file", "@/loop", "@/garbage", "", "x" * 5000, "\udcff", "nope://x")),
+    *(["evaluate", "@/reference", *rest] for rest in (
+        ["--metrics", ""], ["--metrics", "fd,psnr"], ["--metrics", "fid"], ["--metrics", "fd-dinov2"], ["--num", "9"],
+        ["--num", "1e9"], ["--num", "9" * 5000], ["--seed", "-1"], ["--steps", "0"], ["--features", "vgg"],
+        ["--features", "inception"], ["--features", "dinov2-small"], ["--metrics", "fid", "--inception", "@/garbage"],
+        ["--metrics", "fid", "--inception", "@/none"], ["--metrics", "fid", "--inception", ""], ["--metrics",
+        "fd-dinov2", "--dinov2", "@/file"], ["--device", "cuda"], ["--json=1"], ["--out", "o"])),
     *(["export", "@/reference", "--format", "safetensors", "--out", each] for each in
       ("@/empty", "@/file/x", "@/loop", "x" * 5000, "", "/proc/x", "/dev/null", "@/fifo", "/", "/dev/full")),
     *(["export"], ["export", "@/empty"], ["export", "@/empty", "--out", "f"], ["export", "@/empty", "--format",
@@ -53,7 +65,7 @@ ARGUMENTS: tuple[list[str], ...] = (
 
 # Arguments, and what the complaint must say.
 TOLD: tuple[tuple[list[str], tuple[str, ...]], ...] = (
-    ([], ("train", "sample", "inspect", "doctor")),
+    ([], ("train", "sample", "evaluate", "inspect", "doctor")),
     (["trian"], ("trian", "train")),
     (["train", "--train.batchsize", "32"], ("train.batchsize", "train.batch_size")),
     (["train", "--cell-size", "32"], ("cell_size", "train.cell_size")),
@@ -78,9 +90,24 @@ TOLD: tuple[tuple[list[str], tuple[str, ...]], ...] = (
     (["train", "--config", "@/typo.yaml"], ("generator.chanels", "generator.")),
     (["train", "--config", "@/section.yaml"], ("generater", "generator")),
     (["train", "--config", "@/value.yaml"], ("data.source", "mnist", "digits")),
+    (["pack"], ("OUT",)),
+    (["pack", "", "--data.source", "digits"], ("must not be empty",)),
+    (["pack", "@/file"], ("file is not a directory",)),
+    (["pack", "@/reference"], ("is not empty",)),
+    (["pack", "pack", "--data.source", "packed"], ("packed",)),
+    (["pack", "pack", "--workers", "-1"], ("--workers",)),
+    (["pack", "pack", "--shard-rows", "0"], ("--shard-rows",)),
+    (["pack", "pack", "--shard-rows", "many"], ("--shard-rows",)),
+    (["pack", "@/none", "--verify"], ("pack.json",)),
+    (["pack", "pack", "--data.source", "zip", "--data.path", "@/file"], ("no image that can be taken",)),
     (["sample", "@"], ("--out",)),
     (["sample", "@", "--out", "@/out"], ("@", "no checkpoint")),
     (["sample", "@", "--num", "0", "--out", "@/out"], ("--num", "at least 1")),
+    (["sample", "@", "--out", "@/out", "--classes", "3-1"], ("--classes", "1-3")),
+    (["sample", "@", "--out", "@/out", "--steps", "0"], ("--steps", "at least 1")),
+    (["evaluate", "@"], ("@", "no checkpoint")),
+    (["evaluate", "@", "--num", "9"], ("--num", "at least 10")),
+    (["evaluate", "@", "--metrics", "fd,psnr"], ("--metrics", "psnr", "kid")),
     (["inspect", "@/none"], ("@/none", "no checkpoint")),
     (["inspect", "@", "--seed", "1"], ("--seed",)),
     (

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 DEEP = 20_000
+# Noise is compared with pixels alone, and a constant stands beside them alone.
+DINOV2 = [
+    *("--features.extractor", "dinov2", "--features.pixel-constant", "0"),
+    *("--transport.noise-weight", "0", "--consistency.coupled-by", "samples"),
+]
 # Contents of a settings file.
 FILES: tuple[bytes, ...] = (
     *(b"train: [1, 2", b"train: {batch_size: 1", b"train: 'x", b'train: "\\q"', b"train: \xe9", b"\xff\xfe\x00\x01"),
@@ -87,7 +92,7 @@ TOGETHER: tuple[tuple[dict[str, str], tuple[str, ...]], ...] = (
     *(({"transport.backend": "pot", **more}, ("backend",)) for more in (
         {"transport.marginal": "semi_relaxed"}, {"transport.dual": "persistent"}, {"transport.iterations": "fixed"},
         {"transport.anneal_from": "0.5"}, {"generator.conditional": "true"})),
-    ({"telemetry.frechet_samples": "1"}, ("telemetry.frechet_samples",)),
+    ({"evaluation.num": "9"}, ("evaluation.num", "10")),
 )  # fmt: skip
 
 # Options of a run, and words of the complaint.
@@ -113,20 +118,28 @@ SURROUNDINGS: tuple[tuple[list[str], tuple[str, ...]], ...] = (
         ["--data.path", "@/unpacked"], ["--data.path", "@/archive-is-directory"], ["--data.path", "/dev/null"])),
     *((["--data.source", "cifar10", "--data.download", "false", "--data.path", f"@/{name}"], ("data.path",)) for name in
       ("empty", "none", "cut", "unpacked", "archive-is-directory", "archive-is-fifo", "loop")),
+    *((["--data.source", source, *more], ("data.path",))
+        for source in ("folder", "zip", "parquet", "packed") for more in (
+        [], ["--data.path", "@/none"], ["--data.path", "@/empty"], ["--data.path", "@/loop"], ["--data.path", "@/fifo"],
+        ["--data.path", "x" * 300], ["--data.path", "@/file/x"], ["--data.path", "/dev/null"])),
+    *((["--data.source", source, "--data.path", "@/file"], ("data.path",)) for source in ("zip", "parquet")),
+    *((["--data.source", source, "--data.image-size", "16"], ("data.image_size",)) for source in ("digits", "cifar10")),
+    *((["--features.cache", place], ("features.cache",)) for place in
+      ("@/file", "@/file/x", "@/loop", "/proc/x", "@/fifo")),
     *((["--generator.pretrained", place], ("generator.pretrained",)) for place in
       ("@/file", "@/none", "@/empty", "@/fifo", "@/loop", "@/pickle", "@/weights.safetensors", "/dev/null", "x" * 300,
           "@/file/x",
        "@/tensors.pth", "/dev/zero")),
-    *((["--features.extractor", "dinov2", "--features.weights", place], ("features.weights",)) for place in
+    *(([*DINOV2, "--features.weights", place], ("features.weights",)) for place in
       ("@/file", "@/none", "@/empty", "@/fifo", "@/loop", "@/pickle", "@/weights.safetensors", "/dev/null", "x" * 300,
           "@/file/x",
        "@/tensors.pth")),
-    (["--features.extractor", "dinov2"], ("features.extractor dinov2", "model.safetensors", "features.weights")),
+    (DINOV2, ("vit_small_patch14_dinov2", "model.safetensors", "features.weights")),
     *((["--loss.lpips", "0.5", "--loss.lpips-trunk", place], ("loss.lpips",)) for place in
       ("@/file", "@/none", "@/empty", "@/fifo", "@/loop", "@/pickle", "@/weights.safetensors", "/dev/null", "x" * 300,
           "@/file/x",
        "@/tensors.pth", "/dev/zero")),
-    (["--loss.lpips", "0.5"], ("loss.lpips", "loss.lpips_trunk", "vgg16-397923af.pth")),
+    (["--loss.lpips", "0.5"], ("loss.lpips_trunk", "vgg16-397923af.pth")),
     *((["--telemetry.prometheus-port", "9099", "--telemetry.prometheus-address", place],
         ("telemetry.prometheus_",)) for place in
       ("nonsense", "256.1.1.1", "x" * 300, "a..b", "8.8.8.8", "é", "[::1", "1.2.3.4:80", " ")),

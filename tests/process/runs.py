@@ -40,13 +40,13 @@ TINY = (
         "full",
         "--transport.target",
         "sample",
-        "--time.one-step-share",
+        "--train.one-step-share",
         "0.5",
     ),
     *("--loss.feature", "0.1", "--loss.structure", "0.1", "--checkpoint.keep", "3"),
     *("--optimizer.warmup-kimg", "0", "--checkpoint.every-kimg", str(2 * EVERY_STEP_KIMG)),
     *("--telemetry.log-every-kimg", str(EVERY_STEP_KIMG), "--telemetry.samples-every-kimg", str(2 * EVERY_STEP_KIMG)),
-    *("--telemetry.frechet-samples", "0", "--telemetry.progress", "off"),
+    *("--evaluation.every-kimg", "0", "--telemetry.progress", "off"),
 )
 # The smallest network, on four cells of 8 images: for many steps on few cores. Two of three ranks idle in turn.
 SMALL_BATCH = 32
@@ -55,6 +55,7 @@ SMALL = (
     *("--generator.model-channels", "8", "--generator.channel-mult", "[1]"),
     *("--telemetry.log-every-kimg", str(SMALL_BATCH / 1000), "--telemetry.samples-every-kimg", "100"),
 )
+METRICS = "fd,kid,pr,coverage,memorisation"  # of evaluations, all that need no network's weights
 # Many large pictures: the weights are the same, and there is time to strike between a checkpoint and the next.
 UNHURRIED = ("--telemetry.samples-every-kimg", str(EVERY_STEP_KIMG), "--telemetry.sample-grid", "32")
 
@@ -77,13 +78,24 @@ class Outcome:
 
 
 def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
-    """This process's environment without what torchrun sets, with the interpreter of the tests and no network."""
+    """This process's environment without what torchrun and make set, with the tests' interpreter and no network."""
     inherited = {
         name: value
         for name, value in os.environ.items()
         if name
-        not in {"RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "LOGLEVEL"}
-        and not name.startswith(("NNODES", "NPROC", "RDZV_", "MAX_RESTARTS", "GRACE_SECONDS", "TORCHELASTIC_"))
+        not in {
+            "RANK",
+            "LOCAL_RANK",
+            "WORLD_SIZE",
+            "LOCAL_WORLD_SIZE",
+            "MASTER_ADDR",
+            "MASTER_PORT",
+            "LOGLEVEL",
+            "ARGS",
+        }
+        and not name.startswith(
+            ("MAKE", "MFLAGS", "NNODES", "NPROC", "RDZV_", "MAX_RESTARTS", "GRACE_SECONDS", "TORCHELASTIC_")
+        )
         and not name.upper().endswith("_PROXY")
     }
     nobody = "http://127.0.0.1:9"  # the discard port: every download is refused at once
@@ -230,6 +242,16 @@ def wait_until(condition: Callable[[], Any], process: subprocess.Popen[str], lim
     return value
 
 
+def hear(process: subprocess.Popen[str], words: str) -> str:
+    """What a process says to stderr, up to these words and maybe beyond. The rest is left for ``outcome_of``."""
+    assert process.stderr is not None
+    said = b""  # read past the file's buffer: communicate() would not find what is left in there
+    while words.encode() not in said:
+        said += (more := os.read(process.stderr.fileno(), 4096))
+        assert more, said
+    return said.decode()
+
+
 def kill_after_checkpoint(process: subprocess.Popen[str], run_dir: Path, step: int, victim: int | None = None) -> None:
     """Sends SIGKILL to the process, or to the victim, as soon as the checkpoint of the step is there."""
     wait_until((run_dir / "checkpoints" / f"step-{step:08d}").exists, process)
@@ -255,3 +277,9 @@ def free_port() -> int:
     """A TCP port that nobody listens on."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         return int(server.getsockname()[1])
+
+
+def listens(port: int) -> bool:
+    """Whether somebody listens on the TCP port of this host."""
+    with socket.socket() as client:
+        return client.connect_ex(("localhost", port)) == 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 import time
@@ -12,7 +11,7 @@ from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 
-from . import runs
+from . import debian, runs
 from .two_hosts import do
 
 PACKAGES = ("slurmctld", "slurmd", "slurm-client", "slurm-wlm-basic-plugins", "iproute2")
@@ -57,22 +56,8 @@ PartitionName=high Nodes={nodes} PriorityTier=10
 
 
 def missing() -> str:
-    """Why there can be no SLURM here, or nothing. On Debian, root installs what is not there."""
-    wanted = ("slurmctld", "slurmd", "sbatch", "ip", "nsenter")
-    if os.geteuid():
-        return "SLURM needs root"
-    if all(map(shutil.which, wanted)):
-        return ""
-    if not shutil.which("apt-get"):
-        return "SLURM needs Debian, or its own packages"
-    apt = ["apt-get", "-o", "DPkg::Lock::Timeout=120"]
-    install = [*apt, "install", "-y", "--no-install-recommends", *PACKAGES]
-    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    for command in (install, [*apt, "update"], install):
-        subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, check=False, capture_output=True)
-        if all(map(shutil.which, wanted)):
-            return ""
-    return "SLURM could not be installed"
+    """Why there can be no SLURM here, or nothing."""
+    return debian.missing("SLURM", ("slurmctld", "slurmd", "sbatch", "ip", "nsenter"), PACKAGES, needs_root=True)
 
 
 class Cluster:

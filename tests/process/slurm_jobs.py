@@ -14,7 +14,8 @@ from .slurm import Cluster
 
 SCRIPT = runs.ROOT / "launch" / "slurm.sbatch"
 STEPS = 18
-ARGUMENTS = (*runs.TINY, *runs.SMALL, "--train.total-kimg", str(STEPS * runs.SMALL_BATCH / 1000))
+UNHURRIED = ("--telemetry.samples-every-kimg", str(runs.SMALL_BATCH / 1000), "--telemetry.sample-grid", "32")
+ARGUMENTS = (*runs.TINY, *runs.SMALL, *UNHURRIED, "--train.total-kimg", str(STEPS * runs.SMALL_BATCH / 1000))
 
 
 @dataclass(frozen=True)

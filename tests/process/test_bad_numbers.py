@@ -13,7 +13,6 @@ from ..chaos.job import INSIDE
 from . import runs
 
 AUDIT = ("--resilience.audit-every-steps", "1")
-SLOWLY = (*runs.UNHURRIED, "--telemetry.sample-grid", "16")  # time to strike between two steps
 ONCE = "computed the {} wrongly, and then rightly; the run goes on exactly"
 # The kind of fault, the run's settings, what is said of rank 1, and whether the job starts again.
 STORIES: dict[str, tuple[str, tuple[str, ...], str, bool]] = {
@@ -28,12 +27,9 @@ def struck(directory: Path, kind: str, options: tuple[str, ...]) -> runs.Outcome
     """A run of two ranks, of which the second computes wrongly, once."""
     faults, run_dir = directory / "faults", directory / "run"
     faults.mkdir()
+    (faults / f"{kind}-1").write_text(f"20\n{run_dir / 'checkpoints' / 'step-00000002'}")
     inside = {"PYTHONPATH": str(INSIDE), "CHAOS_FAULTS": str(faults), "NPROC": "2"}
-    agent = runs.start(runs.elastic(run_dir, *SLOWLY, *options), inside)
-    runs.wait_until(lambda: runs.last_step(run_dir) >= 1, agent)
-    (directory / kind).write_text("20")
-    (directory / kind).rename(faults / f"{kind}-1")
-    outcome = runs.outcome_of(agent)
+    outcome = runs.execute(runs.elastic(run_dir, *options), inside)
     assert (faults / f"{kind}-1.taken").exists()
     return outcome
 

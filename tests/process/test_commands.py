@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from gfgw_prod.checkpoint.run_directory import find_checkpoints
 from gfgw_prod.settings_io import setting_names
+from tests import image_files
 
 from . import runs
 
@@ -42,8 +44,19 @@ def test_dry_run_counts_what_the_run_then_holds(reference: Path, tmp_path: Path)
 def test_dry_run_of_cifar10_needs_neither_data_nor_weights() -> None:
     plan = json.loads(gfgw("train", "--config", str(runs.ROOT / "configs" / "cifar10.yaml"), "--dry-run", "--json"))
     assert plan["parameters"] == 55_734_147
-    # 21.6 million parameters of DINOv2 ViT-S/14 at 224 pixels, 14.7 million of VGG-16's convolutions, 4 bytes each
-    assert plan["memory_bytes_per_rank"]["frozen"] == pytest.approx(4 * 36.34e6, rel=1e-3)
+    # 21.6 million parameters of DINOv2 ViT-S/14 at 112 pixels, 14.7 million of VGG-16's convolutions, 4 bytes each
+    assert plan["memory_bytes_per_rank"]["frozen"] == pytest.approx(4 * 36.27e6, rel=1e-3)
+
+
+def test_dry_run_of_imagenet_takes_the_number_of_classes_from_the_pack(tmp_path: Path) -> None:
+    images = np.zeros((3, 3, 80, 70), dtype=np.uint8)
+    archive = image_files.write_zip(tmp_path / "few.zip", images, [0, 999, 5])
+    config = ("--config", str(runs.ROOT / "configs" / "imagenet64.yaml"))
+    source = ("--data.source", "zip", "--data.path", str(archive))
+    made = json.loads(gfgw("pack", str(tmp_path / "pack"), *config, *source, "--workers", "0", "--json"))
+    assert (made["rows"], made["image_shape"], made["num_classes"]) == (3, [3, 64, 64], 1000)
+    plan = json.loads(gfgw("train", *config, "--data.path", str(tmp_path / "pack"), "--dry-run", "--json"))
+    assert plan["parameters"] == 270_320_451
 
 
 def test_doctor_finds_that_this_machine_can_train() -> None:
@@ -90,8 +103,9 @@ def test_samples_depend_on_the_seed_and_the_weights_alone(reference: Path, tmp_p
     )
     assert {name: outcome.code for name, outcome in outcomes.items()} == dict.fromkeys(variants, 0)
     once, again, seed, raw = (pictures(tmp_path / name) for name in variants)
-    assert sorted(once) == ["000000.png", "000001.png", "000002.png"]
     assert once == again
+    assert len({each.pop("dataset.json") for each in (once, seed, raw)}) == 1  # their classes
+    assert sorted(once) == ["000000.png", "000001.png", "000002.png"]
     assert len(set(once.values())) == 3
     assert not set(once.values()) & set(seed.values())
     assert not set(once.values()) & set(raw.values())

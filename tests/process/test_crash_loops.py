@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import signal
+import subprocess
 from pathlib import Path
 
 from gfgw_prod.resilience.exit_codes import CRASH_LOOP, CRASHED, PREEMPTED
@@ -10,8 +14,19 @@ from gfgw_prod.resilience.exit_codes import CRASH_LOOP, CRASHED, PREEMPTED
 from . import copies, runs
 
 STEP = '            watch.progress(f"in step {self.step + 1}")\n'
-BLOCK = "            ids = torch.arange(block, min(block + block_rows, self.total))\n"
 ONE_RESTART = {"NPROC": "1", "MAX_RESTARTS": "1"}
+
+
+WAITS = "__import__('time').sleep(600)"
+
+
+def encoding(agent: subprocess.Popen[str], run_dir: Path, rank: int = 0) -> None:
+    """Waits until a rank is about to encode the bank."""
+    runs.wait_until((run_dir / "stacks" / f"rank-{rank}.txt").exists, agent)
+
+
+def counted(run_dir: Path) -> dict[str, int]:
+    return dict(json.loads((run_dir / "starts.json").read_text()))
 
 
 def test_run_that_always_crashes_ends_with_76_after_the_promised_number_of_starts(tmp_path: Path) -> None:
@@ -34,12 +49,55 @@ def test_run_that_always_crashes_ends_with_76_after_the_promised_number_of_start
 
 def test_run_that_is_preempted_again_and_again_without_progress_goes_on(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
-    slow = "            __import__('time').sleep(600)\n"
-    copy = copies.changed(tmp_path, "features/bank.py", BLOCK, slow + BLOCK)
-    for _ in range(3):
+    copy = copies.while_encoding(tmp_path, WAITS)
+    for _ in range(2):
         process = runs.start(runs.training(run_dir, "--resilience.max-no-progress", "1"), copy)
         runs.wait_until((run_dir / "stacks").exists, process)
         process.terminate()
         assert runs.outcome_of(process).code == PREEMPTED
     assert json.loads((run_dir / "starts.json").read_text()) == {"step": 0, "starts": 0}
     assert not (run_dir / "stacks").exists()
+
+
+def test_run_that_is_preempted_through_any_rank_while_it_starts_goes_on(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    copy = copies.while_encoding(tmp_path, WAITS) | {"NPROC": "2"}
+    for _ in range(2):
+        agent = runs.start(runs.elastic(run_dir, "--resilience.max-no-progress", "1"), copy)
+        encoding(agent, run_dir, rank=1)
+        os.kill(runs.workers_of(agent.pid)[1], signal.SIGTERM)
+        outcome = runs.outcome_of(agent)
+        assert outcome.code == PREEMPTED, outcome.stderr
+        assert counted(run_dir) == {"step": 0, "starts": 0}
+
+
+def test_crash_of_any_rank_while_it_starts_counts_although_the_launcher_tells_the_others_to_stop(
+    tmp_path: Path,
+) -> None:
+    run_dir = tmp_path / "run"
+    copy = copies.while_encoding(tmp_path, WAITS) | {"NPROC": "2", "MAX_RESTARTS": "0"}
+    for starts in (1, 2):
+        agent = runs.start(runs.elastic(run_dir), copy)
+        encoding(agent, run_dir)
+        os.kill(runs.workers_of(agent.pid)[starts - 1], signal.SIGKILL)  # once rank 0, once rank 1
+        assert runs.outcome_of(agent).code == CRASHED
+        shutil.rmtree(run_dir / "stacks")  # a rank that is killed leaves its file
+        assert counted(run_dir) == {"step": 0, "starts": starts}
+
+
+def test_node_told_to_stop_while_rank_0_on_another_encodes_the_bank_takes_the_start_back(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    copy = copies.while_encoding(tmp_path, WAITS)
+    meeting = {"NNODES": "2", "NPROC": "1", "RDZV_ENDPOINT": f"localhost:{runs.free_port()}", "LOCAL_ADDR": "localhost"}
+    agents = [runs.start(runs.elastic(run_dir), copy | meeting) for _ in range(2)]
+    try:
+        encoding(agents[0], run_dir, rank=1)
+        agents.sort(key=lambda agent: max(runs.workers_of(agent.pid)))  # by the rank on each node
+        for agent in reversed(agents):
+            agent.terminate()
+            assert runs.outcome_of(agent, limit_seconds=60).code == PREEMPTED
+            assert counted(run_dir) == {"step": 0, "starts": 0}
+    finally:
+        for agent in agents:
+            agent.kill()
+            agent.wait()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 from pathlib import Path
 
 import pytest
@@ -50,12 +49,7 @@ def test_agent_told_to_stop_before_the_others_have_come_leaves_nothing_behind(tm
     port = runs.free_port()
     waiting = {"NNODES": "2", "RDZV_ENDPOINT": f"localhost:{port}", "TMPDIR": str(tmp_path)}
     agent = runs.start(runs.elastic(tmp_path / "run"), waiting)
-
-    def listens() -> bool:
-        with socket.socket() as client:
-            return client.connect_ex(("localhost", port)) == 0
-
-    runs.wait_until(listens, agent)
+    runs.wait_until(lambda: runs.listens(port), agent)
     agent.terminate()
     assert runs.outcome_of(agent) == runs.Outcome(PREEMPTED, "", "")
     assert not any(tmp_path.iterdir())

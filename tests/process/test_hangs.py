@@ -16,10 +16,8 @@ from . import copies, runs
 
 HANG_SECONDS = 12.0
 FOUND_SECONDS = HANG_SECONDS + 5
-SLOWLY = (*runs.UNHURRIED, "--telemetry.sample-grid", "16")  # time to strike between two steps
 LIMIT = ("--resilience.hang-seconds", str(HANG_SECONDS))
 STEP = '            watch.progress(f"in step {self.step + 1}")\n'
-BLOCK = "            ids = torch.arange(block, min(block + block_rows, self.total))\n"
 FOR_EVER = "10**6"
 
 Story = Callable[[Path], str]  # returns what was said
@@ -28,15 +26,13 @@ Story = Callable[[Path], str]  # returns what was said
 def stopped_rank(directory: Path) -> str:
     """Rank 1 of 2 is stopped; the agent wakes it when its peer has missed it."""
     run_dir = directory / "run"
-    agent = runs.start(runs.elastic(run_dir, *LIMIT, *SLOWLY), {"NPROC": "2"})
+    agent = runs.start(runs.elastic(run_dir, *LIMIT, *runs.UNHURRIED), {"NPROC": "2"})
     runs.wait_until((run_dir / "checkpoints" / "step-00000002").exists, agent)
+    seen_at_work = run_dir / "stacks" / "rank-1.txt"  # written once a second
+    runs.wait_until(lambda: "in step" in seen_at_work.read_text(), agent)
     os.kill(runs.workers_of(agent.pid)[1], signal.SIGSTOP)
     stopped = time.monotonic()
-    said = ""
-    assert agent.stderr is not None
-    while "restart 1 of 3" not in said:
-        said += (line := agent.stderr.readline())
-        assert line, said
+    said = runs.hear(agent, "restart 1 of 3")
     assert time.monotonic() - stopped < FOUND_SECONDS, said
     outcome = runs.outcome_of(agent)
     assert outcome.code == 0, said + outcome.stderr
@@ -45,8 +41,8 @@ def stopped_rank(directory: Path) -> str:
 
 def rank_that_sleeps_while_it_starts(directory: Path) -> str:
     """Under plain torchrun, in the first block of the bank."""
-    sleeps = f"            __import__('os').environ['RANK'] == '1' and __import__('time').sleep({FOR_EVER})\n"
-    copy = copies.changed(directory, "features/bank.py", BLOCK, sleeps + BLOCK)
+    sleeps = f"__import__('os').environ['RANK'] == '1' and __import__('time').sleep({FOR_EVER})"
+    copy = copies.while_encoding(directory, sleeps)
     hung = runs.execute(runs.training(directory / "run", *LIMIT, ranks=2), copy)
     assert hung.code == 1, hung.stderr
     assert "gfgw: rank 1 made no progress for 12 s" in hung.stderr

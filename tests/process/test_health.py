@@ -108,9 +108,16 @@ def test_run_that_trains_is_live_and_ready_and_says_how_far_it_is(run: Started) 
     assert answer["images"] == answer["step"] * runs.BATCH > 0
 
 
+def all_stopped(pid: int) -> bool:
+    """Whether no thread of a process runs."""
+    states = [each.read_text().rpartition(")")[2].split()[0] for each in Path(f"/proc/{pid}/task").glob("*/stat")]
+    return set(states) == {"T"}
+
+
 def test_stopped_process_answers_nobody_and_is_itself_again_when_it_goes_on(run: Started) -> None:
     os.kill(run.process.pid, signal.SIGSTOP)
     try:
+        runs.wait_until(lambda: all_stopped(run.process.pid), run.process)  # a thread may be answering yet
         assert run.probe.ask("/live", timeout=1) == SILENT
     finally:
         os.kill(run.process.pid, signal.SIGCONT)

@@ -136,14 +136,12 @@ def host_that_hangs_up(net: TwoHosts, directory: Path) -> Ends:
     stand_in = net.start(0, [sys.executable, "-c", answer])
     job.start(1)
     try:
-        stderr = job.agents[1].stderr
-        assert stderr is not None
-        first = stderr.readline()
+        said = runs.hear(job.agents[1], "lost the rendezvous")
         stand_in.kill()
         runs.outcome_of(stand_in)
         job.start(0)
         host, peer = job.end()
-        return [host, runs.Outcome(peer.code, peer.stdout, first + peer.stderr)]
+        return [host, runs.Outcome(peer.code, peer.stdout, said + peer.stderr)]
     finally:
         stand_in.kill()
         job.__exit__()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import shutil
+import socket
 import subprocess
 import time
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -18,6 +20,7 @@ class Endpoint:
     """The metrics page of a run."""
 
     def __init__(self, port: int):
+        self.port = port
         self._url = f"http://127.0.0.1:{port}/metrics"
         self._direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
@@ -38,13 +41,13 @@ class Endpoint:
 
 @pytest.fixture(scope="module")
 def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
-    """The endpoint of a run that has made its first step and is far from its last."""
+    """The endpoint of a run that has made a step of each kind and is far from its last."""
     port = runs.free_port()
     options = ("--telemetry.prometheus-port", str(port))
     process = runs.start(runs.training(tmp_path_factory.mktemp("live") / "run", *options, steps=100_000))
     endpoint = Endpoint(port)
     try:
-        runs.wait_until(lambda: endpoint.samples().get("gfgw_images_seen_total", 0) > 0, process)
+        runs.wait_until(lambda: endpoint.samples().get("gfgw_steps_total", 0) >= 2, process)
         yield endpoint
     finally:
         process.kill()
@@ -53,8 +56,9 @@ def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
 
 def test_losses_progress_speed_and_checkpoint_age_are_there(endpoint: Endpoint) -> None:
     samples = endpoint.samples()
-    for term in ("total", "flow", "feature", "structure"):
-        assert samples[f"gfgw_loss {term}"] > 0
+    assert samples["gfgw_loss total"] > 0
+    # Of steps at t = 1 and of those before it.
+    assert all(samples[f"gfgw_loss {term}"] > 0 for term in ("flow", "feature", "structure", "consistency"))
     assert samples["gfgw_images_seen_total"] == runs.BATCH * samples["gfgw_steps_total"]
     assert samples["gfgw_step_seconds"] > 0
     assert samples["gfgw_gradient_norm"] > 0
@@ -87,3 +91,21 @@ def test_promtool_accepts_the_page(endpoint: Endpoint) -> None:
         check=False,
     )
     assert (checked.returncode, checked.stdout + checked.stderr) == (0, "")
+
+
+def test_two_hundred_scrapers_and_their_nonsense_do_not_stop_training(endpoint: Endpoint) -> None:
+    nonsense = (b"GET /metrics HTTP/1.1\r\n\r\n", b"GET http://[ HTTP/1.1\r\n\r\n", bytes(range(256)), b"GET /me")
+
+    def ask(number: int) -> bytes:
+        with socket.create_connection(("127.0.0.1", endpoint.port), timeout=30) as client:
+            client.sendall(nonsense[number % len(nonsense)])
+            return client.recv(1 << 10) if number % len(nonsense) == 0 else b""
+
+    first = endpoint.samples()["gfgw_steps_total"]
+    with ThreadPoolExecutor(200) as scrapers:
+        answers = list(scrapers.map(ask, range(2_000)))
+    assert all(answer.startswith(b"HTTP/1.1 200 ") for answer in answers[:: len(nonsense)])
+    deadline = time.monotonic() + 60
+    while endpoint.samples()["gfgw_steps_total"] < first + 3:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)

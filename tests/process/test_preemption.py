@@ -104,9 +104,7 @@ def test_rank_told_before_its_first_line_ends_the_job(tmp_path: Path) -> None:
 
 
 def test_rank_told_while_it_starts_and_waits_for_its_peer_ends_the_job(tmp_path: Path) -> None:
-    block = "            ids = torch.arange(block, min(block + block_rows, self.total))\n"
-    waits = "            __import__('os').environ['RANK'] == '0' and __import__('time').sleep(600)\n"
-    copy = copies.changed(tmp_path, "features/bank.py", block, waits + block)
+    copy = copies.while_encoding(tmp_path, "__import__('os').environ['RANK'] == '0' and __import__('time').sleep(600)")
     run_dir = tmp_path / "run"
     agent = runs.start(runs.elastic(run_dir), copy | {"NPROC": "2"})
     runs.wait_until((run_dir / "stacks" / "rank-1.txt").exists, agent)
@@ -139,9 +137,32 @@ def test_job_told_to_stop_does_not_wait_for_a_slow_upload(reference: Path, tmp_p
     assert (tmp_path / "target" / f"step-{runs.STEPS:08d}").is_dir()
 
 
+MEASURED = ("--evaluation.every-kimg", str(runs.EVERY_STEP_KIMG), "--evaluation.metrics", "fd,memorisation")
+
+
+def test_run_told_to_stop_while_it_measures_saves_at_once_and_measures_when_it_goes_on(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    halved = ("--distributed.strategy", "fsdp", "--train.precision", "bf16", "--distributed.gather-dtype", "bfloat16")
+    command = runs.training(run_dir, *MEASURED, *halved, "--evaluation.num", "1000000", steps=2, ranks=2)
+    job = runs.start(command)
+    runs.wait_until(lambda: runs.last_step(run_dir) == 1, job)
+    ranks = runs.workers_of(job.pid)
+    os.kill(ranks[1], signal.SIGTERM)
+    outcome = runs.outcome_of(job, limit_seconds=60)
+    assert "told to stop at 0.1 kimg" in outcome.stderr
+    assert list(runs.digests(run_dir)) == [1]
+    runs.train(run_dir, *MEASURED, *halved, "--evaluation.num", "50", steps=2, ranks=2)
+    measured = {each["step"]: each for each in runs.records(run_dir) if "evaluation/fd" in each}
+    assert list(measured) == [1, 2]
+    assert 0 < measured[2]["evaluation/fd"] != measured[1]["evaluation/fd"]
+    again = runs.train(run_dir, *MEASURED, *halved, "--evaluation.num", "50", steps=2)
+    assert "nothing to do" in again.stderr
+    assert len([each for each in runs.records(run_dir) if "evaluation/fd" in each]) == 2
+
+
 def test_run_told_to_stop_after_its_last_step_is_finished(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
-    process = runs.start(runs.training(run_dir, "--telemetry.frechet-samples", "1000000", steps=1))
+    process = runs.start(runs.training(run_dir, *MEASURED, "--evaluation.num", "1000000", steps=1))
     runs.wait_until((run_dir / "checkpoints" / "step-00000001").exists, process)
     process.terminate()
     outcome = runs.outcome_of(process, limit_seconds=60)

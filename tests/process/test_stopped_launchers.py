@@ -48,19 +48,20 @@ def test_launcher_told_while_it_spawns_its_ranks_leaves_with_75_and_no_orphans(n
 def test_launcher_told_while_it_waits_for_its_peer_after_a_crash_leaves_with_75(tmp_path: Path) -> None:
     up, lost = tmp_path / "up", tmp_path / "lost"
     trains = f"echo >> {up}; while kill -0 $GFGW_AGENT_PID && ! [ -e {lost} ]; do sleep 0.2; done 2>/dev/null; exit 1"
-    meeting = ("--rdzv-backend", "c10d", "--rdzv-endpoint", f"localhost:{runs.free_port()}", "--rdzv-id", "job")
+    port = runs.free_port()
+    meeting = ("--rdzv-backend", "c10d", "--rdzv-endpoint", f"localhost:{port}", "--rdzv-id", "job")
     command = launcher(trains, *meeting, "--nnodes", "2", "--local-addr", "localhost", "--max-restarts", "3")
     agent = runs.start(command)
     peer: subprocess.Popen[str] | None = None
     try:
+        runs.wait_until(lambda: runs.listens(port), agent)  # so that the store does not go with the peer
         peer = runs.start(command)
         runs.wait_until(lambda: up.exists() and len(up.read_text().splitlines()) == 2, agent)
         peer.kill()
         peer.wait()
         lost.touch()  # its rank's connections are gone, so the other rank fails
-        assert agent.stderr is not None
-        said = agent.stderr.readline()
-        assert "restart 1 of 3" in said
+        first = runs.hear(agent, "restart 1 of 3").splitlines()[0]
+        assert "restart 1 of 3" in first
         agent.terminate()
         outcome = runs.outcome_of(agent, limit_seconds=60)
         assert outcome.code == PREEMPTED, outcome.stderr

@@ -12,6 +12,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -57,6 +58,11 @@ def lines_until_named(process: subprocess.Popen[str]) -> list[str]:
     return lines
 
 
+def compared(run_dir: Path) -> list[dict[str, Any]]:
+    """The records that compare the ranks."""
+    return [record for record in runs.records(run_dir) if "speed/slowest_rank" in record]
+
+
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finding a rank's process needs /proc")
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_slowed_rank_is_named_and_no_other(tmp_path: Path, strategy: str) -> None:
@@ -73,9 +79,11 @@ def test_slowed_rank_is_named_and_no_other(tmp_path: Path, strategy: str) -> Non
         runs.wait_until(lambda: runs.last_step(run_dir), agent)
         with mostly_stopped(runs.workers_of(agent.pid)[1]):
             lines = lines_until_named(agent)
+            named_at = len(compared(run_dir))
+            runs.wait_until(lambda: len(compared(run_dir)) >= named_at + 2, agent)  # it is said before it is recorded
             direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
             page = direct.open(f"http://127.0.0.1:{port}/metrics", timeout=20).read().decode()
-        last = runs.records(run_dir)[-1]
+            last = compared(run_dir)[-1]
     finally:
         agent.terminate()
         runs.outcome_of(agent)

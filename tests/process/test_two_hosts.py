@@ -140,8 +140,8 @@ def test_node_that_waits_for_the_rendezvous_stops_when_told(tmp_path: Path) -> N
         job.wait_for(2)
         job.agents[0].kill()
         waiting = job.agents[1]
-        assert waiting.stderr is not None
-        said = next(line for line in waiting.stderr if "gfgw launcher" in line and "rank" not in line)
+        heard = runs.hear(waiting, "lost the rendezvous").splitlines()
+        said = next(line for line in heard if "gfgw launcher" in line and "rank" not in line)
         assert "lost the rendezvous" in said
         waiting.terminate()
         assert waiting.wait(timeout=10) == PREEMPTED

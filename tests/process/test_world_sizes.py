@@ -9,14 +9,48 @@ import pytest
 
 from . import runs
 
+# Passes at t = 1 that wait for their targets, and blocks that are computed again, do not show in the weights either.
+WAITING = ("--train.kept-passes", "9", "--generator.checkpoint-activations", "true")
+SHARDED = ("--distributed.strategy", "fsdp")
+EACH_TURN = ("--distributed.sync-each-turn", "true")
 
-@pytest.mark.parametrize(("ranks", "strategy"), [(3, "ddp"), (2, "fsdp")])
+
+@pytest.mark.parametrize(
+    ("ranks", "options"),
+    [
+        (3, WAITING),
+        (2, SHARDED),
+        (2, (*SHARDED, *EACH_TURN)),
+        (4, (*SHARDED, "--distributed.shard-ranks", "2", *WAITING)),
+        (4, (*SHARDED, "--distributed.shard-ranks", "2", *EACH_TURN)),
+    ],
+    ids=["ddp", "fsdp", "fsdp each turn", "hsdp", "hsdp each turn"],
+)
 def test_ranks_train_the_weights_that_one_process_trains(
-    reference: Path, tmp_path: Path, ranks: int, strategy: str
+    reference: Path, tmp_path: Path, ranks: int, options: tuple[str, ...]
 ) -> None:
-    runs.train(tmp_path / "run", "--distributed.strategy", strategy, ranks=ranks)
+    runs.train(tmp_path / "run", *options, ranks=ranks)
     assert runs.digests(tmp_path / "run") == runs.digests(reference)
     assert runs.losses(tmp_path / "run") == runs.losses(reference)
+
+
+def test_half_precision_trains_the_same_weights_on_any_number_of_ranks_and_others_than_full(
+    reference: Path, tmp_path: Path
+) -> None:
+    found = {runs.digests(reference)[2]}
+    for precision in ("bf16", "fp16"):
+        options = ("--train.precision", precision)
+        runs.train(tmp_path / precision, *options, steps=2)
+        runs.train(tmp_path / f"{precision}-two", *options, "--distributed.strategy", "fsdp", steps=2, ranks=2)
+        assert runs.digests(tmp_path / precision) == runs.digests(tmp_path / f"{precision}-two")
+        found.add(runs.digests(tmp_path / precision)[2])
+    assert len(found) == 3
+
+
+def test_number_of_ranks_that_groups_of_shards_do_not_divide_is_refused(tmp_path: Path) -> None:
+    outcome = runs.execute(runs.training(tmp_path / "run", *SHARDED, "--distributed.shard-ranks", "3", ranks=2))
+    assert outcome.code != 0
+    assert "distributed.shard_ranks 3 should divide the number of ranks, 2" in outcome.stderr
 
 
 @pytest.mark.parametrize(
@@ -39,7 +73,10 @@ def test_five_ranks_share_cells_that_five_does_not_divide(
 
 def test_several_buckets_and_a_boundary_penalty_train_the_weights_that_one_process_trains(tmp_path: Path) -> None:
     # More than a megabyte of gradients, which is what DDP puts into its first bucket.
-    options = ("--generator.model-channels", "40", "--generator.exact-boundary", "false", "--data.flip", "false")
+    options = (
+        *("--generator.model-channels", "40", "--generator.exact-boundary", "false", "--generator.correlation", "0"),
+        *("--data.flip", "false"),
+    )
     runs.train(tmp_path / "alone", *options, steps=2)
     runs.train(tmp_path / "three", *options, steps=2, ranks=3)
     assert runs.digests(tmp_path / "three") == runs.digests(tmp_path / "alone")
@@ -50,9 +87,9 @@ def test_another_seed_trains_other_weights(reference: Path, tmp_path: Path) -> N
     assert runs.digests(tmp_path / "run")[2] != runs.digests(reference)[2]
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_fast_reduction_trains_on_two_ranks(reference: Path, tmp_path: Path, strategy: str) -> None:
-    options = ("--distributed.reduction", "fast", "--distributed.strategy", strategy)
+@pytest.mark.parametrize("options", [(), SHARDED, (*SHARDED, *EACH_TURN)], ids=["ddp", "fsdp", "fsdp each turn"])
+def test_fast_reduction_trains_on_two_ranks(reference: Path, tmp_path: Path, options: tuple[str, ...]) -> None:
+    options = ("--distributed.reduction", "fast", *options)
     runs.train(tmp_path / "run", *options, steps=2, ranks=2)
     assert list(runs.digests(tmp_path / "run")) == [2]
     fast, exact = runs.losses(tmp_path / "run"), runs.losses(reference)

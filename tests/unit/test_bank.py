@@ -52,6 +52,17 @@ def test_written_rows_are_read_back_and_others_stay(alone: World) -> None:
     assert rows.rows(torch.tensor([1, 2, 7])).tolist() == [[3, 4], [0, 0], [1, 2]]
 
 
+@pytest.mark.parametrize("world_size", [1, 2, 3, 5])
+def test_rows_that_come_in_pieces_are_each_kept_by_one_rank(world_size: int) -> None:
+    values = torch.randn(1797, 3, generator=torch.Generator().manual_seed(0))
+    tables = [RowTable(1797, (3,), World(rank, world_size, torch.device("cpu"))) for rank in range(world_size)]
+    for first, piece in zip(range(0, 1797, 700), values.split(700), strict=True):
+        for table in tables:
+            table.fill(first, piece)
+    assert torch.equal(torch.cat([table.local for table in tables]), values)
+    assert all(len(table.local) <= table.most_local for table in tables)
+
+
 def test_every_block_is_announced(table: Table, alone: World) -> None:
     done: list[int] = []
     FeatureBank(60, 16, alone).encode(table, OfItsBlock(), 8, on_block=done.append)

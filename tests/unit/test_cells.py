@@ -48,12 +48,16 @@ def test_contiguous_ranks_hold_their_cells(cells: int, world_size: int) -> None:
 
 
 @pytest.mark.parametrize(("cells", "world_size"), WORLDS)
-def test_live_ranks_and_last_round_are_known_to_all(cells: int, world_size: int, contiguous: bool) -> None:
+def test_every_rank_knows_who_runs_what_in_a_turn_and_which_is_the_last(
+    cells: int, world_size: int, contiguous: bool
+) -> None:
     ranks = turns_of(Spread(cells, world_size, contiguous))
     for number, turns in enumerate(zip(*ranks, strict=True)):
         live = sum(turn.counts for turn in turns)
         assert all(turn.counts == (rank < live) for rank, turn in enumerate(turns))
-        assert all(turn.live_ranks == live for turn in turns)
+        if not contiguous:
+            held = [turns[0].held(rank, cells) for rank in range(world_size)]
+            assert [list(each) for each in held] == [[turn.cell.index] if turn.counts else [] for turn in turns]
         assert all(turn.is_last == (number == len(ranks[0]) - 1) for turn in turns)
         assert all(turn.weight == float(turn.counts) for turn in turns)
 

@@ -24,12 +24,14 @@ from gfgw_prod.telemetry.startup import Startup
 from gfgw_prod.trainer import Run
 
 from ..checkpoints import ALONE
+from ..process.runs import free_port
 
 STEPS = 12
 BATCH = 16
 KIMG = BATCH / 1000
 SETTINGS: dict[str, Any] = {
-    "train": {"batch_size": BATCH, "cell_size": 8, "total_kimg": STEPS * KIMG},
+    # No pass waits for its targets: the first of a cell is without gradient, the second has one.
+    "train": {"batch_size": BATCH, "cell_size": 8, "total_kimg": STEPS * KIMG, "kept_passes": 0},
     "generator": {"model_channels": 8, "channel_mult": [1], "num_blocks": 1, "attention_resolutions": []},
     "features": {"extractor": "pixels"},
     "transport": {"scope": "full", "dual": "persistent", "tolerance": 1e-2},
@@ -38,12 +40,16 @@ SETTINGS: dict[str, Any] = {
 Hook = Callable[[Tensor], Tensor]
 
 
-def run_in(directory: Path, world: World, keep: int = 100, **resilience: Any) -> Run:
+def run_in(
+    directory: Path, world: World, keep: int = 100, precision: str = "fp32", port: int = 0, **resilience: Any
+) -> Run:
     """A run that has been taken up in the directory."""
     checkpoint = {"every_kimg": 3 * KIMG, "keep": keep}
     settings = {
         **SETTINGS,
+        "train": {**SETTINGS["train"], "precision": precision},
         "checkpoint": checkpoint,
+        "telemetry": {**SETTINGS["telemetry"], "prometheus_port": port},
         "run": {"dir": str(directory)},
         "resilience": {"skips_before_rollback": 2, **resilience},
     }
@@ -80,7 +86,7 @@ def disturbed(run: Run, place: str, fault: Hook, when: Callable[[Run], bool]) ->
             return None
         return fault(output)
 
-    block = next(module for module in run.parallel.module.modules() if isinstance(module, UNetBlock))
+    block = next(module for module in run.parts.parallel.module.modules() if isinstance(module, UNetBlock))
     handle = block.register_forward_hook(strike)
     try:
         yield struck
@@ -171,6 +177,21 @@ def test_step_whose_numbers_are_its_own_is_left_out(tmp_path: Path, alone: World
     assert all(tensor.isfinite().all() for tensor in run._state().values())
 
 
+def test_gradient_that_half_precision_cannot_hold_halves_the_loss_scale_and_is_no_bad_number(
+    tmp_path: Path, alone: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = run_in(tmp_path / "run", alone, precision="fp16")
+    scale = 16.0  # with which these small steps stay in range
+    run.parts.precision.tensors()["scale"][0] = scale
+    with disturbed(run, "gradient", broken, lambda run: run.step in (4, 5, 6)):
+        assert run.loop()  # three in a row, where two bad steps would go back to a checkpoint
+    assert run.parts.precision.scale == scale / 8
+    assert run.checked_step.values()["run/skipped_steps"] == 0
+    assert run.checked_step.values()["run/rollbacks"] == 0
+    assert "the loss scale is halved, and the step left out" in capsys.readouterr().err
+    run.close()
+
+
 def test_spike_is_measured_against_the_median_of_steps_that_counted() -> None:
     guard = NumberGuard(ResilienceSettings(spike_factor=10))
     for step in range(100):
@@ -205,6 +226,19 @@ def test_bad_steps_in_a_row_go_back_to_a_checkpoint_before_them(
         "run/rollbacks": 1,
     }
     assert 9 in [each.step for each in checkpoints(whole.saver.storage)]
+
+
+def test_scraper_of_a_resumed_run_is_told_at_once_what_was_skipped_before(tmp_path: Path, alone: World) -> None:
+    run = run_in(tmp_path / "run", alone)
+    with disturbed(run, "gradient", broken, bad_twice):
+        assert run.loop()
+    run.close()
+    resumed = run_in(tmp_path / "run", alone, port=free_port())
+    assert resumed.report._endpoint is not None
+    registry = resumed.report._endpoint.registry
+    assert registry.get_sample_value("gfgw_skipped_steps_total") == 2
+    assert registry.get_sample_value("gfgw_rollbacks_total") == 1
+    resumed.close()
 
 
 @pytest.mark.parametrize("first_bad", [6, 8], ids=["from-a-regular-save-on", "with-a-regular-save-between"])

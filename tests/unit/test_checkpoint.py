@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
 import threading
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -16,28 +13,12 @@ from torch import Tensor
 from gfgw_prod.checkpoint.digest import weights_digest
 from gfgw_prod.checkpoint.manifest import FORMAT, encode
 from gfgw_prod.checkpoint.reading import checkpoints
-from gfgw_prod.checkpoint.run_directory import find_checkpoints, prepare_directory, storages_of
 from gfgw_prod.checkpoint.staging import Stage
 from gfgw_prod.checkpoint.storage import MANIFEST, LocalStorage
-from gfgw_prod.config import CheckpointSettings, ResilienceSettings
 from gfgw_prod.distributed.world import World
-from gfgw_prod.resilience.exit_codes import NoProgressError, UserError
-from gfgw_prod.resilience.number_guard import NumberGuard
-from gfgw_prod.resilience.rollback import checkpoint_before_streak
+from gfgw_prod.resilience.exit_codes import UserError
 
-from ..checkpoints import ALONE, FACTS, Keeper, assert_holds, choose, state, steps
-
-
-@pytest.fixture
-def keeper(tmp_path: Path) -> Keeper:
-    """A run with checkpoints of steps 1 and 2."""
-    keeper = Keeper(tmp_path / "checkpoints", keep=5)
-    keeper.save(1, 2)
-    return keeper
-
-
-def names(keeper: Keeper) -> list[str]:
-    return [name for name in keeper.storage.names() if not name.startswith(".")]
+from ..checkpoints import ALONE, FACTS, Keeper, assert_holds, choose, names, state, steps
 
 
 def test_saved_tensors_come_back_bit_by_bit(keeper: Keeper) -> None:
@@ -79,6 +60,14 @@ def test_copies_are_made_into_the_same_memory() -> None:
     assert torch.equal(again["bank.rows"], state(2)["bank.rows"])
 
 
+def test_what_never_changes_is_not_copied() -> None:
+    stage, whole = Stage(ALONE, {"bank.rows"}), state(1)
+    stage.reserve(whole)
+    copied = stage.copy(whole)
+    assert [name for name in whole if copied[name].data_ptr() == whole[name].data_ptr()] == ["bank.rows"]
+    assert torch.equal(whole["bank.rows"], state(1)["bank.rows"])
+
+
 def test_ranks_share_what_they_have_alike() -> None:
     whole = {f"{index}": torch.zeros(size) for index, size in enumerate((50, 30, 30, 20, 10))}
     parts = [Stage(World(rank, 3, torch.device("cpu"))).copy(whole) for rank in range(3)]
@@ -105,96 +94,6 @@ def test_end_of_a_run_leaves_checkpoints_and_nothing_else(keeper: Keeper) -> Non
     keeper.start(3)
     keeper.saver.finish()
     assert keeper.storage.names() == ["step-00000001", "step-00000002", "step-00000003"]
-
-
-def test_newest_are_kept(tmp_path: Path) -> None:
-    keeper = Keeper(tmp_path, keep=2)
-    keeper.save(1, 2, 3)
-    assert names(keeper) == ["step-00000002", "step-00000003"]
-
-
-def test_one_of_every_interval_is_kept_for_good(tmp_path: Path) -> None:
-    keeper = Keeper(tmp_path, keep=1, keep_every_kimg=3)
-    keeper.save(*range(1, 11))
-    assert steps(keeper.storage) == [3, 6, 9, 10]
-
-
-def test_saves_out_of_turn_are_not_counted_and_make_way_for_the_next(tmp_path: Path) -> None:
-    keeper = Keeper(tmp_path, keep=2, keep_every_kimg=4)
-    for step in range(1, 12):
-        keeper.start(step, facts={**FACTS, "regular": step % 3 == 0})
-    keeper.saver.join()
-    assert steps(keeper.storage) == [6, 9, 11]
-
-
-def test_newest_regular_checkpoint_before_bad_steps_stays(tmp_path: Path) -> None:
-    keeper = Keeper(tmp_path, keep=1)
-    for step in range(1, 9):
-        keeper.start(step, facts={**FACTS, "regular": step != 3, "streak_from": min(step, 4)})
-    keeper.saver.join()
-    assert steps(keeper.storage) == [2, 8]
-
-
-def test_checkpoint_to_go_back_to_is_always_there(tmp_path: Path) -> None:
-    keeper = Keeper(tmp_path, keep=1)
-    keeper.save(1, 2, 3)
-    assert steps(keeper.storage) == [2, 3]  # the steps after 3 may be bad: then it is no better than they
-
-
-def test_run_with_bad_steps_does_not_take_what_it_cannot_judge_for_nothing(keeper: Keeper) -> None:
-    guard = NumberGuard(ResilienceSettings())
-    guard.skip()
-
-    def go_back() -> int:
-        return checkpoint_before_streak(guard, 3, [keeper.storage], ALONE, keeper.lines.append).step
-
-    assert go_back() == 1
-    written = keeper.storage.read(f"step-00000001/{MANIFEST}")
-    keeper.storage.write(f"step-00000001/{MANIFEST}", b'{"format": 1, "step": 1, "files": {}}')
-    with pytest.raises(UserError, match="is of format 1"):
-        go_back()
-    keeper.storage.write(f"step-00000001/{MANIFEST}", written[:-9])
-    with pytest.raises(NoProgressError, match="no checkpoint from before"):
-        go_back()
-
-
-def test_damaged_checkpoints_are_neither_counted_nor_removed(tmp_path: Path) -> None:
-    keeper = Keeper(tmp_path, keep=2)
-    keeper.save(1, 2)
-    keeper.storage.write("step-00000002/manifest.json", b"{}")
-    keeper.save(3)
-    assert steps(keeper.storage) == [1, 3]
-    assert "step-00000002" in names(keeper)
-    found, lines = choose(keeper.storage)
-    assert_holds(found, 3)
-    assert not lines  # older than what is chosen
-
-
-def test_checkpoint_with_a_lost_shard_is_not_counted_by_retention(tmp_path: Path) -> None:
-    keeper = Keeper(tmp_path, keep=2)
-    keeper.save(1, 2)
-    next((tmp_path / "step-00000002").glob("*.distcp")).unlink()
-    keeper.save(3)
-    assert steps(keeper.storage) == [1, 2, 3]
-    keeper.save(4)
-    assert steps(keeper.storage) == [2, 3, 4]
-
-
-def test_old_checkpoint_that_cannot_be_removed_or_read_is_no_failed_save(tmp_path: Path) -> None:
-    keeper = Keeper(tmp_path, keep=1, max_failures=1)
-    keeper.save(1)
-    manifest = {**checkpoints(keeper.storage)[0].manifest, "format": 1}
-    keeper.storage.write(f"step-00000001/{MANIFEST}", encode(manifest))
-    keeper.save(2)
-    if subprocess.run(["chattr", "+i", tmp_path / "step-00000002"], check=False, capture_output=True).returncode == 0:
-        try:
-            keeper.save(3, 4)
-        finally:
-            subprocess.run(["chattr", "-i", tmp_path / "step-00000002"], check=True)
-        assert any("could not be removed" in line for line in keeper.lines)
-    keeper.save(5)
-    assert_holds(choose(keeper.storage)[0], 5)
-    assert not any("was not saved" in line for line in keeper.lines)
 
 
 @pytest.mark.parametrize("change", ["shape", "name"])
@@ -265,67 +164,6 @@ def test_writer_that_is_fenced_off_within_a_save_commits_nothing(tmp_path: Path)
         assert steps(successor.storage) == at_claim
         keeper = successor
     assert in_time
-
-
-def test_directory_in_use_on_this_host_is_refused_until_it_is_free(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("gfgw_prod.checkpoint.run_directory.LOCK_SECONDS", 0.5)
-    lines: list[str] = []
-    lock = prepare_directory(tmp_path, lines.append)
-    assert lock is not None
-    with pytest.raises(UserError, match=r"in use by process \d+"):
-        prepare_directory(tmp_path, lines.append)
-    lock.close()
-    again = prepare_directory(tmp_path, lines.append)
-    assert again is not None
-    again.close()
-    assert not lines
-
-
-@pytest.mark.parametrize("holder", [{"host": "another", "pid": 7}, {"pid": 7, "job": "of mine"}], ids=["host", "job"])
-def test_directory_held_by_a_frozen_predecessor_is_taken_over(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, holder: dict[str, Any]
-) -> None:
-    monkeypatch.setattr("gfgw_prod.checkpoint.run_directory.LOCK_SECONDS", 0.5)
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "of mine")
-    lines: list[str] = []
-    lock = prepare_directory(tmp_path, lines.append)
-    assert lock is not None
-    said = json.loads((tmp_path / ".lock").read_text())
-    (tmp_path / ".lock").write_text(json.dumps({**said, **holder}))
-    assert prepare_directory(tmp_path, lines.append) is None
-    lock.close()
-    assert len(lines) == 1
-    assert "taking over from process 7" in lines[0]
-
-
-def test_second_start_under_plain_torchrun_is_refused_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gfgw_prod.checkpoint.run_directory.LOCK_SECONDS", 0.5)
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")  # what it says where nobody named the job
-    lock = prepare_directory(tmp_path, print)
-    assert lock is not None
-    with pytest.raises(UserError, match="in use"):
-        prepare_directory(tmp_path, print)
-    lock.close()
-
-
-def test_copies_in_the_place_of_the_originals_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"checkpoint\.upload_to .* is checkpoint\.root"):
-        storages_of(CheckpointSettings(upload_to=str(tmp_path / "checkpoints")), tmp_path)
-
-
-def test_run_and_checkpoint_directories_are_both_found(keeper: Keeper, monkeypatch: pytest.MonkeyPatch) -> None:
-    run_dir = Path(keeper.storage.root).parent
-    one = run_dir / "checkpoints" / "step-00000001"
-    assert [found.step for found in find_checkpoints(run_dir)] == [1, 2]
-    assert [found.step for found in find_checkpoints(one)] == [1]
-    monkeypatch.chdir(one.parent)
-    assert [found.step for found in find_checkpoints(Path(one.name))] == [1]
-    monkeypatch.chdir(one)
-    assert [found.step for found in find_checkpoints(Path())] == [1]
-    with pytest.raises(UserError, match="holds no checkpoint"):
-        find_checkpoints(run_dir / "nothing")
 
 
 def test_digest_is_of_names_shapes_and_bits() -> None:

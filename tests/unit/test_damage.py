@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from blake3 import blake3
-from torch.distributed.checkpoint.metadata import ChunkStorageMetadata
+from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING, ChunkStorageMetadata, Metadata
 
 from gfgw_prod.checkpoint.choosing import set_aside
 from gfgw_prod.checkpoint.manifest import METADATA, DamagedError, decode, encode
@@ -208,6 +208,36 @@ def test_extension_codes_are_refused() -> None:
 def test_what_is_no_account_is_refused(content: bytes) -> None:
     with pytest.raises(DamagedError):
         read_metadata(content)
+
+
+class Attribute:
+    """Pickled as what Python 3.11.2 makes of a member of an enumeration, but of anything."""
+
+    def __init__(self, owner: Any, name: str):
+        self.owner, self.name = owner, name
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return getattr, (self.owner, self.name)
+
+
+def test_members_of_enumerations_are_read_as_every_python_writes_them() -> None:
+    member = Attribute(_MEM_FORMAT_ENCODING, "TORCH_CONTIGUOUS_FORMAT")
+    found = read_metadata(pickle.dumps(Metadata({}, planner_data=member)))
+    assert found.planner_data is _MEM_FORMAT_ENCODING.TORCH_CONTIGUOUS_FORMAT
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [
+        (_MEM_FORMAT_ENCODING, "__class__"),
+        (_MEM_FORMAT_ENCODING, "no member"),
+        (Metadata, "__init__"),
+        ("text", "join"),
+    ],
+)
+def test_nothing_else_is_had_by_the_name_of_an_attribute(owner: Any, name: str) -> None:
+    with pytest.raises(DamagedError, match=r"builtins\.getattr .* nothing was run"):
+        read_metadata(pickle.dumps(Metadata({}, planner_data=Attribute(owner, name))))
 
 
 def test_account_that_would_change_a_class_is_refused_and_changes_nothing() -> None:

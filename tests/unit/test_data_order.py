@@ -39,13 +39,14 @@ def test_order_differs_by_epoch_seed_and_stream() -> None:
 
 
 def cells_of(
-    table: Table, world_size: int, first_step: int = 0, contiguous: bool = False
+    table: Table, world_size: int, first_step: int = 0, contiguous: bool = False, workers: int = 1
 ) -> dict[tuple[int, int], CellRows]:
     """What all ranks' streams bring to the cells that count, steps up to 4 of 5 cells of 4 rows."""
     found = {}
     for rank in range(world_size):
         spread = Spread(5, world_size, contiguous)
-        stream = cell_stream(table, spread, seed=9, first_step=first_step, last_step=4, size=4, rank=rank)
+        places = {"first_step": first_step, "last_step": 4, "size": 4, "rank": rank}
+        stream = cell_stream(table, spread, seed=9, **places, workers=workers)
         for step in range(first_step, 4):
             for turn in spread.rounds(9, step, size=4, rank=rank):
                 rows = next(stream)
@@ -58,9 +59,11 @@ def cells_of(
 
 
 @pytest.mark.parametrize("contiguous", [False, True])
-@pytest.mark.parametrize("world_size", [2, 3, 5])
-def test_any_number_of_ranks_reads_the_same_cells(table: Table, world_size: int, contiguous: bool) -> None:
-    expected, found = cells_of(table, 1), cells_of(table, world_size, contiguous=contiguous)
+@pytest.mark.parametrize(("world_size", "workers"), [(1, 0), (1, 4), (2, 0), (2, 1), (3, 1), (4, 0), (4, 4), (5, 1)])
+def test_any_number_of_ranks_and_workers_reads_the_same_cells(
+    table: Table, world_size: int, workers: int, contiguous: bool
+) -> None:
+    expected, found = cells_of(table, 1), cells_of(table, world_size, contiguous=contiguous, workers=workers)
     assert found.keys() == expected.keys()
     for place, rows in expected.items():
         assert torch.equal(found[place].ids, rows.ids)

@@ -25,7 +25,7 @@ def test_digits_are_scikit_learns() -> None:
     digits, table = load_digits(), load_table(DataSettings(source="digits"))
     assert np.array_equal(table.images[:, 0].numpy(), digits.images)
     assert np.array_equal(table.labels.numpy(), digits.target)
-    assert (table.image_shape, table.num_classes, len(table)) == shape_and_classes("digits")
+    assert (table.image_shape, table.num_classes, len(table)) == shape_and_classes(DataSettings())
 
 
 def test_rows_span_minus_one_to_one(table: Table) -> None:

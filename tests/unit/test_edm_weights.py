@@ -13,10 +13,16 @@ import pytest
 import torch
 from torch import nn
 
+from gfgw_prod import settings_io
 from gfgw_prod.config import GeneratorSettings
 from gfgw_prod.generator import build_generator, start_generator
 from gfgw_prod.generator.edm_weights import load_edm, read_edm
 from gfgw_prod.resilience.exit_codes import UserError
+from gfgw_prod.resilience.starts import Starts
+from gfgw_prod.telemetry.startup import Startup
+from gfgw_prod.trainer import Run
+
+from ..checkpoints import ALONE
 
 SMALL = {"model_channels": 8, "channel_mult": (1, 2), "num_blocks": 1, "attention_resolutions": (8,)}
 
@@ -89,13 +95,15 @@ def test_weights_come_over_and_no_source_is_run(tmp_path: Path) -> None:
     assert proof.exists()
 
 
-def test_unconditional_file_starts_a_conditional_network_but_for_its_labels(tmp_path: Path) -> None:
-    path = write(tmp_path / "net.pkl", network(1))
-    mine = network(2, conditional=True)
-    before = mine.map_label.weight.clone()
-    assert "; drawn: map_label.weight, map_label.bias" in load_edm(mine, path)
-    assert torch.equal(mine.map_label.weight, before)
-    assert torch.equal(mine.map_layer0.weight, network(1).map_layer0.weight)
+def test_unconditional_file_starts_a_conditional_network_that_begins_as_it_whatever_the_label(tmp_path: Path) -> None:
+    published = network(1).eval()
+    mine = network(2, conditional=True).eval()
+    assert "; zero: map_label.weight, map_label.bias" in load_edm(mine, write(tmp_path / "net.pkl", published))
+    images, levels = torch.randn(2, 3, 16, 16), torch.tensor([-1.0, 1.0])
+    labels = torch.eye(10)[[3, 7]]
+    assert torch.equal(mine(images, levels, labels), published(images, levels, None))
+    mine(images, levels, labels).sum().backward()
+    assert (mine.map_label.weight.grad[:, [3, 7]] != 0).any(dim=0).all()  # and labels are learned
 
 
 def test_conditional_file_starts_an_unconditional_network(tmp_path: Path) -> None:
@@ -150,3 +158,31 @@ def test_tensor_bytes_that_carry_code_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"is refused"):
         read_edm(path)
     assert not (tmp_path / "proof").exists()
+
+
+def test_run_that_goes_on_does_not_need_the_file_it_began_with(tmp_path: Path) -> None:
+    settings = GeneratorSettings(**SMALL)
+    path = write(tmp_path / "net.pkl", build_generator(settings, (1, 8, 8), 10, 1).network)
+
+    def run_of(steps: int) -> Run:
+        config = settings_io.resolve(
+            {
+                "run": {"dir": str(tmp_path / "run")},
+                "generator": {**SMALL, "pretrained": str(path)},
+                "features": {"extractor": "pixels"},
+                "train": {"batch_size": 8, "cell_size": 8, "total_kimg": steps * 0.008},
+                "telemetry": {"samples_every_kimg": 1000, "sample_grid": 1, "progress": "off"},
+            }
+        )
+        return Run(config, ALONE, Starts(config.run.dir, config.resilience.max_no_progress, ALONE), Startup())
+
+    first = run_of(1)
+    first.resume()
+    assert first.loop()
+    first.close()
+    path.unlink()
+    again = run_of(2)
+    again.resume()
+    assert again.step == 1
+    assert again.loop()
+    again.close()

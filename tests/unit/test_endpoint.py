@@ -1,6 +1,7 @@
 """The endpoint of a node: what probes and scrapers are answered, and what becomes of its port."""
 
 import json
+import re
 import socket
 import sys
 import threading
@@ -8,6 +9,8 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -15,8 +18,10 @@ from prometheus_client import Gauge
 
 from gfgw_prod.resilience.exit_codes import UserError
 from gfgw_prod.resilience.watchdog import Watch
+from gfgw_prod.telemetry import endpoint
 from gfgw_prod.telemetry.endpoint import Endpoint
 from gfgw_prod.telemetry.health import Health
+from gfgw_prod.telemetry.pace import Pace
 
 DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
@@ -46,6 +51,39 @@ class Served:
     def asked(self, path: str) -> tuple[int, dict]:
         status, body = self.get(path)
         return status, json.loads(body)
+
+
+class BrokenOffError(Exception):
+    """Ends an evaluation early."""
+
+
+def test_evaluation_is_told_of_and_over_however_it_ends() -> None:
+    health = Health(600, lambda: 0.0)
+    health.made(3, 96)
+    for error in (None, BrokenOffError()):
+        with suppress(BrokenOffError), health.evaluating():
+            assert health.is_evaluating
+            assert health.ready()["why"] == "evaluating"
+            assert health.live()["ok"]
+            if error:
+                raise error
+        assert not health.is_evaluating
+        assert health.ready() == {"ok": True, "doing": "training", "step": 3, "images": 96}
+
+
+def test_pace_leaves_out_what_stands(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr("gfgw_prod.telemetry.pace.time.monotonic", lambda: now[0])
+    pace = Pace(step=10, batch_size=32, world_size=1, idle_share=0.0)
+    for error in (None, BrokenOffError()):
+        now[0] += 2
+        with suppress(BrokenOffError), pace.standing():
+            now[0] += 1_000
+            if error:
+                raise error
+    values = pace.values(step=12)
+    assert values["speed/step_seconds"] == 2
+    assert values["speed/images_per_second"] == 16
 
 
 @pytest.fixture
@@ -122,6 +160,80 @@ def test_client_that_says_nothing_or_leaves_keeps_nobody_waiting(
         rude.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")  # leaves with a reset
     assert served.asked("/live")[0] == 200
     assert capfd.readouterr().err == ""
+
+
+MALFORMED = {
+    "nothing": b"\r\n\r\n",
+    "no version": b"GET /live\r\n\r\n",
+    "another version": b"GET /live HTTP/9.9\r\n\r\n",
+    "no version at all": b"GET /live HTTP/\r\n\r\n",
+    "no method that there is": b"BREW /metrics HTTP/1.1\r\n\r\n",
+    "a body": b"POST /metrics HTTP/1.1\r\nContent-Length: 999999999999\r\n\r\nx=1",
+    "a head": b"HEAD /metrics HTTP/1.1\r\n\r\n",
+    "half an address": b"GET http://[ HTTP/1.1\r\n\r\n",
+    "a way up": b"GET /../../etc/passwd HTTP/1.1\r\n\r\n",
+    "bytes": bytes(range(256)) + b"\r\n\r\n",
+    "greeting of TLS": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(500) + b"\n",
+    "a long path": b"GET /" + b"a" * 200_000 + b" HTTP/1.1\r\n\r\n",
+    "a long header": b"GET /live HTTP/1.1\r\nA: " + b"a" * 200_000 + b"\r\n\r\n",
+    "many headers": b"GET /live HTTP/1.1\r\n" + b"A: b\r\n" * 5_000 + b"\r\n",
+    "header that is none": b"GET /live HTTP/1.1\r\n\0\xff\r\n\r\n",
+    "an odd format": b"GET /metrics HTTP/1.1\r\nAccept: \xff;q=x,,;;version=1.0.0,*/*\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("request_", MALFORMED.values(), ids=MALFORMED)
+def test_malformed_request_is_refused_and_nothing_else_happens(
+    served: Served, request_: bytes, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with socket.create_connection(("127.0.0.1", served.port), timeout=30) as client:
+        with suppress(OSError):  # it may be cut off before it has said all
+            client.sendall(request_)
+            client.shutdown(socket.SHUT_WR)
+        answer = b""
+        with suppress(ConnectionResetError):
+            while part := client.recv(1 << 16):
+                answer += part
+    status = re.match(rb"HTTP/1\.[01] (\d+) ", answer)
+    if b"Accept" in request_ or b"\0\xff\r" in request_:  # odd, but clear
+        assert status
+        assert status[1] == b"200"
+    else:
+        assert not status or status[1][:1] in b"45", answer[:200]
+    assert served.asked("/live")[0] == 200
+    assert capfd.readouterr().err == ""
+
+
+def test_two_hundred_scrapers_at_once_get_the_same_page(served: Served) -> None:
+    gauge = Gauge("one_of_ours", "Help.", registry=served.endpoint.registry)
+    made = []
+    gauge.set_function(lambda: float(made.append(1) or len(made)))
+    with ThreadPoolExecutor(200) as scrapers:
+        answers = list(scrapers.map(served.get, ["/metrics"] * 1_000))
+    assert {status for status, _ in answers} == {200}
+    values = {line for _, page in answers for line in page.splitlines() if line.startswith("one_of_ours ")}
+    assert len(values) == len(made) < 100
+
+
+def test_clients_that_say_nothing_are_cut_off_and_one_too_many_is_turned_away(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(endpoint, "LONGEST_SECONDS", 1.0)
+    monkeypatch.setattr(endpoint, "MOST_CONNECTIONS", 20)
+    with ExitStack() as open_connections:
+        silent = [
+            open_connections.enter_context(socket.create_connection(("127.0.0.1", served.port), timeout=30))
+            for _ in range(40)
+        ]
+        for client in silent:
+            with suppress(OSError):
+                client.sendall(b"GET /live HT")
+        started = time.monotonic()
+        for client in silent:
+            with suppress(ConnectionResetError):
+                assert b" 200 " not in client.recv(1 << 10)
+        assert time.monotonic() - started < 8
+    assert served.asked("/live")[0] == 200
 
 
 def test_taken_port_is_refused_by_name() -> None:

@@ -80,13 +80,6 @@ def test_gradient_reaches_the_images_and_no_weight(weights: dict[str, Path]) -> 
     assert all(parameter.grad is None for parameter in extractor.parameters())
 
 
-def test_weights_out_of_reach_are_named_with_the_file_to_fetch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))  # an empty cache
-    with pytest.raises(UserError, match=r"model\.safetensors.*features\.weights") as caught:
-        extractor_of(None)
-    assert "\n" not in str(caught.value)
-
-
 def missing(path: Path) -> None:
     """Leaves no file."""
 
@@ -108,3 +101,15 @@ def test_unusable_file_is_refused_in_one_line(spoil, suffix: str, tmp_path: Path
         extractor_of(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_constant_beside_the_pixels_tells_a_faint_image_from_a_strong_one() -> None:
+    strong = torch.randn(3, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    images = torch.cat([strong, strong / 2])
+    plain = build_extractor(FeatureSettings(extractor="pixels"), (1, 4, 4))(images)
+    torch.testing.assert_close(plain[:3], plain[3:])
+    extractor = build_extractor(FeatureSettings(extractor="pixels", pixel_constant=0.5), (1, 4, 4))
+    features = extractor(images)
+    assert features.shape == (6, extractor.dim) == (6, 17)
+    torch.testing.assert_close(features.norm(dim=1), torch.ones(6))
+    torch.testing.assert_close(features[:, :16] / features[:, 16:] * 0.5 * 4, images.flatten(1))

@@ -1,10 +1,13 @@
 """The U-Net and its boundary-conditioned wrapper: size, boundary, labels, seeds, gradients."""
 
+import math
+
 import pytest
 import torch
 
 from gfgw_prod.config import GeneratorSettings
 from gfgw_prod.generator import OneStepGenerator, build_generator, interpolate
+from gfgw_prod.generator.precondition import SIGMA_DATA
 from gfgw_prod.settings_io import resolve
 
 SMALL = {"model_channels": 16, "channel_mult": (1, 2), "num_blocks": 1, "attention_resolutions": (4,), "dropout": 0.0}
@@ -27,6 +30,18 @@ def images(count: int = 3, side: int = 8, channels: int = 1) -> torch.Tensor:
     return torch.randn(count, channels, side, side, generator=torch.Generator().manual_seed(2))
 
 
+class Level(torch.nn.Module):
+    """A network whose output is the same everywhere."""
+
+    def __init__(self, level: float):
+        super().__init__()
+        self.level = level
+
+    def forward(self, x: torch.Tensor, noise_level: torch.Tensor, labels: None) -> torch.Tensor:
+        self.seen = x
+        return torch.full_like(x, self.level)
+
+
 @pytest.mark.parametrize(("channel_mult", "count"), [((1, 2, 2, 2), 61_805_827), ((2, 2, 2), 55_734_147)])
 def test_network_has_the_published_number_of_parameters(channel_mult: tuple[int, ...], count: int) -> None:
     settings = GeneratorSettings(channel_mult=channel_mult, conditional=True)
@@ -38,6 +53,7 @@ def test_network_has_the_published_number_of_parameters(channel_mult: tuple[int,
 def test_generator_is_the_identity_on_data() -> None:
     x = images()
     assert torch.equal(stirred(small())(x, torch.zeros(3)), x)
+    assert torch.equal(stirred(small(correlation=0.6))(x, torch.zeros(3)), x)
 
 
 def test_generator_without_exact_boundary_is_not() -> None:
@@ -53,6 +69,20 @@ def test_preconditioning_is_edms_at_sigma_t_over_s() -> None:
     skip, out, scale = 0.25 / (sigma**2 + 0.25), sigma * 0.5 / (sigma**2 + 0.25).sqrt(), (sigma**2 + 0.25).rsqrt()
     expected = skip * noisy + out * generator.network(scale * noisy, sigma.flatten().log() / 4)
     torch.testing.assert_close(generator(x_t, t), expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("correlation", [0.0, 0.3, 0.9])
+def test_preconditioning_is_scaled_for_images_that_correlate_with_their_noise(correlation: float) -> None:
+    z, free = torch.randn(2, 1, 1, 500, 500, generator=torch.Generator().manual_seed(0))
+    x = SIGMA_DATA * (correlation * z + math.sqrt(1 - correlation**2) * free)
+    for moment in (0.2, 0.7, 1.0):
+        t, x_t = torch.tensor([moment]), interpolate(x, z, torch.tensor([moment]))
+        silent, loud = Level(0.0), Level(1.0)
+        left = x - OneStepGenerator(silent, correlation=correlation)(x_t, t)  # for the network to predict
+        assert float(silent.seen.std()) == pytest.approx(1, abs=0.01)
+        assert float((left * x_t).mean()) == pytest.approx(0, abs=0.002)  # the best that a multiple of x_t can do
+        weight = OneStepGenerator(loud, correlation=correlation)(torch.zeros_like(x_t), t)
+        assert float(left.std() / weight.mean()) == pytest.approx(1, abs=0.01)
 
 
 def test_output_at_pure_noise_is_finite_and_is_the_sample() -> None:

@@ -10,6 +10,7 @@ from gfgw_prod.config import FeatureSettings, GeneratorSettings
 from gfgw_prod.features.extractors import build_extractor
 from gfgw_prod.generator import build_generator
 from gfgw_prod.losses.boundary import boundary_loss
+from gfgw_prod.losses.energy import Crowd, energy_loss
 from gfgw_prod.losses.feature import feature_loss
 from gfgw_prod.losses.flow import check_scales, flow_loss
 from gfgw_prod.losses.structure import structure_loss
@@ -97,5 +98,49 @@ def test_structure_loss_of_two_rows() -> None:
 @pytest.mark.parametrize("exact", [True, False])
 def test_boundary_loss_is_zero_exactly_when_the_boundary_is_built_in(exact: bool) -> None:
     settings = GeneratorSettings(model_channels=16, channel_mult=(1,), num_blocks=1, exact_boundary=exact)
-    loss = boundary_loss(build_generator(settings, (1, 8, 8), 10, seed=0), noise(2, 1, 8, 8), None)
+    images = noise(2, 1, 8, 8)
+    loss = boundary_loss(build_generator(settings, (1, 8, 8), 10, seed=0)(images, torch.zeros(2)), images)
     assert bool(loss == 0) is exact
+
+
+@pytest.mark.parametrize("classes", [1, 3])
+def test_energy_loss_is_the_hand_formula(classes: int) -> None:
+    predicted, generated, matched = unit_rows(4, 5, 0), unit_rows(12, 5, 1), unit_rows(12, 5, 2)
+    labels, first = torch.arange(12) % classes, 3
+    total = 0.0
+    for i in range(4):
+        peers = [k for k in range(12) if labels[k] == labels[first + i]]
+        cross = [float((predicted[i] - matched[k]).norm()) for k in peers]
+        own = [float((predicted[i] - generated[k]).norm()) for k in peers if k != first + i]
+        total += sum(cross) / len(cross) - sum(own) / len(own)
+    found = energy_loss(predicted, Crowd(generated, matched, slice(3, 7), None if classes == 1 else labels))
+    assert float(found) == pytest.approx(total / 4, abs=1e-5)
+
+
+def test_energy_loss_of_slots_alone_in_their_class_is_zero() -> None:
+    rows = unit_rows(3, 5, 0).requires_grad_()
+    loss = energy_loss(rows, Crowd(unit_rows(3, 5, 1), unit_rows(3, 5, 2), slice(0, 3), torch.arange(3)))
+    loss.backward()
+    assert loss == 0
+    assert rows.grad is not None
+    assert not rows.grad.any()
+
+
+def test_energy_loss_drives_a_crowd_apart_until_it_spreads_as_its_matches_do() -> None:
+    matched = noise(256, 3)
+    spread = torch.tensor(0.3, requires_grad=True)
+    optimizer = torch.optim.Adam([spread], lr=0.05)
+    for step in range(150):
+        samples = noise(256, 3, seed=step + 1) * spread
+        optimizer.zero_grad()
+        energy_loss(samples, Crowd(samples.detach(), matched, slice(0, 256))).backward()
+        optimizer.step()
+    assert spread.item() == pytest.approx(float(matched.std()), rel=0.1)
+
+
+def test_energy_loss_has_a_slope_where_a_sample_is_its_match() -> None:
+    rows = unit_rows(4, 5, 0)
+    predicted = rows.clone().requires_grad_()
+    energy_loss(predicted, Crowd(rows, rows, slice(0, 4))).backward()
+    assert predicted.grad is not None
+    assert predicted.grad.isfinite().all()

@@ -4,13 +4,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from gfgw_prod.config import TransportSettings
 from gfgw_prod.data.sources import Table
 from gfgw_prod.distributed.world import World
 from gfgw_prod.features.bank import FeatureBank
 from gfgw_prod.features.extractors import PixelFeatures
 from gfgw_prod.transport.matching import Match, Matcher
 from gfgw_prod.transport.plan import Plan
+from gfgw_prod.transport.settings import TransportSettings
 from gfgw_prod.transport.usage import Usage
 
 SLOTS = 12
@@ -148,3 +148,18 @@ def test_share_of_the_bank_counts_targets_of_the_last_epoch(alone: World) -> Non
     assert usage.share(6) == pytest.approx(0.3)
     assert usage.share(13) == pytest.approx(0.2)  # row 3 was last used more than ten images ago
     assert usage.share(16) == 0
+
+
+def test_noise_that_weighs_enough_chooses_the_targets_nearest_to_it(table: Table, alone: World) -> None:
+    noise = torch.randn(SLOTS, 1, 4, 4, generator=torch.Generator().manual_seed(6))
+    nearest = (noise.flatten(1) @ PixelFeatures((1, 4, 4))(table.rows(torch.arange(60))).T).argmax(dim=1)
+    free = {"scope": "full", "marginal": "semi_relaxed", "structure_weight": 0.0, "structure_weight_end": 0.0}
+    labels, uniforms = torch.zeros(SLOTS, dtype=torch.long), torch.rand(SLOTS)
+
+    def rows(weight: float) -> Tensor:
+        matcher = matcher_of(table, alone, noise_weight=weight, **free)
+        slots = torch.arange(SLOTS)
+        return matcher.match(generated(), slots, labels, uniforms, step=0, images=0, noise=noise).rows
+
+    assert torch.equal(rows(100.0), nearest)
+    assert not torch.equal(rows(0.0), nearest)

@@ -66,8 +66,8 @@ def test_sums_of_neighbouring_leaves_are_nodes_of_the_same_tree(count: int, rank
     assert torch.equal(total.pop(), tree(leaves(count)))
 
 
-@pytest.mark.parametrize(("held", "expected"), [((0, 8), [3]), ((3, 6), [0, 1]), ((5, 16), [0, 1, 3]), ((4, 4), [])])
-def test_neighbouring_leaves_are_held_by_the_fewest_nodes(held: tuple[int, int], expected: list[int]) -> None:
+@pytest.mark.parametrize(("held", "expected"), [((0, 8), (3,)), ((3, 6), (0, 1)), ((5, 16), (0, 1, 3)), ((4, 4), ())])
+def test_neighbouring_leaves_are_held_by_the_fewest_nodes(held: tuple[int, int], expected: tuple[int, ...]) -> None:
     assert levels(range(*held)) == expected
 
 

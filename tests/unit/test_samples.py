@@ -1,5 +1,8 @@
 """Samples from seeds, grids and PNG files."""
 
+import itertools
+import resource
+import time
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +12,17 @@ from PIL import Image
 from torch import Tensor, nn
 
 from gfgw_prod.config import GeneratorSettings
+from gfgw_prod.data.settings import DataSettings
+from gfgw_prod.data.sources import load_table
+from gfgw_prod.distributed.cells import random_stream
+from gfgw_prod.distributed.world import World
 from gfgw_prod.generator import build_generator
+from gfgw_prod.resilience.exit_codes import UserError
+from gfgw_prod.sample_files import sink_for
 from gfgw_prod.samples import draw_samples, enlarge, grid_of, to_bytes, write_png
+from gfgw_prod.sampling import CELL, Sampler, in_turn, sampling_times, turns
+
+from .conftest import at_most
 
 CPU = torch.device("cpu")
 
@@ -23,13 +35,8 @@ class Labelled(nn.Module):
         return 0.01 * x + 0.1 * labels[:, None, None, None]
 
 
-def draw(count: int = 10, *, batch: int = 250, seed: int = 3, stream: str = "grid") -> tuple[Tensor, Tensor]:
-    return draw_samples(Labelled(), (1, 4, 4), 3, count=count, seed=seed, stream=stream, device=CPU, batch=batch)
-
-
-@pytest.mark.parametrize("batch", [1, 3, 10])
-def test_samples_do_not_depend_on_the_batch(batch: int) -> None:
-    assert torch.equal(draw(batch=batch)[0], draw()[0])
+def draw(count: int = 10, *, seed: int = 3, stream: str = "grid") -> tuple[Tensor, Tensor]:
+    return draw_samples(Labelled(), (1, 4, 4), 3, count=count, seed=seed, stream=stream, device=CPU)
 
 
 def test_more_samples_begin_with_the_same_ones() -> None:
@@ -47,16 +54,132 @@ def test_samples_differ_by_seed_stream_and_place() -> None:
     assert len({tuple(image.flatten().tolist()) for image in images}) == 4
 
 
-def test_samples_of_a_network_are_made_without_dropout_and_stay_in_range() -> None:
-    settings = GeneratorSettings(model_channels=16, channel_mult=(1, 2), num_blocks=1, dropout=0.9)
+def network() -> nn.Module:
+    settings = GeneratorSettings(model_channels=16, channel_mult=(1, 2), num_blocks=1, dropout=0.9, conditional=True)
     generator = build_generator(settings, (1, 8, 8), 10, seed=0).train()
     nn.init.normal_(generator.network.dec["8x8_aux_conv"].weight)
-    drawn = [
-        draw_samples(generator, (1, 8, 8), 10, count=6, seed=0, stream="grid", device=CPU, batch=batch)[0]
-        for batch in (2, 6)
+    return generator
+
+
+def test_samples_of_a_network_are_the_same_bits_however_many_are_drawn_at_once() -> None:
+    generator = network()
+    pieces = [
+        draw_samples(generator, (1, 8, 8), 10, count=n, seed=0, stream="grid", device=CPU)[0] for n in (1, 33, 70)
     ]
-    torch.testing.assert_close(*drawn, atol=1e-4, rtol=1e-4)
-    assert drawn[0].abs().max() == 1
+    assert torch.equal(pieces[0], pieces[2][:1])
+    assert torch.equal(pieces[1], pieces[2][:33])
+    assert pieces[2].abs().max() == 1  # and without dropout
+    sampler = Sampler(generator, (1, 8, 8), in_turn(range(10)), seed=0, stream="grid", device=CPU)
+    assert torch.equal(sampler.images(64, 32)[:6], pieces[2][64:])
+
+
+class Noting(nn.Module):
+    """Predicts half of what it is given, and notes what that was."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.given: list[tuple[Tensor, Tensor]] = []
+
+    def forward(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        self.given.append((x, t))
+        return x / 2
+
+
+def test_sampler_of_several_steps_mixes_its_predictions_with_fresh_noise() -> None:
+    noting, times = Noting(), sampling_times(3, 0.4)
+    assert times == pytest.approx((1, 0.8, 0.6))
+    sampler = Sampler(noting, (1, 2, 2), in_turn([0]), seed=1, stream="sample", device=CPU, times=times)
+    found = sampler.images(0, 32)
+    (first, _), (second, at), (third, last) = noting.given
+    assert torch.equal(first[5], torch.randn(1, 2, 2, generator=random_stream(1, "sample", 5)))
+    noise = torch.randn(1, 2, 2, generator=random_stream(1, "sample", 5, 1))
+    torch.testing.assert_close(second[5], 0.2 * (first[5] / 2).clamp(-1, 1) + 0.8 * noise)
+    assert (at == times[1]).all()
+    assert (last == times[2]).all()
+    assert torch.equal(found, (third / 2).clamp(-1, 1))
+
+
+def test_turns_share_out_every_image_once() -> None:
+    for count, ranks in itertools.product((1, 31, 32, 500, 513, 1700), (1, 2, 3)):
+        of_ranks = [list(turns(count, 256, World(rank, ranks, CPU))) for rank in range(ranks)]
+        numbers = []
+        for at_once in zip(*of_ranks, strict=True):
+            assert len({(turn.first, turn.count, turn.size) for turn in at_once}) == 1
+            assert at_once[0].size % CELL == 0
+            made = [number for turn in at_once for number in range(turn.start, turn.start + turn.size)]
+            numbers += made[: at_once[0].count]
+        assert numbers == list(range(count))
+
+
+def test_npz_holds_images_and_classes_and_is_the_same_bytes_every_time(tmp_path: Path) -> None:
+    levels = torch.arange(5 * 3 * 2 * 4, dtype=torch.uint8).view(5, 3, 2, 4)
+    labels, content = torch.arange(5) % 3, []
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        sink = sink_for("npz", tmp_path / name, 5, labels, (3, 2, 4))
+        sink.add(0, levels[:2])
+        sink.add(2, levels[2:])
+        assert not (tmp_path / name / "samples.npz").exists()
+        content.append(Path(sink.close()).read_bytes())
+        time.sleep(0.01)
+    assert content[0] == content[1]
+    with np.load(tmp_path / "first" / "samples.npz") as kept:
+        assert np.array_equal(kept["arr_0"], levels.permute(0, 2, 3, 1).numpy())
+        assert kept["arr_0"].dtype == np.uint8
+        assert kept["arr_1"].tolist() == [0, 1, 2, 0, 1]
+
+
+def test_npz_of_images_without_classes_holds_none(tmp_path: Path) -> None:
+    sink = sink_for("npz", tmp_path, 2, None, (1, 2, 2))
+    sink.add(0, torch.zeros(2, 1, 2, 2, dtype=torch.uint8))
+    with np.load(sink.close()) as kept:
+        assert list(kept) == ["arr_0"]
+
+
+@pytest.mark.parametrize("labels", [torch.tensor([2, 0, 1, 2, 0]), None])
+def test_pngs_are_a_data_set_of_the_same_images_and_classes(labels: Tensor | None, tmp_path: Path) -> None:
+    levels = torch.arange(5 * 3 * 4 * 4, dtype=torch.uint8).view(5, 3, 4, 4)
+    (tmp_path / "dataset.json").write_text('{"labels": [["none.png", 1]]}')  # of what was there before
+    sink = sink_for("png", tmp_path, 5, labels, (3, 4, 4))
+    sink.add(0, levels[:2])
+    sink.add(2, levels[2:])
+    assert sink.close() == f"5 images in {tmp_path}"
+    table = load_table(DataSettings(source="folder", path=tmp_path))
+    assert torch.equal(table.images, levels)
+    assert table.labels.tolist() == ([0] * 5 if labels is None else labels.tolist())
+
+
+def test_pictures_of_an_earlier_command_do_not_stay_in_a_data_set(tmp_path: Path) -> None:
+    def write(count: int) -> None:
+        sink = sink_for("png", tmp_path, count, torch.zeros(count, dtype=torch.int64), (1, 2, 2))
+        assert not (tmp_path / "dataset.json").exists()
+        sink.add(0, torch.zeros(count, 1, 2, 2, dtype=torch.uint8))
+        sink.close()
+
+    write(3)
+    write(3)
+    write(4)
+    for name in ("000003.png", "0000001.png"):
+        with pytest.raises(UserError, match=f"holds {name}, which is none of the 3 images"):
+            write(3)
+        (tmp_path / name).replace(tmp_path / "0000001.png")
+    assert (tmp_path / "dataset.json").exists()
+
+
+@pytest.mark.parametrize("form", ["png", "grid", "npz"])
+def test_files_that_cannot_be_written_to_their_end_are_removed(form: str, tmp_path: Path) -> None:
+    noise = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    sink = sink_for(form, tmp_path, 2, None, (3, 64, 64))
+
+    def write() -> None:
+        sink.add(0, noise)
+        sink.close()
+
+    with at_most(resource.RLIMIT_FSIZE, 4000):
+        with pytest.raises(OSError, match="too large"):
+            write()
+        sink.give_up()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_bytes_span_the_range_in_three_channels() -> None:
@@ -75,7 +198,7 @@ def test_tiny_images_are_enlarged_by_whole_pixels() -> None:
 
 def test_grid_holds_every_image_in_its_place() -> None:
     images = torch.linspace(-1, 1, 5)[:, None, None, None].expand(5, 1, 64, 64)
-    picture = grid_of(images, columns=2, gap=2)
+    picture = grid_of(images, columns=2)
     assert picture.shape == (3, 3 * 66 + 2, 2 * 66 + 2)
     levels = to_bytes(images)[:, 0, 0, 0]
     for index, level in enumerate(levels):

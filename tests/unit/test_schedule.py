@@ -1,19 +1,62 @@
 """Schedules in images seen, with the figures the first report printed."""
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gfgw_prod.distributed.cells import Cell
 from gfgw_prod.schedule import exponential, learning_rate, linear
+from gfgw_prod.settings_io import read_yaml, resolve
+from gfgw_prod.times import draw_times
+
+CONFIGS = Path(__file__).parents[2] / "configs"
 
 
-def test_report_figures_at_100_kimg() -> None:
-    assert linear(0.1, 0.5, 1600, 100_000) == pytest.approx(0.125, abs=1e-12)
-    assert exponential(0.1, 0.01, 1600, 100_000) == pytest.approx(0.0866, abs=5e-5)
+def schedules_of(name: str, images: int) -> tuple[float, float, float]:
+    """λ, ε and the learning rate of a configuration file after so many images."""
+    config = resolve(read_yaml(CONFIGS / name))
+    t, o = config.transport, config.optimizer
+    return (
+        linear(t.structure_weight, t.structure_weight_end, t.structure_weight_kimg, images),
+        exponential(t.epsilon, t.epsilon_end, t.epsilon_kimg, images),
+        learning_rate(o.lr, o.final_lr_ratio, o.warmup_kimg, o.decay_kimg, images),
+    )
 
 
-def test_report_learning_rate_one_step_before_100_kimg() -> None:
-    assert learning_rate(1e-4, 0.0, 320, 10_000, 100_000 - 32) == pytest.approx(3.124e-05, abs=1e-12)
+def test_seed_report_gives_the_figures_that_were_printed_at_100_kimg() -> None:
+    structure_weight, epsilon, _ = schedules_of("seed_report.yaml", 100_000)
+    assert structure_weight == pytest.approx(0.125, abs=1e-12)
+    assert round(epsilon, 3) == 0.087
+    *_, rate = schedules_of("seed_report.yaml", 100_000 - 32)  # one of its steps of 32 images before
+    assert rate == pytest.approx(3.124e-05, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("kimg", "expected"),
+    [  # lambda rises by 0.008 a kimg; epsilon falls tenfold in 50; the rate rises by 1e-5, then cos(pi (k - 10) / 9990)
+        (0, (0.1, 0.1, 0.0)),
+        (1, (0.108, 0.0954993, 1e-5)),
+        (10, (0.18, 0.0630957, 1e-4)),
+        (50, (0.5, 0.01, 9.999604e-5)),
+        (100, (0.5, 0.01, 9.997998e-5)),
+    ],
+)
+def test_recommended_schedules_are_those_worked_out_by_hand(kimg: int, expected: tuple[float, float, float]) -> None:
+    assert schedules_of("cifar10.yaml", kimg * 1000) == pytest.approx(expected, rel=1e-6)
+
+
+def test_recommended_times_leave_the_first_stage_at_10_kimg() -> None:
+    time = resolve(read_yaml(CONFIGS / "cifar10.yaml")).time
+    cell = Cell(seed=0, step=0, index=0, size=512)
+    assert draw_times(time, cell, 9_999).min() >= 0.7
+    assert draw_times(time, cell, 10_000).min() < 0.5
+
+
+@pytest.mark.parametrize("name", ["seed_report.yaml", "cifar10.yaml", "digits.yaml"])
+def test_configuration_files_are_whole(name: str) -> None:
+    assert resolve(read_yaml(CONFIGS / name)).total_steps > 1
 
 
 def test_schedules_begin_and_stay_where_they_should() -> None:

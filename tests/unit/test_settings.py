@@ -61,7 +61,7 @@ def test_there_are_shipped_configurations() -> None:
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_resolved_configuration_survives_its_file(path: Path, tmp_path: Path) -> None:
-    config = resolve(read_yaml(path), {"seed": 11, "data": {"path": "some where/ü"}})
+    config = resolve(read_yaml(path), {"seed": 11, "run": {"dir": "some where/ü"}})
     write_yaml(config, tmp_path / "config.yaml")
     assert resolve(read_yaml(tmp_path / "config.yaml")) == config
     assert sorted(_leaves(yaml.safe_load((tmp_path / "config.yaml").read_text()))) == sorted(setting_names())
@@ -125,6 +125,41 @@ def test_batch_must_be_a_multiple_of_the_cell() -> None:
     assert "train.batch_size (100) must be a multiple of train.cell_size (32)" in message
 
 
+@pytest.mark.parametrize(
+    ("source", "name", "value"),
+    [
+        ("digits", "path", "digits"),
+        ("digits", "grey", True),
+        ("photos", "resize", "adm"),
+        ("photos", "path", "x"),
+        ("cifar10", "peak", 16),
+        ("cifar10", "image_size", 16),
+        ("digits", "on_error", "skip"),
+        ("folder", "download", False),
+        ("folder", "image_column", "img"),
+        ("zip", "label_column", None),
+        ("parquet", "verify", False),
+        ("packed", "label_column", "fine_label"),
+    ],
+)
+def test_setting_that_the_source_does_not_read_is_refused(source: str, name: str, value: object) -> None:
+    message = refusal({"data": {"source": source, name: value}})
+    assert message.startswith(f"data.{name} should be left at ")
+    assert message.endswith(f": data.source {source} does not read it")
+
+
+def test_what_is_set_to_its_default_is_refused_nowhere() -> None:
+    assert resolve({"data": {"source": "digits", "path": None, "grey": False, "resize": "lanczos"}}) == resolve({})
+
+
+def test_filter_without_a_size_is_refused() -> None:
+    assert "data.resize box needs data.image_size" in refusal({"data": {"source": "zip", "resize": "box"}})
+
+
+def test_constant_beside_pixels_needs_pixels() -> None:
+    assert "features.pixel_constant" in refusal({"features": {"extractor": "dinov2", "pixel_constant": 0.1}})
+
+
 def test_conditional_generator_refuses_the_pot_backend() -> None:
     assert "transport.backend" in refusal({"generator": {"conditional": True}, "transport": {"backend": "pot"}})
 
@@ -183,6 +218,8 @@ def test_environment_does_not_leak_into_a_run(monkeypatch: pytest.MonkeyPatch) -
         ({"dual": "persistent", "anneal_from": 1.0}, "without anneal_from"),
         ({"backend": "pot", "marginal": "semi_relaxed"}, "use native"),
         ({"backend": "pot", "iterations": "fixed"}, "use native"),
+        ({"noise_weight": 1.0}, "features of extractor pixels"),
+        ({"noise_weight": 1.0, "backend": "pot"}, "noise_weight needs"),
     ],
 )
 def test_choices_that_do_not_go_together_are_refused(transport: dict, hint: str) -> None:
@@ -190,3 +227,16 @@ def test_choices_that_do_not_go_together_are_refused(transport: dict, hint: str)
     assert hint in message
     assert "transport" in message
     assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("section", "settings", "hint"),
+    [
+        ("consistency", {"coupled_by": "noise"}, "features of extractor pixels"),
+        ("generator", {"correlation": 0.5, "exact_boundary": False}, "exact boundary's preconditioning"),
+    ],
+)
+def test_settings_of_another_way_of_training_are_refused(section: str, settings: dict, hint: str) -> None:
+    message = refusal({section: settings})
+    assert hint in message
+    assert section in message

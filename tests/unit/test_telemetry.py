@@ -4,17 +4,29 @@ import json
 import re
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import torch
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar import layout_pb2
 
-from gfgw_prod.config import TelemetrySettings
+from gfgw_prod import settings_io
+from gfgw_prod.checkpoint.reading import Checkpoint
+from gfgw_prod.distributed.world import World
+from gfgw_prod.reporting import Reporter
 from gfgw_prod.telemetry import Telemetry
 from gfgw_prod.telemetry.catalogue import BY_TAG, CATALOGUE
-from gfgw_prod.telemetry.sinks import JsonLines, Prometheus, TensorBoard
+from gfgw_prod.telemetry.exposition import AGE, BUILD, Live, Prometheus
+from gfgw_prod.telemetry.layout import CHARTS
+from gfgw_prod.telemetry.metrics_page import page
+from gfgw_prod.telemetry.sinks import JsonLines, TensorBoard, last_step_on_record
+from gfgw_prod.telemetry.startup import Startup
+
+from ..process.runs import free_port
 
 TAGS = {metric.prometheus: metric.tag for metric in CATALOGUE}
 
@@ -26,17 +38,27 @@ def test_tags_are_unique() -> None:
 def test_prometheus_names_follow_its_conventions() -> None:
     for metric in CATALOGUE:
         assert re.fullmatch(r"gfgw_[a-z][a-z_]*[a-z]", metric.prometheus)
-        assert not metric.prometheus.endswith(("_total", "_count", "_sum", "_bucket", "_created"))  # the client's own
+        own = ("_total", "_count", "_sum", "_bucket", "_created", "_info")  # the client's
+        assert not metric.prometheus.endswith(own)
+        assert not re.search(r"_(milliseconds|minutes|hours|kilobytes|megabytes|percent|kimg)(_|$)", metric.prometheus)
         assert metric.help.endswith(".")
+        assert "|" not in metric.help
 
 
 def test_metrics_of_one_name_are_one_family() -> None:
     for metric in CATALOGUE:
         family = [other for other in CATALOGUE if other.prometheus == metric.prometheus]
-        assert {(other.kind, other.help, tuple(other.labels)) for other in family} == {
-            (metric.kind, metric.help, tuple(metric.labels))
+        assert {(other.kind, other.help, tuple(other.labels), other.measured_in) for other in family} == {
+            (metric.kind, metric.help, tuple(metric.labels), metric.measured_in)
         }
         assert len({tuple(other.labels.values()) for other in family}) == len(family)
+
+
+def test_documented_metrics_are_those_of_the_catalogue() -> None:
+    documented = Path(__file__).parents[2] / "docs" / "metrics.md"
+    assert documented.read_text(encoding="utf-8") == page(), "run make docs"
+    for metric in CATALOGUE:
+        assert f"`{metric.exposed}`" in documented.read_text(encoding="utf-8")
 
 
 def records(path: Path) -> list[dict]:
@@ -71,6 +93,15 @@ def test_torn_last_line_is_dropped(tmp_path: Path) -> None:
     assert [record["step"] for record in records(path)] == [1, 2, 3]
 
 
+def test_last_step_on_record_is_that_of_the_last_whole_line(tmp_path: Path) -> None:
+    path = tmp_path / "stats.jsonl"
+    assert last_step_on_record(path) == 0
+    write_records(path, list(range(1, 3001)))  # longer than what is read of it
+    assert last_step_on_record(path) == 3000
+    path.write_text(path.read_text() + '{"step": 3001, "ima')
+    assert last_step_on_record(path) == 3000
+
+
 @pytest.fixture
 def registry() -> CollectorRegistry:
     return CollectorRegistry()
@@ -81,9 +112,17 @@ def scrape(registry: CollectorRegistry) -> dict[tuple[str, tuple[tuple[str, str]
     return {(s.name, tuple(s.labels.items())): s.value for family in families for s in family.samples}
 
 
+def test_what_is_live_is_asked_for_every_page(registry: CollectorRegistry) -> None:
+    evaluating = [0.0]
+    Live(registry, {"run/started": lambda: 1.0, "run/evaluating": lambda: evaluating[0]})
+    assert scrape(registry) == {("gfgw_started", ()): 1, ("gfgw_evaluating", ()): 0}
+    evaluating[0] = 1.0
+    assert scrape(registry)["gfgw_evaluating", ()] == 1
+
+
 def test_page_has_every_metric_with_its_value(registry: CollectorRegistry) -> None:
-    sink = Prometheus(registry, saved_at=time.time())
-    settable = [metric for metric in CATALOGUE if metric.tag != TAGS["gfgw_checkpoint_age_seconds"]]
+    sink = Prometheus(registry, saved_at=time.time(), build={"version": "1.2.3"})
+    settable = [metric for metric in CATALOGUE if metric.tag not in (AGE, BUILD)]
     found = {metric.tag: float(number) for number, metric in enumerate(settable, start=1)}
     sink.record(1, 10, {tag: [0.0, value] if BY_TAG[tag].by else value for tag, value in found.items()})
     served = scrape(registry)
@@ -92,6 +131,22 @@ def test_page_has_every_metric_with_its_value(registry: CollectorRegistry) -> No
         labels = (*metric.labels.items(), *([(metric.by, "1")] if metric.by else []))
         assert served[name, labels] == number
     assert ("gfgw_checkpoint_age_seconds", ()) in served
+    assert served["gfgw_build_info", (("version", "1.2.3"),)] == 1
+
+
+def test_gauge_is_there_once_it_is_known_and_a_counter_from_the_beginning(registry: CollectorRegistry) -> None:
+    sink = Prometheus(registry, saved_at=time.time(), known={"run/lost_images": 96.0, "run/world_size": 2.0})
+    served = scrape(registry)
+    assert served["gfgw_lost_images_total", ()] == 96
+    assert served["gfgw_world_size", ()] == 2
+    assert served["gfgw_restarts_total", (("cause", "killed"),)] == 0
+    assert served["gfgw_checkpoint_failures_total", ()] == 0
+    assert ("gfgw_gradient_norm", ()) not in served
+    sink.record(1, 10, {"optimizer/gradient_norm": 0.0, "run/hardware_errors": [0.0, 1.0]})
+    assert scrape(registry)["gfgw_gradient_norm", ()] == 0
+    sink.record(2, 20, {"run/hardware_errors": [1.0, 0.0]})
+    served = scrape(registry)
+    assert [served["gfgw_hardware_errors_total", (("rank", rank),)] for rank in "01"] == [1, 1]
 
 
 def test_age_counts_from_the_last_save(registry: CollectorRegistry) -> None:
@@ -99,6 +154,19 @@ def test_age_counts_from_the_last_save(registry: CollectorRegistry) -> None:
     assert scrape(registry)["gfgw_checkpoint_age_seconds", ()] >= 1000
     sink.record(1, 10, {TAGS["gfgw_checkpoint_saves"]: 1})
     assert scrape(registry)["gfgw_checkpoint_age_seconds", ()] < 1000
+
+
+def test_age_of_a_resumed_run_leaves_out_what_came_before_this_start(tmp_path: Path, alone: World) -> None:
+    config = settings_io.resolve({"run": {"dir": str(tmp_path)}, "telemetry": {"prometheus_port": free_port()}})
+    report = Reporter(config, alone, Startup())
+    report.listen()
+    preempted = SimpleNamespace(manifest={"saved_at": time.time() - 1e6})
+    report.open(7, cast("Checkpoint", preempted))
+    assert report._endpoint is not None
+    age = report._endpoint.registry.get_sample_value("gfgw_checkpoint_age_seconds")
+    report.close()
+    assert age is not None
+    assert 0 <= age < 1e5
 
 
 def test_counters_do_not_go_backwards(registry: CollectorRegistry) -> None:
@@ -126,9 +194,24 @@ def test_resumed_curves_hide_what_a_lost_process_wrote(tmp_path: Path) -> None:
     assert [event.step for event in curves.Images("samples")] == [250]
 
 
+def test_tensorboard_groups_the_curves_and_shows_the_settings(tmp_path: Path) -> None:
+    tags = [tag for charts in CHARTS.values() for chart in charts.values() for tag in chart]
+    assert set(tags) <= BY_TAG.keys()
+    assert len(set(tags)) == len(tags)
+    for _ in range(2):  # a start, and one after it
+        TensorBoard(tmp_path, 0, "train:\n  total_kimg: 7\n").close()
+    summary = EventAccumulator(str(tmp_path)).Reload()
+    stored = summary.Tensors("custom_scalars__config__")[-1].tensor_proto.string_val[0]
+    shown = layout_pb2.Layout.FromString(stored)
+    assert [category.title for category in shown.category] == list(CHARTS)
+    patterns = [pattern for category in shown.category for chart in category.chart for pattern in chart.multiline.tag]
+    assert [[tag for tag in BY_TAG if re.match(pattern, tag)] for pattern in patterns] == [[tag] for tag in tags]
+    config = summary.Tensors("config/text_summary")[-1].tensor_proto.string_val[0].decode()
+    assert "    train:\n      total_kimg: 7\n" in config
+
+
 def test_telemetry_hands_records_to_all_sinks(tmp_path: Path, registry: CollectorRegistry) -> None:
-    settings = TelemetrySettings(progress="off")
-    telemetry = Telemetry.open(settings, tmp_path, registry, step=0, images=0, total_images=100, saved_at=0.0)
+    telemetry = Telemetry.open(tmp_path, registry, step=0, images=0, saved_at=0.0)
     telemetry.record(2, 20, {"loss/total": 0.25})
     served = scrape(registry)
     telemetry.close()

@@ -1,31 +1,27 @@
-"""Training times: the one-step share, the stage's range, the cell's own stream."""
+"""Training times: steps at t = 1, the stage's range, the cell's own stream."""
+
+import math
 
 import pytest
 import torch
 
-from gfgw_prod.config import TimeSettings
 from gfgw_prod.distributed.cells import Cell
-from gfgw_prod.step import draw_times
+from gfgw_prod.time_settings import ConsistencySettings, TimeSettings
+from gfgw_prod.times import draw_times, is_one_step, nearer_times
 
 CELL = Cell(0, 3, 1, 4000)
 
 
-def test_one_step_share_is_spread_evenly() -> None:
-    t = draw_times(TimeSettings(one_step_share=0.25), CELL, 0)
-    assert (t[3::4] == 1).all()
-    assert (t[t.numel() - t.numel() // 4 * 4 :: 4] == 1).float().mean() < 0.01  # but for rounding
-
-
-@pytest.mark.parametrize(("size", "share"), [(1, 0.25), (2, 0.25), (6, 0.25), (1, 0.75), (5, 0.1), (64, 0.75)])
-def test_one_step_share_holds_over_a_batch_of_small_cells(size: int, share: float) -> None:
-    settings = TimeSettings(one_step_share=share)
-    t = torch.cat([draw_times(settings, Cell(0, 3, index, size), 0) for index in range(60)])
-    assert abs(int((t == 1).sum()) - share * len(t)) <= 1
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.25, 0.5, 0.75, 1.0])
+def test_steps_at_t_1_are_the_share_that_was_asked_for_and_evenly_spread(share: float) -> None:
+    chosen = [is_one_step(share, step) for step in range(400)]
+    for first in range(0, 400, 20):
+        assert abs(sum(chosen[first : first + 20]) - 20 * share) < 1
 
 
 @pytest.mark.parametrize(("images", "low", "high"), [(0, 0.7, 1.0), (9_999, 0.7, 1.0), (10_000, 0.0, 1.0)])
 def test_times_span_the_range_of_their_stage(images: int, low: float, high: float) -> None:
-    t = draw_times(TimeSettings(one_step_share=0), CELL, images)
+    t = draw_times(TimeSettings(), CELL, images)
     width = high - low
     assert t.min() >= low
     assert t.max() <= high
@@ -35,7 +31,7 @@ def test_times_span_the_range_of_their_stage(images: int, low: float, high: floa
 
 
 def test_location_moves_and_scale_spreads_the_times() -> None:
-    settings = {"one_step_share": 0, "stage1_kimg": 0}
+    settings = {"stage1_kimg": 0}
     plain = draw_times(TimeSettings(**settings), CELL, 0)
     assert draw_times(TimeSettings(location=1.0, **settings), CELL, 0).mean() > plain.mean() + 0.1
     assert draw_times(TimeSettings(scale=0.1, **settings), CELL, 0).std() < plain.std() / 2
@@ -45,3 +41,24 @@ def test_times_are_the_cells_own() -> None:
     settings = TimeSettings()
     assert torch.equal(draw_times(settings, CELL, 0), draw_times(settings, Cell(0, 3, 1, 4000), 0))
     assert not torch.equal(draw_times(settings, CELL, 0), draw_times(settings, Cell(0, 3, 2, 4000), 0))
+
+
+def test_nearer_times_are_the_hand_formula() -> None:
+    settings = ConsistencySettings(stages=4, kimg=1.0, ratio=2.0)
+    t = torch.tensor([0.5, 0.9])  # noise levels 1 and 9
+    for images, shrink in ((0, 2), (249, 2), (250, 4), (999, 16), (5_000, 16)):  # four stages; the last stays
+        r, apart = nearer_times(settings, t, images)
+        for position, sigma in enumerate((1.0, 9.0)):
+            wanted = min(sigma * (1 + 8 / (1 + math.exp(sigma))) / shrink, sigma)
+            assert apart[position] == pytest.approx(wanted, rel=1e-4)
+            level = sigma - wanted
+            assert r[position] == pytest.approx(level / (1 + level), abs=1e-5)
+
+
+def test_nearer_times_of_any_time_are_nearer_and_finite() -> None:
+    t = torch.tensor([0.0, 1e-7, 1e-3, 0.5, 0.999999, 1.0])
+    for stages in (1, 12):
+        r, apart = nearer_times(ConsistencySettings(stages=stages, ratio=4.0), t, 10**9)
+        assert ((r >= 0) & (r <= t)).all()
+        assert (apart > 0).all()
+        assert apart.isfinite().all()

@@ -1,7 +1,8 @@
 """Python imports this at its start where this directory is on PYTHONPATH: it brings faults into a rank.
 
 A fault waits as a file `KIND-RANK` in the directory CHAOS_FAULTS. The next graded forward pass of a module takes it, by
-renaming it to `KIND-RANK.taken`, and is struck, once. Without such a file nothing is changed.
+renaming it to `KIND-RANK.taken`, and is struck, once. If the file names a path in a second line, the fault waits until
+that is there. Without such a file nothing is changed.
 """
 
 import os
@@ -31,13 +32,15 @@ class AfterImport:
 
 
 def taken(kind: str) -> str | None:
-    """What the file of a fault says, if there is one for this rank and nobody took it before."""
+    """What the file of a fault says, if there is one for this rank, its time has come and nobody took it before."""
     waiting = f"{os.environ['CHAOS_FAULTS']}/{kind}-{os.environ['RANK']}"
     if os.path.exists(waiting):
         with suppress(FileNotFoundError):
-            os.rename(waiting, waiting + ".taken")
-            with open(waiting + ".taken", encoding="utf-8") as file:
-                return file.read()
+            with open(waiting, encoding="utf-8") as file:
+                said, _, after = file.read().partition("\n")
+            if not after or os.path.exists(after):
+                os.rename(waiting, waiting + ".taken")
+                return said
     return None
 
 

@@ -1,0 +1,95 @@
+"""``python -m benchmarks quality``: the table, or with ``--tune`` the learning rates behind it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from benchmarks.quality.settings import METHODS, OPTIONS, RATES
+
+ROOT = Path(__file__).resolve().parents[2]
+TUNING_SEED = 100  # no seed of the table
+
+
+def in_own_process(kind: str, **arguments: Any) -> dict[str, float]:
+    """What ``runs.run`` or ``runs.seconds_a_step`` gives, on one thread."""
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.quality.runs"],
+        input=json.dumps({"kind": kind, **arguments}) + "\n",
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    found: dict[str, float] = json.loads(done.stdout)
+    return found
+
+
+def compare(
+    asked: Mapping[str, tuple[str, Mapping[str, Any]]], data: str, seconds: float, seeds: Sequence[int], jobs: int
+) -> dict[str, list[dict[str, float]]]:
+    """Runs of equal time of every label, by seed; each line is printed as it comes."""
+    costs = in_own_process("time", wanted=asked, data=data)
+
+    def one(label: str, seed: int) -> dict[str, float]:
+        name, changes = asked[label]
+        steps = max(round(seconds / costs[label]), 1)
+        found = in_own_process("run", name=name, data=data, steps=steps, seed=seed, changes=changes)
+        print(json.dumps({"method": label, "seed": seed, **found}), file=sys.stderr, flush=True)
+        return found
+
+    with ThreadPoolExecutor(jobs) as pool:
+        # Seed by seed, so that what else the machine does meets all methods alike.
+        runs = {(label, seed): pool.submit(one, label, seed) for seed in seeds for label in asked}
+        return {label: [runs[label, seed].result() for seed in seeds] for label in asked}
+
+
+def print_table(found: Mapping[str, list[dict[str, float]]], reference: Mapping[str, float]) -> None:
+    print("| method | steps | CPU time, of ours | Fréchet distance | range | precision | recall |")
+    print("|---|---|---|---|---|---|---|")
+    base = statistics.median(run["seconds"] for run in found["ours"])
+    for label, runs in found.items():
+        middle = {name: statistics.median(run[name] for run in runs) for name in runs[0]}
+        distances = [run["frechet"] for run in runs]
+        print(
+            f"| {METHODS[label]} | {middle['steps']:.0f} | {middle['seconds'] / base:.2f} | {middle['frechet']:.3f} "
+            f"| {min(distances):.3f} to {max(distances):.3f} | {middle['precision']:.2f} | {middle['recall']:.2f} |"
+        )
+    print(f"| two halves of the data | | | {reference['frechet']:.3f} | | {reference['precision']:.2f} "
+          f"| {reference['recall']:.2f} |")  # fmt: skip
+
+
+def main(arguments: Sequence[str] = ()) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks quality", description=__doc__)
+    parser.add_argument("--data", choices=("digits", "photos"), default="digits")
+    parser.add_argument("--seconds", type=float, default=60, help="CPU time of a run, about")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, each on one thread")
+    parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
+    parser.add_argument("--tune", action="store_true", help="try every learning rate, with a seed of its own")
+    options = parser.parse_args(arguments)
+    if options.tune:
+        asked = {
+            f"{name} {rate}": (name, {**OPTIONS[options.data].get(name, {}), "optimizer.lr": rate})
+            for name in options.methods
+            for rate in RATES
+        }
+        for label, (run,) in compare(asked, options.data, options.seconds, [TUNING_SEED], options.jobs).items():
+            print(f"{label:<28}{run['frechet']:>8.3f}")
+        return
+    asked = {name: (name, OPTIONS[options.data].get(name, {})) for name in options.methods}
+    found = compare(asked, options.data, options.seconds, range(options.seeds), options.jobs)
+    print_table(found, in_own_process("halves", data=options.data))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

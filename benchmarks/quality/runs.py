@@ -1,0 +1,74 @@
+"""One run after the other, in a process of its own: ``python -m benchmarks.quality.runs`` reads them as JSON lines."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import time
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from benchmarks.quality import objectives
+from benchmarks.quality.data import TABLES
+from benchmarks.quality.measure import quality, quality_of_halves
+from benchmarks.quality.methods import Method, Ours, Theirs
+from benchmarks.quality.settings import ALWAYS
+
+BUILDERS = {
+    "ours": Ours,
+    "independent": Ours,
+    "ot-regression": partial(Theirs, objectives.MinibatchOtRegression),
+    "ot-flow": partial(Theirs, objectives.MinibatchOtFlow),
+    "ect": partial(Theirs, objectives.EasyConsistency),
+    "meanflow": partial(Theirs, objectives.MeanFlow),
+}
+WARM, TURNS, STEPS_A_TURN = 8, 8, 8
+
+
+def build(name: str, data: str, steps: int, seed: int, changes: Mapping[str, Any]) -> Method:
+    return BUILDERS[name](TABLES[data](), steps, seed, {**ALWAYS.get(name, {}), **changes})
+
+
+def seconds_a_step(wanted: Mapping[str, tuple[str, Mapping[str, Any]]], data: str) -> dict[str, float]:
+    """CPU seconds of a step of each, medians of turns taken in turn: what else the machine does meets all alike."""
+    total = WARM + TURNS * STEPS_A_TURN
+    methods = {label: build(name, data, total, 0, changes) for label, (name, changes) in wanted.items()}
+    times: dict[str, list[float]] = {label: [] for label in methods}
+    for turn in range(TURNS + 1):
+        for label, method in methods.items():
+            steps = STEPS_A_TURN if turn else WARM
+            started = time.process_time()
+            for _ in range(steps):
+                method.step()
+            if turn:
+                times[label].append((time.process_time() - started) / steps)
+    return {label: statistics.median(found) for label, found in times.items()}
+
+
+def run(name: str, data: str, steps: int, seed: int, changes: Mapping[str, Any]) -> dict[str, float]:
+    """Trains and measures."""
+    method = build(name, data, steps, seed, changes)
+    started = time.process_time()
+    for _ in range(steps):
+        method.step()
+    spent = time.process_time() - started
+    with method.ema.applied():
+        return {"seconds": spent, "steps": steps, **quality(method.sampler, TABLES[data]())}
+
+
+def halves(data: str) -> dict[str, float]:
+    """Figures of one half of the data against the other: what a perfect generator might have."""
+    return quality_of_halves(TABLES[data]())
+
+
+def main() -> None:
+    for line in sys.stdin:
+        asked = json.loads(line)
+        kind = asked.pop("kind")
+        print(json.dumps({"run": run, "time": seconds_a_step, "halves": halves}[kind](**asked)), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,172 @@
+"""What scrapers cost a run: processor time of the endpoint's threads, and how much longer its steps take.
+
+``python -m benchmarks scraping``. First the process under test does nothing but answer, with every metric of the
+catalogue set; scrapers are another process. What they take is set against one core, of which a rank of a CPU run has
+one. Then a digits run trains on one core, with scrapers and without in turns; one more client talks nonsense.
+"""
+
+from __future__ import annotations
+
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from prometheus_client import CollectorRegistry, generate_latest
+
+from gfgw_prod import settings_io
+from gfgw_prod.data.stream import CellRows
+from gfgw_prod.distributed.world import World
+from gfgw_prod.resilience.starts import Starts
+from gfgw_prod.resilience.watchdog import Watch
+from gfgw_prod.telemetry.catalogue import CATALOGUE
+from gfgw_prod.telemetry.endpoint import Endpoint
+from gfgw_prod.telemetry.exposition import Prometheus
+from gfgw_prod.telemetry.health import Health
+from gfgw_prod.telemetry.startup import Startup
+from gfgw_prod.trainer import Run
+
+DIGITS = Path(__file__).resolve().parent.parent / "configs" / "digits.yaml"
+RANKS = 16
+SECONDS, TURNS = 10.0, 5
+SCRAPERS = """
+import socket, sys, threading, time
+port, count, every, seconds = int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]), float(sys.argv[4])
+answered, lock, end = 0, threading.Lock(), time.monotonic() + seconds
+def scrape(number):
+    global answered
+    time.sleep(every * number / count)
+    while time.monotonic() < end:
+        began = time.monotonic()
+        with socket.create_connection(("127.0.0.1", port), timeout=30) as client:
+            client.sendall(b"GET /metrics HTTP/1.1\\r\\n\\r\\n")
+            size = 0
+            while part := client.recv(1 << 16):
+                size += len(part)
+        with lock:
+            answered += size > 1000
+        now = time.monotonic()
+        time.sleep(max(min(every - (now - began), end - now), 0))
+def babble():
+    while time.monotonic() < end:
+        with socket.create_connection(("127.0.0.1", port), timeout=30) as client:
+            client.sendall(b"GET http://[ \\0\\xff\\r\\n\\r\\n")
+            client.recv(1 << 10)
+        time.sleep(1)
+threads = [threading.Thread(target=scrape, args=(n,)) for n in range(count)]
+threads += [threading.Thread(target=babble)] * (sys.argv[5] == "nonsense")
+[thread.start() for thread in threads]
+[thread.join() for thread in threads]
+print(answered)
+"""
+
+
+def ask(port: int, scrapers: int, every: float, seconds: float, also: str = "") -> subprocess.Popen[str]:
+    """Starts scrapers, and a client that asks for nothing there is if ``also`` is ``nonsense``."""
+    command = [sys.executable, "-c", SCRAPERS, *map(str, (port, scrapers, every, seconds)), also]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+def share(scrapers: int, every: float) -> tuple[float, float]:
+    """Processor time of the answering process over wall time, and answers a second."""
+    port = free_port()
+    endpoint = Endpoint("127.0.0.1", port, Health(600, Watch().silence))
+    filled(endpoint.registry)
+    asking = ask(port, scrapers, every, SECONDS)
+    began, spent = time.monotonic(), time.process_time()
+    answered = int(asking.communicate()[0])
+    wall = time.monotonic() - began
+    spent = time.process_time() - spent
+    endpoint.close()
+    return spent / wall, answered / wall
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
+
+
+def filled(registry: CollectorRegistry) -> Prometheus:
+    """Every metric of the catalogue, of a run of sixteen ranks."""
+    sink = Prometheus(registry, time.time(), build={"version": "1"})
+    sink.record(1, 10, {each.tag: [1.5] * RANKS if each.by else 1.5 for each in CATALOGUE if each.kind != "info"})
+    return sink
+
+
+def main() -> None:
+    registry = CollectorRegistry()
+    filled(registry)
+    began = time.perf_counter()
+    for _ in range(20):
+        page = generate_latest(registry)
+    print(f"one page: {len(page) / 1000:.1f} kB, {(time.perf_counter() - began) / 20 * 1000:.2f} ms")
+    print("| scrapers | each every | answers a second | share of a core |\n|---|---|---|---|")
+    for scrapers, every in ((0, 1.0), (1, 10.0), (200, 10.0), (200, 1.0)):
+        cost, rate = share(scrapers, every) if scrapers else idle()
+        print(f"| {scrapers} | {every:.0f} s | {rate:.1f} | {cost:.2%} |")
+    in_training()
+
+
+def in_training() -> None:
+    """Steps of one digits run, with scrapers and without in turns."""
+    torch.set_num_threads(1)
+    port = free_port()
+    with tempfile.TemporaryDirectory() as scratch:
+        changes = {
+            "run": {"dir": f"{scratch}/run"},
+            "train": {"total_kimg": 1e6},
+            "telemetry": {"prometheus_port": port, "progress": "off"},
+        }
+        config = settings_io.resolve(settings_io.read_yaml(DIGITS), changes)
+        world = World(rank=0, world_size=1, device=torch.device("cpu"))
+        starts = Starts(config.run.dir, config.resilience.max_no_progress, world)
+        run = Run(config, world, starts, Startup())
+        run.resume()
+        run.report.begin(run.step, run.parts.parallel.spread)
+        stream = run.stream(config.total_steps)
+        step_seconds(run, stream, SECONDS)  # whatever the first steps have to make ready
+        ratios = []
+        for turn in range(TURNS):
+            found = {}
+            for asked in (False, True) if turn % 2 else (True, False):
+                asking = ask(port, 200, 10.0, SECONDS + 2, "nonsense") if asked else None
+                time.sleep(1)  # they have begun
+                found[asked] = step_seconds(run, stream, SECONDS)
+                if asking is not None:
+                    assert int(asking.communicate()[0]) >= 200
+            ratios.append(found[True] / found[False])
+        run.close()
+    print(
+        f"a step of a digits run with 200 scrapers every 10 s and nonsense every second takes "
+        f"{statistics.median(ratios):.3f} of one without ({min(ratios):.3f} to {max(ratios):.3f}, {TURNS} turns)"
+    )
+
+
+def step_seconds(run: Run, stream: Iterator[CellRows], seconds: float) -> float:
+    """Mean time of a step with its record."""
+    began, made = time.perf_counter(), 0
+    while (took := time.perf_counter() - began) < seconds:
+        with run.report.own_time:
+            found = run.checked_step(run.step, stream)
+        run.step, made = run.step + 1, made + 1
+        run.report.record(run.step, run.images, found, run.parts.matcher.usage, run.checked_step.values())
+    return took / made
+
+
+def idle() -> tuple[float, float]:
+    """The share of an endpoint that nobody asks."""
+    endpoint = Endpoint("127.0.0.1", free_port(), Health(600, Watch().silence))
+    began, spent = time.monotonic(), time.process_time()
+    time.sleep(SECONDS)
+    cost = (time.process_time() - spent) / (time.monotonic() - began)
+    endpoint.close()
+    return cost, 0.0
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""What steps are fed with: the stream, and target images by row id; and how long they wait for them.
+
+Targets are fetched as soon as a step's coupling has named them: the next turns' while the first trains.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, TypeVar
+
+import torch
+from torch import Tensor
+
+from gfgw_prod.data.stream import CellRows, cell_stream
+
+if TYPE_CHECKING:
+    from gfgw_prod.data.sources import Table
+    from gfgw_prod.distributed.cells import Spread
+    from gfgw_prod.distributed.world import World
+    from gfgw_prod.transport.matching import Match
+
+T = TypeVar("T")
+
+
+class Feed:
+    """Brings a rank its images.
+
+    Args:
+        workers: threads that fetch ahead, for the stream so many and one for targets; 0 fetches when asked.
+    """
+
+    def __init__(self, table: Table, workers: int, world: World):
+        self._table, self._workers, self._world = table, workers, world
+        self._pin = world.device.type == "cuda"
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="targets") if workers else None
+        self._waited, self._since = 0.0, time.perf_counter()  # seconds; when it was last told
+
+    def stream(self, spread: Spread, seed: int, first_step: int, last_step: int, size: int) -> Iterator[CellRows]:
+        """This rank's cells, as ``cell_stream`` has them."""
+        return self._timed(
+            cell_stream(
+                self._table,
+                spread,
+                seed=seed,
+                first_step=first_step,
+                last_step=last_step,
+                size=size,
+                rank=self._world.rank,
+                workers=self._workers,
+                pin=self._pin,
+            )
+        )
+
+    def targets(self, match: Match, turns: Sequence[slice]) -> Iterator[Tensor]:
+        """Images ``(b, c, h, w)`` in [-1, 1] that each turn's slots regress onto; all are on their way already."""
+        if match.mixed is not None:
+            return iter([match.target_images(self._table, slots) for slots in turns])
+        match.rows_on_host  # noqa: B018  # read once, and not by another thread
+
+        def fetch(slots: slice) -> Tensor:
+            images = match.target_images(self._table, slots)
+            return images.pin_memory() if self._pin else images
+
+        if self._pool is None:
+            return self._timed(map(fetch, turns))
+        fetched = deque(self._pool.submit(fetch, slots) for slots in turns)
+        return self._timed(fetched.popleft().result() for _ in turns)
+
+    def values(self) -> dict[str, float]:
+        """How much of the time since the last call steps waited, by tag of the catalogue. Collective."""
+        now = time.perf_counter()
+        share = self._waited / max(now - self._since, 1e-9)
+        self._waited, self._since = 0.0, now
+        return {"speed/data_wait_ratio": float(self._world.max(torch.tensor(share, device=self._world.device)))}
+
+    def _timed(self, source: Iterator[T]) -> Iterator[T]:
+        """The same items, with the time that each is waited for."""
+        while True:
+            started = time.perf_counter()
+            try:
+                item = next(source)
+            except StopIteration:
+                return
+            finally:
+                self._waited += time.perf_counter() - started
+            yield item

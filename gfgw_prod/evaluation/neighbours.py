@@ -1,0 +1,124 @@
+"""Exact nearest neighbours among rows that are spread over ranks, block by block, in float64.
+
+Every rank compares the rows it holds with all rows, which pass by in blocks of columns. A block is the same rows
+whatever the number of ranks, so distances are the same bits on any of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gfgw_prod.distributed.row_table import RowTable
+
+BLOCK_ROWS = 256  # of this rank's
+BLOCK_COLUMNS = 8192  # of all
+# Called before every part of the work, equally often on all ranks: what is being done, how many parts of how many are.
+Tick = Callable[[str, int, int], None]
+
+
+def nearest_others(rows: RowTable, k: int, whose: str, tick: Tick) -> Tensor:
+    """Distances of each of the ``n`` rows to the ``k < n`` nearest others, ascending, ``(n, k)``. Collective."""
+    found = rows.local.new_full((len(rows.local), k), torch.inf, dtype=torch.float64, device=rows.world.device)
+    for pair in _pairs(rows, rows, f"neighbours of {whose}", tick):
+        own = pair.rows.start + torch.arange(len(pair.distances), device=found.device) + rows.start
+        first, distances = pair.columns.start, pair.distances
+        inside = (own >= first) & (own < pair.columns.stop)
+        distances[inside, own[inside] - first] = torch.inf
+        nearest = torch.cat([found[pair.rows], distances], dim=1).topk(k, dim=1, largest=False)
+        found[pair.rows] = nearest.values
+    return _of_all(found, rows)
+
+
+@dataclass(frozen=True)
+class Crossing:
+    """How samples ``(n,)`` and data ``(m,)`` lie among each other.
+
+    Attributes:
+        nearest_row: data row nearest to each sample, ``(n,)``.
+        nearest_distance: how far it is, ``(n,)``.
+        in_data: whether a sample lies in any data row's ball, ``(n,)``.
+        sample_distance: how far the nearest sample is from each data row, ``(m,)``.
+        in_samples: whether a data row lies in any sample's ball, ``(m,)``.
+    """
+
+    nearest_row: Tensor
+    nearest_distance: Tensor
+    in_data: Tensor
+    sample_distance: Tensor
+    in_samples: Tensor
+
+
+def cross(samples: RowTable, data: RowTable, sample_radii: Tensor, data_radii: Tensor, tick: Tick) -> Crossing:
+    """Neighbours between ``n`` samples and ``m`` rows of data with a ball around each. Collective."""
+    world, count = samples.world, len(samples.local)
+    radii, data_radii = sample_radii[samples.start : samples.end, None].to(world.device), data_radii.to(world.device)
+    closest = torch.full((data.total,), torch.inf, dtype=torch.float64, device=world.device)
+    held = torch.zeros(data.total, dtype=torch.int32, device=world.device)
+    best = torch.full((count,), torch.inf, dtype=torch.float64, device=world.device)
+    exact, row, inside = torch.zeros_like(best), torch.zeros_like(best), torch.zeros_like(best)
+    for pair in _pairs(samples, data, "samples among data", tick):
+        mine, part, distances = pair.rows, pair.columns, pair.distances
+        least, at = distances.min(dim=1)
+        nearer = least < best[mine]
+        row[mine] = torch.where(nearer, (at + part.start).double(), row[mine])
+        # A copy is at exactly 0.
+        exact[mine] = torch.where(nearer, (pair.left - pair.right[at]).norm(dim=1), exact[mine])
+        best[mine] = best[mine].minimum(least)
+        inside[mine] = inside[mine].maximum((distances <= data_radii[part]).any(dim=1).double())
+        closest[part] = closest[part].minimum(distances.amin(dim=0))
+        held[part] = held[part].maximum((distances <= radii[mine]).any(dim=0).int())
+    found = _of_all(torch.stack([row, exact, inside], dim=1), samples)
+    return Crossing(
+        nearest_row=found[:, 0].long(),
+        nearest_distance=found[:, 1],
+        in_data=found[:, 2].bool(),
+        sample_distance=-world.max(-closest).cpu(),
+        in_samples=world.max(held).bool().cpu(),
+    )
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """A block of this rank's rows against a block of all columns.
+
+    Attributes:
+        rows: which of this rank's.
+        columns: which of all.
+        left: the former, ``(b, d)``, float64.
+        right: the latter, ``(c, d)``, float64.
+        distances: ``(b, c)``.
+    """
+
+    rows: slice
+    columns: slice
+    left: Tensor
+    right: Tensor
+    distances: Tensor
+
+
+def _pairs(rows: RowTable, columns: RowTable, doing: str, tick: Tick) -> Iterator[_Pair]:
+    """All pairs of blocks, each block of columns once; ``tick`` also where a rank has no rows left. Collective."""
+    device, starts = rows.world.device, range(0, min(rows.most_local, rows.total), BLOCK_ROWS)
+    firsts = range(0, columns.total, BLOCK_COLUMNS)
+    for turn, first in enumerate(firsts):
+        part = slice(first, min(first + BLOCK_COLUMNS, columns.total))
+        right = columns.rows(torch.arange(part.start, part.stop)).double()
+        squares = right.square().sum(dim=1)
+        for block, start in enumerate(starts):
+            tick(doing, turn * len(starts) + block, len(firsts) * len(starts))
+            mine = slice(start, min(start + BLOCK_ROWS, len(rows.local)))
+            left = rows.local[mine].to(device, torch.float64)
+            if len(left):
+                squared = left.square().sum(dim=1, keepdim=True) + squares - 2 * (left @ right.T)
+                yield _Pair(mine, part, left, right, squared.clamp_min_(0).sqrt_())
+
+
+def _of_all(mine: Tensor, rows: RowTable) -> Tensor:
+    """Results of all ranks' rows in the order of rows, on the CPU. Collective."""
+    padded = mine.new_zeros(rows.most_local, *mine.shape[1:])
+    padded[: len(mine)] = mine
+    return rows.world.gather(padded).flatten(0, 1)[: rows.total].cpu()

@@ -1,0 +1,25 @@
+"""What runs: labels of the metric ``run/build``."""
+
+from __future__ import annotations
+
+import os
+import platform
+
+import torch
+
+from gfgw_prod import __version__
+
+REVISION = "GFGW_REVISION"  # the image says which commit it was made from
+
+
+def build_of(device: torch.device) -> dict[str, str]:
+    """Versions of the package and of what it computes with, and on what."""
+    on_gpu = device.type == "cuda"
+    return {
+        "version": __version__,
+        "revision": os.environ.get(REVISION, ""),
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "cuda": str(torch.version.cuda or ""),
+        "device": torch.cuda.get_device_name(device) if on_gpu else platform.machine(),
+    }

@@ -1,0 +1,57 @@
+"""How TensorBoard lays out the curves of a run: charts of what belongs together, in the order in which one asks."""
+
+from __future__ import annotations
+
+from gfgw_prod.resilience.causes import CAUSES
+from gfgw_prod.telemetry.catalogue import LOSS_TERMS
+from gfgw_prod.telemetry.phases import STEP_PHASES
+from gfgw_prod.telemetry.startup import PHASES
+
+CHARTS: dict[str, dict[str, tuple[str, ...]]] = {
+    "1 Does it learn?": {
+        "loss": ("loss/total",),
+        "loss terms": tuple(f"loss/{term}" for term in LOSS_TERMS),
+        "gradient norm before clipping": ("optimizer/gradient_norm",),
+    },
+    "2 Are samples good?": {
+        "distance to the data": ("evaluation/fd", "evaluation/fid", "evaluation/fd_dinov2", "evaluation/kid"),
+        "precision, recall, coverage": ("evaluation/precision", "evaluation/recall", "evaluation/coverage"),
+        "share of samples that are copies": ("evaluation/copies",),
+    },
+    "3 How sharp is the coupling?": {
+        "sharpness of the plan, and share of the bank in use": ("transport/sharpness", "transport/bank_share"),
+        "marginal error": ("transport/marginal_error",),
+        "iterations": ("transport/outer_iterations", "transport/inner_iterations"),
+    },
+    "4 Where do the schedules stand?": {
+        "learning rate": ("optimizer/learning_rate",),
+        "epsilon": ("transport/epsilon",),
+        "structure weight": ("transport/structure_weight",),
+        "range of t": ("schedule/time_low", "schedule/time_high"),
+        "half-life of averaged weights, images": ("optimizer/ema_halflife_images",),
+    },
+    "5 How fast is it?": {
+        "images per second": ("speed/images_per_second",),
+        "phases of a step, seconds": tuple(f"speed/phase/{phase}" for phase in STEP_PHASES),
+        "share of time that steps wait for images": ("speed/data_wait_ratio",),
+        "slowest rank over the median": ("speed/slowest_ratio",),
+        "time to the first step, seconds": tuple(f"startup/{phase}" for phase in PHASES),
+    },
+    "6 Is it safe?": {
+        "goodput": ("run/goodput",),
+        "images lost": ("run/lost_images",),
+        "restarts by cause": tuple(f"run/restarts/{cause}" for cause in CAUSES),
+        "time of a save, seconds": ("run/checkpoint_seconds", "run/checkpoint_blocked_seconds"),
+        "steps left out, computed again, computed wrongly": (
+            *("run/skipped_steps", "run/rollbacks", "run/audits", "run/wrong_computations"),
+        ),
+    },
+}
+
+
+def custom_scalars() -> dict[str, dict[str, list[str | list[str]]]]:
+    """The layout for ``SummaryWriter.add_custom_scalars``; tags are regular expressions, matched from the start."""
+    return {
+        category: {title: ["Multiline", [f"{tag}$" for tag in tags]] for title, tags in charts.items()}
+        for category, charts in CHARTS.items()
+    }

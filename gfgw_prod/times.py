@@ -1,0 +1,52 @@
+"""The times at which a step trains the generator."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from gfgw_prod.distributed.cells import Cell
+from gfgw_prod.generator.precondition import SIGMA_RANGE
+from gfgw_prod.time_settings import ConsistencySettings, TimeSettings
+
+SMALLEST = 1e-6  # of noise between two times, which a loss is divided by
+
+
+def is_one_step(share: float, step: int) -> bool:
+    """Whether a step's cells are trained at ``t = 1``: a share of all steps, evenly spread.
+
+    All cells of a step are alike, so that no rank waits for another that has a pass more to make.
+    """
+    return int((step + 1) * share) > int(step * share)
+
+
+def range_of_times(settings: TimeSettings, images_seen: int) -> tuple[float, float]:
+    """The range of t in the stage after ``images_seen`` images."""
+    return settings.stage1_range if images_seen < settings.stage1_kimg * 1000 else settings.stage2_range
+
+
+def draw_times(settings: TimeSettings, cell: Cell, images_seen: int) -> Tensor:
+    """Times ``(b,)``, logit-Student-t over the range of the stage, on the CPU."""
+    low, high = range_of_times(settings, images_seen)
+    stream = cell.stream("time")
+    normal = torch.randn(cell.size, generator=stream)
+    chi_square = torch.randn(cell.size, settings.freedom, generator=stream).square().sum(dim=1)
+    student = normal / (chi_square / settings.freedom).sqrt()
+    return low + (high - low) * torch.sigmoid(settings.location + settings.scale * student)
+
+
+def nearer_times(settings: ConsistencySettings, t: Tensor, images_seen: int) -> tuple[Tensor, Tensor]:
+    """Times ``r < t`` to be consistent with, and by how much noise they are apart, ``(b,)`` each.
+
+    In noise levels ``σ = t / (1 - t)``: ``r = σ (1 - (1 + 8 sigmoid(-σ)) / q^(1 + stage))``, at least 0, of Easy
+    Consistency Tuning (Geng et al. 2024, arXiv:2406.14548). The first stage is nearly the training of a denoiser. The
+    second value is ``σ - r``.
+    """
+    done = images_seen / (settings.kimg * 1000)
+    stage = min(math.floor(done * settings.stages), settings.stages - 1)
+    sigma = (t / (1 - t)).clamp_max(SIGMA_RANGE[1])  # the network sees no more
+    apart = sigma * ((1 + 8 * torch.sigmoid(-sigma)) / settings.ratio ** (1 + stage)).clamp_max(1)
+    r = sigma - apart
+    return r / (1 + r), apart.clamp_min(SMALLEST)

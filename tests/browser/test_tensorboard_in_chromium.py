@@ -1,0 +1,79 @@
+"""TensorBoard drawn by a headless Chromium, after a run was killed and resumed."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import subprocess
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ..process import debian, runs
+
+MISSING = debian.missing("Chromium", ["chromium"], ["chromium"])
+QUIET = ("--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-quic")
+CURVE = (255, 112, 67)  # TensorBoard's colour of the first run
+
+pytestmark = pytest.mark.skipif(bool(MISSING), reason=MISSING)
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Where TensorBoard shows a run that was killed between two checkpoints and resumed."""
+    run_dir = tmp_path_factory.mktemp("runs") / "killed"
+    command = runs.training(run_dir, *runs.UNHURRIED)
+    process = runs.start(command)
+    runs.kill_after_checkpoint(process, run_dir, step=2)
+    runs.outcome_of(process)
+    assert runs.execute(command).code == 0
+    port = runs.free_port()
+    program = str(Path(runs.GFGW[0]).parent / "tensorboard")
+    server = runs.start([program, "--logdir", str(run_dir.parent), "--port", str(port)])
+    runs.wait_until(lambda: runs.listens(port), server)
+    there = f"http://127.0.0.1:{port}"
+    runs.wait_until(lambda: asked(f"{there}/data/runs"), server)
+    yield there
+    server.terminate()
+    runs.outcome_of(server)
+
+
+def asked(address: str) -> list:
+    with urllib.request.urlopen(address, timeout=30) as answer:
+        return list(json.load(answer))
+
+
+def seen(address: str, picture: Path) -> np.ndarray:
+    """What the browser draws, ``(h, w, 3)``."""
+    profile = f"--user-data-dir={picture.parent / 'profile'}"
+    looks = ("--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--window-size=1400,1000")
+    patience = "--virtual-time-budget=20000"
+    command = ["chromium", *looks, *QUIET, "--no-first-run", profile, patience, f"--screenshot={picture}", address]
+    subprocess.run(command, check=True, capture_output=True, timeout=120)
+    with Image.open(picture) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+def test_served_curve_is_continuous(address: str) -> None:
+    [run] = asked(f"{address}/data/runs")
+    points = asked(f"{address}/data/plugin/scalars/scalars?run={run}&tag=loss/total")
+    steps = [step for _, step, _ in points]
+    assert steps == [runs.BATCH * step for step in range(1, runs.STEPS + 1)]
+    grids = asked(f"{address}/data/plugin/images/images?run={run}&tag=samples&sample=0")
+    assert all(a["step"] < b["step"] for a, b in itertools.pairwise(grids))
+    assert grids[-1]["step"] == runs.BATCH * runs.STEPS
+
+
+def test_charts_are_drawn(address: str, tmp_path: Path) -> None:
+    drawn = seen(f"{address}/#custom_scalars", tmp_path / "charts.png")
+    assert (drawn == CURVE).all(axis=2).sum() > 500
+
+
+def test_grids_are_drawn(address: str, tmp_path: Path) -> None:
+    drawn = seen(f"{address}/#images", tmp_path / "grids.png")
+    grey = (np.ptp(drawn[190:, 370:].astype(int), axis=2) == 0) & (drawn[190:, 370:, 0] < 230)
+    assert grey.sum() > 20_000  # the page itself is lighter

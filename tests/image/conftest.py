@@ -1,0 +1,18 @@
+"""The image, built once for all tests that run it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from .engine import IMAGE, build, make_base, podman
+
+
+@pytest.fixture(scope="session")
+def image(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What the engine knows of the image."""
+    make_base(tmp_path_factory.mktemp("base"))
+    build(tmp_path_factory.mktemp("secrets"))
+    return dict(json.loads(podman("image", "inspect", IMAGE).stdout)[0])

@@ -1,0 +1,104 @@
+"""``evaluate`` and ``sample`` on several ranks, and evaluations while training."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from gfgw_prod.evaluation.names import FIGURES
+from gfgw_prod.telemetry.catalogue import EVALUATION
+from gfgw_prod.trained import read_trained
+
+from . import runs
+
+NUM = "700"  # blocks of 256: two turns of two ranks, the last of them short
+
+
+def gfgw(*arguments: str, ranks: int = 1) -> runs.Outcome:
+    """A command, alone or under torchrun, that must succeed."""
+    launcher = list(runs.GFGW)
+    if ranks > 1:  # torchrun would take --num for the beginning of one of its own options
+        torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks))
+        launcher = [sys.executable, *torchrun, "-m", "--", "gfgw_prod"]
+    outcome = runs.execute([*launcher, *arguments])
+    assert outcome.code == 0, outcome.stderr
+    return outcome
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two sharded ranks that measures as it trains."""
+    run_dir = tmp_path_factory.mktemp("measured") / "run"
+    told = (
+        "--evaluation.every-kimg",
+        str(runs.EVERY_STEP_KIMG),
+        "--evaluation.num",
+        NUM,
+        "--evaluation.metrics",
+        runs.METRICS,
+    )
+    runs.train(run_dir, *told, "--distributed.strategy", "fsdp", steps=2, ranks=2)
+    return run_dir
+
+
+def test_figures_are_the_same_alone_on_several_ranks_and_while_training(measured: Path) -> None:
+    outcomes = [gfgw("evaluate", str(measured), "--num", NUM, "--json", ranks=ranks) for ranks in (1, 2, 3)]
+    assert outcomes[0].stdout == outcomes[1].stdout == outcomes[2].stdout  # the third rank keeps no rows
+    found = json.loads(outcomes[0].stdout)
+    assert tuple(FIGURES) == EVALUATION
+    numbers = {f"evaluation/{name}": found[name] for name in FIGURES if name in found}
+    assert len(numbers) == 11
+    records = [each for each in runs.records(measured) if "evaluation/fd" in each]
+    assert [each["step"] for each in records] == [1, 2]
+    assert numbers.items() <= records[1].items()
+    assert records[0]["evaluation/fd"] != records[1]["evaluation/fd"]
+    assert found["step"] == 2
+    assert found["data"]["rows"] == 1797
+    assert set(found["features"].values()) == {"pixels"}
+    # One line each for the weights that would be needed.
+    lines = [line for line in outcomes[0].stderr.splitlines() if "not at hand" in line]
+    assert len(lines) == 2
+    assert "weights-inception-2015-12-05-6726825d.pth" in lines[0]
+    curves = EventAccumulator(str(measured / "tensorboard" / "evaluate")).Reload()
+    assert curves.Scalars("evaluation/fd")[-1].value == pytest.approx(found["fd"])
+
+
+def test_table_names_every_figure_and_its_features(measured: Path) -> None:
+    printed = gfgw("evaluate", str(measured), "--num", "50", "--metrics", "fd,pr", "--raw").stdout
+    for word in ("fd", "precision", "recall", "pixels", "weights as trained"):
+        assert word in printed
+    assert "kid" not in printed
+    curves = EventAccumulator(str(measured / "tensorboard" / "evaluate-num50-raw")).Reload()
+    assert "evaluation/fd" in curves.Tags()["scalars"]
+
+
+def test_samples_are_the_same_files_on_any_ranks_in_any_batches(measured: Path, tmp_path: Path) -> None:
+    options = ("--num", "70", "--seed", "5", "--classes", "3,7-9", "--steps", "2")
+    variants = {
+        "alone": ((), 1),
+        "batches": (("--batch-size", "1"), 1),
+        "ranks": (("--batch-size", "20"), 2),
+        "npz": (("--npz",), 1),
+    }
+    for name, (more, ranks) in variants.items():
+        gfgw("sample", str(measured), *options, "--out", str(tmp_path / name), *more, ranks=ranks)
+    alone, batches, ranks = (
+        {file.name: file.read_bytes() for file in (tmp_path / name).iterdir()} for name in ("alone", "batches", "ranks")
+    )
+    assert len(alone) == 71
+    assert alone == batches == ranks
+    with np.load(tmp_path / "npz" / "samples.npz") as kept:
+        assert kept["arr_1"].tolist() == [(3, 7, 8, 9)[i % 4] for i in range(70)]
+        assert json.loads(alone.pop("dataset.json"))["labels"] == [
+            [name, (3, 7, 8, 9)[i % 4]] for i, name in enumerate(sorted(alone))
+        ]
+        for number, name in enumerate(sorted(alone)):
+            with Image.open(tmp_path / "alone" / name) as image:
+                assert np.array_equal(np.asarray(image), kept["arr_0"][number].repeat(3, axis=-1))
+    assert read_trained(str(measured), raw=False).least_time == 0

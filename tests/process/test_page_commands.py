@@ -1,0 +1,91 @@
+"""The commands of the README and docs/, run as they stand there in a copy of the repository with a short digits run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests import image_files, pages
+
+from . import clones, runs
+
+LEAVE_NOTHING = "trap 'exit 1' TERM; trap 'kill $(jobs -p) 2>/dev/null' EXIT\n"  # should it be stopped
+
+
+def shell(text: str, where: Path, environment: dict[str, str]) -> runs.Outcome:
+    return runs.execute(["bash", "-c", text], environment, cwd=where)
+
+
+@pytest.mark.timeout(600)
+def test_commands_of_the_manual_work_as_they_stand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    where, environment = clones.clone(tmp_path / "clone")
+    reader = np.random.default_rng(0).integers(0, 256, (8, 3, 70, 80), dtype=np.uint8)
+    image_files.write_class_folders(where / "DIR", reader, [0, 1] * 4)
+    walk = pages.script("README.md", "Two nodes, a stop, a kill").replace("29400", str(runs.free_port()))
+    outcomes = runs.execute_all(
+        {
+            "two nodes": lambda: shell(LEAVE_NOTHING + walk, where, environment),
+            "others": lambda: one_by_one(where, environment),
+        }
+    )
+    walked = outcomes["two nodes"]
+    assert walked.code == 0, walked.stdout + walked.stderr
+    assert walked.stdout.count("exit code 75") == 2
+    assert "picture:    runs/two-nodes/samples.png" in walked.stdout
+    assert (where / "runs" / "two-nodes" / "samples.png").stat().st_size > 1000
+    logs = "".join((where / f"node-{node}.log").read_text() for node in (0, 1))
+    assert logs.count("resumed runs/two-nodes") == 2  # after the stop, and after the kill
+
+    last = max(runs.digests(where / "runs" / "digits"))
+    assert runs.digests(where / "runs" / "two-nodes")[last] == runs.digests(where / "runs" / "digits")[last]
+
+    [example] = pages.code_blocks(pages.ROOT / "README.md", "python")
+    monkeypatch.chdir(where)
+    shown: dict[str, Any] = {}
+    exec(example, shown)
+    assert shown["images"].shape == (64, 1, 8, 8)
+    assert shown["images"].abs().max() <= 1
+
+
+def one_by_one(where: Path, environment: dict[str, str]) -> runs.Outcome:
+    """Every single command, in order; the last one's outcome."""
+    for command in pages.RUN:
+        outcome = shell(command, where, environment)
+        assert outcome.code == 0, f"{command}\n{outcome.stdout}\n{outcome.stderr}"
+        check(command, outcome, where)
+    return outcome
+
+
+def check(command: str, outcome: runs.Outcome, where: Path) -> None:
+    """What the page says the command does."""
+    run = where / "runs" / "digits"
+    match command:
+        case "make train":
+            assert (run / "samples.png").is_file()
+            assert (run / "config.yaml").is_file()
+            assert (run / "tensorboard").is_dir()
+            assert "picture:    runs/digits/samples.png" in outcome.stderr + outcome.stdout
+        case ".venv/bin/gfgw inspect runs/digits":
+            assert outcome.stdout.count("step-") == 3  # checkpoint.keep
+        case _ if " sample " in command and "--npz" in command:
+            with np.load(where / "samples" / "samples.npz") as found:
+                assert found["arr_0"].shape == (50_000, 8, 8, 1)
+                assert found["arr_1"].shape == (50_000,)
+        case _ if " sample " in command:
+            assert (run / "more-samples" / "grid.png").is_file()
+        case _ if " export " in command:
+            assert (where / "digits.safetensors").is_file()
+        case _ if " pack " in command:
+            assert json.loads((where / "data" / "mine" / "pack.json").read_text())["image_shape"] == [3, 64, 64]
+        case _ if "torchrun" in command and " evaluate " in command:
+            assert json.loads(outcome.stdout)["num"] == 50_000
+        case _ if " evaluate " in command:
+            assert "recall" in outcome.stdout
+        case _ if "elastic.sh" in command or "fsdp" in command:
+            assert "nothing to do: already finished" in outcome.stderr
+        case _ if "--dry-run" in command:
+            assert "55,734,147" in outcome.stdout + outcome.stderr

@@ -1,0 +1,176 @@
+"""The command ``evaluate``: on the data that a generator was trained on, with weights where they are now."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from gfgw_prod import cli
+from gfgw_prod.config import GeneratorSettings
+from gfgw_prod.data.settings import DataSettings
+from gfgw_prod.data.sources import load_table
+from gfgw_prod.evaluation.asked import Asked
+from gfgw_prod.evaluation.curves import curve_name
+from gfgw_prod.evaluation.metrics import Plan, plan_of
+from gfgw_prod.evaluation.names import SpaceName
+from gfgw_prod.evaluation.spaces import Files
+from gfgw_prod.generator import build_generator
+from gfgw_prod.settings_io import resolve
+from gfgw_prod.trained import TrainedGenerator, read_trained, to_safetensors
+from tests import image_files
+
+SMALL = GeneratorSettings(model_channels=8, channel_mult=(1,), num_blocks=1, attention_resolutions=())
+IMAGES = np.random.default_rng(0).integers(0, 256, (30, 3, 8, 8), dtype=np.uint8)
+LABELS = [row % 3 for row in range(30)]
+
+
+@pytest.fixture(autouse=True)
+def no_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No weights are at hand but those that a test names."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *names: None)
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> tuple[Path, Path]:
+    """Two sets of images that differ in one number."""
+    other = IMAGES.copy()
+    other[7, 1, 2, 3] ^= 1
+    return (
+        image_files.write_folder(tmp_path / "its", IMAGES, LABELS),
+        image_files.write_folder(tmp_path / "other", other, LABELS),
+    )
+
+
+def exported(place: Path, **settings: dict[str, Any]) -> Path:
+    """A generator that was trained on the data set of the settings, as a file."""
+    config = resolve({"generator": SMALL.model_dump(), "features": {"extractor": "pixels"}}, settings)
+    table = load_table(config.data)
+    tensors = build_generator(SMALL, table.image_shape, table.num_classes, seed=0).state_dict()
+    trained = TrainedGenerator(
+        tensors,
+        config.model_dump(mode="json"),
+        table.image_shape,
+        table.num_classes,
+        step=1,
+        images=8,
+        weights="ema",
+        weights_sha256="ab" * 32,
+        data_fingerprint=table.fingerprint(),
+    )
+    place.write_bytes(to_safetensors(trained))
+    return place
+
+
+def evaluate(place: Path, *options: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
+    """Exit code and what is printed."""
+    torch.set_num_threads(1)
+    code = cli.main(["evaluate", str(place), "--num", "20", "--json", "--metrics", "fd", *options])
+    printed = capsys.readouterr()
+    return code, printed.out, printed.err
+
+
+def fingerprint(folder: Path) -> str:
+    return load_table(DataSettings(source="folder", path=folder)).fingerprint()
+
+
+def test_data_that_the_run_was_not_trained_on_are_refused(
+    folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    its, other = folders
+    file = exported(tmp_path / "g.safetensors", data={"source": "folder", "path": str(its)})
+    expected = fingerprint(its)
+    code, told, _ = evaluate(file, capsys=capsys)
+    assert code == 0
+    assert json.loads(told)["data"]["sha256"] == json.loads(told)["data"]["trained_on_sha256"] == expected
+
+    wrong = (
+        "gfgw: the data set is not the one that the generator was trained on: its fingerprint is "
+        f"{fingerprint(other)}, that one's {expected}; name its own with --data-path, or measure against this one "
+        "with --other-data\n"
+    )
+    assert evaluate(file, "--data-path", str(other), capsys=capsys) == (2, "", wrong)
+    code, told, _ = evaluate(file, "--data-path", str(other), "--other-data", capsys=capsys)
+    assert code == 0
+    assert json.loads(told)["data"]["sha256"] == fingerprint(other)
+    assert json.loads(told)["data"]["trained_on_sha256"] == expected
+
+    its.rename(tmp_path / "moved")
+    code, _, told = evaluate(file, capsys=capsys)
+    assert (code, told.count("\n")) == (2, 1)
+    assert told.endswith("; evaluate --data-path says where the data set is now\n")
+    other.rename(its)  # in the place of the run's own
+    assert evaluate(file, capsys=capsys) == (2, "", wrong)
+    assert evaluate(file, "--data-path", str(tmp_path / "moved"), capsys=capsys)[0] == 0
+
+
+def test_figures_that_are_not_measured_as_the_run_says_have_curves_of_their_own(
+    folders: tuple[Path, Path], tmp_path: Path
+) -> None:
+    its, other = folders
+    said = {"data": {"source": "folder", "path": str(its)}, "evaluation": {"num": 20}}
+    trained = read_trained(str(exported(tmp_path / "g.safetensors", **said)), raw=False)
+    own = fingerprint(its)
+
+    def name(num: int = 20, data: str = own, space: SpaceName = "pixels", **differs: Any) -> str:
+        options = {"features": "auto", "seed": 0, "steps": 1, "raw": False, **differs}
+        asked = Asked(
+            None, num=num, as_json=False, device="cpu", data_path=None, inception=None, dinov2=None, **options
+        )
+        return curve_name(trained, asked, Plan({"fd": space, "kid": "inception", "fid": "inception"}), "pixels", data)
+
+    assert name() == "evaluate"
+    assert name(500, raw=True, steps=4) == "evaluate-num500-raw-steps4"
+    assert name(seed=3, features="dinov2", space="dinov2") == "evaluate-seed3-dinov2"
+    assert name(space="dinov2-small") == "evaluate-dinov2-small"  # for want of weights
+    assert name(data=fingerprint(other)) == f"evaluate-data-{fingerprint(other)[:8]}"
+
+
+def test_data_that_are_built_in_have_no_path(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = exported(tmp_path / "g.safetensors")
+    line = "gfgw: --data-path should be left out: the run's data.source digits is built in\n"
+    assert evaluate(file, "--data-path", str(tmp_path), capsys=capsys) == (2, "", line)
+
+
+def test_weights_that_are_gone_are_asked_for_in_one_line(
+    folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gone = {"inception": str(tmp_path / "inception"), "dinov2": str(tmp_path / "large")}
+    file = exported(
+        tmp_path / "g.safetensors",
+        data={"source": "folder", "path": str(folders[0])},
+        features={"weights": str(tmp_path / "small")},
+        evaluation=gone,
+    )
+    for asked, option, name in (
+        (("--features", "dinov2-small"), "--dinov2-small", "small"),
+        (("--metrics", "fid"), "--inception", "inception"),
+        (("--metrics", "fd-dinov2"), "--dinov2", "large"),
+    ):
+        code, _, told = evaluate(file, *asked, capsys=capsys)
+        assert code == 2
+        assert re.fullmatch(rf"gfgw: f.* the run's own {tmp_path}/{name} is gone; .*evaluate {option}\).*\n", told)
+        code, _, told = evaluate(file, *asked, option, str(tmp_path / "nothing"), capsys=capsys)
+        assert code == 2
+        assert re.fullmatch(rf"gfgw: .* no file {tmp_path}/nothing; .*\n", told)
+    code, _, told = evaluate(file, "--metrics", "fd,kid", capsys=capsys)  # without them where they are not needed
+    assert code == 0
+    assert told.startswith("evaluate: kid is measured on pixels: the weights of inception are not at hand; the run's")
+
+
+def test_weights_are_where_the_command_line_says_or_else_where_the_run_had_them(tmp_path: Path) -> None:
+    here, there, gone = tmp_path / "here", tmp_path / "there", tmp_path / "gone"
+    for file in (here, there):
+        file.touch()
+    files = Files.now(Files(here, gone, gone), Files(dinov2=there))
+    assert [files.find(name) for name in ("inception", "dinov2", "dinov2-small")] == [here, there, None]
+    assert files.gone == {"dinov2-small": gone}
+    plan = plan_of(None, "auto", files, "dinov2-small", 64)
+    assert plan.spaces["fd"] == "pixels"
+    assert any("pr is measured on pixels" in note for note in plan.notes)

@@ -1,0 +1,249 @@
+"""Folders, archives and parquet files as tables: the same images are the same data, whatever they come in."""
+
+import json
+import shutil
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+from sklearn.datasets import load_sample_images
+
+from gfgw_prod.data.images import OddImageError, Rules
+from gfgw_prod.data.settings import DataSettings
+from gfgw_prod.data.sources import Table, load_table, shape_and_classes
+from gfgw_prod.resilience.exit_codes import UserError
+from tests import image_files
+
+WRITERS = {
+    "folder": image_files.write_folder,
+    "class folders": image_files.write_class_folders,
+    "zip": image_files.write_zip,
+    "parquet": image_files.write_parquet,
+}
+
+
+@pytest.fixture(scope="module")
+def colours() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (23, 3, 6, 6), dtype=np.uint8)
+
+
+LABELS = [row * 7 % 5 for row in range(23)]
+
+
+def source_of(form: str) -> str:
+    """The ``data.source`` that reads a form."""
+    return "folder" if form == "class folders" else form
+
+
+def taken(source: str, path: Path, **options: object) -> Table:
+    return load_table(DataSettings(source=source_of(source), path=path, **options))
+
+
+@pytest.mark.parametrize("source", WRITERS)
+def test_digits_as_files_are_the_digits(source: str, tmp_path: Path) -> None:
+    digits = load_table(DataSettings())
+    images, labels = digits.images[:150].numpy(), digits.labels[:150]
+    path = WRITERS[source](tmp_path / f"digits.{source}", images, labels.tolist())
+    table = taken(source, path, grey=True, peak=16)
+    assert torch.equal(table.images, digits.images[:150])
+    assert torch.equal(table.labels, labels)
+    assert table.fingerprint() == Table(digits.images[:150], labels, 16, 10).fingerprint()
+
+
+@pytest.mark.parametrize("source", WRITERS)
+def test_colours_come_out_as_they_went_in(source: str, colours: np.ndarray, tmp_path: Path) -> None:
+    path = WRITERS[source](tmp_path / f"set.{source}", colours, LABELS)
+    table = taken(source, path)
+    assert np.array_equal(table.images.numpy(), colours)
+    assert (table.labels.tolist(), table.num_classes, table.peak) == (LABELS, 5, 255)
+    found = shape_and_classes(DataSettings(source=source_of(source), path=path))
+    assert found == (table.image_shape, table.num_classes, len(table))
+
+
+def test_classes_are_the_folders_at_the_top_in_the_order_of_their_names(colours: np.ndarray, tmp_path: Path) -> None:
+    image_files.write_class_folders(tmp_path, colours, LABELS)
+    (tmp_path / "class-3" / "deeper").mkdir()
+    (tmp_path / "class-3" / "deeper" / "one.PNG").write_bytes(image_files.png(colours[0]))
+    (tmp_path / "class-2" / "notes.txt").write_text("passed over")
+    (tmp_path / "class-2" / ".hidden.png").write_text("passed over")
+    table = taken("folder", tmp_path)
+    assert table.labels.tolist() == [*LABELS, 3]  # by their names in those folders: numbers before "deeper"
+    assert np.array_equal(table.images[:23].numpy(), colours)
+    assert table.num_classes == 5
+
+
+def test_files_of_one_name_come_in_the_order_of_their_classes(colours: np.ndarray, tmp_path: Path) -> None:
+    for label in range(3):
+        image_files.write_class_folders(tmp_path, colours[4 * label : 4 * label + 4], [label] * 4)
+    table = taken("folder", tmp_path)
+    assert table.labels.tolist() == [0, 1, 2] * 4
+    assert np.array_equal(table.images.numpy(), colours[[4 * (row % 3) + row // 3 for row in range(12)]])
+
+
+def test_links_to_folders_are_followed_but_not_in_circles(colours: np.ndarray, tmp_path: Path) -> None:
+    image_files.write_class_folders(tmp_path / "set", colours, LABELS)
+    (tmp_path / "set" / "class-0" / "round").symlink_to(tmp_path / "set")
+    (tmp_path / "set" / "linked").symlink_to(tmp_path / "set" / "class-1")
+    table = taken("folder", tmp_path / "set")
+    assert table.num_classes == 6
+    assert len(table) == 23 + LABELS.count(1)
+
+
+def test_images_without_classes_are_of_one_class(colours: np.ndarray, tmp_path: Path) -> None:
+    for row in range(4):
+        (tmp_path / f"{row}.png").write_bytes(image_files.png(colours[row]))
+    table = taken("folder", tmp_path)
+    assert (table.labels.tolist(), table.num_classes) == ([0] * 4, 1)
+
+
+def test_archives_and_parquet_files_of_a_directory_are_one_set(colours: np.ndarray, tmp_path: Path) -> None:
+    (tmp_path / "zips").mkdir()
+    image_files.write_zip(tmp_path / "zips" / "a.zip", colours[:10], LABELS[:10])
+    image_files.write_zip(tmp_path / "zips" / "b.zip", colours[10:], LABELS[10:])
+    image_files.write_parquet(tmp_path / "parquet", colours, LABELS, files=3, group_rows=4)
+    for source, place in (("zip", "zips"), ("parquet", "parquet")):
+        table = taken(source, tmp_path / place)
+        assert np.array_equal(table.images.numpy(), colours)
+        assert table.labels.tolist() == LABELS
+
+
+def test_plain_binary_columns_under_other_names_are_read(colours: np.ndarray, tmp_path: Path) -> None:
+    columns = {"img": [image_files.png(each) for each in colours], "fine": pa.array(LABELS, pa.int32())}
+    pq.write_table(pa.table(columns), tmp_path / "one.parquet")
+    table = taken("parquet", tmp_path / "one.parquet", image_column="img", label_column="fine")
+    assert np.array_equal(table.images.numpy(), colours)
+    assert (table.labels.tolist(), table.num_classes) == (LABELS, 5)
+    unlabelled = taken("parquet", tmp_path / "one.parquet", image_column="img", label_column=None)
+    assert (unlabelled.labels.unique().tolist(), unlabelled.num_classes) == ([0], 1)
+
+
+@pytest.mark.parametrize("name", ["dataset.json", "Dataset.JSON"])
+def test_archive_of_one_folder_is_as_that_folder(colours: np.ndarray, tmp_path: Path, name: str) -> None:
+    place = image_files.write_folder(tmp_path / "set", colours, LABELS)
+    (place / "dataset.json").rename(place / name)
+    shutil.make_archive(str(tmp_path / "zipped"), "zip", tmp_path, "set")
+    for source, path in (("folder", place), ("zip", tmp_path / "zipped.zip")):
+        table = taken(source, path)
+        assert np.array_equal(table.images.numpy(), colours)
+        assert (table.labels.tolist(), table.num_classes) == (LABELS, 5)
+    with zipfile.ZipFile(tmp_path / "zipped.zip", "a") as archive:
+        archive.writestr("beside.png", image_files.png(colours[0]))
+    assert taken("zip", tmp_path / "zipped.zip").num_classes == 1  # no folder holds all of it
+
+
+def test_column_of_labels_that_is_empty_is_refused(colours: np.ndarray, tmp_path: Path) -> None:
+    columns = {"image": [image_files.png(each) for each in colours], "label": pa.nulls(len(colours), pa.int64())}
+    pq.write_table(pa.table(columns), tmp_path / "one.parquet")
+    for on_error in ("fail", "skip"):
+        with pytest.raises(UserError, match=r"data\.label_column label holds no class ids, nulls alone; set"):
+            taken("parquet", tmp_path / "one.parquet", on_error=on_error)
+    assert taken("parquet", tmp_path / "one.parquet", label_column=None).num_classes == 1
+
+
+def test_photos_are_patches_of_scikit_learns() -> None:
+    table = load_table(DataSettings(source="photos"))
+    china, flower = load_sample_images().images
+    assert (len(table), table.image_shape, table.num_classes) == (1950, (3, 32, 32), 2)
+    assert np.array_equal(table.images[40].numpy(), china[16:48, 16:48].transpose(2, 0, 1))
+    assert np.array_equal(table.images[-1].numpy(), flower[384:416, 608:640].transpose(2, 0, 1))
+    assert load_table(DataSettings(source="photos", image_size=64)).image_shape == (3, 64, 64)
+    with pytest.raises(UserError, match=r"data\.image_size should be at most 427"):
+        load_table(DataSettings(source="photos", image_size=428))
+
+
+def row_of(pixels: np.ndarray, **rules: object) -> np.ndarray:
+    return Rules(**rules).decode(image_files.png(pixels.transpose(2, 0, 1)))
+
+
+def test_resizing_takes_the_largest_centred_square_and_the_named_filter() -> None:
+    photo = load_sample_images().images[0]
+    square = Image.fromarray(photo[:, 106:533])
+    for name, resampling in (("lanczos", Image.Resampling.LANCZOS), ("box", Image.Resampling.BOX)):
+        expected = np.asarray(square.resize((64, 64), resampling)).transpose(2, 0, 1)
+        assert np.array_equal(row_of(photo, image_size=64, resize=name), expected)
+
+
+def test_adm_rule_halves_by_box_then_resizes_bicubic_and_crops() -> None:
+    photo = load_sample_images().images[0]
+    image = Image.fromarray(photo)
+    for side in ((320, 213), (160, 106)):
+        image = image.resize(side, Image.Resampling.BOX)
+    image = image.resize((round(160 * 64 / 106), 64), Image.Resampling.BICUBIC)
+    left = (image.width - 64) // 2
+    expected = np.asarray(image)[:, left : left + 64].transpose(2, 0, 1)
+    assert np.array_equal(row_of(photo, image_size=64, resize="adm"), expected)
+
+
+@pytest.mark.parametrize("resize", ["lanczos", "box", "adm"])
+@pytest.mark.parametrize("sides", [(1, 1), (1, 50), (9, 8), (8, 8), (300, 7)])
+def test_any_image_becomes_a_row_of_the_size(resize: str, sides: tuple[int, int]) -> None:
+    pixels = np.random.default_rng(0).integers(0, 17, (*sides, 3), dtype=np.uint8)
+    row = row_of(pixels, image_size=8, resize=resize, peak=16)
+    assert row.shape == (3, 8, 8)
+    assert row.max() <= 16  # filters overshoot
+
+
+def test_grey_images_are_repeated_and_colours_weighted() -> None:
+    grey = np.arange(64, dtype=np.uint8).reshape(1, 8, 8)
+    assert np.array_equal(Rules().decode(image_files.png(grey)), grey.repeat(3, axis=0))
+    red = np.zeros((8, 8, 3), dtype=np.uint8)
+    red[..., 0] = 255
+    assert set(row_of(red, grey=True).flatten().tolist()) == {76}  # ITU-R 601-2
+
+
+def test_values_above_the_peak_are_odd() -> None:
+    with pytest.raises(OddImageError, match=r"value of 63, above data\.peak 16"):
+        Rules(grey=True, peak=16).decode(image_files.png(np.arange(64, dtype=np.uint8).reshape(1, 8, 8)))
+
+
+@pytest.mark.parametrize("channels", [2, 3, 4])
+def test_colours_of_16_bits_are_odd_and_not_cut_to_8(channels: int) -> None:
+    with pytest.raises(OddImageError, match="has 16 bits"):
+        Rules().decode(image_files.png_of_16_bits(4, channels))
+    with pytest.raises(OddImageError, match="has 16 bits"):
+        Rules().decode(image_files.tiff_of_16_bits(4))
+
+
+def test_shape_is_that_of_most_images_wherever_others_lie(colours: np.ndarray, tmp_path: Path) -> None:
+    image_files.write_class_folders(tmp_path, colours, LABELS)
+    (tmp_path / "class-0" / "000000.png").write_bytes(image_files.png(colours[0, :, :5]))
+    with pytest.raises(UserError, match=r"class-0/000000\.png has 6 x 5 pixels, most of the first images 6 x 6"):
+        taken("folder", tmp_path)
+    table = taken("folder", tmp_path, on_error="skip")
+    assert np.array_equal(table.images.numpy(), colours[1:])
+    assert shape_and_classes(DataSettings(source="folder", path=tmp_path))[0] == (3, 6, 6)
+    for row in range(1, 12):
+        (tmp_path / f"class-{LABELS[row]}" / f"{row:06d}.png").write_bytes(image_files.png(colours[row, :, :5]))
+    assert taken("folder", tmp_path, on_error="skip").image_shape == (3, 5, 6)  # 12 of 23
+    (tmp_path / f"class-{LABELS[22]}" / "000022.png").unlink()
+    (tmp_path / "class-0" / "000000.png").unlink()
+    assert taken("folder", tmp_path, on_error="skip").image_shape == (3, 5, 6)  # 11 and 10
+    (tmp_path / f"class-{LABELS[11]}" / "000011.png").unlink()
+    assert taken("folder", tmp_path, on_error="skip").image_shape == (3, 5, 6)  # 10 each, and the first
+
+
+def test_large_sources_are_sent_to_pack(colours: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = image_files.write_zip(tmp_path / "set.zip", colours, LABELS)
+    monkeypatch.setattr("gfgw_prod.data.sources.MOST_BYTES_UNPACKED", 1000)
+    with pytest.raises(UserError, match=r"pack them once \(gfgw pack\)"):
+        taken("zip", path)
+
+
+@pytest.mark.parametrize("source", [*WRITERS, "packed"])
+def test_missing_path_is_named(source: str, tmp_path: Path) -> None:
+    for path in (None, tmp_path / "none", tmp_path):
+        with pytest.raises(UserError, match=r"data\.path") as caught:
+            taken(source, path)
+        assert "\n" not in str(caught.value)
+
+
+def test_dataset_json_without_labels_is_of_one_class(colours: np.ndarray, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "set.zip", "w") as archive:
+        archive.writestr("a.png", image_files.png(colours[0]))
+        archive.writestr("dataset.json", json.dumps({"labels": None}))
+    assert taken("zip", tmp_path / "set.zip").num_classes == 1

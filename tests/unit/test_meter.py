@@ -1,0 +1,98 @@
+"""How far long operations are: a bar in a terminal, lines in a log, nothing from ranks that do not speak."""
+
+from __future__ import annotations
+
+import os
+import pty
+import sys
+from pathlib import Path
+
+import pytest
+
+from gfgw_prod import cli, meter
+from gfgw_prod.meter import MB, Meter
+
+
+@pytest.fixture(autouse=True)
+def told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every line is told: nobody waits ten seconds."""
+    monkeypatch.setattr(meter, "TOLD_EVERY_SECONDS", 0.0)
+
+
+def test_log_gets_lines_of_what_is_done(capsys: pytest.CaptureFixture[str]) -> None:
+    with Meter("packing", 2000, "images") as one:
+        for done in (500, 1500):  # the first were done before this start
+            one.at(done)
+        one.turn_to("comparing")
+        one.at(0)
+    first, second, third = capsys.readouterr().err.splitlines()
+    assert first.startswith("gfgw: packing: 500 of 2,000 images, 0 images/s")
+    assert second.startswith("gfgw: packing: 1,500 of 2,000 images, ")
+    assert third == "gfgw: comparing"
+
+
+def test_line_comes_now_and_then(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(meter, "TOLD_EVERY_SECONDS", 1000.0)
+    with Meter("packing", 2000) as one:
+        one.at(1)
+        one.at(2)
+    assert capsys.readouterr().err == ""
+
+
+def test_bytes_are_shown_in_megabytes(capsys: pytest.CaptureFixture[str]) -> None:
+    with Meter("checking", 5_000_000, "MB", size=MB) as one:
+        one.add(1_000_000)
+        one.add(2_000_000)
+    assert "gfgw: checking: 3 of 5 MB, " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("options", [{"speaks": False}, {"mode": "off"}, {"speaks": False, "mode": "bar"}], ids=str)
+def test_other_ranks_are_silent(options: dict, capsys: pytest.CaptureFixture[str]) -> None:
+    with Meter("packing", 10, **options) as one:
+        one.at(5)
+    assert capsys.readouterr().err == ""
+
+
+def test_terminal_gets_a_bar_and_lines_above_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    reads, writes = pty.openpty()
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "120")
+    with os.fdopen(writes, "w") as stream:
+        monkeypatch.setattr(sys, "stderr", stream)
+        with Meter("packing", 10, "images") as one:
+            one.at(10)
+            one.say("skipped one.png: is empty")
+        stream.write("end")
+        stream.flush()
+        shown = ""
+        while not shown.endswith("end"):  # which has been written, so that this ends
+            shown += os.read(reads, 1 << 16).decode(errors="replace")
+    os.close(reads)
+    assert "packing" in shown
+    assert "10 of 10 images" in shown
+    assert "skipped one.png: is empty" in shown
+    assert shown.index("\x1b[?25l") < shown.index("\x1b[?25h")  # the cursor goes, and is there again
+
+
+def test_every_long_operation_tells_how_far_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, pack = str(tmp_path / "run"), str(tmp_path / "pack")
+    tiny = ("--features.extractor", "pixels", "--generator.channel-mult", "[1]", "--generator.model-channels", "8")
+    size = ("--train.batch-size", "8", "--train.cell-size", "8", "--train.total-kimg", "0.008")
+    from_pack = ("--data.source", "packed", "--data.path", pack, "--transport.scope", "full")
+    train = ["train", "--run.dir", run, *tiny, *size, *from_pack, "--telemetry.sample-grid", "1"]
+    for command, told in (
+        (["pack", pack], ["packing: 256 of 1,797 images"]),
+        (["pack", pack, "--verify"], [f"checking {pack}: 0 of 0 MB"]),
+        (train, [f"checking {pack}", "encoding the bank: 1,797 of 1,797 rows of rank 0", "of 0.0 kimg  loss "]),
+        (train, ["checking step-00000001: "]),
+        (["inspect", run], [f"checking {run}: "]),
+        (["sample", run, "--num", "9", "--out", str(tmp_path / "out")], ["drawing samples: 9 of 9 images"]),
+        (
+            ["evaluate", run, "--num", "40", "--metrics", "fd"],
+            ["encoding the data: 1,536 of 1,797 images", "drawing samples: 0 of 40", "gfgw: comparing pixels"],
+        ),
+    ):
+        assert cli.main(command) == 0, capsys.readouterr().err
+        lines = capsys.readouterr().err
+        for each in told:
+            assert each in lines, command

@@ -1,0 +1,63 @@
+"""Autocast and the loss scale of half precision."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from gfgw_prod.precision import FIRST_SCALE, GROWS_AFTER, LEAST_SCALE, Precision
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)]
+)
+def test_products_are_made_in_the_precision_that_was_asked_for(kind: str, dtype: torch.dtype) -> None:
+    with Precision(kind, CPU).autocast():
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
+
+
+def test_scale_is_halved_by_an_overflow_and_doubled_after_many_steps_without() -> None:
+    precision = Precision("fp16", CPU)
+    assert precision.loosen()
+    assert precision.scale == FIRST_SCALE / 2
+    for _ in range(GROWS_AFTER - 1):
+        precision.accept()
+    assert precision.scale == FIRST_SCALE / 2
+    precision.accept()
+    assert precision.scale == FIRST_SCALE
+
+
+def test_scale_that_cannot_be_smaller_is_not_to_blame() -> None:
+    precision = Precision("fp16", CPU)
+    while precision.scale > LEAST_SCALE:
+        assert precision.loosen()
+    assert not precision.loosen()
+
+
+@pytest.mark.parametrize("kind", ["fp32", "bf16"])
+def test_other_precisions_have_no_scale(kind: str) -> None:
+    precision = Precision(kind, CPU)
+    precision.accept()
+    assert precision.scale == 1
+    assert not precision.loosen()
+
+
+def test_unscaled_gradients_are_those_of_the_loss_itself_to_the_bit() -> None:
+    precision = Precision("fp16", CPU)
+    plain, scaled = (torch.linspace(-3, 3, 50).requires_grad_() for _ in range(2))
+    plain.pow(3).sum().backward()
+    (scaled.pow(3).sum() * precision.scale).backward()
+    precision.unscale([scaled])
+    assert plain.grad is not None
+    assert scaled.grad is not None
+    assert torch.equal(plain.grad, scaled.grad)
+
+
+def test_state_comes_back_from_a_checkpoint() -> None:
+    precision, resumed = Precision("fp16", CPU), Precision("fp16", CPU)
+    precision.loosen()
+    for name, tensor in resumed.tensors().items():
+        tensor.copy_(precision.tensors()[name])
+    assert resumed.scale == FIRST_SCALE / 2

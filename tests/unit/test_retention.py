@@ -1,0 +1,108 @@
+"""Which checkpoints stay: the newest, some for good, and the one to go back to."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from gfgw_prod.checkpoint.manifest import encode
+from gfgw_prod.checkpoint.reading import checkpoints
+from gfgw_prod.checkpoint.storage import MANIFEST
+from gfgw_prod.config import ResilienceSettings
+from gfgw_prod.resilience.exit_codes import NoProgressError, UserError
+from gfgw_prod.resilience.number_guard import NumberGuard
+from gfgw_prod.resilience.rollback import checkpoint_before_streak
+
+from ..checkpoints import ALONE, FACTS, Keeper, assert_holds, choose, names, steps
+
+
+def test_newest_are_kept(tmp_path: Path) -> None:
+    keeper = Keeper(tmp_path, keep=2)
+    keeper.save(1, 2, 3)
+    assert names(keeper) == ["step-00000002", "step-00000003"]
+
+
+def test_one_of_every_interval_is_kept_for_good(tmp_path: Path) -> None:
+    keeper = Keeper(tmp_path, keep=1, keep_every_kimg=3)
+    keeper.save(*range(1, 11))
+    assert steps(keeper.storage) == [3, 6, 9, 10]
+
+
+def test_saves_out_of_turn_are_not_counted_and_make_way_for_the_next(tmp_path: Path) -> None:
+    keeper = Keeper(tmp_path, keep=2, keep_every_kimg=4)
+    for step in range(1, 12):
+        keeper.start(step, facts={**FACTS, "regular": step % 3 == 0})
+    keeper.saver.join()
+    assert steps(keeper.storage) == [6, 9, 11]
+
+
+def test_newest_regular_checkpoint_before_bad_steps_stays(tmp_path: Path) -> None:
+    keeper = Keeper(tmp_path, keep=1)
+    for step in range(1, 9):
+        keeper.start(step, facts={**FACTS, "regular": step != 3, "streak_from": min(step, 4)})
+    keeper.saver.join()
+    assert steps(keeper.storage) == [2, 8]
+
+
+def test_checkpoint_to_go_back_to_is_always_there(tmp_path: Path) -> None:
+    keeper = Keeper(tmp_path, keep=1)
+    keeper.save(1, 2, 3)
+    assert steps(keeper.storage) == [2, 3]  # the steps after 3 may be bad: then it is no better than they
+
+
+def test_run_with_bad_steps_does_not_take_what_it_cannot_judge_for_nothing(keeper: Keeper) -> None:
+    guard = NumberGuard(ResilienceSettings())
+    guard.skip()
+
+    def go_back() -> int:
+        return checkpoint_before_streak(guard, 3, [keeper.storage], ALONE, keeper.lines.append).step
+
+    assert go_back() == 1
+    written = keeper.storage.read(f"step-00000001/{MANIFEST}")
+    keeper.storage.write(f"step-00000001/{MANIFEST}", b'{"format": 1, "step": 1, "files": {}}')
+    with pytest.raises(UserError, match="is of format 1"):
+        go_back()
+    keeper.storage.write(f"step-00000001/{MANIFEST}", written[:-9])
+    with pytest.raises(NoProgressError, match="no checkpoint from before"):
+        go_back()
+
+
+def test_damaged_checkpoints_are_neither_counted_nor_removed(tmp_path: Path) -> None:
+    keeper = Keeper(tmp_path, keep=2)
+    keeper.save(1, 2)
+    keeper.storage.write("step-00000002/manifest.json", b"{}")
+    keeper.save(3)
+    assert steps(keeper.storage) == [1, 3]
+    assert "step-00000002" in names(keeper)
+    found, lines = choose(keeper.storage)
+    assert_holds(found, 3)
+    assert not lines  # older than what is chosen
+
+
+def test_checkpoint_with_a_lost_shard_is_not_counted_by_retention(tmp_path: Path) -> None:
+    keeper = Keeper(tmp_path, keep=2)
+    keeper.save(1, 2)
+    next((tmp_path / "step-00000002").glob("*.distcp")).unlink()
+    keeper.save(3)
+    assert steps(keeper.storage) == [1, 2, 3]
+    keeper.save(4)
+    assert steps(keeper.storage) == [2, 3, 4]
+
+
+def test_old_checkpoint_that_cannot_be_removed_or_read_is_no_failed_save(tmp_path: Path) -> None:
+    keeper = Keeper(tmp_path, keep=1, max_failures=1)
+    keeper.save(1)
+    manifest = {**checkpoints(keeper.storage)[0].manifest, "format": 1}
+    keeper.storage.write(f"step-00000001/{MANIFEST}", encode(manifest))
+    keeper.save(2)
+    if subprocess.run(["chattr", "+i", tmp_path / "step-00000002"], check=False, capture_output=True).returncode == 0:
+        try:
+            keeper.save(3, 4)
+        finally:
+            subprocess.run(["chattr", "-i", tmp_path / "step-00000002"], check=True)
+        assert any("could not be removed" in line for line in keeper.lines)
+    keeper.save(5)
+    assert_holds(choose(keeper.storage)[0], 5)
+    assert not any("was not saved" in line for line in keeper.lines)

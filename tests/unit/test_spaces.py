@@ -1,0 +1,195 @@
+"""Feature spaces: which is used where, what is asked for if weights are not at hand, and Inception itself."""
+
+import io
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+from gfgw_prod.data.sources import Table
+from gfgw_prod.distributed.cells import random_stream
+from gfgw_prod.distributed.world import World
+from gfgw_prod.evaluation.evaluator import Evaluator
+from gfgw_prod.evaluation.frechet import frechet_distance, moments_of
+from gfgw_prod.evaluation.metrics import plan_of
+from gfgw_prod.evaluation.spaces import INCEPTION_FILE, Dinov2, Files, Inception, Pixels, build_space
+from gfgw_prod.features.extractors import DINOV2, IMAGENET_MEAN, dinov2_of_file
+from gfgw_prod.published import INCEPTION, VGG16
+from gfgw_prod.resilience.exit_codes import UserError
+from gfgw_prod.samples import levels_of
+
+LARGE = 3 * 224 * 224  # numbers in an image
+
+
+@pytest.fixture(autouse=True)
+def empty_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """No weights are at hand but those that a test names."""
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *names: None)
+    return tmp_path / "hub" / "checkpoints"
+
+
+def test_every_metric_that_can_be_measured_is_if_none_is_named() -> None:
+    plan = plan_of(None, "auto", Files(), "pixels", 64)
+    assert plan.spaces == dict.fromkeys(("fd", "kid", "pr", "coverage", "memorisation"), "pixels")
+    inception, dinov2 = plan.notes  # one line for each file
+    assert inception.startswith("kid is measured on pixels, fid is left out: ")
+    assert INCEPTION_FILE in inception
+    assert "vit_large_patch14_dinov2" in dinov2
+    here = Path(__file__)
+    plan = plan_of(None, "auto", Files(here, here, here), "dinov2-small", LARGE)
+    assert plan.notes == ()
+    assert plan.spaces["kid"] == plan.spaces["fid"] == "inception"
+    assert plan.spaces["fd-dinov2"] == "dinov2"
+    assert plan.spaces["fd"] == plan.spaces["pr"] == "dinov2-small"
+    assert plan.used == ["dinov2-small", "inception", "dinov2"]
+
+
+def test_weights_are_found_in_the_cache_of_torch(empty_caches: Path) -> None:
+    assert not Files().has("inception")
+    empty_caches.mkdir(parents=True)
+    (empty_caches / INCEPTION_FILE).touch()
+    assert Files().find("inception") == empty_caches / INCEPTION_FILE
+
+
+@pytest.mark.parametrize("features", ["inception", "dinov2", "dinov2-small"])
+def test_space_that_is_asked_for_must_be_at_hand(features: str) -> None:
+    with pytest.raises(UserError, match=r"not at hand; (put|name)"):
+        plan_of(["pr"], features, Files(), "pixels", 64)
+
+
+@pytest.mark.parametrize(("metric", "file"), [("fid", INCEPTION_FILE), ("fd-dinov2", "vit_large_patch14_dinov2")])
+def test_metric_that_is_asked_for_must_be_at_hand(metric: str, file: str) -> None:
+    with pytest.raises(UserError, match=f"{metric} cannot be measured: .*{file}"):
+        plan_of(["fd", metric], "auto", Files(), "pixels", 64)
+
+
+def test_raw_pixels_are_for_tiny_images() -> None:
+    with pytest.raises(UserError, match="at most 4,096 numbers, not 150,528"):
+        plan_of(["fd"], "pixels", Files(), "pixels", LARGE)
+    with pytest.raises(UserError, match="vit_small_patch14_dinov2"):
+        plan_of(["fd"], "auto", Files(), "dinov2-small", LARGE)
+
+
+class Unread(FeatureExtractorInceptionV3):
+    """The network as it is drawn."""
+
+    def load_state_dict(self, *_: object) -> None: ...
+
+
+@pytest.fixture(scope="module")
+def inception(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, nn.Module]:
+    """A file in the published format with random weights, and the library's network of them."""
+    nothing, path = io.BytesIO(), tmp_path_factory.mktemp("weights") / INCEPTION_FILE
+    torch.save({}, nothing)
+    nothing.seek(0)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = Unread("inception-v3-compat", ["2048"], nothing)
+    torch.save(network.state_dict(), path)
+    return path, network
+
+
+def test_cached_file_must_have_the_published_bytes_and_a_named_one_is_told_of(
+    inception: tuple[Path, nn.Module], empty_caches: Path
+) -> None:
+    empty_caches.mkdir(parents=True)
+    cached = empty_caches / INCEPTION_FILE
+    cached.write_bytes(inception[0].read_bytes())
+    with pytest.raises(UserError, match=rf"{cached} is damaged: its SHA-256 is .* is 6726825d.*evaluation\.inception"):
+        build_space("inception", Files(), (1, 8, 8))
+    said: list[str] = []
+    build_space("inception", Files(inception=inception[0]), (1, 8, 8), said.append)
+    [line] = said
+    assert line.startswith(f"evaluation.inception: {inception[0]} is not {INCEPTION_FILE} of torch-fidelity's")
+
+
+def test_name_of_a_file_says_how_its_hash_begins() -> None:
+    for published in (INCEPTION, VGG16):
+        assert published.file.endswith(f"-{published.sha256[:8]}.pth")
+
+
+def grey(count: int) -> Tensor:
+    return torch.randint(0, 256, (count, 1, 8, 8), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
+
+
+def test_inception_is_the_librarys_network(inception: tuple[Path, nn.Module]) -> None:
+    path, network = inception
+    space = build_space("inception", Files(inception=path), (1, 8, 8))
+    levels = grey(2)
+    (expected,) = network(levels.expand(-1, 3, -1, -1))
+    assert torch.equal(space(levels), expected)
+    assert (expected.shape[1], space.dim) == (2048, 2048)
+    assert len(space.digest() or "") == 64
+
+
+class Copier(nn.Module):
+    """A generator of noise."""
+
+    def forward(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        return x
+
+
+def tiny_vit() -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network: nn.Module = timm.create_model("test_vit", pretrained=False, num_classes=0, img_size=224)
+    return network
+
+
+def test_every_figure_is_taken_in_the_space_of_the_plan(
+    inception: tuple[Path, nn.Module], alone: World, table: Table
+) -> None:
+    plan = plan_of(["fd", "kid", "fid"], "auto", Files(inception=inception[0]), "pixels", 16)
+    assert plan.spaces == {"fd": "pixels", "kid": "inception", "fid": "inception"}
+    spaces = {"pixels": Pixels(table.image_shape), "inception": Dinov2(tiny_vit())}  # a quick network in its place
+    figures = Evaluator(table, plan, spaces, alone, num=40, seed=3, conditional=False).measure(Copier())
+    assert set(figures) == {"fd", "kid", "kid_std", "fid"}
+    noise = torch.stack([torch.randn(1, 4, 4, generator=random_stream(3, "evaluate", i)) for i in range(40)])
+    for figure, space in (("fd", spaces["pixels"]), ("fid", spaces["inception"])):
+        with torch.no_grad():
+            rows = [space(levels_of(images)) for images in (noise, table.rows(torch.arange(60)))]
+        assert figures[figure] == pytest.approx(frechet_distance(*map(moments_of, rows)), rel=1e-4)
+
+
+def test_file_that_holds_code_or_other_weights_is_refused(tmp_path: Path) -> None:
+    for content in ({"fc.weight": torch.zeros(2)}, Path("/code")):
+        torch.save(content, tmp_path / "weights.pth")
+        with pytest.raises(UserError, match=rf"evaluation.inception .*weights.pth is not .*{INCEPTION_FILE}"):
+            Inception(tmp_path / "weights.pth")
+    with pytest.raises(UserError, match=r"features.weights .*weights.pth is not a vit_small"):
+        build_space("dinov2-small", Files(dinov2_small=tmp_path / "weights.pth"), (3, 32, 32))
+    with pytest.raises(UserError, match=r"no file .*none; name the model.safetensors"):
+        build_space("dinov2", Files(dinov2=tmp_path / "none"), (3, 32, 32))
+
+
+def test_dinov2_sees_normalised_images_of_224_pixels() -> None:
+    seen: list[Tensor] = []
+    backbone = tiny_vit()
+    backbone.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
+    space = Dinov2(backbone)
+    levels = torch.full((2, 1, 8, 8), 255, dtype=torch.uint8)
+    assert space(levels).shape == (2, space.dim)
+    assert seen[0].shape == (2, 3, 224, 224)
+    torch.testing.assert_close(seen[0][0, 0], torch.full((224, 224), (1 - IMAGENET_MEAN[0]) / 0.229))
+
+
+def test_position_embeddings_are_resampled_as_the_authors_of_dinov2_do(tmp_path: Path) -> None:
+    tensors = timm.create_model(DINOV2, num_classes=0).state_dict()
+    column = torch.arange(37.0).expand(37, 37).reshape(1, -1, 1)
+    tensors["pos_embed"][:, 1:] = column  # the embedding of a patch is its column
+    save_file(tensors, tmp_path / "model.safetensors")
+    network = dinov2_of_file(DINOV2, tmp_path / "model.safetensors", "features.weights")
+    found = network.state_dict()["pos_embed"][0, 1:, 0].reshape(16, 16)[8]
+    of_pixels = (torch.arange(16) + 0.5) * 37 / 16.1 - 0.5  # without antialiasing, by a factor with an offset of 0.1
+    torch.testing.assert_close(found[1:-1], of_pixels[1:-1], atol=0.06, rtol=0)
+    assert (found[-2] - ((14.5) * 37 / 16 - 0.5)).abs() > 0.1  # as it would be without the offset
+
+
+def test_pixels_span_the_range_of_images() -> None:
+    levels = torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1)
+    assert Pixels((1, 1, 1))(levels).tolist() == [[-1], [1]]

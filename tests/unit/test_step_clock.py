@@ -1,0 +1,39 @@
+"""Phases of a step, and memory of a rank, as they are measured."""
+
+import mmap
+import os
+import time
+
+import torch
+
+from gfgw_prod.telemetry.catalogue import BY_TAG
+from gfgw_prod.telemetry.memory import TAGS, of_this_rank
+from gfgw_prod.telemetry.phases import STEP_PHASES, StepClock
+
+CPU = torch.device("cpu")
+
+
+def test_phases_are_means_over_the_steps_since_they_were_last_asked_for() -> None:
+    clock = StepClock(CPU)
+    for seconds in (0.02, 0.04):
+        clock.begin()
+        time.sleep(seconds)
+        clock.lap("generate")
+        clock.lap("update")
+    found = clock.take()
+    assert set(found) == {f"speed/phase/{phase}" for phase in STEP_PHASES} <= BY_TAG.keys()
+    assert found["speed/phase/generate"] >= 0.03
+    assert found["speed/phase/update"] < found["speed/phase/generate"]
+    assert found["speed/phase/match"] == 0
+    assert set(clock.take().values()) == {0.0}
+
+
+def test_memory_is_what_the_system_says() -> None:
+    assert set(TAGS) <= BY_TAG.keys()
+    resident, available, *gpu = of_this_rank(CPU)
+    size = 64 << 20
+    with mmap.mmap(-1, size) as block:  # fresh memory, which an allocator might not take
+        block.write(b"x" * size)
+        assert size * 0.75 < of_this_rank(CPU)[0] - resident < size * 2
+    assert size < available < os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert gpu == [0, 0]
