@@ -9,9 +9,9 @@ from gfgw_prod.resilience.signals import leave_before_training
 leave_before_training()  # before anything else is imported: that takes seconds, in which a signal may come
 
 import os
-import sys
 import threading
 
+from gfgw_prod.resilience.leaving import code_of, end
 from gfgw_prod.resilience.orphans import die_with_agent
 
 BACKGROUND = {"save", "upload", "warm"}  # threads of the package that an error may leave behind
@@ -24,16 +24,9 @@ def main() -> int:
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
     from gfgw_prod.cli import main as run
 
-    try:
-        code = run()
-    except Exception:
-        sys.excepthook(*sys.exc_info())
-        code = 1
+    code = code_of(run)
     if any(thread.name in BACKGROUND for thread in threading.enumerate()):
-        # Interpreters before 3.14 unwind such threads through torch's C++ frames at their end, which aborts.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+        end(code)
     return code
 
 

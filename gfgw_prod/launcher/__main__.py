@@ -1,8 +1,8 @@
 """Entry point: `python -m gfgw_prod.launcher [torchrun options] -m MODULE [arguments]`."""
 
 import os
-import sys
 
+from gfgw_prod.resilience.leaving import code_of, end
 from gfgw_prod.resilience.signals import leave_when_told
 
 if __name__ == "__main__":
@@ -11,4 +11,5 @@ if __name__ == "__main__":
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from gfgw_prod.launcher.job import main
 
-    sys.exit(main())
+    # The thread of a rendezvous' heartbeats cannot be stopped while it is in one.
+    end(code_of(main))

@@ -153,6 +153,10 @@ class Container:
         ]
         podman("run", "--detach", "--name", self.name, *CONFINED, *variables, *self.volumes, IMAGE, *arguments)
 
+    def said(self) -> str:
+        """What it has told of itself so far."""
+        return podman("logs", self.name).stderr
+
     def step(self) -> int:
         """The last step on record."""
         return runs.last_step(self.directory / "runs" / "digits")
@@ -162,8 +166,8 @@ class Container:
         deadline = time.monotonic() + 300
         while self.step() < step:
             state = podman("inspect", "--format", "{{.State.Status}}", self.name).stdout.strip()
-            assert state == "running", podman("logs", self.name).stderr
-            assert time.monotonic() < deadline, podman("logs", self.name).stderr
+            assert state == "running", self.said()
+            assert time.monotonic() < deadline, self.said()
             time.sleep(1)
 
     def stop(self) -> tuple[int, float]:
@@ -194,7 +198,7 @@ def test_training_is_healthy_saves_when_it_is_stopped_and_goes_on_when_it_is_sta
     assert {line[1] for line in ranks} == {"none"}
 
     code, took = container.stop()
-    assert (code, took < 55) == (PREEMPTED, True)
+    assert (code, took < 55) == (PREEMPTED, True), container.said()
     stopped_at = container.step()
     saved = sorted((container.directory / "runs" / "digits" / "checkpoints").glob("step-*"))
     assert saved
@@ -202,8 +206,8 @@ def test_training_is_healthy_saves_when_it_is_stopped_and_goes_on_when_it_is_sta
 
     container.start()
     container.wait_for_step(stopped_at + 5)
-    assert "resumed runs/digits at " in podman("logs", container.name).stderr
-    assert container.stop()[0] == PREEMPTED
+    assert "resumed runs/digits at " in container.said()
+    assert container.stop()[0] == PREEMPTED, container.said()
 
 
 def test_exit_codes_and_other_commands_come_through(image: dict[str, Any]) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import signal
+import sys
 from pathlib import Path
+
+from gfgw_prod.resilience.exit_codes import PREEMPTED
 
 from . import runs
 
@@ -13,6 +16,24 @@ LARGE = (
     *("--train.batch-size", "32", "--train.cell-size", "32", "--train.total-kimg", "0.032"),
     *("--telemetry.sample-grid", "1"),
 )
+
+# A thread that asks torch's store all the time, as a launcher's own does every few seconds.
+BUSY = """
+import runpy, threading
+from torch.distributed import TCPStore
+
+store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+store.set("asked", "yes")
+
+
+def ask():
+    while True:
+        store.get("asked")
+
+
+threading.Thread(target=ask, daemon=True).start()
+"""
+LAUNCH = BUSY + 'runpy.run_module("gfgw_prod.launcher", run_name="__main__", alter_sys=True)'
 
 
 def test_finished_run_with_a_large_state_is_started_again_and_again(tmp_path: Path) -> None:
@@ -30,3 +51,15 @@ def test_interrupt_within_a_save_lets_the_save_end(tmp_path: Path) -> None:
     assert outcome.stderr.splitlines()[-1].startswith("gfgw: interrupted")
     saved = sorted(runs.digests(tmp_path / "run"))
     assert saved == list(range(1, len(saved) + 1))
+
+
+def test_launcher_leaves_with_its_code_though_a_thread_is_in_torch(tmp_path: Path) -> None:
+    if sys.version_info < (3, 14):  # or this would show nothing
+        assert runs.execute([sys.executable, "-c", BUSY + f"raise SystemExit({PREEMPTED})"]).code == -signal.SIGABRT
+    up = tmp_path / "up"
+    meeting = ("--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", "--local-addr", "localhost")
+    rank = ("--no-python", "sh", "-c", f"touch {up}; exec sleep 600")
+    agent = runs.start([sys.executable, "-c", LAUNCH, *meeting, *rank])
+    runs.wait_until(up.exists, agent)
+    agent.terminate()
+    assert runs.outcome_of(agent, limit_seconds=60) == runs.Outcome(PREEMPTED, "", "")
