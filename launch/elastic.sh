@@ -90,6 +90,8 @@ fi
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 [[ $OMP_NUM_THREADS =~ ^[123456789][0123456789]{0,3}(,[123456789][0123456789]{0,3})*$ ]] ||
     fail "OMP_NUM_THREADS must be a positive number of threads, not '$OMP_NUM_THREADS'"
+# Where the trap holds no longer and Python does not run yet, a signal ends this process; exec would forget one it noted.
+trap - TERM INT HUP QUIT USR1
 # exec: a signal sent to this process reaches the agent, which passes it on and waits for the ranks to save.
 exec "$python" -m gfgw_prod.launcher \
     --nnodes "$nnodes" --nproc-per-node "$nproc" --max-restarts "$max_restarts" \

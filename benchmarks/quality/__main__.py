@@ -70,7 +70,7 @@ def print_table(found: Mapping[str, list[dict[str, float]]], reference: Mapping[
 
 def main(arguments: Sequence[str] = ()) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks quality", description=__doc__)
-    parser.add_argument("--data", choices=("digits", "photos"), default="digits")
+    parser.add_argument("--data", choices=list(OPTIONS), default="digits")
     parser.add_argument("--seconds", type=float, default=60, help="CPU time of a run, about")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, each on one thread")

@@ -86,9 +86,9 @@ class Starting:
         """From now on a signal ends the process."""
         reads, self._writes = os.pipe()
         os.set_blocking(self._writes, False)
+        signal.set_wakeup_fd(self._writes, warn_on_full_buffer=False)
         for stop in PREEMPTION:
             signal.signal(stop, lambda *_: None)
-        signal.set_wakeup_fd(self._writes, warn_on_full_buffer=False)
         threading.Thread(target=self._wait, args=(reads,), name="starting", daemon=True).start()
 
     def end(self) -> None:

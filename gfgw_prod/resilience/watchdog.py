@@ -93,16 +93,18 @@ class Watch:
             self._file.describe(self._doing)
 
     def _look_on(self, over: threading.Event) -> None:
-        seen, told = 0.0, False
-        while not over.wait(self._tick):
+        seen, told, pause = 0.0, False, self._tick
+        while not over.wait(pause):
             with self._lock:
                 if self._at != seen:
                     seen, told = self._at, False
                     self._set()
-                late = self._limit and not self._pauses and time.monotonic() - seen >= self._limit
+                left = seen + self._limit - time.monotonic()
+                late = self._limit and not self._pauses and left <= 0
             if late and not told:
                 told = True
                 self._tell()
+            pause = min(left, self._tick) if left > 0 else self._tick  # to tell a whole tick before the timer runs out
 
     def _tell(self) -> None:
         place = "the next lines" if self._file is None else self._file.path

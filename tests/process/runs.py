@@ -7,6 +7,7 @@ import io
 import itertools
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -193,8 +194,9 @@ def manifest(run_dir: Path, step: int) -> dict[str, Any]:
 
 
 def records(run_dir: Path) -> list[dict[str, Any]]:
-    """Every line of ``stats.jsonl``."""
-    return [json.loads(line) for line in (run_dir / "stats.jsonl").read_text(encoding="utf-8").splitlines()]
+    """Every line of ``stats.jsonl``, but for the half of one that is just being written."""
+    lines = (run_dir / "stats.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def losses(run_dir: Path) -> dict[int, dict[str, float]]:
@@ -274,9 +276,10 @@ def workers_of(agent: int) -> dict[int, int]:
 
 
 def free_port() -> int:
-    """A TCP port that nobody listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
+    """A TCP port that nobody listens on, and that the system gives to nobody who asks for any."""
+    while True:
+        with contextlib.suppress(OSError), socket.create_server(("", random.randrange(10_000, 20_000))) as server:
+            return int(server.getsockname()[1])
 
 
 def listens(port: int) -> bool:

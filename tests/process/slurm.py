@@ -16,6 +16,7 @@ from .two_hosts import do
 
 PACKAGES = ("slurmctld", "slurmd", "slurm-client", "slurm-wlm-basic-plugins", "iproute2")
 CONTROLLER = "ctl"
+ANSWER_SECONDS = 60.0
 CONFIGURATION = """
 ClusterName=gfgw
 SlurmctldHost={controller}
@@ -171,16 +172,21 @@ class Cluster:
         return [int(pid) for pid in listed.stdout.split()]
 
     def ask(self, *command: str, extra: Mapping[str, str] | None = None) -> str:
-        """What a client of SLURM prints on the controller."""
-        asked = subprocess.run(
-            self.on(CONTROLLER, *command),
-            env={**self.environment, **(extra or {})},
-            cwd=runs.ROOT,
-            check=False,
-            capture_output=True,
-            text=True,
-        )
-        return asked.stdout.strip()
+        """What a client of SLURM prints on the controller. One that only reads asks again if nobody answers in time."""
+        reads = command[0] in ("squeue", "sinfo") or command[:2] == ("scontrol", "show")
+        deadline = time.monotonic() + ANSWER_SECONDS
+        while True:
+            asked = subprocess.run(
+                self.on(CONTROLLER, *command),
+                env={**self.environment, **(extra or {})},
+                cwd=runs.ROOT,
+                check=False,
+                capture_output=True,
+                text=True,
+            )
+            if asked.returncode == 0 or not reads or time.monotonic() > deadline:
+                return asked.stdout.strip()
+            time.sleep(1)
 
     def wait_for(self, condition: Callable[[], object], limit_seconds: float = 250, pause_seconds: float = 1.0) -> None:
         """Waits until the condition holds. To ask SLURM takes four processes, which leave others less to run on."""

@@ -52,7 +52,7 @@ def test_run_that_is_preempted_again_and_again_without_progress_goes_on(tmp_path
     copy = copies.while_encoding(tmp_path, WAITS)
     for _ in range(2):
         process = runs.start(runs.training(run_dir, "--resilience.max-no-progress", "1"), copy)
-        runs.wait_until((run_dir / "stacks").exists, process)
+        encoding(process, run_dir)
         process.terminate()
         assert runs.outcome_of(process).code == PREEMPTED
     assert json.loads((run_dir / "starts.json").read_text()) == {"step": 0, "starts": 0}
@@ -78,7 +78,7 @@ def test_crash_of_any_rank_while_it_starts_counts_although_the_launcher_tells_th
     copy = copies.while_encoding(tmp_path, WAITS) | {"NPROC": "2", "MAX_RESTARTS": "0"}
     for starts in (1, 2):
         agent = runs.start(runs.elastic(run_dir), copy)
-        encoding(agent, run_dir)
+        encoding(agent, run_dir, rank=starts - 1)
         os.kill(runs.workers_of(agent.pid)[starts - 1], signal.SIGKILL)  # once rank 0, once rank 1
         assert runs.outcome_of(agent).code == CRASHED
         shutil.rmtree(run_dir / "stacks")  # a rank that is killed leaves its file

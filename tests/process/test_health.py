@@ -110,7 +110,10 @@ def test_run_that_trains_is_live_and_ready_and_says_how_far_it_is(run: Started) 
 
 def all_stopped(pid: int) -> bool:
     """Whether no thread of a process runs."""
-    states = [each.read_text().rpartition(")")[2].split()[0] for each in Path(f"/proc/{pid}/task").glob("*/stat")]
+    try:
+        states = [each.read_text().rpartition(")")[2].split()[0] for each in Path(f"/proc/{pid}/task").glob("*/stat")]
+    except OSError:  # a thread has ended meanwhile
+        return False
     return set(states) == {"T"}
 
 

@@ -19,7 +19,7 @@ from .two_hosts import CANNOT, TwoHosts
 
 pytestmark = pytest.mark.skipif(bool(CANNOT), reason=CANNOT)
 
-SOON_SECONDS = 45  # on busy cores; a node that waits for its peer in vain waits for 300 or 600
+SOON_SECONDS = 120  # on busy cores; a node that waits for its peer in vain waits for 300 or 600
 
 
 def until(condition: str) -> str:
@@ -86,7 +86,7 @@ def bad_input_on_the_host(net: TwoHosts, directory: Path) -> Ends:
 
 def seen_before_its_cause(net: TwoHosts, directory: Path) -> Ends:
     """A broken connection is a crash to a node without restarts left; its cause takes a moment to be told."""
-    cause = "touch $HERE/broken; sleep 2; exit 76"
+    cause = "touch $HERE/broken; sleep 1; exit 76"
     effect = f"{until('[ -e $HERE/broken ]')}; exit 1"
     with Job(net, directory, cause, effect, max_restarts=0) as job:
         return job.end()

@@ -23,7 +23,7 @@ def assert_saves_when_struck_and_goes_on(
 ) -> None:
     """Struck, by process id, between two steps; then to the weights of the undisturbed run."""
     process = runs.start(command, {"NPROC": "2"})
-    runs.wait_until(lambda: runs.last_step(run_dir) >= 2, process)
+    runs.wait_until(lambda: runs.last_step(run_dir) >= 1, process)
     strike(process.pid)
     outcome = runs.outcome_of(process)
     assert outcome.code == PREEMPTED, outcome.stderr

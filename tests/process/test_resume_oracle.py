@@ -19,6 +19,7 @@ STEP_KIMG = runs.SMALL_BATCH / 1000
 OPTIONS = (
     *(*runs.SMALL, "--train.total-kimg", str(STEPS * STEP_KIMG)),
     *("--checkpoint.every-kimg", str(EVERY * STEP_KIMG)),
+    *("--telemetry.samples-every-kimg", str(STEP_KIMG)),  # time to strike between two steps
 )
 
 

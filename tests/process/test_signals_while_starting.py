@@ -14,7 +14,7 @@ from . import runs
 
 # Python then tells on stderr of each module, when it has been imported.
 TOLD = {"PYTHONPROFILEIMPORTTIME": "1", "NPROC": "2"}
-FIRST = "gfgw_prod.resilience.signals"  # with this module begins what can answer a signal
+FIRST = "gfgw_prod.resilience.leaving"  # when this module comes, what answers signals is in place
 SEED = 7
 
 

@@ -44,7 +44,7 @@ def near_its_time_limit(directory: Path) -> Ended:
 
 
 def on_a_node_that_loses_power(directory: Path) -> Ended:
-    with Cluster(directory, nodes=2, patience_seconds=10) as cluster:
+    with Cluster(directory, nodes=2, patience_seconds=30) as cluster:
         job = Job(cluster, "--nodes=1-2")
         job.freeze_after_checkpoint()
         cluster.lose("n1")
@@ -54,7 +54,7 @@ def on_a_node_that_loses_power(directory: Path) -> Ended:
 
 
 def on_a_node_taken_for_dead(directory: Path) -> Ended:
-    with Cluster(directory, nodes=2, patience_seconds=10) as cluster:
+    with Cluster(directory, nodes=2, patience_seconds=30) as cluster:
         job = Job(cluster, "--nodes=1")
         stale = job.freeze_after_checkpoint()
         cluster.daemons["n1"].kill()

@@ -47,10 +47,10 @@ def test_mixtures_need_no_fetching(tables: list[Table], alone: World) -> None:
 
 
 class Slow(Table):
-    """A table whose rows take a twentieth of a second."""
+    """A table whose rows take a quarter of a second."""
 
     def rows(self, ids: Tensor) -> Tensor:
-        time.sleep(0.05)
+        time.sleep(0.25)
         return super().rows(ids)
 
 
@@ -61,14 +61,14 @@ def slow(table: Table) -> Slow:
 def test_targets_are_fetched_while_a_turn_trains(tables: list[Table], alone: World) -> None:
     feed = Feed(slow(tables[0]), 1, alone)
     targets = feed.targets(Match(ROWS, torch.zeros(8, 64), torch.zeros(8, 64)), TURNS)
-    time.sleep(0.5)  # of training
+    time.sleep(2)  # of training
     feed.values()
     begun = time.perf_counter()
     assert len(list(targets)) == 2
-    assert time.perf_counter() - begun < 0.05
+    assert time.perf_counter() - begun < 0.25
 
 
-@pytest.mark.parametrize(("workers", "least", "most"), [(0, 0.2, 1.0), (2, 0.0, 0.15)])
+@pytest.mark.parametrize(("workers", "least", "most"), [(0, 0.1, 1.0), (2, 0.0, 0.3)])
 def test_share_of_time_that_was_waited(
     tables: list[Table], alone: World, workers: int, least: float, most: float
 ) -> None:
@@ -76,7 +76,7 @@ def test_share_of_time_that_was_waited(
     stream = feed.stream(Spread(2, 1, True), 0, 0, 10, 4)
     for number in range(8):
         next(stream)
-        time.sleep(0.1)
+        time.sleep(0.5)
         if number == 2:  # the first is always waited for
             feed.values()
     assert least <= feed.values()["speed/data_wait_ratio"] <= most

@@ -1,5 +1,6 @@
 """What a start is made of."""
 
+import re
 import subprocess
 import sys
 import time
@@ -24,7 +25,7 @@ def test_phases_add_up_to_the_time_since_the_process_began() -> None:
     assert values["startup/rendezvous"] >= 0.1
     assert sum(values.values()) == startup.total == pytest.approx(process_clock.now() - began, abs=ABOUT)
     assert str(startup).startswith(f"first step after {startup.total:.1f} s: imports ")
-    assert "first step 0.1" in str(startup)
+    assert re.search(r"first step \d", str(startup))
 
 
 def test_process_began_when_it_was_started() -> None:
