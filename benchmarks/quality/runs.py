@@ -24,7 +24,7 @@ BUILDERS = {
     "ect": partial(Theirs, objectives.EasyConsistency),
     "meanflow": partial(Theirs, objectives.MeanFlow),
 }
-WARM, TURNS, STEPS_A_TURN = 8, 8, 8
+WARM, TURNS, STEPS_A_TURN = 4, 5, 4
 
 
 def build(name: str, data: str, steps: int, seed: int, changes: Mapping[str, Any]) -> Method:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -147,7 +149,8 @@ def nodes(tmp_path: Path) -> Iterator[Nodes]:
     found.end()
 
 
-def test_lost_rank_is_told_within_a_minute_until_it_is_back(nodes: Nodes, tmp_path: Path) -> None:
+@pytest.mark.timeout(900)
+def test_crashed_rank_and_lost_node_are_told_within_a_minute_until_they_are_back(nodes: Nodes, tmp_path: Path) -> None:
     with monitoring.Monitoring(tmp_path, nodes.ports) as watched:
 
         def ranks() -> float:
@@ -159,19 +162,27 @@ def test_lost_rank_is_told_within_a_minute_until_it_is_back(nodes: Nodes, tmp_pa
         watched.wait_for(lambda: ranks() == 2 and watched.query(begun), 120)
         assert watched.alerts() == {}
 
+        (rank,) = runs.workers_of(lost.pid).values()
+        os.kill(rank, signal.SIGKILL)
+        told_after = watched.wait_for(lambda: "GfgwRankCrashed" in watched.alerts(), 60)
+        told = watched.alerts()["GfgwRankCrashed"]
+        assert [each["name"] for each in told["receivers"]] == ["ticket"]
+        print(f"crash told after {told_after:.0f} s")
+        watched.wait_for(lambda: ranks() == 2 and watched.alerts() == {}, 240)
+
         lost.kill()
         told_after = watched.wait_for(lambda: "GfgwRankMissing" in watched.alerts(), 60)
         told = watched.alerts()["GfgwRankMissing"]
         assert [each["name"] for each in told["receivers"]] == ["page"]
         assert "trains on 1 ranks" in told["annotations"]["summary"]
         assert ranks() == 1
-        print(f"told after {told_after:.0f} s")
+        print(f"loss told after {told_after:.0f} s")
 
         nodes.start(1)
         watched.wait_for(lambda: ranks() == 2 and "GfgwRankMissing" not in watched.alerts(), 60)
         restarts = watched.query("sum by (cause) (gfgw_restarts_total) > 0")
-        assert {each["metric"]["cause"] for each in restarts} <= {"error", "membership"}  # of the node that was left
-        assert sum(float(each["value"][1]) for each in restarts) == 2
+        assert {each["metric"]["cause"] for each in restarts} <= {"killed", "error", "membership"}
+        assert sum(float(each["value"][1]) for each in restarts) == 3
 
         # The former have no weight in this run, the latter no network.
         assert absent_from(watched.series()) == {
