@@ -14,8 +14,6 @@ import threading
 from gfgw_prod.resilience.leaving import code_of, end
 from gfgw_prod.resilience.orphans import die_with_agent
 
-BACKGROUND = {"save", "upload", "warm"}  # threads of the package that an error may leave behind
-
 
 def main() -> int:
     """Runs a command, alone or as a rank of a launcher; returns the exit code."""
@@ -25,7 +23,7 @@ def main() -> int:
     from gfgw_prod.cli import main as run
 
     code = code_of(run)
-    if any(thread.name in BACKGROUND for thread in threading.enumerate()):
+    if any(thread.daemon for thread in threading.enumerate()):  # a save after an error, or torchdata's that prefetch
         end(code)
     return code
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import shlex
 import socket
-import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,9 +23,11 @@ from gfgw_prod.distributed.world import World
 from gfgw_prod.generator.ema import Ema
 from gfgw_prod.meter import Meter
 from gfgw_prod.resilience import causes
+from gfgw_prod.resilience.exit_codes import reason
 from gfgw_prod.resilience.ledger import End, Ledger
 from gfgw_prod.resilience.number_guard import COUNTS
 from gfgw_prod.resilience.stacks import tell_of_hangs
+from gfgw_prod.resilience.standard_streams import tell
 from gfgw_prod.resilience.watchdog import watch
 from gfgw_prod.step_result import StepResult
 from gfgw_prod.telemetry import Telemetry, memory
@@ -73,7 +76,16 @@ class Reporter:
     def say(self, line: str) -> None:
         """One line, from rank 0."""
         if self.world.is_main:
-            print(line, file=sys.stderr, flush=True)
+            tell(line)
+
+    def write(self, file: Path, write: Callable[[Path], None]) -> None:
+        """Writes a file for people, from rank 0. A run goes on without it."""
+        if self.world.is_main:
+            try:
+                file.parent.mkdir(exist_ok=True)
+                write(file)
+            except OSError as error:
+                self.say(f"{file} could not be written ({reason(error)}); the run goes on")
 
     def listen(self) -> None:
         """Opens the endpoint of this node, on its first rank, long before there is anything to record.
@@ -126,6 +138,7 @@ class Reporter:
                 known=self._fixed() | self._ledger.values(0.0) | self._behind(step, manifest),
                 build=build_of(self.world.device),
                 resolved=settings_io.as_yaml(self.config),
+                report=self.say,
             )
 
     def begin(self, step: int, spread: Spread) -> None:
@@ -182,11 +195,8 @@ class Reporter:
                 before_cell=watch.progress,
             )
         grid = samples.grid_of(drawn, side)
-        if self.world.is_main:
-            directory = self.dir / "samples"
-            directory.mkdir(exist_ok=True)
-            samples.write_png(grid, directory / f"kimg-{images / 1000:09.1f}.png")
-            samples.write_png(grid, self.dir / "samples.png")
+        for name in (f"samples/kimg-{images / 1000:09.1f}.png", "samples.png"):
+            self.write(self.dir / name, partial(samples.write_png, grid))
         self._telemetry.picture(images, "samples", grid)
 
     def stopped(self, images: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -132,8 +133,7 @@ class Run:
                 self.world.barrier()
         self.report.health.phase("starting: making ready for the first step")
         self.saver.warm(self._state())
-        if self.world.is_main:
-            settings_io.write_yaml(self.config, self.dir / "config.yaml")
+        self.report.write(self.dir / "config.yaml", partial(settings_io.write_yaml, self.config))
         self.startup.done("bank" if found is None else "checkpoint")
 
     def stream(self, last_step: int) -> Iterator[CellRows]:

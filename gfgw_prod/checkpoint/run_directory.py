@@ -8,6 +8,7 @@ import json
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -75,9 +76,10 @@ def _locked(run_dir: Path, report: Callable[[str], None]) -> TextIO | None:
         except OSError:  # a file system without locks
             file.close()
             return None
-        file.truncate(0)
-        file.write(json.dumps(me))
-        file.flush()
+        with suppress(OSError):  # a full disk: nobody will know who it is
+            file.truncate(0)
+            file.write(json.dumps(me))
+            file.flush()
         return file
 
 

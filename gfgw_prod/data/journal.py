@@ -77,15 +77,21 @@ def parts_so_far(
 ) -> list[Part]:
     """The whole shards of an unfinished pack, from the first to the last that is as it was written."""
     journal.seek(0)
-    lines = []
+    lines: list[tuple[Any, int]] = []  # what they say, and where they end
+    end = 0
     for line in journal.read().splitlines(keepends=True):
+        end += len(line)
         try:
-            lines.append(json.loads(line) if line.endswith(b"\n") else None)
+            if not line.endswith(b"\n"):
+                break
+            lines.append((json.loads(line), end))
         except ValueError:  # torn, as is what follows
             break
     parts: list[Part] = []
-    if lines and lines[0] == head:
-        for entry in filter(None, lines[1:]):
+    whole = 0  # bytes of the journal that stay
+    if lines and lines[0][0] == head:
+        whole = lines[0][1]
+        for entry, end in lines[1:]:
             try:
                 part = Part(**{**entry, "odd": [(item, why) for item, why in entry["odd"]]})
             except (TypeError, KeyError, ValueError):  # damaged: as if torn
@@ -93,14 +99,14 @@ def parts_so_far(
             if not _is_as_written(place / part.file, part, fingerprint):
                 break
             parts.append(part)
+            whole = end
     elif lines:
         teller.say(f"the source or the settings are not those of the unfinished pack in {place}: packing anew")
     if parts:
         teller.say(f"going on with {sum(part.rows for part in parts):,} packed images in {place}")
-    journal.truncate(0)
-    enter(journal, head)
-    for part in parts:
-        enter(journal, vars(part))
+    journal.truncate(whole)  # and not written anew: one that is killed in here loses nothing
+    if not whole:
+        enter(journal, head)
     kept = {JOURNAL, *(part.file for part in parts)}
     for name in os.listdir(place):
         if name not in kept and name.lstrip(".").startswith(("images-", LABELS, INDEX)):

@@ -102,6 +102,6 @@ class PeriodicEvaluation:
         path = self._config.run.dir / "stats.jsonl"
         if not self._world.is_main or not path.is_file():
             return False
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
         found = (json.loads(line) for line in lines if '"evaluation/seconds"' in line and line.endswith("}"))
         return any(record["step"] == step for record in found)

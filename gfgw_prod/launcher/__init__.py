@@ -14,9 +14,9 @@ torchrun's own options, and
 Every other failure is a crash: the workers are restarted `--max-restarts` times, then the agent leaves with 1.
 """
 
-import sys
+from gfgw_prod.resilience.standard_streams import tell
 
 
 def say(message: str) -> None:
     """Print one line on stderr."""
-    print(f"gfgw launcher: {message}", file=sys.stderr, flush=True)
+    tell(f"gfgw launcher: {message}")

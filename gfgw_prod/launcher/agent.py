@@ -16,11 +16,11 @@ from torch.distributed.elastic.rendezvous.api import RendezvousClosedError, Rend
 from gfgw_prod import process_clock
 from gfgw_prod.launcher import say
 from gfgw_prod.launcher.ending import Ending
-from gfgw_prod.launcher.spawning import spawning
 from gfgw_prod.launcher.stopped import LATER_SECONDS, let_go_on
+from gfgw_prod.launcher.waiting_signals import waiting
 from gfgw_prod.resilience.causes import RESTART_CAUSE, Cause, of_exit_codes
 from gfgw_prod.resilience.exit_codes import BAD_INPUT, CRASH_LOOP, CRASHED, FINISHED, PREEMPTED
-from gfgw_prod.resilience.signals import PREEMPTION
+from gfgw_prod.resilience.signals import PREEMPTION, STOP
 
 # A rank that fails takes its peers' connections along: their nodes may see a crash before its own node has told why.
 CAUSE_SECONDS = 5.0
@@ -96,6 +96,10 @@ class ContractAgent(LocalElasticAgent):
         return otherwise if code is None else code
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
+        with waiting():
+            return self._looked_after(worker_group)
+
+    def _looked_after(self, worker_group: WorkerGroup) -> RunResult:
         self._looked_at = process_clock.now()  # failed workers' peers are stopped in here, too
         if any(self.exit_codes()):
             # The others are told to stop, and have 30 s to do so: a save in flight ends, or is given up, in 20.
@@ -135,7 +139,7 @@ class ContractAgent(LocalElasticAgent):
         super()._restart_workers(worker_group)
 
     def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
-        with spawning():
+        with waiting():
             started: dict[int, Any] = super()._start_workers(worker_group)
         return started
 
@@ -147,13 +151,15 @@ class ContractAgent(LocalElasticAgent):
         if stop_behind(sys.exception()) is not None:
             codes = self.exit_codes()
             self._struck_at_work = len(codes) < self._started() and not any(codes)
-            # A scheduler may say SIGTERM more than once; the workers' grace period is not shortened by it. Ctrl-C is.
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)
-            signal.signal(signal.SIGHUP, signal.SIG_IGN)
+            # A scheduler may say it more than once; the workers' grace period is not shortened by that. Ctrl-C does.
+            for stop in {*STOP} - {signal.SIGINT}:
+                signal.signal(stop, signal.SIG_IGN)
+        # Whatever the launcher was told by, its workers save when they are told to by one of these.
+        told_by = death_sig if death_sig in PREEMPTION else signal.SIGTERM
         if self._pcontext is not None:
             self._let_go_on()
-            self._pcontext.close(death_sig, timeout=self.grace_seconds)
-        super()._shutdown(death_sig)
+            self._pcontext.close(told_by, timeout=self.grace_seconds)
+        super()._shutdown(told_by)
 
     def _let_go_on(self, after_seconds: float = 0.0) -> None:
         if isinstance(self._pcontext, SubprocessContext):
@@ -189,14 +195,14 @@ class ContractAgent(LocalElasticAgent):
             # Ctrl-C again and again cuts the grace period short. Workers live in sessions of their own: without this
             # they would go on training, and writing checkpoints, beside the next run.
             self._pcontext.close(signal.SIGKILL, timeout=5)
+        if self.final_code is not None:  # the workers that were stopped with one that crashed say 75
+            return self.final_code
         codes = self.exit_codes()
         if (final := verdict(codes)) is not None:
             return final
-        if self.final_code is not None:
-            return self.final_code
         if codes and not any(codes):
             return FINISHED
-        if not self._struck_at_work or all(code in (0, -received) for code in codes):
+        if not self._struck_at_work or all(told_early(code) in (FINISHED, PREEMPTED) for code in codes):
             return PREEMPTED  # or still importing: too early for the workers to have anything to save
         say(f"workers did not stop cleanly after {received.name}; the run resumes from its last checkpoint")
         return CRASHED

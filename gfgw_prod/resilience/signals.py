@@ -13,6 +13,10 @@ from gfgw_prod.resilience.exit_codes import PREEMPTED
 
 STOP = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1)
 PREEMPTION = (signal.SIGTERM, signal.SIGUSR1)  # of a run; Ctrl-C is an interrupt
+# What nohup, or a script's `command &`, has made this process deaf to stays ignored; a request to preempt never does.
+IGNORED = frozenset(
+    number for number in STOP if number not in PREEMPTION and signal.getsignal(number) is signal.SIG_IGN
+)
 # A scheduler signals every process of a job, and the launcher passes on what it gets: one request arrives twice.
 SAME_REQUEST_SECONDS = 5.0
 
@@ -25,7 +29,7 @@ def leave_when_told(signals: Iterable[signal.Signals] = STOP) -> None:
     Importing torch and meeting the other nodes takes seconds to minutes. torch installs handlers of its own when an
     agent's workers start.
     """
-    for stop in signals:
+    for stop in {*signals} - IGNORED:
         signal.signal(stop, lambda *_: leave())
 
 

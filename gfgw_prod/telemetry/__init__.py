@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from gfgw_prod.resilience.exit_codes import reason
+from gfgw_prod.resilience.standard_streams import tell
 from gfgw_prod.telemetry.catalogue import BY_TAG
 from gfgw_prod.telemetry.exposition import Prometheus
 from gfgw_prod.telemetry.sinks import JsonLines, Sink, TensorBoard, Values
@@ -19,8 +22,10 @@ if TYPE_CHECKING:
 class Telemetry:
     """Hands every record to every sink; on ranks that do not speak for the run there are none."""
 
-    def __init__(self, sinks: list[Sink]):
-        self._sinks = sinks
+    def __init__(self, sinks: list[Sink], report: Callable[[str], None] = tell):
+        """``report``: says a line."""
+        self._sinks, self._report = sinks, report
+        self._failing: set[Sink] = set()
 
     @classmethod
     def open(
@@ -34,6 +39,7 @@ class Telemetry:
         known: Values | None = None,
         build: Mapping[str, str] | None = None,
         resolved: str = "",
+        report: Callable[[str], None] = tell,
     ) -> Telemetry:
         """All sinks of a run that starts or resumes at ``step``.
 
@@ -43,13 +49,16 @@ class Telemetry:
             known: values by tag that a scraper is told before the first record.
             build: labels of ``run/build``.
             resolved: the whole configuration as text.
+            report: says a line.
         """
         sinks: list[Sink] = []
         if registry is not None:
             sinks.append(Prometheus(registry, saved_at, known, build))
-        sinks.append(JsonLines(run_dir / "stats.jsonl", step))
-        sinks.append(TensorBoard(run_dir / "tensorboard", images, resolved))
-        return cls(sinks)
+        files = (JsonLines(run_dir / "stats.jsonl", step), TensorBoard(run_dir / "tensorboard", images, resolved))
+        telemetry = cls([*sinks, *files], report)
+        for file in files:
+            telemetry._try(file, file.open)
+        return telemetry
 
     def add(self, sink: Sink) -> None:
         """One more sink, for what comes from now on."""
@@ -60,14 +69,26 @@ class Telemetry:
         unknown = values.keys() - BY_TAG.keys()
         assert not unknown, f"not in the catalogue: {unknown}"
         for sink in self._sinks:
-            sink.record(step, images, values)
+            self._try(sink, partial(sink.record, step, images, values))
 
     def picture(self, images: int, tag: str, grid: Tensor) -> None:
         """A picture ``(3, h, w)`` of bytes."""
         for sink in self._sinks:
-            sink.picture(images, tag, grid)
+            self._try(sink, partial(sink.picture, images, tag, grid))
 
     def close(self) -> None:
         """Flushes and closes all sinks."""
         while self._sinks:
-            self._sinks.pop().close()
+            sink = self._sinks.pop()
+            self._try(sink, sink.close)
+
+    def _try(self, sink: Sink, action: Callable[[], object]) -> None:
+        """A sink that cannot be written, on a full disk say, is told of once, and tried again; the run goes on."""
+        try:
+            action()
+        except OSError as error:
+            if sink not in self._failing:
+                self._failing.add(sink)
+                self._report(f"metrics cannot be written by {type(sink).__name__} ({reason(error)}); the run goes on")
+        else:
+            self._failing.discard(sink)

@@ -5,14 +5,20 @@ from __future__ import annotations
 import json
 import math
 import sys
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TextIO
 
 from torch import Tensor
 
+from gfgw_prod.resilience.standard_streams import tell
 from gfgw_prod.telemetry.layout import custom_scalars
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 TAIL_BYTES = 1 << 16
 Values = Mapping[str, float | Sequence[float]]
@@ -33,22 +39,32 @@ class JsonLines:
     """One JSON object per record in ``stats.jsonl``; on resume, records past the resumed step are dropped."""
 
     def __init__(self, path: Path, first_step: int):
-        if path.exists():
-            kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= first_step]
-            partial = path.with_name(f".{path.name}.partial")
-            partial.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-            partial.replace(path)
-        self._file = path.open("a", encoding="utf-8", buffering=1)
+        self._path, self._first_step = path, first_step
+        self._file: TextIO | None = None
+
+    def open(self) -> TextIO:
+        """The file, once what is past the resumed step has been dropped."""
+        if self._file is None:
+            path = self._path
+            before = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+            kept = "".join(f"{line}\n" for line in before.splitlines() if _step_of(line) <= self._first_step)
+            if kept != before:
+                partial = path.with_name(f".{path.name}.partial")
+                partial.write_text(kept, encoding="utf-8")
+                partial.replace(path)
+            self._file = path.open("a", encoding="utf-8", buffering=1)
+        return self._file
 
     def record(self, step: int, images: int, values: Values) -> None:
         finite = {tag: _finite(value) for tag, value in values.items()}
-        self._file.write(json.dumps({"step": step, "images": images, "time": time.time(), **finite}) + "\n")
+        self.open().write(json.dumps({"step": step, "images": images, "time": time.time(), **finite}) + "\n")
 
     def picture(self, images: int, tag: str, grid: Tensor) -> None:
         """Pictures are not text."""
 
     def close(self) -> None:
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
 
 
 def last_step_on_record(path: Path) -> int:
@@ -88,26 +104,53 @@ class TensorBoard:
     """
 
     def __init__(self, directory: Path, images_seen: int, settings: str = ""):
+        self._directory, self._images_seen, self._settings = directory, images_seen, settings
+        self._purge: int | None = images_seen + 1 if images_seen else 0  # records of the resumed position itself stay
+        self._writer: SummaryWriter | None = None
+
+    def open(self) -> SummaryWriter:
+        """The writer: the run's, or another one in the place of one that has failed, whose thread has ended."""
         from torch.utils.tensorboard import SummaryWriter
 
-        purge = images_seen + 1 if images_seen else 0  # records of the resumed position itself stay
-        self._writer = SummaryWriter(str(directory), purge_step=purge, flush_secs=5)
-        self._writer.add_custom_scalars(custom_scalars())
-        if settings:
-            block = "".join(f"    {line}\n" for line in settings.splitlines())  # Markdown's for text as it stands
-            self._writer.add_text("config", block, images_seen)
+        if self._writer is None:
+            threading.excepthook = _untold
+            self._writer = SummaryWriter(str(self._directory), purge_step=self._purge, flush_secs=5)
+            if self._purge is not None:
+                self._writer.add_custom_scalars(custom_scalars())
+                block = "".join(f"    {line}\n" for line in self._settings.splitlines())  # Markdown's for text as it is
+                if block:
+                    self._writer.add_text("config", block, self._images_seen)
+                self._purge = None
+        return self._writer
 
     def record(self, step: int, images: int, values: Values) -> None:
-        for tag, value in values.items():
-            if not isinstance(value, Sequence):
-                self._writer.add_scalar(tag, value, images)
+        with self._opened() as writer:
+            for tag, value in values.items():
+                if not isinstance(value, Sequence):
+                    writer.add_scalar(tag, value, images)
 
     def picture(self, images: int, tag: str, grid: Tensor) -> None:
-        self._writer.add_image(tag, grid, images)
-        self._writer.flush()
+        with self._opened() as writer:
+            writer.add_image(tag, grid, images)
+            writer.flush()
 
     def close(self) -> None:
-        self._writer.close()
+        if self._writer is not None:
+            self._writer.close()
+
+    @contextmanager
+    def _opened(self) -> Iterator[SummaryWriter]:
+        try:
+            yield self.open()
+        except OSError:
+            self._writer = None
+            raise
+
+
+def _untold(raised: threading.ExceptHookArgs) -> None:
+    """TensorBoard's thread hands its error to the next record. Tracebacks for all would be all there is to read."""
+    if not (isinstance(raised.exc_value, OSError) and type(raised.thread).__name__ == "_AsyncWriterThread"):
+        threading.__excepthook__(raised)
 
 
 class Progress:
@@ -142,11 +185,9 @@ class Progress:
         elif self._mode == "plain" and (now - self._last_line >= 10 or images >= self._total):
             self._last_line = now
             left = (self._total - images) / max(rate, 1e-9)
-            print(
+            tell(
                 f"{images / 1000:.1f} of {self._total / 1000:.1f} kimg  loss {values['loss/total']:.4f}  "
-                f"{rate:,.0f} images/s  {max(left, 0):.0f} s left",
-                file=sys.stderr,
-                flush=True,
+                f"{rate:,.0f} images/s  {max(left, 0):.0f} s left"
             )
 
     def picture(self, images: int, tag: str, grid: Tensor) -> None:

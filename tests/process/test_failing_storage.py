@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import shutil
@@ -82,6 +83,25 @@ def test_disk_without_room_is_told_before_anything_is_written(mount: Callable[..
     assert_next_save_fails(keeper, "it takes")
     filler.unlink()
     assert_next_save_succeeds(keeper)
+
+
+@NEEDS_ROOT
+def test_run_whose_own_disk_fills_up_tells_it_and_ends_as_if_it_had_not(
+    mount: Callable[..., Path], reference: Path
+) -> None:
+    place = mount("-t", "tmpfs", "-o", "size=24m", "tmpfs")
+    run_dir, filler = place / "run", place / "filler"
+    process = runs.start(runs.training(run_dir, "--resilience.max-no-progress", "100", *runs.UNHURRIED))
+    runs.wait_until(lambda: runs.last_step(run_dir) >= 1, process)
+    with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while file.write(bytes(1 << 12)):
+            pass
+    said = runs.hear(process, "metrics cannot be written")
+    assert "Traceback" not in said
+    filler.unlink()
+    outcome = runs.outcome_of(process)
+    assert outcome.code == 0, said + outcome.stderr
+    assert runs.digests(run_dir)[runs.STEPS] == runs.digests(reference)[runs.STEPS]
 
 
 @NEEDS_ROOT

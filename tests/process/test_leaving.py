@@ -6,9 +6,11 @@ import signal
 import sys
 from pathlib import Path
 
+import pytest
+
 from gfgw_prod.resilience.exit_codes import PREEMPTED
 
-from . import runs
+from . import copies, runs
 
 # A state of some megabytes and a run of one step.
 LARGE = (
@@ -51,6 +53,27 @@ def test_interrupt_within_a_save_lets_the_save_end(tmp_path: Path) -> None:
     assert outcome.stderr.splitlines()[-1].startswith("gfgw: interrupted")
     saved = sorted(runs.digests(tmp_path / "run"))
     assert saved == list(range(1, len(saved) + 1))
+
+
+def test_run_told_to_stop_leaves_with_its_code_though_its_data_are_slow(tmp_path: Path) -> None:
+    line = "        if isinstance(self.images, Tensor):\n            found = self.images[ids]\n"
+    slow = "        __import__('time').sleep(0.3)\n        torch.ones(1 << 22).sin()\n"  # as decoding in torch takes
+    copy = copies.changed(tmp_path, "data/sources.py", line, slow + line)
+    for number in range(3):
+        run_dir = tmp_path / str(number)
+        process = runs.start(runs.training(run_dir, steps=1000), copy)
+        runs.wait_until(lambda run_dir=run_dir: runs.last_step(run_dir) >= 1, process)
+        process.terminate()
+        outcome = runs.outcome_of(process)
+        assert outcome.code == PREEMPTED, outcome.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full is not there")
+def test_run_whose_output_cannot_be_written_goes_on_to_its_end(tmp_path: Path) -> None:
+    with open("/dev/full", "w") as full:
+        process = runs.start(runs.elastic(tmp_path / "run"), output=full)
+        assert process.wait(runs.LIMIT_SECONDS) == 0
+    assert runs.STEPS in runs.digests(tmp_path / "run")
 
 
 def test_launcher_leaves_with_its_code_though_a_thread_is_in_torch(tmp_path: Path) -> None:

@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from gfgw_prod.resilience.exit_codes import PREEMPTED
 from gfgw_prod.resilience.preemption import SAME_REQUEST_SECONDS
 
@@ -44,10 +46,13 @@ def test_run_alone_saves_when_it_is_told_to_stop(reference: Path, tmp_path: Path
     )
 
 
-def test_launcher_that_is_told_to_stop_waits_for_its_ranks_to_save(reference: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGINT], ids=lambda number: number.name)
+def test_launcher_that_is_told_to_stop_waits_for_its_ranks_to_save(
+    reference: Path, tmp_path: Path, number: signal.Signals
+) -> None:
     run_dir = tmp_path / "run"
     assert_saves_when_struck_and_goes_on(
-        run_dir, reference, runs.elastic(run_dir, *SLOWLY), lambda agent: os.kill(agent, signal.SIGUSR1)
+        run_dir, reference, runs.elastic(run_dir, *SLOWLY), lambda agent: os.kill(agent, number)
     )
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from gfgw_prod.resilience.exit_codes import PREEMPTED
+from gfgw_prod.resilience.exit_codes import CRASHED, PREEMPTED
 
 from . import runs
 
@@ -43,6 +44,65 @@ def test_launcher_told_while_it_spawns_its_ranks_leaves_with_75_and_no_orphans(n
     outcome = runs.outcome_of(agent, limit_seconds=60)
     assert outcome == runs.Outcome(PREEMPTED, "", "")
     assert ranks_of(agent.pid) == []
+
+
+ALONE = ("--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", "--local-addr", "localhost")
+
+
+def test_launcher_under_nohup_outlives_a_hangup(tmp_path: Path) -> None:
+    up = tmp_path / "up"
+    deaf = ["sh", "-c", 'trap "" HUP; exec "$@"', "sh"]
+    agent = runs.start([*deaf, *launcher(f"touch {up}; exec sleep 600", *ALONE)])
+    runs.wait_until(up.exists, agent)
+    for _ in range(20):
+        agent.send_signal(signal.SIGHUP)
+        time.sleep(0.1)
+    assert agent.poll() is None
+    agent.terminate()
+    assert runs.outcome_of(agent, limit_seconds=60) == runs.Outcome(PREEMPTED, "", "")
+
+
+# Saves for eight seconds once it is told to; told again it leaves as it is, as a rank does.
+SAVES = """
+import os, signal, sys, time
+def stop(*_):
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(75))
+    signal.signal(signal.SIGUSR1, lambda *_: os._exit(75))
+    time.sleep(8)
+    open(sys.argv[1] + ".saved", "w").close()
+    os._exit(75)
+signal.signal(signal.SIGTERM, stop)
+signal.signal(signal.SIGUSR1, stop)
+open(sys.argv[1], "w").close()
+while True:
+    time.sleep(0.1)
+"""
+
+
+@pytest.mark.parametrize("again", [signal.SIGTERM, signal.SIGUSR1], ids=lambda number: number.name)
+def test_launcher_told_twice_lets_its_ranks_save(tmp_path: Path, again: signal.Signals) -> None:
+    script, up = tmp_path / "saves.py", tmp_path / "up"
+    script.write_text(SAVES)
+    agent = runs.start(launcher(f"exec {sys.executable} {script} {up}", *ALONE))
+    runs.wait_until(up.exists, agent)
+    agent.send_signal(signal.SIGUSR1)
+    time.sleep(2)
+    agent.send_signal(again)
+    assert runs.outcome_of(agent, limit_seconds=60).code == PREEMPTED
+    assert (tmp_path / "up.saved").exists()
+
+
+def test_launcher_told_after_its_last_restart_was_used_up_leaves_as_crashed(tmp_path: Path) -> None:
+    """The rank that is left takes its time; that it leaves as one that was told to stop is the crash's doing."""
+    told = tmp_path / "told"
+    stays = f"trap 'touch {told}; sleep 4; exit {PREEMPTED}' TERM; touch {tmp_path}/up; while :; do sleep 0.1; done"
+    crashes = f"while ! [ -e {tmp_path}/up ]; do sleep 0.1; done; exit 1"
+    script = f"[ $LOCAL_RANK = 0 ] && {{ {crashes}; }}; {stays}"
+    agent = runs.start(launcher(script, *ALONE, "--nproc-per-node", "2", "--max-restarts", "0"))
+    runs.wait_until(told.exists, agent)
+    agent.terminate()
+    outcome = runs.outcome_of(agent, limit_seconds=60)
+    assert outcome.code == CRASHED, outcome.stderr
 
 
 def test_launcher_told_while_it_waits_for_its_peer_after_a_crash_leaves_with_75(tmp_path: Path) -> None:

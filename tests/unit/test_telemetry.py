@@ -93,6 +93,22 @@ def test_torn_last_line_is_dropped(tmp_path: Path) -> None:
     assert [record["step"] for record in records(path)] == [1, 2, 3]
 
 
+def test_bytes_that_a_loss_of_power_leaves_are_dropped(tmp_path: Path) -> None:
+    path = tmp_path / "stats.jsonl"
+    write_records(path, [1, 2])
+    path.write_bytes(path.read_bytes().rstrip(b"\n") + b"\n\xff\x80\0\0")
+    write_records(path, [3], first_step=2)
+    assert [record["step"] for record in records(path)] == [1, 2, 3]
+
+
+def test_record_that_lacks_only_its_end_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "stats.jsonl"
+    write_records(path, [1, 2])
+    path.write_bytes(path.read_bytes().rstrip(b"\n"))
+    write_records(path, [3], first_step=2)
+    assert [record["step"] for record in records(path)] == [1, 2, 3]
+
+
 def test_last_step_on_record_is_that_of_the_last_whole_line(tmp_path: Path) -> None:
     path = tmp_path / "stats.jsonl"
     assert last_step_on_record(path) == 0
@@ -199,7 +215,9 @@ def test_tensorboard_groups_the_curves_and_shows_the_settings(tmp_path: Path) ->
     assert set(tags) <= BY_TAG.keys()
     assert len(set(tags)) == len(tags)
     for _ in range(2):  # a start, and one after it
-        TensorBoard(tmp_path, 0, "train:\n  total_kimg: 7\n").close()
+        sink = TensorBoard(tmp_path, 0, "train:\n  total_kimg: 7\n")
+        sink.open()
+        sink.close()
     summary = EventAccumulator(str(tmp_path)).Reload()
     stored = summary.Tensors("custom_scalars__config__")[-1].tensor_proto.string_val[0]
     shown = layout_pb2.Layout.FromString(stored)
