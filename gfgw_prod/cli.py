@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; returns the exit code."""
     asked = list(sys.argv[1:] if arguments is None else arguments)
     # A run prints nothing that anybody waits for: whether it can be written says nothing of how the run ended.
-    prints = asked[:1] != ["train"] or not {"--dry-run", "--dry_run"}.isdisjoint(asked)
+    prints = asked[:1] != ["train"] or not {"--dry-run", "--dry_run", "--help", "-h"}.isdisjoint(asked)
     try:
         code = _outcome(asked)
     except OSError:
