@@ -87,11 +87,13 @@ def test_crash_of_any_rank_while_it_starts_counts_although_the_launcher_tells_th
 
 def test_node_told_to_stop_while_rank_0_on_another_encodes_the_bank_takes_the_start_back(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
-    copy = copies.while_encoding(tmp_path, WAITS)
+    # Both are at it, and in no collective: one that notices first that its peer has gone leaves as crashed.
+    at_it = f"open('{tmp_path}/at-it-' + __import__('os').environ['RANK'], 'w').close()"
+    copy = copies.while_encoding(tmp_path, f"{at_it}; {WAITS}")
     meeting = {"NNODES": "2", "NPROC": "1", "RDZV_ENDPOINT": f"localhost:{runs.free_port()}", "LOCAL_ADDR": "localhost"}
     agents = [runs.start(runs.elastic(run_dir), copy | meeting) for _ in range(2)]
     try:
-        encoding(agents[0], run_dir, rank=1)
+        runs.wait_until(lambda: len([*tmp_path.glob("at-it-*")]) == 2, agents[0])
         agents.sort(key=lambda agent: max(runs.workers_of(agent.pid)))  # by the rank on each node
         for agent in reversed(agents):
             agent.terminate()
