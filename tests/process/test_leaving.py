@@ -80,9 +80,8 @@ def test_launcher_leaves_with_its_code_though_a_thread_is_in_torch(tmp_path: Pat
     if sys.version_info < (3, 14):  # or this would show nothing
         assert runs.execute([sys.executable, "-c", BUSY + f"raise SystemExit({PREEMPTED})"]).code == -signal.SIGABRT
     up = tmp_path / "up"
-    meeting = ("--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", "--local-addr", "localhost")
     rank = ("--no-python", "sh", "-c", f"touch {up}; exec sleep 600")
-    agent = runs.start([sys.executable, "-c", LAUNCH, *meeting, *rank])
+    agent = runs.start([sys.executable, "-c", LAUNCH, *runs.MEETS_ITSELF, *rank])
     runs.wait_until(up.exists, agent)
     agent.terminate()
     assert runs.outcome_of(agent, limit_seconds=60) == runs.Outcome(PREEMPTED, "", "")

@@ -39,20 +39,16 @@ def ranks_of(agent: int) -> list[str]:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1], ids=lambda number: number.name)
 def test_launcher_told_while_it_spawns_its_ranks_leaves_with_75_and_no_orphans(number: signal.Signals) -> None:
     strike = f"[ $LOCAL_RANK = 0 ] && kill -{number.value} $GFGW_AGENT_PID; exec sleep 600"
-    meeting = ("--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", "--local-addr", "localhost")
-    agent = runs.start(launcher(strike, *meeting, "--nproc-per-node", str(MANY)))
+    agent = runs.start(launcher(strike, *runs.MEETS_ITSELF, "--nproc-per-node", str(MANY)))
     outcome = runs.outcome_of(agent, limit_seconds=60)
     assert outcome == runs.Outcome(PREEMPTED, "", "")
     assert ranks_of(agent.pid) == []
 
 
-ALONE = ("--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", "--local-addr", "localhost")
-
-
 def test_launcher_under_nohup_outlives_a_hangup(tmp_path: Path) -> None:
     up = tmp_path / "up"
     deaf = ["sh", "-c", 'trap "" HUP; exec "$@"', "sh"]
-    agent = runs.start([*deaf, *launcher(f"touch {up}; exec sleep 600", *ALONE)])
+    agent = runs.start([*deaf, *launcher(f"touch {up}; exec sleep 600", *runs.MEETS_ITSELF)])
     runs.wait_until(up.exists, agent)
     for _ in range(20):
         agent.send_signal(signal.SIGHUP)
@@ -83,7 +79,7 @@ while True:
 def test_launcher_told_twice_lets_its_ranks_save(tmp_path: Path, again: signal.Signals) -> None:
     script, up = tmp_path / "saves.py", tmp_path / "up"
     script.write_text(SAVES)
-    agent = runs.start(launcher(f"exec {sys.executable} {script} {up}", *ALONE))
+    agent = runs.start(launcher(f"exec {sys.executable} {script} {up}", *runs.MEETS_ITSELF))
     runs.wait_until(up.exists, agent)
     agent.send_signal(signal.SIGUSR1)
     time.sleep(2)
@@ -98,7 +94,7 @@ def test_launcher_told_after_its_last_restart_was_used_up_leaves_as_crashed(tmp_
     stays = f"trap 'touch {told}; sleep 4; exit {PREEMPTED}' TERM; touch {tmp_path}/up; while :; do sleep 0.1; done"
     crashes = f"while ! [ -e {tmp_path}/up ]; do sleep 0.1; done; exit 1"
     script = f"[ $LOCAL_RANK = 0 ] && {{ {crashes}; }}; {stays}"
-    agent = runs.start(launcher(script, *ALONE, "--nproc-per-node", "2", "--max-restarts", "0"))
+    agent = runs.start(launcher(script, *runs.MEETS_ITSELF, "--nproc-per-node", "2", "--max-restarts", "0"))
     runs.wait_until(told.exists, agent)
     agent.terminate()
     outcome = runs.outcome_of(agent, limit_seconds=60)
