@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from gfgw_prod import __version__, settings_io
 from gfgw_prod.cli_sampling import add_evaluate_options, add_place, add_sample_options, path, run_evaluate, run_sample
 from gfgw_prod.distributed.torchrun import place, speaks_for_its_node
+from gfgw_prod.resilience import first_word
 from gfgw_prod.resilience.exit_codes import (
     BAD_INPUT,
     CRASHED,
@@ -58,7 +59,7 @@ def _outcome(arguments: list[str]) -> int:
     try:
         return _run(arguments)
     except (UserError, NoProgressError, HardwareError) as error:
-        if speaks_for_its_node():
+        if first_word.taken(otherwise=speaks_for_its_node()):
             tell(f"gfgw: {error}")
         return error.exit_code
     except SystemExit as done:  # argparse has printed help or a version

@@ -50,7 +50,7 @@ def place() -> Place | None:
 
 
 def speaks_for_its_node() -> bool:
-    """Whether this process says what is wrong. Ranks of a node fail alike, unless it is their places that are wrong."""
+    """Whether this process answers for its node; so does each that has a wrong place."""
     try:
         mine = place()
     except UserError:

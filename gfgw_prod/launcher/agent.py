@@ -18,6 +18,7 @@ from gfgw_prod.launcher import say
 from gfgw_prod.launcher.ending import Ending
 from gfgw_prod.launcher.stopped import LATER_SECONDS, let_go_on
 from gfgw_prod.launcher.waiting_signals import waiting
+from gfgw_prod.resilience import first_word
 from gfgw_prod.resilience.causes import RESTART_CAUSE, Cause, of_exit_codes
 from gfgw_prod.resilience.exit_codes import BAD_INPUT, CRASH_LOOP, CRASHED, FINISHED, PREEMPTED
 from gfgw_prod.resilience.signals import PREEMPTION, STOP
@@ -139,6 +140,7 @@ class ContractAgent(LocalElasticAgent):
         super()._restart_workers(worker_group)
 
     def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
+        first_word.offer()
         with waiting():
             started: dict[int, Any] = super()._start_workers(worker_group)
         return started

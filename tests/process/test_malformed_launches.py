@@ -8,7 +8,7 @@ import pytest
 
 from gfgw_prod.resilience.exit_codes import CRASHED
 
-from . import runs
+from . import copies, runs
 
 NO_COUNTS = ("x", "-1", "1.5", "1e3", "0x10", "٣", "1 2", "9" * 30, "$(exit)", "a[$(exit 3)]", "\n", "+1", "08x")
 VARIABLES: dict[str, tuple[str, ...]] = {
@@ -45,6 +45,23 @@ def test_wrong_variable_is_refused_in_one_line(tmp_path: Path, name: str) -> Non
         assert name in refused.stderr
         assert len(refused.stderr.replace(value, "").splitlines()) == 1, (value, refused)
         assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("late", [0, 1])
+def test_wrong_setting_is_told_once_whichever_rank_finds_it_first(tmp_path: Path, late: int) -> None:
+    begins = "    die_with_agent()\n"
+    sleeps = f"    import time; time.sleep(8 * (os.environ['LOCAL_RANK'] == '{late}'))\n"
+    copy = copies.changed(tmp_path, "__main__.py", begins, begins + sleeps)
+    refused = runs.execute(runs.elastic(tmp_path / "run", "--train.batch-size", "0"), copy | {"NPROC": "2"})
+    assert "train.batch_size" in refused.complaint
+
+
+def test_what_one_rank_alone_finds_wrong_is_told(tmp_path: Path) -> None:
+    begins = "    die_with_agent()\n"
+    differs = "    os.environ['LOCAL_RANK'] == '1' and __import__('sys').argv.extend(('--train.batch-size', '0'))\n"
+    copy = copies.changed(tmp_path, "__main__.py", begins, begins + differs)
+    refused = runs.execute(runs.elastic(tmp_path / "run"), copy | {"NPROC": "2"})
+    assert "train.batch_size" in refused.complaint
 
 
 def test_rank_that_meets_nobody_gives_up_after_the_limit_of_its_settings(tmp_path: Path) -> None:
