@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import time
+from contextlib import suppress
 from dataclasses import dataclass
 
 from gfgw_prod.resilience.exit_codes import UserError
@@ -56,6 +59,24 @@ def speaks_for_its_node() -> bool:
     except UserError:
         return True
     return mine is None or mine.local_rank == 0
+
+
+def report(error: Exception) -> None:
+    """Leaves an error's message where torchrun looks for one: its account of the rank that failed first then says why.
+
+    torchrun itself stops a node's other ranks once one has left, and may stop the one that speaks before it does. The
+    elastic launcher has no such account.
+    """
+    file = os.environ.get("TORCHELASTIC_ERROR_FILE", os.devnull)
+    if file == os.devnull:
+        return
+    with suppress(OSError), open(file, "w", encoding="utf-8") as opened:
+        try:
+            json.dump({"message": str(error), "timestamp": int(time.time())}, opened)
+            opened.flush()
+        except OSError:
+            os.unlink(file)  # torchrun would fail over half of it
+            raise
 
 
 def _number(name: str, least: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -47,19 +48,30 @@ def test_wrong_variable_is_refused_in_one_line(tmp_path: Path, name: str) -> Non
         assert not any(tmp_path.iterdir())
 
 
+def when_begun(directory: Path, rank: int, statement: str) -> dict[str, str]:
+    """The environment of ranks of which one does something before anything else."""
+    begins = "    die_with_agent()\n"
+    differs = f"    import sys, time\n    if os.environ['LOCAL_RANK'] == '{rank}':\n        {statement}\n"
+    return copies.changed(directory, "__main__.py", begins, begins + differs)
+
+
 @pytest.mark.parametrize("late", [0, 1])
 def test_wrong_setting_is_told_once_whichever_rank_finds_it_first(tmp_path: Path, late: int) -> None:
-    begins = "    die_with_agent()\n"
-    sleeps = f"    import time; time.sleep(8 * (os.environ['LOCAL_RANK'] == '{late}'))\n"
-    copy = copies.changed(tmp_path, "__main__.py", begins, begins + sleeps)
+    copy = when_begun(tmp_path, late, "time.sleep(8)")
     refused = runs.execute(runs.elastic(tmp_path / "run", "--train.batch-size", "0"), copy | {"NPROC": "2"})
     assert "train.batch_size" in refused.complaint
 
 
+def test_torchrun_itself_tells_what_the_rank_found_that_was_first(tmp_path: Path) -> None:
+    copy = when_begun(tmp_path, 0, "time.sleep(8)")
+    refused = runs.execute(runs.training(tmp_path / "run", "--train.batch-size", "0", ranks=2), copy)
+    assert refused.code == CRASHED  # torchrun's own, whatever a rank's is
+    assert "exitcode  : 2 " in refused.stderr
+    assert re.search(r"traceback : train\.batch_size should be", refused.stderr), refused.stderr
+
+
 def test_what_one_rank_alone_finds_wrong_is_told(tmp_path: Path) -> None:
-    begins = "    die_with_agent()\n"
-    differs = "    os.environ['LOCAL_RANK'] == '1' and __import__('sys').argv.extend(('--train.batch-size', '0'))\n"
-    copy = copies.changed(tmp_path, "__main__.py", begins, begins + differs)
+    copy = when_begun(tmp_path, 1, "sys.argv.extend(('--train.batch-size', '0'))")
     refused = runs.execute(runs.elastic(tmp_path / "run"), copy | {"NPROC": "2"})
     assert "train.batch_size" in refused.complaint
 
