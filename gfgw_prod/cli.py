@@ -59,8 +59,7 @@ def _outcome(arguments: list[str]) -> int:
     try:
         return _run(arguments)
     except (UserError, NoProgressError, HardwareError) as error:
-        if first_word.taken(otherwise=speaks_for_its_node()):
-            tell(f"gfgw: {error}")
+        first_word.say(f"gfgw: {error}", otherwise=speaks_for_its_node())
         report(error)
         return error.exit_code
     except SystemExit as done:  # argparse has printed help or a version

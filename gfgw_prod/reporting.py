@@ -78,6 +78,10 @@ class Reporter:
         if self.world.is_main:
             tell(line)
 
+    def say_of_own(self, line: str) -> None:
+        """One line, from any rank, of what is its own."""
+        tell(line if self.world.world_size == 1 else f"rank {self.world.rank}: {line}")
+
     def write(self, file: Path, write: Callable[[Path], None]) -> None:
         """Writes a file for people, from rank 0. A run goes on without it."""
         if self.world.is_main:

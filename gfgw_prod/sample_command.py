@@ -57,11 +57,8 @@ def sample_images(place: str, request: Request) -> int:
     if request.form == "grid" and request.count > MOST_IN_A_GRID:
         raise UserError(f"--num must be at most {MOST_IN_A_GRID:,} for a grid, not {request.count}; use --npz")
     run = resolve({"run": trained.config["run"]}, {"run": {"device": request.device}}).run
-    world = World.start(run.device, run.threads, trained.settings.distributed.timeout_seconds)
-    try:
+    with World.joined(run.device, run.threads, trained.settings.distributed.timeout_seconds) as world:
         _draw(trained, request, classes, world)
-    finally:
-        world.stop()
     return FINISHED
 
 

@@ -27,6 +27,7 @@ from gfgw_prod.resilience.checked_step import CheckedStep
 from gfgw_prod.resilience.exit_codes import FINISHED, PREEMPTED, UserError
 from gfgw_prod.resilience.number_guard import NumberGuard
 from gfgw_prod.resilience.rollback import checkpoint_before_streak, problem_of
+from gfgw_prod.resilience.signals import finish_what_is_left
 from gfgw_prod.resilience.starts import Starts
 from gfgw_prod.resilience.state import CONSTANT
 from gfgw_prod.resilience.watchdog import watch
@@ -40,25 +41,20 @@ def train(config: Config) -> int:
         UserError: for settings, data, weights, ports or checkpoints that cannot work.
     """
     startup = Startup()
-    world = World.start(config.run.device, config.run.threads, config.distributed.timeout_seconds)
-    startup.done("rendezvous")
-    try:
-        with Starts(config.run.dir, config.resilience.max_no_progress, world) as starts:
-            run = Run(config, world, starts, startup)
-            try:
-                with watch.over(config.resilience.hang_seconds, run.dir, world.rank):
-                    run.resume()
-                    if finished := run.loop():
-                        run.finish()
-            except BaseException:
-                run.saver.give_up()
-                raise
-            finally:
-                run.close()
-    except UserError:
-        world.stop()
-        raise
-    world.stop()
+    joined = World.joined(config.run.device, config.run.threads, config.distributed.timeout_seconds)
+    with joined as world, Starts(config.run.dir, config.resilience.max_no_progress, world) as starts:
+        startup.done("rendezvous")
+        run = Run(config, world, starts, startup)
+        try:
+            with watch.over(config.resilience.hang_seconds, run.dir, world.rank):
+                run.resume()
+                if finished := run.loop():
+                    run.finish()
+        except BaseException:
+            run.saver.give_up()
+            raise
+        finally:
+            run.close()
     return FINISHED if finished else PREEMPTED
 
 
@@ -119,7 +115,7 @@ class Run:
             self.step = self.first_step = self.parts.optimizer.steps = found.step
         for change in self.world.together(lambda: self._accepted_changes(found, by_rank)):
             self.report.say(f"run.allow_changes: going on with {change}")
-        cache = self.world.together(lambda: BankCache.of(self.config, self.facts, self.report.say))
+        cache = self.world.together(lambda: BankCache.of(self.config, self.facts, self.report.say_of_own))
         self.world.together(lambda: self.report.open(self.step, found))
         if found is not None:
             with self._unwatched(f"resuming from {found.name}"):
@@ -157,6 +153,7 @@ class Run:
                 self.report.health.phase("told to stop: saving")
                 self._save()
                 self.saver.finish(lambda: True)
+                finish_what_is_left()  # ranks that leave first have the launcher stop those that still have to tell
                 self.report.stopped(self.images)
                 return False
             if not self.evaluation.measure(self.step, self.images, self.parts.ema, self.parts.precision):

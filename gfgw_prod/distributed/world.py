@@ -85,6 +85,22 @@ class World:
             return cls(mine.rank, mine.world_size, chosen, mine.local_rank, mine.local_world_size)
         return cls(0, 1, chosen)
 
+    @classmethod
+    @contextmanager
+    def joined(cls, device: Literal["auto", "cpu", "cuda"], threads: int, timeout_seconds: int) -> Iterator[World]:
+        """Within, this process is one of its peers; see ``start``. Bad input is what all ranks find, and leave for.
+
+        After any other error the group stays until the process has told of it and ends: peers that miss it end, too,
+        and their launcher would stop this rank before it has.
+        """
+        world = cls.start(device, threads, timeout_seconds)
+        try:
+            yield world
+        except UserError:
+            world.stop()
+            raise
+        world.stop()
+
     @property
     def is_main(self) -> bool:
         """Whether this rank speaks for the run."""

@@ -38,11 +38,8 @@ def evaluate(place: str, asked: Asked) -> int:
     recorded = Files(config.evaluation.inception, config.evaluation.dinov2, config.features.weights)
     files = Files.now(recorded, Files(asked.inception, asked.dinov2, asked.dinov2_small))
     plan = plan_of(asked.metrics, asked.features, files, trained_with(config), math.prod(trained.image_shape))
-    world = World.start(config.run.device, config.run.threads, config.distributed.timeout_seconds)
-    try:
+    with World.joined(config.run.device, config.run.threads, config.distributed.timeout_seconds) as world:
         _measure(place, trained, config, plan, files, asked, world)
-    finally:
-        world.stop()
     return FINISHED
 
 

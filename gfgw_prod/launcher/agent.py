@@ -4,7 +4,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any
 
 from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec, WorkerState
@@ -102,7 +102,10 @@ class ContractAgent(LocalElasticAgent):
 
     def _looked_after(self, worker_group: WorkerGroup) -> RunResult:
         self._looked_at = process_clock.now()  # failed workers' peers are stopped in here, too
-        if any(self.exit_codes()):
+        codes = self.exit_codes()
+        if (known := verdict((), codes)) is not None:
+            self.ending.declare(known)  # before the other nodes count the crash that they see for one
+        if any(codes):
             # The others are told to stop, and have 30 s to do so: a save in flight ends, or is given up, in 20.
             self._let_go_on(after_seconds=LATER_SECONDS)
         result: RunResult = super()._monitor_workers(worker_group)
@@ -125,7 +128,7 @@ class ContractAgent(LocalElasticAgent):
                 # All ranks of another node finished, so the run is finished; that node waits for this one.
                 say(f"{causes(failed)} after the other nodes had finished")
                 return RunResult(WorkerState.SUCCEEDED, dict.fromkeys(w.global_rank for w in worker_group.workers))
-            if heard is not None:
+            if heard not in (None, final):
                 raise RendezvousClosedError
             if final is None:
                 self._report_crash(failed)
@@ -156,11 +159,16 @@ class ContractAgent(LocalElasticAgent):
             # A scheduler may say it more than once; the workers' grace period is not shortened by that. Ctrl-C does.
             for stop in {*STOP} - {signal.SIGINT}:
                 signal.signal(stop, signal.SIG_IGN)
+            told_to_stop: AbstractContextManager[None] = nullcontext()
+        else:
+            # Workers stop because nodes come or go. A stop signal waits until they have: told twice, they save nothing.
+            told_to_stop = waiting()
         # Whatever the launcher was told by, its workers save when they are told to by one of these.
         told_by = death_sig if death_sig in PREEMPTION else signal.SIGTERM
         if self._pcontext is not None:
-            self._let_go_on()
-            self._pcontext.close(told_by, timeout=self.grace_seconds)
+            with told_to_stop:
+                self._let_go_on()
+                self._pcontext.close(told_by, timeout=self.grace_seconds)
         super()._shutdown(told_by)
 
     def _let_go_on(self, after_seconds: float = 0.0) -> None:

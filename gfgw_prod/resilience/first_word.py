@@ -6,11 +6,15 @@ importing then, and nobody would have said a word.
 
 from __future__ import annotations
 
+import fcntl
 import os
+import select
 from contextlib import suppress
 from functools import cache
 
-PLACE = "GFGW_FIRST_WORD"  # the elastic launcher's pipe, for its ranks: whoever gets the byte in it may speak
+from gfgw_prod.resilience.standard_streams import tell
+
+PLACE = "GFGW_FIRST_WORD"  # the elastic launcher's pipe, for its ranks: whoever finds a byte in it may speak
 
 
 @cache
@@ -30,19 +34,25 @@ def offer() -> None:
     os.write(writes, b"1")
 
 
-def taken(otherwise: bool) -> bool:
-    """Whether this rank has the first word; each start of a node's ranks has one.
+def say(line: str, *, otherwise: bool) -> None:
+    """One line on standard error, if this rank has the first word; each start of a node's ranks has one.
 
     Args:
-        otherwise: the answer where no launcher of ours offers it, or there is no /proc.
+        otherwise: whether it speaks where no launcher of ours has started it, or there is no /proc.
     """
+    place = os.environ.get(PLACE, "")
     try:
-        pipe = os.open(os.environ[PLACE], os.O_RDONLY | os.O_NONBLOCK)
-    except (KeyError, OSError):
-        return otherwise
+        if not place.startswith(f"/proc/{os.getppid()}/"):  # a rank's own child is no rank
+            raise FileNotFoundError
+        pipe = os.open(place, os.O_RDONLY | os.O_NONBLOCK)
+    except OSError:
+        if otherwise:
+            tell(line)
+        return
     try:
-        return bool(os.read(pipe, 1)) or otherwise  # nothing: the launcher has gone
-    except BlockingIOError:
-        return False
+        fcntl.flock(pipe, fcntl.LOCK_EX)  # nobody leaves, and has this rank stopped, before the line is out
+        if select.select([pipe], [], [], 0)[0]:
+            tell(line)
+            os.read(pipe, 1)
     finally:
         os.close(pipe)

@@ -15,7 +15,9 @@ def code_of(run: Callable[[], int]) -> int:
     """The exit code that ``run`` returns; that of a crash, with its traceback, if it raises."""
     try:
         return run()
-    except Exception:
+    except (SystemExit, KeyboardInterrupt):
+        raise
+    except BaseException:  # torch's CheckpointException is no Exception
         sys.excepthook(*sys.exc_info())
         return CRASHED
 

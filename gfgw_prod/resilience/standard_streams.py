@@ -22,7 +22,7 @@ def open_closed_streams() -> None:
 def tell(line: str) -> None:
     """One line on standard error, as far as it can be written. A name may hold line breaks and control characters."""
     try:
-        print(printable(line), file=sys.stderr, flush=True)
+        print(printable(line) + "\n", end="", file=sys.stderr, flush=True)  # one write, also where nothing is buffered
     except OSError:  # a full disk, a pipe that nobody reads: the exit code tells enough
         _discard(2)
 

@@ -25,8 +25,8 @@ WRITTEN_SECONDS = 2.0  # at most, until rank 0 has counted a start that all rank
 class Starts:
     """How often a run was started from where it is without coming further, in a file of the run directory.
 
-    As a context it is the life of this start: one that ends in order is not counted. Rank 0 counts, and takes back; so
-    does any rank that is told to stop, for its peers then crash for want of it.
+    As a context it is the life of this start: one that ends in order is not counted. Rank 0 counts. Any rank takes back
+    that ends in order or is told to stop: of its peers the launcher says that they crash for want of it, or stops them.
 
     Args:
         most: restarts without a new checkpoint.
@@ -95,7 +95,7 @@ class Starts:
             if not self._world.is_main:
                 # Nothing is taken back from another start that has begun meanwhile, or before it has been counted.
                 deadline = time.monotonic() + WRITTEN_SECONDS
-                while self._read() != (self._step, self._before + 1):
+                while not self._is_counted():
                     if time.monotonic() > deadline:
                         return
                     time.sleep(0.02)
@@ -106,11 +106,14 @@ class Starts:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         orderly = kind is None or issubclass(kind, UserError | NoProgressError | KeyboardInterrupt)
-        if orderly and self._world.is_main:
+        if orderly and (self._world.is_main or self._is_counted()):
             self.forget()
         with self._lock:
             self._counts = False  # a signal from here on comes after the end
         self._present.end()
+
+    def _is_counted(self) -> bool:
+        return self._read() == (self._step, self._before + 1)
 
     def _read(self) -> tuple[int, int]:
         try:

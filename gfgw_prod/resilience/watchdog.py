@@ -10,7 +10,6 @@ There is one timer in a process, so the watch is one, too, and signs of progress
 from __future__ import annotations
 
 import faulthandler
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ from pathlib import Path
 
 from gfgw_prod.resilience.signals import before_leaving
 from gfgw_prod.resilience.stacks import StacksFile
+from gfgw_prod.resilience.standard_streams import tell
 
 TICK_SECONDS = 1.0  # between looks; what a limit may be late by
 
@@ -108,11 +108,9 @@ class Watch:
 
     def _tell(self) -> None:
         place = "the next lines" if self._file is None else self._file.path
-        print(
+        tell(
             f"gfgw: rank {self._rank} made no progress for {self._limit:g} s ({self._doing}); "
-            f"it ends, and its stacks are in {place}",
-            file=sys.stderr,
-            flush=True,
+            f"it ends, and its stacks are in {place}"
         )
 
     def _end(self) -> None:

@@ -103,7 +103,7 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
             "ARGS",
         }
         and not name.startswith(
-            ("MAKE", "MFLAGS", "NNODES", "NPROC", "RDZV_", "MAX_RESTARTS", "GRACE_SECONDS", "TORCHELASTIC_")
+            ("MAKE", "MFLAGS", "NNODES", "NPROC", "RDZV_", "MAX_RESTARTS", "GRACE_SECONDS", "TORCHELASTIC_", "GFGW_")
         )
         and not name.upper().endswith("_PROXY")
     }

@@ -7,9 +7,10 @@ import os
 import shutil
 import signal
 import subprocess
+import time
 from pathlib import Path
 
-from gfgw_prod.resilience.exit_codes import CRASH_LOOP, CRASHED, PREEMPTED
+from gfgw_prod.resilience.exit_codes import CRASH_LOOP, CRASHED, FINISHED, PREEMPTED
 
 from . import copies, runs
 
@@ -23,6 +24,7 @@ WAITS = "__import__('time').sleep(600)"
 def encoding(agent: subprocess.Popen[str], run_dir: Path, rank: int = 0) -> None:
     """Waits until a rank is about to encode the bank."""
     runs.wait_until((run_dir / "stacks" / f"rank-{rank}.txt").exists, agent)
+    time.sleep(0.2)  # it has the file, and soon it knows that it has
 
 
 def counted(run_dir: Path) -> dict[str, int]:
@@ -83,6 +85,17 @@ def test_crash_of_any_rank_while_it_starts_counts_although_the_launcher_tells_th
         assert runs.outcome_of(agent).code == CRASHED
         shutil.rmtree(run_dir / "stacks")  # a rank that is killed leaves its file
         assert counted(run_dir) == {"step": 0, "starts": starts}
+
+
+def test_start_with_bad_input_is_no_crash_although_rank_0_is_stopped_before_it_can_say_so(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    command = runs.elastic(run_dir)
+    assert runs.execute(command, {"NPROC": "2"}).code == FINISHED
+    closes = "            run.close()\n"
+    copy = copies.changed(tmp_path, "trainer.py", closes, f"            world.is_main and {WAITS}\n{closes}")
+    refused = runs.execute([*command, "--seed", "5"], copy | {"NPROC": "2"})
+    assert "seed" in refused.complaint
+    assert counted(run_dir)["starts"] == 0
 
 
 def test_node_told_to_stop_while_rank_0_on_another_encodes_the_bank_takes_the_start_back(tmp_path: Path) -> None:

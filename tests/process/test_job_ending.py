@@ -34,17 +34,20 @@ ports = count(29500)
 class Job:
     """Agents on two hosts whose ranks are shell scripts, one script for each host. Joined at the end of the context."""
 
-    def __init__(self, net: TwoHosts, directory: Path, *scripts: str, nodes: str = "2", max_restarts: int = 3):
+    def __init__(
+        self, net: TwoHosts, directory: Path, *scripts: str, nodes: str = "2", ranks: int = 1, max_restarts: int = 3
+    ):
         self.net, self.directory, self.scripts, self.port = net, directory, scripts, next(ports)
-        self.nodes, self.max_restarts = nodes, max_restarts
+        self.nodes, self.ranks, self.max_restarts = nodes, ranks, max_restarts
         self.agents: dict[int, subprocess.Popen[str]] = {}
 
     def start(self, host: int) -> None:
         address = self.net.addresses
-        launcher = [sys.executable, "-m", "gfgw_prod.launcher", "--nnodes", self.nodes, "--nproc-per-node", "1"]
+        launcher = [sys.executable, "-m", "gfgw_prod.launcher", "--nnodes", self.nodes]
         meeting = ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"{address[0]}:{self.port}", "--rdzv-id", "job"]
         # A read of the rendezvous that takes so long has failed; torch takes as long to give up a connection.
         limits = ["--rdzv-conf", "last_call_timeout=10,read_timeout=10", "--max-restarts", str(self.max_restarts)]
+        limits += ["--nproc-per-node", str(self.ranks)]
         rank = ["--local-addr", address[host], "--no-python", "sh", "-c", self.scripts[host]]
         command = [*launcher, *meeting, *limits, *rank]
         self.agents[host] = self.net.start(host, command, {"HERE": str(self.directory)})
@@ -86,14 +89,24 @@ def bad_input_on_the_host(net: TwoHosts, directory: Path) -> Ends:
 
 def seen_before_its_cause(net: TwoHosts, directory: Path) -> Ends:
     """A broken connection is a crash to a node without restarts left; its cause takes a moment to be told."""
-    cause = "touch $HERE/broken; sleep 1; exit 76"
+    cause = "touch $HERE/broken; sleep 0.3; exit 76"
     effect = f"{until('[ -e $HERE/broken ]')}; exit 1"
     with Job(net, directory, cause, effect, max_restarts=0) as job:
         return job.end()
 
 
+def seen_while_a_neighbour_of_its_cause_takes_its_time(net: TwoHosts, directory: Path) -> Ends:
+    """The node knows the cause, but waits for its other rank before it leaves."""
+    slow = "trap 'sleep 12; exit 75' TERM; touch $HERE/up; while :; do sleep 0.1; done"
+    cause = f"[ $LOCAL_RANK = 1 ] && {{ {slow}; }}; {until('[ -e $HERE/up ]')}; touch $HERE/broken; exit 2"
+    effect = f"{until('[ -e $HERE/broken ]')}; sleep 1; exit 1"
+    with Job(net, directory, cause, effect, ranks=2, max_restarts=0) as job:
+        return job.end()
+
+
 def finished_and_crashed(net: TwoHosts, directory: Path) -> Ends:
-    with Job(net, directory, "exit 0", "sleep 5; exit 1") as job:
+    crashes = f"{until('[ -e $HERE/ended ]')}; sleep 5; exit 1"
+    with Job(net, directory, "touch $HERE/ended; exit 0", crashes) as job:
         return job.end()
 
 
@@ -151,6 +164,7 @@ STORIES: list[tuple[Callable[[TwoHosts, Path], Ends], list[int], str]] = [
     (bad_input_on_the_host, [BAD_INPUT, BAD_INPUT], "with exit code 2"),
     (wrong_setting_on_one, [BAD_INPUT, BAD_INPUT], "with exit code 2"),
     (seen_before_its_cause, [CRASH_LOOP, CRASH_LOOP], "with exit code 76"),
+    (seen_while_a_neighbour_of_its_cause_takes_its_time, [BAD_INPUT, BAD_INPUT], "with exit code 2"),
     (finished_and_crashed, [FINISHED, FINISHED], "after the other nodes had finished"),
     (one_told_to_stop, [FINISHED, PREEMPTED], "restart 1 of 3"),
     (restarts_used_up, [CRASHED, CRASHED], "no restarts left"),
@@ -167,6 +181,7 @@ def ends(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Future[
         }
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize(("name", "codes", "said"), [(story.__name__, *rest) for story, *rest in STORIES])
 def test_job_ends_as_one(ends: dict[str, Future[Ends]], name: str, codes: list[int], said: str) -> None:
     outcomes = ends[name].result()

@@ -62,6 +62,7 @@ def test_launcher_under_nohup_outlives_a_hangup(tmp_path: Path) -> None:
 SAVES = """
 import os, signal, sys, time
 def stop(*_):
+    open(sys.argv[1] + ".told", "w").close()
     signal.signal(signal.SIGTERM, lambda *_: os._exit(75))
     signal.signal(signal.SIGUSR1, lambda *_: os._exit(75))
     time.sleep(8)
@@ -86,6 +87,30 @@ def test_launcher_told_twice_lets_its_ranks_save(tmp_path: Path, again: signal.S
     agent.send_signal(again)
     assert runs.outcome_of(agent, limit_seconds=60).code == PREEMPTED
     assert (tmp_path / "up.saved").exists()
+
+
+def test_launcher_told_while_its_ranks_save_for_a_node_that_joins_lets_them_save(tmp_path: Path) -> None:
+    script, up = tmp_path / "saves.py", tmp_path / "up"
+    script.write_text(SAVES)
+    port = runs.free_port()
+    meeting = ("--rdzv-backend", "c10d", "--rdzv-endpoint", f"localhost:{port}", "--rdzv-id", "job")
+    waits = ("--nnodes", "1:2", "--rdzv-conf", "last_call_timeout=1", "--local-addr", "localhost")
+    command = launcher(f"exec {sys.executable} {script} {up}", *meeting, *waits)
+    agent = runs.start(command)
+    peer: subprocess.Popen[str] | None = None
+    try:
+        runs.wait_until(up.exists, agent)
+        peer = runs.start(command)
+        runs.wait_until((tmp_path / "up.told").exists, agent)
+        agent.terminate()
+        outcome = runs.outcome_of(agent, limit_seconds=60)
+        assert outcome.code == PREEMPTED, outcome.stderr
+        assert (tmp_path / "up.saved").exists()
+    finally:
+        for each in (agent, peer):
+            if each is not None:
+                each.kill()
+                each.wait()
 
 
 def test_launcher_told_after_its_last_restart_was_used_up_leaves_as_crashed(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -9,28 +10,46 @@ import pytest
 
 from gfgw_prod.resilience import first_word
 
-RANK = "from gfgw_prod.resilience import first_word; print(first_word.taken(otherwise=False))"
+RANK = "from gfgw_prod.resilience.first_word import say; say('a word', otherwise={otherwise})"
+# What a rank starts has the rank's environment, and another parent.
+CHILD = "import subprocess, sys; sys.exit(subprocess.run([sys.executable, '-c', sys.argv[1]]).returncode)"
 
 
-def ask_at_once(ranks: int) -> list[str]:
-    asked = [subprocess.Popen([sys.executable, "-c", RANK], stdout=subprocess.PIPE, text=True) for _ in range(ranks)]
-    return [rank.communicate()[0].strip() for rank in asked]
+@pytest.fixture
+def place(monkeypatch: pytest.MonkeyPatch) -> str:
+    """Where this process, a launcher now, offers the word."""
+    monkeypatch.setenv(first_word.PLACE, "")  # what is there now comes back: other tests start processes, too
+    pipe = first_word._pipe.__wrapped__()  # one of the test's own
+    monkeypatch.setattr(first_word, "_pipe", lambda: pipe)
+    return os.environ[first_word.PLACE]
 
 
-def test_one_rank_of_each_start_has_it() -> None:
+def said(place: str, ranks: int = 1, *, otherwise: bool = False, of_a_child: bool = False) -> list[str]:
+    """What ranks that have a reason at the same time say."""
+    script = RANK.format(otherwise=otherwise)
+    command = [sys.executable, "-c", *([CHILD] if of_a_child else []), script]
+    surroundings = os.environ | {first_word.PLACE: place}
+    asked = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=surroundings) for _ in range(ranks)]
+    return sorted(rank.communicate()[1].strip() for rank in asked)
+
+
+def test_one_rank_of_each_start_has_it(place: str) -> None:
     for _ in range(2):
         first_word.offer()
-        assert sorted(ask_at_once(3)) == ["False", "False", "True"]
+        assert said(place, 3) == ["", "", "a word"]
     first_word.offer()
     first_word.offer()  # nobody took it meanwhile: there is still one
-    assert [first_word.taken(otherwise=True) for _ in range(2)] == [True, False]
+    assert [said(place, otherwise=True) for _ in range(2)] == [["a word"], [""]]
 
 
-@pytest.mark.parametrize("place", [None, "/proc/1/fd/no-such", "/dev/null"])
+def test_what_a_rank_starts_does_not_take_it(place: str) -> None:
+    first_word.offer()
+    assert said(place, of_a_child=True) == [""]
+    assert said(place, of_a_child=True, otherwise=True) == ["a word"]
+    assert said(place) == ["a word"]
+
+
+@pytest.mark.parametrize("nowhere", ["", f"/proc/{os.getpid()}/fd/no-such", "/dev/null"], ids=["", "closed", "null"])
 @pytest.mark.parametrize("otherwise", [True, False])
-def test_who_speaks_where_nobody_offers_it(monkeypatch: pytest.MonkeyPatch, place: str | None, otherwise: bool) -> None:
-    if place is None:
-        monkeypatch.delenv(first_word.PLACE, raising=False)
-    else:
-        monkeypatch.setenv(first_word.PLACE, place)
-    assert first_word.taken(otherwise=otherwise) is otherwise
+def test_who_speaks_where_nobody_offers_it(nowhere: str, otherwise: bool) -> None:
+    assert said(nowhere, otherwise=otherwise) == ["a word" if otherwise else ""]

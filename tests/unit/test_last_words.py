@@ -1,0 +1,39 @@
+"""What a process says at its end arrives whole, and its exit code tells of any error."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from gfgw_prod.resilience.exit_codes import CRASHED
+
+TELL = "from gfgw_prod.resilience.standard_streams import tell; tell('a word\\nand another')"
+END = "from gfgw_prod.resilience.leaving import code_of, end\ndef run():\n    raise {error}('why')\nend(code_of(run))"
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_line_is_one_write_which_no_other_process_can_break(unbuffered: str) -> None:
+    here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)  # keeps writes apart
+    with here, there:
+        surroundings = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+        subprocess.run([sys.executable, "-c", TELL], stderr=there, env=surroundings, check=True)
+        assert here.recv(100) == b"a word\\nand another\n"
+
+
+# As torch's CheckpointException is.
+@pytest.mark.parametrize("error", ["RuntimeError", "type('Bare', (BaseException,), {})"])
+def test_any_error_is_a_crash_and_is_told(error: str) -> None:
+    done = subprocess.run([sys.executable, "-c", END.format(error=error)], capture_output=True, text=True, check=False)
+    assert done.returncode == CRASHED
+    assert done.stderr.startswith("Traceback")
+    assert done.stderr.endswith("why\n")
+
+
+@pytest.mark.parametrize(("error", "code"), [("SystemExit", 1), ("KeyboardInterrupt", -2)])
+def test_what_ends_the_interpreter_is_left_to_it(error: str, code: int) -> None:
+    done = subprocess.run([sys.executable, "-c", END.format(error=error)], capture_output=True, text=True, check=False)
+    assert done.returncode == code
