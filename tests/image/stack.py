@@ -83,9 +83,9 @@ class Stack:
         told = self.directory / "service.log"
         with told.open("wb") as log:
             engine = subprocess.Popen(command, env=self.environment, stdout=log, stderr=log)
-        left.callback(engine.wait, 20)
+        left.callback(engine.wait, 120)
         left.callback(engine.terminate)
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 180
         while not self.socket.exists():
             assert time.monotonic() < deadline, told.read_text()
             time.sleep(0.1)
@@ -136,7 +136,7 @@ class Stack:
         answer = self.get("prometheus", "/api/v1/query?" + urllib.parse.urlencode({"query": expression}))
         return list(answer["data"]["result"]) if answer else []
 
-    def wait_for(self, condition: Callable[[], object], limit_seconds: float = 120) -> None:
+    def wait_for(self, condition: Callable[[], object], limit_seconds: float = 300) -> None:
         """Waits until the condition holds."""
         deadline = time.monotonic() + limit_seconds
         while not condition():

@@ -64,14 +64,18 @@ class Monitoring:
             f"--storage.tsdb.path={self.directory / 'tsdb'}",
             f"--web.listen-address=127.0.0.1:{self.ports['prometheus']}",
         )
-        self.wait_for(lambda: all(self._is_ready(name) for name in self.ports), 30)
+        try:
+            self.wait_for(lambda: all(self._is_ready(name) for name in self.ports), 120)
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
         for server in self.servers:
             server.terminate()
         for server in self.servers:
-            server.wait(20)
+            server.wait(60)
 
     def query(self, expression: str) -> list[dict[str, Any]]:
         """What an expression is now: label sets and values."""

@@ -172,8 +172,8 @@ class Cluster:
         return [int(pid) for pid in listed.stdout.split()]
 
     def ask(self, *command: str, extra: Mapping[str, str] | None = None) -> str:
-        """What a client of SLURM prints on the controller. One that only reads asks again if nobody answers in time."""
-        reads = command[0] in ("squeue", "sinfo") or command[:2] == ("scontrol", "show")
+        """What a client of SLURM prints on the controller. One that can be said twice is, if nobody answers in time."""
+        again = command[0] in ("squeue", "sinfo", "scancel", "scontrol")
         deadline = time.monotonic() + ANSWER_SECONDS
         while True:
             asked = subprocess.run(
@@ -184,7 +184,7 @@ class Cluster:
                 capture_output=True,
                 text=True,
             )
-            if asked.returncode == 0 or not reads or time.monotonic() > deadline:
+            if asked.returncode == 0 or not again or time.monotonic() > deadline:
                 return asked.stdout.strip()
             time.sleep(1)
 

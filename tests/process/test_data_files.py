@@ -87,7 +87,7 @@ def test_odd_images_are_named_once_and_the_run_goes_on_without_them(files: Path,
 
 
 def test_killed_packing_leaves_no_processes_and_can_be_started_again(files: Path, tmp_path: Path) -> None:
-    source = ("--data.source", "zip", "--data.path", str(files / "digits.zip"), *GREY, "--shard-rows", "300")
+    source = ("--data.source", "zip", "--data.path", str(files / "digits.zip"), *GREY, "--shard-rows", "30")
     command = [*runs.GFGW, "pack", str(tmp_path / "pack"), *source, "--workers", "2"]
     process = runs.start(command)
     runs.wait_until(lambda: list((tmp_path / "pack").glob("images-*")), process)
@@ -124,7 +124,8 @@ def test_packing_that_is_told_to_stop_says_so_in_one_line_and_goes_on(
     source = ("--data.source", "zip", "--data.path", str(files / "digits.zip"), *GREY, "--shard-rows", "50")
     command = [*runs.GFGW, "pack", str(tmp_path / "pack"), *source, "--workers", "1", "--telemetry.progress", "off"]
     process = runs.start(command)
-    runs.wait_until(lambda: list((tmp_path / "pack").glob("images-*")), process)
+    # Once the second is there, the first is on record.
+    runs.wait_until(lambda: len([*(tmp_path / "pack").glob("images-*")]) >= 2, process)
     process.send_signal(number)
     outcome = runs.outcome_of(process)
     assert outcome.code in (0, {signal.SIGINT: 130, signal.SIGTERM: 75}[number])  # it may have come too late

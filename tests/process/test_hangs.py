@@ -49,12 +49,15 @@ Story = Callable[[Path], str]  # returns what was said
 
 def stopped_rank(directory: Path) -> str:
     """Rank 1 of 2 is stopped; the agent wakes it when its peer has missed it."""
-    run_dir = directory / "run"
-    agent = runs.start(runs.elastic(run_dir, *LIMIT, *runs.UNHURRIED), {"NPROC": "2"})
+    run_dir, struck = directory / "run", directory / "struck"
+    waits = f"while self.step == 3 and not __import__('os').path.exists('{struck}'): __import__('time').sleep(0.05)"
+    copy = copies.changed(directory, "trainer.py", STEP, f"{STEP}            {waits}\n")
+    agent = runs.start(runs.elastic(run_dir, *LIMIT), copy | {"NPROC": "2"})
     runs.wait_until((run_dir / "checkpoints" / "step-00000002").exists, agent)
     seen_at_work = run_dir / "stacks" / "rank-1.txt"  # written once a second
     runs.wait_until(lambda: "in step" in seen_at_work.read_text(), agent)
     os.kill(runs.workers_of(agent.pid)[1], signal.SIGSTOP)
+    struck.touch()
     stopped = time.monotonic()
     with Stalls() as stalls:
         said = runs.hear(agent, "restart 1 of 3")
@@ -99,6 +102,7 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[Story, tuple
         yield {story: (place / "run", pool.submit(story, place)) for story, place in places.items()}
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.skipif(sys.platform != "linux", reason="finding a rank's process needs /proc")
 @pytest.mark.parametrize("story", STORIES)
 def test_hang_leaves_stacks_and_costs_no_weight(

@@ -19,7 +19,7 @@ import pytest
 
 from gfgw_prod.resilience.exit_codes import PREEMPTED
 
-from . import runs
+from . import copies, runs
 
 REFUSED, SILENT = -1, -2
 DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -70,9 +70,9 @@ class Started:
     start_up: Probe
 
 
-def started(command: list[str], probe: Probe) -> subprocess.Popen[str]:
+def started(command: list[str], probe: Probe, surroundings: dict[str, str]) -> subprocess.Popen[str]:
     """Starts a run and asks it until it is ready."""
-    process = runs.start([*command, "--telemetry.prometheus-port", str(probe.port)], {"NPROC": "2"})
+    process = runs.start([*command, "--telemetry.prometheus-port", str(probe.port)], surroundings)
     try:
         runs.wait_until(lambda: probe.ask("/live") == 200 and probe.ask("/ready") == 200, process)
     except BaseException:
@@ -83,11 +83,11 @@ def started(command: list[str], probe: Probe) -> subprocess.Popen[str]:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Started]:
-    """A run that is far from its last step. Its bank is encoded row by row, which takes a while."""
-    port = runs.free_port()
+    """A run that is far from its last step. Its bank is encoded row by row, which takes seconds."""
+    port, place = runs.free_port(), tmp_path_factory.mktemp("health")
     start_up = Probe(port)
-    slow = ("--features.block-rows", "1")
-    process = started(runs.training(tmp_path_factory.mktemp("health") / "run", *slow, steps=100_000), start_up)
+    slow = copies.while_encoding(place, "__import__('time').sleep(0.002)")
+    process = started(runs.training(place / "run", "--features.block-rows", "1", steps=100_000), start_up, slow)
     yield Started(process, Probe(port), start_up)
     process.kill()
     process.communicate()
@@ -129,7 +129,7 @@ def test_stopped_process_answers_nobody_and_is_itself_again_when_it_goes_on(run:
 
 def test_ranks_of_a_node_have_one_endpoint_which_tells_of_the_end(tmp_path: Path) -> None:
     probe = Probe(runs.free_port())
-    process = started(runs.elastic(tmp_path / "run", steps=100_000), probe)
+    process = started(runs.elastic(tmp_path / "run", steps=100_000), probe, {"NPROC": "2"})
     process.terminate()
     ending, deadline = Probe(probe.port), time.monotonic() + 60
     while ending.ask("/ready") != REFUSED and time.monotonic() < deadline:

@@ -78,7 +78,8 @@ def test_run_whose_output_cannot_be_written_goes_on_to_its_end(tmp_path: Path) -
 
 def test_launcher_leaves_with_its_code_though_a_thread_is_in_torch(tmp_path: Path) -> None:
     if sys.version_info < (3, 14):  # or this would show nothing
-        assert runs.execute([sys.executable, "-c", BUSY + f"raise SystemExit({PREEMPTED})"]).code == -signal.SIGABRT
+        plain = [sys.executable, "-c", BUSY + f"raise SystemExit({PREEMPTED})"]
+        assert any(runs.execute(plain).code == -signal.SIGABRT for _ in range(5))
     up = tmp_path / "up"
     rank = ("--no-python", "sh", "-c", f"touch {up}; exec sleep 600")
     agent = runs.start([sys.executable, "-c", LAUNCH, *runs.MEETS_ITSELF, *rank])

@@ -23,10 +23,16 @@ SLOWLY = (*runs.UNHURRIED, "--telemetry.sample-grid", "16", *SELDOM)  # time to 
 def assert_saves_when_struck_and_goes_on(
     run_dir: Path, reference: Path, command: list[str], strike: Callable[[int], None]
 ) -> None:
-    """Struck, by process id, between two steps; then to the weights of the undisturbed run."""
-    process = runs.start(command, {"NPROC": "2"})
+    """Struck, by process id, while it makes its steps; then to the weights of the undisturbed run."""
+    struck = run_dir.parent / "struck"
+    line = '            watch.progress(f"in step {self.step + 1}")\n'
+    held = f"while self.step == 3 and not __import__('os').path.exists('{struck}'): __import__('time').sleep(0.05)"
+    copy = copies.changed(run_dir.parent, "trainer.py", line, f"{line}            {held}\n")
+    process = runs.start(command, copy | {"NPROC": "2"})
     runs.wait_until(lambda: runs.last_step(run_dir) >= 1, process)
     strike(process.pid)
+    time.sleep(2)  # for a launcher to pass it on
+    struck.touch()
     outcome = runs.outcome_of(process)
     assert outcome.code == PREEMPTED, outcome.stderr
     assert "told to stop at" in outcome.stderr
