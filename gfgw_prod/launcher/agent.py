@@ -4,7 +4,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import nullcontext, suppress
 from typing import Any
 
 from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec, WorkerState
@@ -153,20 +153,19 @@ class ContractAgent(LocalElasticAgent):
             super()._exit_barrier()  # type: ignore[no-untyped-call]
 
     def _shutdown(self, death_sig: signal.Signals = signal.SIGTERM) -> None:
-        if stop_behind(sys.exception()) is not None:
+        told = stop_behind(sys.exception()) is not None
+        if told:
             codes = self.exit_codes()
             self._struck_at_work = len(codes) < self._started() and not any(codes)
             # A scheduler may say it more than once; the workers' grace period is not shortened by that. Ctrl-C does.
             for stop in {*STOP} - {signal.SIGINT}:
                 signal.signal(stop, signal.SIG_IGN)
-            told_to_stop: AbstractContextManager[None] = nullcontext()
-        else:
-            # Workers stop because nodes come or go. A stop signal waits until they have: told twice, they save nothing.
-            told_to_stop = waiting()
         # Whatever the launcher was told by, its workers save when they are told to by one of these.
         told_by = death_sig if death_sig in PREEMPTION else signal.SIGTERM
         if self._pcontext is not None:
-            with told_to_stop:
+            # Where workers stop because nodes come or go, a stop signal waits until they have: told twice, ranks leave
+            # without saving.
+            with nullcontext() if told else waiting():
                 self._let_go_on()
                 self._pcontext.close(told_by, timeout=self.grace_seconds)
         super()._shutdown(told_by)
