@@ -48,7 +48,9 @@ PRODUCTIVE = "productive_seconds"  # a fact of a checkpoint's manifest
 
 
 class Reporter:
-    """Speaks for a run, on rank 0. What it draws or averages over cells is collective: all ranks call alike.
+    """Speaks for a run, on rank 0, but for what is a rank's own.
+
+    What it draws or averages over cells is collective: all ranks call alike.
 
     Attributes:
         hosts: where each rank runs.

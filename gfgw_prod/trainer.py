@@ -153,7 +153,8 @@ class Run:
                 self.report.health.phase("told to stop: saving")
                 self._save()
                 self.saver.finish(lambda: True)
-                finish_what_is_left()  # ranks that leave first have the launcher stop those that still have to tell
+                if self.world.world_size > 1:  # ranks that leave first have the launcher stop those that have to tell
+                    finish_what_is_left()
                 self.report.stopped(self.images)
                 return False
             if not self.evaluation.measure(self.step, self.images, self.parts.ema, self.parts.precision):

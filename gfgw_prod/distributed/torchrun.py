@@ -53,7 +53,7 @@ def place() -> Place | None:
 
 
 def speaks_for_its_node() -> bool:
-    """Whether this process answers for its node; so does each that has a wrong place."""
+    """Whether this process answers for its node. Its ranks are alike, unless it is their places that are wrong."""
     try:
         mine = place()
     except UserError:
@@ -70,13 +70,10 @@ def report(error: Exception) -> None:
     file = os.environ.get("TORCHELASTIC_ERROR_FILE", os.devnull)
     if file == os.devnull:
         return
-    with suppress(OSError), open(file, "w", encoding="utf-8") as opened:
-        try:
-            json.dump({"message": str(error), "timestamp": int(time.time())}, opened)
-            opened.flush()
-        except OSError:
-            os.unlink(file)  # torchrun would fail over half of it
-            raise
+    with suppress(OSError):
+        with open(f"{file}.partial", "w", encoding="utf-8") as partial:
+            json.dump({"message": str(error), "timestamp": int(time.time())}, partial)
+        os.replace(partial.name, file)  # torchrun would fail over half of it
 
 
 def _number(name: str, least: int) -> int:

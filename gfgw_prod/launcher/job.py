@@ -9,7 +9,6 @@ from torch.distributed import DistNetworkError, DistStoreError
 from torch.distributed.elastic.agent.server.api import WorkerSpec
 from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.rendezvous import RendezvousParameters
-from torch.distributed.elastic.rendezvous import api as torch_api
 from torch.distributed.elastic.rendezvous.api import (
     RendezvousConnectionError,
     RendezvousError,
@@ -26,7 +25,7 @@ from gfgw_prod.launcher import say
 from gfgw_prod.launcher.agent import ContractAgent
 from gfgw_prod.launcher.ending import Ending
 from gfgw_prod.launcher.logs import NoFiles
-from gfgw_prod.launcher.ports import keep_port
+from gfgw_prod.launcher.ports import keep_ports
 from gfgw_prod.resilience.causes import EXPECTED_RANKS, RESTART_CAUSE
 from gfgw_prod.resilience.exit_codes import BAD_INPUT, CRASHED, PREEMPTED, UserError
 from gfgw_prod.resilience.orphans import AGENT_PID
@@ -182,7 +181,7 @@ def main() -> int:
     # One store for all rendezvous rounds would offer restarted ranks the addresses of their dead predecessors, which
     # they then wait for. Without sharing, every round has a store and a port of its own.
     os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
-    torch_api.get_free_port = keep_port
+    keep_ports()
     os.environ[AGENT_PID] = str(os.getpid())
     os.environ[process_clock.LAUNCHED_AT] = str(process_clock.began() or process_clock.now())
     options = get_args_parser().parse_args()

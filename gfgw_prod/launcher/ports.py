@@ -1,8 +1,18 @@
 """The port at which a round's ranks meet: kept for rank 0 until it listens there."""
 
 import socket
+import sys
+from contextlib import suppress
+
+from torch.distributed.elastic.rendezvous import api as torch_api
 
 _kept: list[socket.socket] = []
+
+
+def keep_ports() -> None:
+    """From now on torch's rendezvous keeps the port that it takes."""
+    if sys.platform == "linux":  # elsewhere two sockets cannot have one port so
+        torch_api.get_free_port = keep_port
 
 
 def keep_port() -> int:
@@ -15,13 +25,28 @@ def keep_port() -> int:
     Raises:
         OSError: if there is none.
     """
+    kept = _bound()
     while _kept:
         _kept.pop().close()
-    both = socket.has_dualstack_ipv6()
-    kept = socket.socket(socket.AF_INET6 if both else socket.AF_INET, socket.SOCK_STREAM)
     _kept.append(kept)
-    kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    if both:
-        kept.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-    kept.bind(("::" if both else "", 0))
     return int(kept.getsockname()[1])
+
+
+def _bound() -> socket.socket:
+    if socket.has_dualstack_ipv6():
+        with suppress(OSError):  # it is there, and switched off
+            return _bound_to(socket.AF_INET6, "::")
+    return _bound_to(socket.AF_INET, "")
+
+
+def _bound_to(family: socket.AddressFamily, address: str) -> socket.socket:
+    bound = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        bound.bind((address, 0))
+    except OSError:
+        bound.close()
+        raise
+    return bound

@@ -44,15 +44,15 @@ def say(line: str, *, otherwise: bool) -> None:
     try:
         if not place.startswith(f"/proc/{os.getppid()}/"):  # a rank's own child is no rank
             raise FileNotFoundError
-        pipe = os.open(place, os.O_RDONLY | os.O_NONBLOCK)
+        with open(place, "rb", buffering=0, opener=_at_once) as pipe:
+            fcntl.flock(pipe, fcntl.LOCK_EX)  # nobody leaves, and has this rank stopped, before the line is out
+            if select.select([pipe], [], [], 0)[0]:
+                tell(line)
+                pipe.read(1)
     except OSError:
         if otherwise:
             tell(line)
-        return
-    try:
-        fcntl.flock(pipe, fcntl.LOCK_EX)  # nobody leaves, and has this rank stopped, before the line is out
-        if select.select([pipe], [], [], 0)[0]:
-            tell(line)
-            os.read(pipe, 1)
-    finally:
-        os.close(pipe)
+
+
+def _at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)

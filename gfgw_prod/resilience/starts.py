@@ -25,8 +25,9 @@ WRITTEN_SECONDS = 2.0  # at most, until rank 0 has counted a start that all rank
 class Starts:
     """How often a run was started from where it is without coming further, in a file of the run directory.
 
-    As a context it is the life of this start: one that ends in order is not counted. Rank 0 counts. Any rank takes back
-    that ends in order or is told to stop: of its peers the launcher says that they crash for want of it, or stops them.
+    As a context it is the life of this start: one that ends in order is not counted. Rank 0 counts, and takes back; so
+    does any rank that finds bad input, as the launcher may stop rank 0 before it can, and any that is told to stop, as
+    its peers then crash for want of it.
 
     Args:
         most: restarts without a new checkpoint.
@@ -106,7 +107,9 @@ class Starts:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         orderly = kind is None or issubclass(kind, UserError | NoProgressError | KeyboardInterrupt)
-        if orderly and (self._world.is_main or self._is_counted()):
+        # When a run has finished or was told to stop, rank 0 may yet crash in what is left. After bad input it may be
+        # stopped before it has any.
+        if orderly and (self._world.is_main or (kind is not None and self._is_counted())):
             self.forget()
         with self._lock:
             self._counts = False  # a signal from here on comes after the end

@@ -57,6 +57,7 @@ def test_rank_that_computes_wrongly_once_is_named_and_leaves_no_trace(
     assert "Traceback" not in outcome.stderr
     if not again:  # of two ranks that differ for good, nobody can tell which is right
         assert f"rank 1 on {socket.gethostname()} computed" in outcome.stderr
-        assert runs.records(run_dir)[-1]["run/hardware_errors"] == [0, 1]
+        told = [record["run/hardware_errors"] for record in runs.records(run_dir) if "run/hardware_errors" in record]
+        assert told[-1] == [0, 1]
     assert runs.digests(run_dir)[runs.STEPS] == runs.digests(reference)[runs.STEPS]
     assert runs.losses(run_dir) == runs.losses(reference)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,18 @@ def test_two_ranks_train_the_weights_that_one_process_trains(reference: Path, tm
     outcome = runs.execute(runs.elastic(tmp_path / "run", steps=2), TWO_RANKS)
     assert outcome.code == 0, outcome.stderr
     assert runs.digests(tmp_path / "run") == {2: runs.digests(reference)[2]}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere torch chooses the port")
+def test_port_at_which_ranks_meet_is_kept_for_them() -> None:
+    begins = "import os, socket, sys; port, rank = int(os.environ['MASTER_PORT']), socket.socket(); "
+    calls = f"{begins}sys.exit(rank.connect_ex(('127.0.0.1', port)) == 0)"  # nobody is there yet
+    takes = f"{begins}rank.bind(('', port))"
+    for script, code in ((calls, 0), (takes, 1)):
+        rank = ("--max-restarts", "0", "--no-python", sys.executable, "-c", script)
+        outcome = runs.execute([sys.executable, "-m", "gfgw_prod.launcher", *runs.MEETS_ITSELF, *rank])
+        assert outcome.code == code, outcome.stderr
+    assert "Address already in use" in outcome.stderr
 
 
 @NEEDS_PROC

@@ -78,7 +78,7 @@ def cut_cable(directory: Path) -> tuple[Path, list[runs.Outcome]]:
         cut_at = time.monotonic()
         net.cable("down")
         # A request that was under way is sent again after 25.4 s, and then after 51: too late for the other node.
-        time.sleep(25 - (time.monotonic() - cut_at))
+        time.sleep(24.8 - (time.monotonic() - cut_at))
         net.cable("up")
         job.wait_for(2, after=job.position()[1])
         return job.run_dir, job.end()

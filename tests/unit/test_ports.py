@@ -25,7 +25,7 @@ def test_rank_0_gets_it_and_others_do_not(libuv: bool) -> None:
     port = keep_port()
     assert error_of_asking_for(port) == errno.EADDRINUSE
     with pytest.raises(ConnectionRefusedError):  # nobody who comes early meets the launcher
-        socket.create_connection(("localhost", port))
+        socket.create_connection(("127.0.0.1", port))
     store = TCPStore("localhost", port, 2, is_master=True, wait_for_workers=False, use_libuv=libuv)
     store.set("key", "value")
     peer = TCPStore("localhost", port, 2, is_master=False, wait_for_workers=False, use_libuv=libuv)
