@@ -30,11 +30,14 @@ class StopRequest:
         self._group = world.background_group(timedelta(seconds=timeout_seconds))
         self._told_at: float | None = None
         self._asked: tuple[Tensor, dist.Work] | None = None
+        self._interrupted = False
 
     def listen(self) -> None:
         """From now on signals are requests. One that comes again, later, ends this process without saving."""
         for number in PREEMPTION:
             signal.signal(number, self._note)
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # nohup's may stay ignored
+            signal.signal(signal.SIGINT, self._interrupt)
         starting.end()
 
     @property
@@ -46,7 +49,12 @@ class StopRequest:
         """Whether any rank had been told at the call before this one; alone, by now. The same on all ranks. Collective.
 
         The ranks' answers travel while they make the step between.
+
+        Raises:
+            KeyboardInterrupt: once more, if it came to nothing where it was raised.
         """
+        if self._interrupted:
+            raise KeyboardInterrupt
         if self._group is None:
             return self._told_at is not None
         told = False
@@ -57,6 +65,11 @@ class StopRequest:
         flag = torch.tensor([int(self._told_at is not None)])
         self._asked = flag, dist.all_reduce(flag, dist.ReduceOp.MAX, group=self._group, async_op=True)
         return told
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        # Code in C that calls Python, to look up a tensor in a dictionary say, may take an error for "not there".
+        self._interrupted = True
+        raise KeyboardInterrupt
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()

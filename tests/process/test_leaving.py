@@ -62,6 +62,19 @@ def test_interrupt_within_a_save_lets_the_save_end(tmp_path: Path) -> None:
     assert saved == list(range(1, len(saved) + 1))
 
 
+def test_interrupt_that_is_lost_where_it_is_raised_ends_the_run_with_its_step(tmp_path: Path) -> None:
+    line = '            watch.progress(f"in step {self.step + 1}")\n'
+    loses = ("with __import__('contextlib').suppress(BaseException):", "    __import__('time').sleep(1)")
+    within = "".join(f"            {each}\n" for each in loses)
+    copy = copies.changed(tmp_path, "trainer.py", line, line + within)
+    process = runs.start(runs.training(tmp_path / "run", steps=1000), copy)
+    runs.wait_until(lambda: runs.last_step(tmp_path / "run") >= 1, process)
+    process.send_signal(signal.SIGINT)
+    outcome = runs.outcome_of(process)
+    assert outcome.code == 130, outcome.stderr
+    assert outcome.stderr.splitlines()[-1].startswith("gfgw: interrupted")
+
+
 def test_run_told_to_stop_leaves_with_its_code_though_its_data_are_slow(tmp_path: Path) -> None:
     line = "        if isinstance(self.images, Tensor):\n            found = self.images[ids]\n"
     slow = "        __import__('time').sleep(0.3)\n        torch.ones(1 << 22).sin()\n"  # as decoding in torch takes
