@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from gfgw_prod import __version__, settings_io
 from gfgw_prod.cli_sampling import add_evaluate_options, add_place, add_sample_options, path, run_evaluate, run_sample
-from gfgw_prod.distributed.torchrun import place, report, speaks_for_its_node
+from gfgw_prod.distributed.torchrun import place, speaks_for_its_node, tell_torchrun
 from gfgw_prod.resilience import first_word
 from gfgw_prod.resilience.exit_codes import (
     BAD_INPUT,
@@ -60,7 +60,7 @@ def _outcome(arguments: list[str]) -> int:
         return _run(arguments)
     except (UserError, NoProgressError, HardwareError) as error:
         first_word.say(f"gfgw: {error}", otherwise=speaks_for_its_node())
-        report(error)
+        tell_torchrun(error)
         return error.exit_code
     except SystemExit as done:  # argparse has printed help or a version
         return int(done.code or 0)

@@ -61,7 +61,7 @@ def speaks_for_its_node() -> bool:
     return mine is None or mine.local_rank == 0
 
 
-def report(error: Exception) -> None:
+def tell_torchrun(error: Exception) -> None:
     """Leaves an error's message where torchrun looks for one: its account of the rank that failed first then says why.
 
     torchrun itself stops a node's other ranks once one has left, and may stop the one that speaks before it does. The

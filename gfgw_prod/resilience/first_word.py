@@ -41,9 +41,9 @@ def say(line: str, *, otherwise: bool) -> None:
         otherwise: whether it speaks where no launcher of ours has started it, or there is no /proc.
     """
     place = os.environ.get(PLACE, "")
+    if not place.startswith(f"/proc/{os.getppid()}/"):  # what a rank starts has its environment, and is no rank
+        place = ""
     try:
-        if not place.startswith(f"/proc/{os.getppid()}/"):  # a rank's own child is no rank
-            raise FileNotFoundError
         with open(place, "rb", buffering=0, opener=_at_once) as pipe:
             fcntl.flock(pipe, fcntl.LOCK_EX)  # nobody leaves, and has this rank stopped, before the line is out
             if select.select([pipe], [], [], 0)[0]:
