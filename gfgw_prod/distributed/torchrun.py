@@ -8,7 +8,9 @@ import re
 import time
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 
+from gfgw_prod.durable import write_whole
 from gfgw_prod.resilience.exit_codes import UserError
 
 
@@ -70,10 +72,8 @@ def tell_torchrun(error: Exception) -> None:
     file = os.environ.get("TORCHELASTIC_ERROR_FILE", os.devnull)
     if file == os.devnull:
         return
-    with suppress(OSError):
-        with open(f"{file}.partial", "w", encoding="utf-8") as partial:
-            json.dump({"message": str(error), "timestamp": int(time.time())}, partial)
-        os.replace(partial.name, file)  # torchrun would fail over half of it
+    with suppress(OSError):  # torchrun would fail over half of it
+        write_whole(Path(file), json.dumps({"message": str(error), "timestamp": int(time.time())}).encode())
 
 
 def _number(name: str, least: int) -> int:

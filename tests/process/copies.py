@@ -18,6 +18,18 @@ def changed(directory: Path, module: str, line: str, replacement: str) -> dict[s
     return {"PYTHONPATH": str(directory), "PYTHONSAFEPATH": "1"}
 
 
+def in_step(directory: Path, *statements: str) -> dict[str, str]:
+    """The same, with statements at the beginning of each step; ``self.step`` is the number of steps made so far."""
+    line = '            watch.progress(f"in step {self.step + 1}")\n'
+    return changed(directory, "trainer.py", line, line + "".join(f"            {each}\n" for each in statements))
+
+
+def held_in_step(directory: Path, step: int, until: Path) -> dict[str, str]:
+    """The same, whose ranks wait for a file at the beginning of a step."""
+    waits = f"while self.step == {step} and not __import__('os').path.exists('{until}'): __import__('time').sleep(0.05)"
+    return in_step(directory, waits)
+
+
 def while_encoding(directory: Path, statement: str) -> dict[str, str]:
     """The same, with a statement before each block of images that the bank encodes."""
     line = "    images = table.rows(torch.arange(begin, end)).to(world.device)\n"

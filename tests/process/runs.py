@@ -25,14 +25,8 @@ ROOT = Path(__file__).parents[2]
 DIGITS = ROOT / "configs" / "digits.yaml"
 ELASTIC = ROOT / "launch" / "elastic.sh"
 GFGW = (sys.executable, "-m", "gfgw_prod")
-MEETS_ITSELF = (
-    "--rdzv-backend",
-    "c10d",
-    "--rdzv-endpoint",
-    "localhost:0",
-    "--local-addr",
-    "localhost",
-)  # of a launcher
+# Of a launcher.
+MEETS_ITSELF = ("--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", "--local-addr", "localhost")
 LIMIT_SECONDS = 600  # of any one process, far more than a run takes on two busy cores
 
 # Six cells of 16 images, with every source of randomness and every term that needs no downloaded weights.

@@ -14,7 +14,6 @@ from gfgw_prod.resilience.exit_codes import CRASH_LOOP, CRASHED, FINISHED, PREEM
 
 from . import copies, runs
 
-STEP = '            watch.progress(f"in step {self.step + 1}")\n'
 ONE_RESTART = {"NPROC": "1", "MAX_RESTARTS": "1"}
 
 
@@ -33,8 +32,7 @@ def counted(run_dir: Path) -> dict[str, int]:
 
 def test_run_that_always_crashes_ends_with_76_after_the_promised_number_of_starts(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
-    crash = f"{STEP}            assert self.step != 3, 'struck'\n"
-    copy = copies.changed(tmp_path, "trainer.py", STEP, crash) | ONE_RESTART
+    copy = copies.in_step(tmp_path, "assert self.step != 3, 'struck'") | ONE_RESTART
     command = runs.elastic(run_dir, "--resilience.max-no-progress", "1")
     first = runs.execute(command, copy)
     assert first.code == CRASHED, first.stderr

@@ -18,7 +18,6 @@ from . import copies, runs
 HANG_SECONDS = 12.0
 FOUND_SECONDS = HANG_SECONDS + 5
 LIMIT = ("--resilience.hang-seconds", str(HANG_SECONDS))
-STEP = '            watch.progress(f"in step {self.step + 1}")\n'
 FOR_EVER = "10**6"
 
 
@@ -50,8 +49,7 @@ Story = Callable[[Path], str]  # returns what was said
 def stopped_rank(directory: Path) -> str:
     """Rank 1 of 2 is stopped; the agent wakes it when its peer has missed it."""
     run_dir, struck = directory / "run", directory / "struck"
-    waits = f"while self.step == 3 and not __import__('os').path.exists('{struck}'): __import__('time').sleep(0.05)"
-    copy = copies.changed(directory, "trainer.py", STEP, f"{STEP}            {waits}\n")
+    copy = copies.held_in_step(directory, 3, until=struck)
     agent = runs.start(runs.elastic(run_dir, *LIMIT), copy | {"NPROC": "2"})
     runs.wait_until((run_dir / "checkpoints" / "step-00000002").exists, agent)
     seen_at_work = run_dir / "stacks" / "rank-1.txt"  # written once a second
@@ -80,7 +78,7 @@ def rank_that_sleeps_while_it_starts(directory: Path) -> str:
 def process_that_holds_its_lock(directory: Path) -> str:
     """Alone: no Python code runs any more, and nobody else could notice. The next start tells."""
     holds = "import ctypes; self.step == 3 and ctypes.PyDLL(None).sleep"
-    copy = copies.changed(directory, "trainer.py", STEP, f"{STEP}            {holds}({FOR_EVER})\n")
+    copy = copies.in_step(directory, f"{holds}({FOR_EVER})")
     hung = runs.execute(runs.training(directory / "run", *LIMIT), copy)
     assert hung.code == 1, hung.stderr
     return runs.train(directory / "run").stderr

@@ -63,10 +63,8 @@ def test_interrupt_within_a_save_lets_the_save_end(tmp_path: Path) -> None:
 
 
 def test_interrupt_that_is_lost_where_it_is_raised_ends_the_run_with_its_step(tmp_path: Path) -> None:
-    line = '            watch.progress(f"in step {self.step + 1}")\n'
     loses = ("with __import__('contextlib').suppress(BaseException):", "    __import__('time').sleep(1)")
-    within = "".join(f"            {each}\n" for each in loses)
-    copy = copies.changed(tmp_path, "trainer.py", line, line + within)
+    copy = copies.in_step(tmp_path, *loses)
     process = runs.start(runs.training(tmp_path / "run", steps=1000), copy)
     runs.wait_until(lambda: runs.last_step(tmp_path / "run") >= 1, process)
     process.send_signal(signal.SIGINT)

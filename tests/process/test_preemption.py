@@ -25,9 +25,7 @@ def assert_saves_when_struck_and_goes_on(
 ) -> None:
     """Struck, by process id, while it makes its steps; then to the weights of the undisturbed run."""
     struck = run_dir.parent / "struck"
-    line = '            watch.progress(f"in step {self.step + 1}")\n'
-    held = f"while self.step == 3 and not __import__('os').path.exists('{struck}'): __import__('time').sleep(0.05)"
-    copy = copies.changed(run_dir.parent, "trainer.py", line, f"{line}            {held}\n")
+    copy = copies.held_in_step(run_dir.parent, 3, until=struck)
     process = runs.start(command, copy | {"NPROC": "2"})
     runs.wait_until(lambda: runs.last_step(run_dir) >= 1, process)
     strike(process.pid)
@@ -83,9 +81,7 @@ def test_request_that_arrives_twice_at_once_is_one(tmp_path: Path) -> None:
 
 
 def test_request_that_comes_again_later_ends_the_process_without_saving(tmp_path: Path) -> None:
-    line = '            watch.progress(f"in step {self.step + 1}")\n'
-    held = f"{line}            self.step == 2 and __import__('time').sleep(60)\n"
-    copy = copies.changed(tmp_path, "trainer.py", line, held)
+    copy = copies.in_step(tmp_path, "self.step == 2 and __import__('time').sleep(60)")
     run_dir = tmp_path / "run"
     process = runs.start(runs.training(run_dir, *SELDOM, steps=10_000), copy)
     runs.wait_until(lambda: runs.last_step(run_dir) == 2, process)

@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -21,6 +23,24 @@ MANY = 64  # ranks, which take far longer to spawn than the first takes to strik
 def launcher(script: str, *options: str) -> list[str]:
     """A launcher whose ranks are shell scripts."""
     return [sys.executable, "-m", "gfgw_prod.launcher", *options, "--no-python", "sh", "-c", script]
+
+
+def meets_at(port: int) -> tuple[str, ...]:
+    """Options of launchers on this machine that meet at a port."""
+    here = ("--rdzv-endpoint", f"localhost:{port}", "--local-addr", "localhost")
+    return ("--rdzv-backend", "c10d", "--rdzv-id", "job", *here)
+
+
+@contextmanager
+def killed_at_the_end() -> Iterator[list[subprocess.Popen[str]]]:
+    """Launchers that must not outlive a test, however it ends."""
+    agents: list[subprocess.Popen[str]] = []
+    try:
+        yield agents
+    finally:
+        for agent in agents:
+            agent.kill()
+            agent.wait()
 
 
 def ranks_of(agent: int) -> list[str]:
@@ -92,25 +112,18 @@ def test_launcher_told_twice_lets_its_ranks_save(tmp_path: Path, again: signal.S
 def test_launcher_told_while_its_ranks_save_for_a_node_that_joins_lets_them_save(tmp_path: Path) -> None:
     script, up = tmp_path / "saves.py", tmp_path / "up"
     script.write_text(SAVES)
-    port = runs.free_port()
-    meeting = ("--rdzv-backend", "c10d", "--rdzv-endpoint", f"localhost:{port}", "--rdzv-id", "job")
-    waits = ("--nnodes", "1:2", "--rdzv-conf", "last_call_timeout=1", "--local-addr", "localhost")
-    command = launcher(f"exec {sys.executable} {script} {up}", *meeting, *waits)
-    agent = runs.start(command)
-    peer: subprocess.Popen[str] | None = None
-    try:
+    waits = ("--nnodes", "1:2", "--rdzv-conf", "last_call_timeout=1")
+    command = launcher(f"exec {sys.executable} {script} {up}", *meets_at(runs.free_port()), *waits)
+    with killed_at_the_end() as agents:
+        agent = runs.start(command)
+        agents.append(agent)
         runs.wait_until(up.exists, agent)
-        peer = runs.start(command)
+        agents.append(runs.start(command))
         runs.wait_until((tmp_path / "up.told").exists, agent)
         agent.terminate()
         outcome = runs.outcome_of(agent, limit_seconds=60)
         assert outcome.code == PREEMPTED, outcome.stderr
         assert (tmp_path / "up.saved").exists()
-    finally:
-        for each in (agent, peer):
-            if each is not None:
-                each.kill()
-                each.wait()
 
 
 def test_launcher_told_after_its_last_restart_was_used_up_leaves_as_crashed(tmp_path: Path) -> None:
@@ -130,13 +143,13 @@ def test_launcher_told_while_it_waits_for_its_peer_after_a_crash_leaves_with_75(
     up, lost = tmp_path / "up", tmp_path / "lost"
     trains = f"echo >> {up}; while kill -0 $GFGW_AGENT_PID && ! [ -e {lost} ]; do sleep 0.2; done 2>/dev/null; exit 1"
     port = runs.free_port()
-    meeting = ("--rdzv-backend", "c10d", "--rdzv-endpoint", f"localhost:{port}", "--rdzv-id", "job")
-    command = launcher(trains, *meeting, "--nnodes", "2", "--local-addr", "localhost", "--max-restarts", "3")
-    agent = runs.start(command)
-    peer: subprocess.Popen[str] | None = None
-    try:
+    command = launcher(trains, *meets_at(port), "--nnodes", "2", "--max-restarts", "3")
+    with killed_at_the_end() as agents:
+        agent = runs.start(command)
+        agents.append(agent)
         runs.wait_until(lambda: runs.listens(port), agent)  # so that the store does not go with the peer
         peer = runs.start(command)
+        agents.append(peer)
         runs.wait_until(lambda: up.exists() and len(up.read_text().splitlines()) == 2, agent)
         peer.kill()
         peer.wait()
@@ -146,8 +159,3 @@ def test_launcher_told_while_it_waits_for_its_peer_after_a_crash_leaves_with_75(
         agent.terminate()
         outcome = runs.outcome_of(agent, limit_seconds=60)
         assert outcome.code == PREEMPTED, outcome.stderr
-    finally:
-        for each in (agent, peer):
-            if each is not None:
-                each.kill()
-                each.wait()
