@@ -54,10 +54,11 @@ test: $(READY) ## run the tests, two at a time; ARGS goes to pytest
 chaos: $(READY) ## strike a digits run with 40 faults and compare its weights; ARGS="--seed 1 --faults 20"
 	@$(BIN)/python -m tests.chaos $(ARGS)
 
-lint: $(READY) ## check format, lint, types, shell scripts, the Dockerfile and, with promtool, the alerts
+lint: $(READY) ## check format, lint, types, imports, shell scripts, the Dockerfile and, with promtool, the alerts
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy --strict gfgw_prod
+	@$(BIN)/lint-imports --no-logo >/dev/null || $(BIN)/lint-imports --no-logo
 	@$(BIN)/shellcheck $(SCRIPTS)
 	@$(BIN)/hadolint Dockerfile
 	@! command -v promtool >/dev/null || promtool check config docker/prometheus/prometheus.yml >/dev/null
@@ -66,9 +67,9 @@ bench: $(READY) ## run the benchmarks; ARGS goes to them
 	@$(BIN)/python -m benchmarks $(ARGS)
 
 docs: $(READY) ## make the pages of docs/ that are made from code
-	@$(BIN)/python -m gfgw_prod.telemetry.metrics_page >docs/metrics.md
-	@$(BIN)/python -m gfgw_prod.manual settings >docs/settings.md
-	@$(BIN)/python -m gfgw_prod.manual exit-codes >docs/exit-codes.md
+	@$(BIN)/python -m docs.metrics_page >docs/metrics.md
+	@$(BIN)/python -m docs.manual settings >docs/settings.md
+	@$(BIN)/python -m docs.manual exit-codes >docs/exit-codes.md
 	@$(BIN)/python -m tests.licences >docs/licences.md
 
 sbom: $(READY) ## write the bill of materials of the image's packages to dist/sbom.json

@@ -5,21 +5,8 @@ from __future__ import annotations
 import sys
 
 import benchmarks.quality.__main__ as quality
-from benchmarks import (
-    auditing,
-    data,
-    digits_halves,
-    digits_quality,
-    digits_targets,
-    memory,
-    overhead,
-    recovery,
-    reduction,
-    saving,
-    scraping,
-    startup,
-    transport,
-)
+from benchmarks import auditing, data, memory, overhead, recovery, reduction, saving, scraping, startup, transport
+from benchmarks.quality import digits_halves, digits_quality, digits_targets
 
 BENCHMARKS = {
     "startup": startup.main,

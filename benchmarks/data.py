@@ -20,9 +20,9 @@ from PIL import Image
 
 from gfgw_prod.data.decoding import list_source
 from gfgw_prod.data.packing import pack
-from gfgw_prod.data.settings import DataSettings
 from gfgw_prod.data.sources import load_table
-from gfgw_prod.meter import Meter
+from gfgw_prod.process.meter import Meter
+from gfgw_prod.settings.data import DataSettings
 
 IMAGES, MANY = 60_000, 1_000_000
 ROWS, READS, READS_FROM_DISK = 256, 200, 20

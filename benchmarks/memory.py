@@ -28,7 +28,7 @@ HELD = {"MALLOC_MMAP_THRESHOLD_": "131072"}
 # A run, and the most anonymous memory that it ever had, kB.
 PEAK = """
 import os, sys, threading
-from gfgw_prod.cli import main
+from gfgw_prod.commands.cli import main
 from pathlib import Path
 over, most = threading.Event(), 0
 def look():

@@ -15,16 +15,17 @@ from typing import Any
 import torch
 
 from benchmarks.frozen import draw_frozen
-from gfgw_prod import settings_io
-from gfgw_prod.building import Parts, build
-from gfgw_prod.config import Config
 from gfgw_prod.data.sources import Table
 from gfgw_prod.data.stream import cell_stream
 from gfgw_prod.distributed.world import World
-from gfgw_prod.reporting import Reporter
-from gfgw_prod.resilience.checked_step import CheckedStep
-from gfgw_prod.resilience.number_guard import NumberGuard
+from gfgw_prod.resilience.bad_numbers import NumberGuard
+from gfgw_prod.settings import reading
+from gfgw_prod.settings.config import Config
 from gfgw_prod.telemetry.startup import Startup
+from gfgw_prod.training.building import build
+from gfgw_prod.training.checked_step import CheckedStep
+from gfgw_prod.training.reporting import Reporter
+from gfgw_prod.training.state import Parts
 
 RECOMMENDED = Path(__file__).resolve().parent.parent / "configs" / "cifar10.yaml"
 ROWS, BATCH, PERIODS = 50_000, 8, 3
@@ -49,7 +50,7 @@ class FullSize:
             "train": {"batch_size": BATCH, "cell_size": BATCH, "precision": "fp32"},
             "telemetry": {"progress": "off", "log_every_kimg": BATCH / 1000},
         }
-        self.config: Config = settings_io.resolve(settings_io.read_yaml(RECOMMENDED), local, changes)
+        self.config: Config = reading.resolve(reading.read_yaml(RECOMMENDED), local, changes)
         self.world = World(rank=0, world_size=1, device=torch.device("cpu"))
         self.parts: Parts = build(self.config, self.world, table, lambda line: None)
         bank = self.parts.bank.local

@@ -13,13 +13,15 @@ from pathlib import Path
 import torch
 
 from gfgw_prod.checkpoint.choosing import newest_good
-from gfgw_prod.checkpoint.reading import State, checkpoints
+from gfgw_prod.checkpoint.finding import checkpoints
+from gfgw_prod.checkpoint.local_storage import LocalStorage
+from gfgw_prod.checkpoint.reading import State
 from gfgw_prod.checkpoint.saving import Saver
 from gfgw_prod.checkpoint.staging import size_of
-from gfgw_prod.checkpoint.storage import LocalStorage
-from gfgw_prod.config import CheckpointSettings, GeneratorSettings
 from gfgw_prod.distributed.world import World
 from gfgw_prod.generator import build_generator
+from gfgw_prod.settings.networks import GeneratorSettings
+from gfgw_prod.settings.running import CheckpointSettings
 
 TURNS = 5
 FACTS = {

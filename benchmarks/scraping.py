@@ -19,17 +19,17 @@ from pathlib import Path
 import torch
 from prometheus_client import CollectorRegistry, generate_latest
 
-from gfgw_prod import settings_io
 from gfgw_prod.data.stream import CellRows
 from gfgw_prod.distributed.world import World
+from gfgw_prod.process.watchdog import Watch
 from gfgw_prod.resilience.starts import Starts
-from gfgw_prod.resilience.watchdog import Watch
+from gfgw_prod.settings import reading
 from gfgw_prod.telemetry.catalogue import CATALOGUE
 from gfgw_prod.telemetry.endpoint import Endpoint
 from gfgw_prod.telemetry.exposition import Prometheus
 from gfgw_prod.telemetry.health import Health
 from gfgw_prod.telemetry.startup import Startup
-from gfgw_prod.trainer import Run
+from gfgw_prod.training.trainer import Run
 
 DIGITS = Path(__file__).resolve().parent.parent / "configs" / "digits.yaml"
 RANKS = 16
@@ -122,7 +122,7 @@ def in_training() -> None:
             "train": {"total_kimg": 1e6},
             "telemetry": {"prometheus_port": port, "progress": "off"},
         }
-        config = settings_io.resolve(settings_io.read_yaml(DIGITS), changes)
+        config = reading.resolve(reading.read_yaml(DIGITS), changes)
         world = World(rank=0, world_size=1, device=torch.device("cpu"))
         starts = Starts(config.run.dir, config.resilience.max_no_progress, world)
         run = Run(config, world, starts, Startup())

@@ -11,11 +11,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gfgw_prod import settings_io
 from gfgw_prod.distributed.world import World
 from gfgw_prod.resilience.starts import Starts
+from gfgw_prod.settings import reading
 from gfgw_prod.telemetry.startup import Startup
-from gfgw_prod.trainer import Run
+from gfgw_prod.training.trainer import Run
 
 ROOT = Path(__file__).resolve().parent.parent
 MOST_PAIRS, SECONDS = 200, 40
@@ -31,9 +31,9 @@ class Stepper:
     """A digits run that makes steps and nothing else."""
 
     def __init__(self, settings: Mapping[str, Any], name: str, world: World):
-        base = settings_io.read_yaml(ROOT / "configs" / "digits.yaml")
+        base = reading.read_yaml(ROOT / "configs" / "digits.yaml")
         place = {"run": {"dir": str(Path(os.environ["SCRATCH"]) / name)}}
-        config = settings_io.resolve(base, {"resilience": {"audit_every_steps": 0}, **settings, **place})
+        config = reading.resolve(base, {"resilience": {"audit_every_steps": 0}, **settings, **place})
         world.barrier()
         starts = Starts(config.run.dir, config.resilience.max_no_progress, world)
         self.run, self.world, self.step = Run(config, world, starts, Startup()), world, 0

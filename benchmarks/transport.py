@@ -20,15 +20,16 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from gfgw_prod.config import DataSettings, TransportSettings
 from gfgw_prod.data.sources import Table, load_table
 from gfgw_prod.distributed.row_table import rows_per_block
 from gfgw_prod.distributed.world import World
 from gfgw_prod.features.bank import FeatureBank
 from gfgw_prod.features.extractors import PixelFeatures
+from gfgw_prod.settings.config import DataSettings, TransportSettings
 from gfgw_prod.transport import fused_gromov_wasserstein
 from gfgw_prod.transport.columns import Columns
-from gfgw_prod.transport.fgw import Options, solve
+from gfgw_prod.transport.coupling import Options
+from gfgw_prod.transport.fgw import solve
 from gfgw_prod.transport.matching import Matcher
 
 SLOTS, DIM, LAMBDA, EPSILON, TOLERANCE = 256, 384, 0.125, 0.05, 1e-4

@@ -1,18 +1,17 @@
 """``python -m gfgw_prod``, and the command ``gfgw``."""
 
-from gfgw_prod.resilience.standard_streams import open_closed_streams
+from gfgw_prod.process.standard_streams import open_closed_streams
 
 open_closed_streams()  # before anything is opened: it would get the number of a stream that is closed
 
-from gfgw_prod.resilience.signals import leave_before_training
+from gfgw_prod.process.signals import leave_before_training
 
 leave_before_training()  # before anything else is imported: that takes seconds, in which a signal may come
 
 import os
 import threading
 
-from gfgw_prod.resilience.leaving import code_of, end
-from gfgw_prod.resilience.orphans import die_with_agent
+from gfgw_prod.process.leaving import code_of, die_with_agent, end
 
 
 def main() -> int:
@@ -20,7 +19,7 @@ def main() -> int:
     die_with_agent()
     # Read once, by torch's import. A peer that cannot be reached gets a line of ours; torch would add C++ stacks to it.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
-    from gfgw_prod.cli import main as run
+    from gfgw_prod.commands.cli import main as run
 
     code = code_of(run)
     if any(thread.daemon for thread in threading.enumerate()):  # a save after an error, or torchdata's that prefetch

@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 
 from gfgw_prod.checkpoint.choosing import newest_good
-from gfgw_prod.checkpoint.reading import Checkpoint, checkpoints
+from gfgw_prod.checkpoint.finding import checkpoints
+from gfgw_prod.checkpoint.reading import Checkpoint
 from gfgw_prod.checkpoint.saving import Saver
-from gfgw_prod.checkpoint.storage import Storage, storage_at
-from gfgw_prod.config import CheckpointSettings
+from gfgw_prod.checkpoint.storage import Storage
+from gfgw_prod.checkpoint.storages import storage_at
 from gfgw_prod.distributed.world import World
+from gfgw_prod.settings.running import CheckpointSettings
 
 ALONE = World(rank=0, world_size=1, device=torch.device("cpu"))
 FACTS: dict[str, Any] = {

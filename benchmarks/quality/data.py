@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from sklearn.datasets import load_sample_images
 
-from gfgw_prod.config import DataSettings
 from gfgw_prod.data.sources import Table, load_table
+from gfgw_prod.settings.config import DataSettings
 
 SIDE, STRIDE = 32, 16  # of patches, pixels
 CLASSES = 2  # photographs

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from gfgw_prod.data.sources import Table
-from gfgw_prod.evaluation.frechet import frechet_distance, moments_of
-from gfgw_prod.samples import draw_samples
+from gfgw_prod.evaluation.distances import frechet_distance, moments_of
+from gfgw_prod.sampling.pictures import draw_samples
 
 SAMPLES, NOISE_SEED = 5_000, 0  # the same noise and classes for every run
 COMPONENTS, NEIGHBOURS = 32, 3

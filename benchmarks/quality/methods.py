@@ -14,16 +14,16 @@ import yaml
 from torch import nn
 
 from benchmarks.quality import objectives
-from gfgw_prod import schedule
-from gfgw_prod.building import build
-from gfgw_prod.config import Config
 from gfgw_prod.data.sources import Table
 from gfgw_prod.data.stream import CellRows, KeyedOrder, cell_stream
 from gfgw_prod.distributed.cells import random_stream, seeded_globally
 from gfgw_prod.distributed.reduction import gradient_norm, scale_gradients
 from gfgw_prod.distributed.world import World
 from gfgw_prod.generator.ema import Ema
-from gfgw_prod.optimizer import AdamW
+from gfgw_prod.settings import schedule
+from gfgw_prod.settings.config import Config
+from gfgw_prod.training.building import build
+from gfgw_prod.training.optimizer import AdamW
 
 DIGITS = Path(__file__).resolve().parents[2] / "configs" / "digits.yaml"
 

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from gfgw_prod.config import Config
 from gfgw_prod.data.sources import Table
 from gfgw_prod.features.extractors import build_extractor
 from gfgw_prod.generator import OneStepGenerator, SongUNet, interpolate
@@ -17,6 +16,7 @@ from gfgw_prod.generator.unet import PositionalEmbedding
 from gfgw_prod.losses.feature import feature_loss
 from gfgw_prod.losses.flow import flow_loss
 from gfgw_prod.losses.structure import structure_loss
+from gfgw_prod.settings.config import Config
 
 
 class Objective(nn.Module):

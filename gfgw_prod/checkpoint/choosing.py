@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from gfgw_prod.checkpoint.manifest import DamagedError
-from gfgw_prod.checkpoint.reading import UNREADABLE, Checkpoint, candidates, find
+from gfgw_prod.checkpoint.finding import candidates, find
+from gfgw_prod.checkpoint.reading import UNREADABLE, Checkpoint
 from gfgw_prod.checkpoint.storage import Storage
 from gfgw_prod.distributed.world import World
-from gfgw_prod.meter import MB, Meter, Mode
-from gfgw_prod.resilience.exit_codes import UserError
+from gfgw_prod.process.exit_codes import UserError
+from gfgw_prod.process.meter import MB, Meter, Mode
+from gfgw_prod.weights.unpickling import DamagedError
 
 
 class NoneGoodError(UserError):

@@ -7,7 +7,8 @@ from typing import Any
 
 from blake3 import blake3
 
-from gfgw_prod.resilience.exit_codes import UserError
+from gfgw_prod.process.exit_codes import UserError
+from gfgw_prod.weights.unpickling import DamagedError
 
 FORMAT = 4
 FACTS: dict[str, type | tuple[type, ...]] = {
@@ -18,10 +19,6 @@ FACTS: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("data_fingerprint", "arithmetic"), str),
 }
 METADATA = ".metadata"  # DCP's own account of its shards
-
-
-class DamagedError(Exception):
-    """A checkpoint, or its manifest, that is not what was written."""
 
 
 def encode(manifest: dict[str, Any]) -> bytes:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,15 +14,14 @@ import torch
 from blake3 import blake3
 from torch import Tensor
 
-from gfgw_prod.checkpoint.manifest import METADATA, DamagedError, decode
-from gfgw_prod.checkpoint.storage import BLOCK, MANIFEST, Storage
-from gfgw_prod.checkpoint.unpickling import read_metadata
+from gfgw_prod.checkpoint.manifest import METADATA
+from gfgw_prod.checkpoint.storage import BLOCK, Storage
 from gfgw_prod.distributed.world import World
-from gfgw_prod.resilience.exit_codes import UserError, one_line
+from gfgw_prod.process.exit_codes import UserError, one_line
+from gfgw_prod.weights.unpickling import DamagedError, read_metadata
 
 UNREADABLE = "cannot be read"
 State = dict[str, Tensor]
-NAME = re.compile(r"step-(\d{8,})(-[0-9a-f]{32})?")
 
 
 @dataclass(frozen=True)
@@ -166,55 +164,6 @@ def _reader(checkpoint: Checkpoint) -> Any:
     reader.fs = checkpoint.storage  # type: ignore[assignment]  # annotated as the local one, used as any
     reader.path = checkpoint.name
     return reader
-
-
-def find(storage: Storage, name: str) -> Checkpoint:
-    """The checkpoint in a directory of the storage.
-
-    Raises:
-        DamagedError: if its manifest is missing, damaged, or of another step.
-        UserError: if another version of this package wrote it.
-    """
-    try:
-        manifest = decode(storage.read(f"{name}/{MANIFEST}"))
-    except (FileNotFoundError, NotADirectoryError):
-        raise DamagedError(f"{MANIFEST} is missing") from None
-    except OSError as error:
-        raise DamagedError(f"{UNREADABLE} ({one_line(error, 200)})") from None
-    except DamagedError as damage:
-        raise DamagedError(f"{MANIFEST} {damage}") from None
-    except UserError as error:
-        raise UserError(f"{storage}/{name} {error}") from None
-    if _step_of(name) not in (manifest["step"], None):
-        raise DamagedError(f"{MANIFEST} is of step {manifest['step']}")
-    return Checkpoint(storage, name, manifest)
-
-
-def _step_of(name: str) -> int | None:
-    matched = NAME.fullmatch(name)
-    return int(matched[1]) if matched else None
-
-
-def name_of(step: int) -> str:
-    """The name of a step's checkpoint."""
-    return f"step-{step:08d}"
-
-
-def candidates(storage: Storage) -> list[tuple[int, str]]:
-    """Steps and names of what may be checkpoints, oldest first."""
-    steps = ((_step_of(name), name) for name in storage.committed())
-    return sorted((step, name) for step, name in steps if step is not None)
-
-
-def checkpoints(storage: Storage) -> list[Checkpoint]:
-    """Committed checkpoints, oldest first; a directory without a whole manifest is none."""
-    found = []
-    for _, name in candidates(storage):
-        try:
-            found.append(find(storage, name))
-        except (DamagedError, UserError):  # a UserError: of another version
-            continue
-    return found
 
 
 def _blake3(storage: Storage, path: str, told: Callable[[int], None]) -> str:

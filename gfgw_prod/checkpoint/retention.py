@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Container, Sequence
 
-from gfgw_prod.checkpoint.reading import Checkpoint, checkpoints
+from gfgw_prod.checkpoint.finding import checkpoints
+from gfgw_prod.checkpoint.reading import Checkpoint
 from gfgw_prod.checkpoint.storage import Storage
 
 

@@ -10,20 +10,22 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from gfgw_prod.checkpoint.manifest import DamagedError, encode
-from gfgw_prod.checkpoint.reading import Checkpoint, State, candidates, find, name_of
+from gfgw_prod.checkpoint.finding import candidates, find, name_of
+from gfgw_prod.checkpoint.manifest import encode
+from gfgw_prod.checkpoint.reading import Checkpoint, State
 from gfgw_prod.checkpoint.retention import retain
-from gfgw_prod.checkpoint.run_directory import claimed
 from gfgw_prod.checkpoint.staging import Stage, size_of
 from gfgw_prod.checkpoint.storage import MANIFEST, Storage
+from gfgw_prod.checkpoint.storages import claimed
 from gfgw_prod.checkpoint.uploading import News, Uploader
 from gfgw_prod.checkpoint.waiting import SLOWEST, wait_together
 from gfgw_prod.checkpoint.writing import HashingWriter
 from gfgw_prod.distributed.world import World
-from gfgw_prod.resilience.exit_codes import NoProgressError, UserError, described
+from gfgw_prod.process.exit_codes import NoProgressError, UserError, described
+from gfgw_prod.weights.unpickling import DamagedError
 
 if TYPE_CHECKING:
-    from gfgw_prod.config import CheckpointSettings
+    from gfgw_prod.settings.running import CheckpointSettings
 
 T = TypeVar("T")
 LAST_SECONDS = 20.0  # for a save in flight when training has failed

@@ -7,11 +7,12 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 
+from gfgw_prod.checkpoint.finding import candidates, find
 from gfgw_prod.checkpoint.manifest import encode
-from gfgw_prod.checkpoint.reading import Checkpoint, candidates, find
+from gfgw_prod.checkpoint.reading import Checkpoint
 from gfgw_prod.checkpoint.retention import retain
 from gfgw_prod.checkpoint.storage import BLOCK, MANIFEST, Storage
-from gfgw_prod.resilience.exit_codes import described
+from gfgw_prod.process.exit_codes import described
 
 News = tuple[int, int, dict[str, float]]
 

@@ -10,7 +10,7 @@ from datetime import timedelta
 import torch
 
 from gfgw_prod.distributed.world import World
-from gfgw_prod.resilience.watchdog import watch
+from gfgw_prod.process.watchdog import watch
 
 SLOWEST = timedelta(hours=6)  # a write on any rank, before the others take it for lost
 WAIT_SECONDS = 1.0  # for a thread, before all ranks let each other know that they still wait

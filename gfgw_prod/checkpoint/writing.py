@@ -13,7 +13,8 @@ from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
-from gfgw_prod.checkpoint.storage import LocalStorage, Storage
+from gfgw_prod.checkpoint.local_storage import LocalStorage
+from gfgw_prod.checkpoint.storage import Storage
 
 
 class _HashedFile:

@@ -11,7 +11,7 @@ from typing import Any
 
 from gfgw_prod.data.images import MOST_BYTES, SUFFIXES, OddImageError, Row, Rules, refuse_passing
 from gfgw_prod.data.listing import DATASET_JSON, Entry, Listing, labelled, labels_of, listing_of
-from gfgw_prod.resilience.exit_codes import UserError, described, reason
+from gfgw_prod.process.exit_codes import UserError, described, reason
 
 
 @dataclass

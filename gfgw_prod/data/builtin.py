@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from gfgw_prod.data.images import OddImageError, Row, Rules
 from gfgw_prod.data.listing import Entry, Listing, listing_of
-from gfgw_prod.resilience.exit_codes import UserError, one_line
+from gfgw_prod.process.exit_codes import UserError, one_line
 
 PATCH_SIDE, PATCH_STRIDE = 32, 16  # pixels
 PHOTOS = ("china.jpg", "flower.jpg")

@@ -20,12 +20,12 @@ from numpy.typing import NDArray
 
 from gfgw_prod.data.images import OddImageError, Rules
 from gfgw_prod.data.listing import Listing, Reader
-from gfgw_prod.resilience.exit_codes import UserError
-from gfgw_prod.resilience.orphans import PR_SET_PDEATHSIG
-from gfgw_prod.resilience.signals import STOP
+from gfgw_prod.process.exit_codes import UserError
+from gfgw_prod.process.leaving import PR_SET_PDEATHSIG
+from gfgw_prod.process.signals import STOP
 
 if TYPE_CHECKING:
-    from gfgw_prod.data.settings import DataSettings
+    from gfgw_prod.settings.data import DataSettings
 
 Shape = tuple[int, ...]
 CHUNK_ITEMS = 256

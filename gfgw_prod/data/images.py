@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from PIL.ImageFile import ImageFile
 
-from gfgw_prod.resilience.exit_codes import UserError, described, reason
+from gfgw_prod.process.exit_codes import UserError, described, reason
 
 Row = NDArray[np.uint8]
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "PPM")

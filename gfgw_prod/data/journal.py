@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gfgw_prod.data.packs import INDEX, LABELS, Fingerprint
-from gfgw_prod.resilience.exit_codes import UserError
+from gfgw_prod.process.exit_codes import UserError
 
 JOURNAL = "packing.jsonl"  # what it is of, then a line for every shard that is whole
 

@@ -16,9 +16,9 @@ from gfgw_prod.data.decoding import Chunk, Shape, common_shape, decoded
 from gfgw_prod.data.journal import JOURNAL, Part, Teller, enter, journal_of, parts_so_far
 from gfgw_prod.data.listing import Listing
 from gfgw_prod.data.packs import INDEX, LABELS, Fingerprint, Pack, Shard
-from gfgw_prod.durable import sync_directory, write_whole
-from gfgw_prod.resilience.exit_codes import UserError, reason
-from gfgw_prod.resilience.standard_streams import printable
+from gfgw_prod.process.durable import sync_directory, write_whole
+from gfgw_prod.process.exit_codes import UserError, reason
+from gfgw_prod.process.standard_streams import printable
 
 SHARD_BYTES = 1 << 28
 

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gfgw_prod.durable import write_whole
-from gfgw_prod.resilience.exit_codes import UserError, reason
+from gfgw_prod.process.durable import write_whole
+from gfgw_prod.process.exit_codes import UserError, reason
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer

@@ -11,7 +11,7 @@ from typing import Any
 from gfgw_prod.data.archive import files_of, stamp
 from gfgw_prod.data.images import MOST_BYTES, OddImageError, Row, Rules, refuse_passing
 from gfgw_prod.data.listing import Entry, Listing, listing_of
-from gfgw_prod.resilience.exit_codes import UserError, described
+from gfgw_prod.process.exit_codes import UserError, described
 
 
 @dataclass

@@ -16,14 +16,14 @@ from gfgw_prod.data.decoding import common_shape, decoded, list_source
 from gfgw_prod.data.listing import Listing
 from gfgw_prod.data.packing import tell_of_odd
 from gfgw_prod.data.packs import Fingerprint, Pack, Shards
-from gfgw_prod.data.settings import RULES
-from gfgw_prod.meter import MB, Meter, Mode
-from gfgw_prod.resilience.exit_codes import UserError
-from gfgw_prod.setting_types import as_written
+from gfgw_prod.process.exit_codes import UserError
+from gfgw_prod.process.meter import MB, Meter, Mode
+from gfgw_prod.settings.data import RULES
+from gfgw_prod.settings.types import as_written
 
 if TYPE_CHECKING:
-    from gfgw_prod.data.settings import DataSettings
     from gfgw_prod.distributed.world import World
+    from gfgw_prod.settings.data import DataSettings
 
 MOST_BYTES_UNPACKED = 2 << 30  # that every rank holds in memory, of a source that is not packed
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from gfgw_prod.config import DistributedSettings
+    from gfgw_prod.settings.running import DistributedSettings
 
 
 def derived_seed(seed: int, stream: str, *position: int) -> int:

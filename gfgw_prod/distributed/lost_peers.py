@@ -6,7 +6,7 @@ import re
 
 from torch.distributed import DistError
 
-from gfgw_prod.resilience.exit_codes import one_line
+from gfgw_prod.process.exit_codes import one_line
 
 ENDED = (
     r"closed by peer|reset by peer|broken pipe|connection refused|was likely closed|remote process exit|no route to"

@@ -18,10 +18,10 @@ from gfgw_prod.distributed.reduction import TreeSum, gradients
 from gfgw_prod.distributed.replicated import Replicated
 from gfgw_prod.distributed.sharded import Sharded
 from gfgw_prod.distributed.world import World
-from gfgw_prod.resilience.exit_codes import UserError
+from gfgw_prod.process.exit_codes import UserError
 
 if TYPE_CHECKING:
-    from gfgw_prod.config import DistributedSettings
+    from gfgw_prod.settings.running import DistributedSettings
 
 
 class Parallel(Protocol):

@@ -16,7 +16,7 @@ from gfgw_prod.distributed.reduction import TreeSum, exchange_nodes
 from gfgw_prod.distributed.world import World
 
 if TYPE_CHECKING:
-    from gfgw_prod.config import DistributedSettings
+    from gfgw_prod.settings.running import DistributedSettings
 
 
 class Sharded:

@@ -10,8 +10,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from gfgw_prod.durable import write_whole
-from gfgw_prod.resilience.exit_codes import UserError
+from gfgw_prod.process.durable import write_whole
+from gfgw_prod.process.exit_codes import UserError
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ import torch.utils.deterministic
 from torch import Tensor
 
 from gfgw_prod.distributed.torchrun import Place, place, speaks_for_its_node
-from gfgw_prod.resilience.exit_codes import UserError
+from gfgw_prod.process.exit_codes import UserError
 
 T = TypeVar("T")
 

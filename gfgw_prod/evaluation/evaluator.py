@@ -19,16 +19,15 @@ from gfgw_prod.data.stream import KeyedOrder
 from gfgw_prod.distributed.row_table import RowTable
 from gfgw_prod.distributed.world import World
 from gfgw_prod.evaluation import manifolds
-from gfgw_prod.evaluation.frechet import Moments, frechet_distance
-from gfgw_prod.evaluation.kernel import kernel_distance
+from gfgw_prod.evaluation.distances import Moments, frechet_distance, kernel_distance
 from gfgw_prod.evaluation.manifolds import Figures
-from gfgw_prod.evaluation.metrics import Plan
-from gfgw_prod.evaluation.names import FEWEST, Metric, SpaceName
 from gfgw_prod.evaluation.neighbours import Tick
+from gfgw_prod.evaluation.plan import Plan
 from gfgw_prod.evaluation.spaces import Space
-from gfgw_prod.resilience.exit_codes import UserError
-from gfgw_prod.samples import levels_of
-from gfgw_prod.sampling import CELL, Sampler, sampling_times, turns
+from gfgw_prod.process.exit_codes import UserError
+from gfgw_prod.sampling.pictures import levels_of
+from gfgw_prod.sampling.sampler import CELL, Sampler, sampling_times, turns
+from gfgw_prod.settings.evaluation import FEWEST, Metric, SpaceName
 
 BLOCK = 256  # images of one rank in one turn
 STREAM = "evaluate"

@@ -16,14 +16,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gfgw_prod import published
-from gfgw_prod.checkpoint.digest import weights_digest
-from gfgw_prod.evaluation.names import SpaceName
 from gfgw_prod.features.extractors import DINOV2, DINOV2_SIDE, IMAGENET_MEAN, IMAGENET_STD, dinov2_of_file
-from gfgw_prod.resilience.exit_codes import UserError, one_line
+from gfgw_prod.process.exit_codes import UserError, one_line
+from gfgw_prod.settings.evaluation import SpaceName
+from gfgw_prod.weights import published
+from gfgw_prod.weights.digest import weights_digest
 
 if TYPE_CHECKING:
-    from gfgw_prod.config import Config
+    from gfgw_prod.settings.config import Config
 
 DINOV2_LARGE = "vit_large_patch14_dinov2.lvd142m"
 NETWORKS: tuple[SpaceName, ...] = ("inception", "dinov2", "dinov2-small")

@@ -17,11 +17,11 @@ import torch
 from blake3 import blake3
 from torch import Tensor
 
-from gfgw_prod.durable import clear_partials, write_whole
-from gfgw_prod.resilience.exit_codes import UserError, reason
+from gfgw_prod.process.durable import clear_partials, write_whole
+from gfgw_prod.process.exit_codes import UserError, reason
 
 if TYPE_CHECKING:
-    from gfgw_prod.config import Config
+    from gfgw_prod.settings.config import Config
 
 
 class BankCache:

@@ -12,12 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gfgw_prod import published
-from gfgw_prod.published import obtained
-from gfgw_prod.resilience.exit_codes import UserError, one_line
+from gfgw_prod.process.exit_codes import UserError, one_line
+from gfgw_prod.weights import published
+from gfgw_prod.weights.published import obtained
 
 if TYPE_CHECKING:
-    from gfgw_prod.config import FeatureSettings
+    from gfgw_prod.settings.networks import FeatureSettings
 
 DINOV2 = "vit_small_patch14_dinov2.lvd142m"
 DINOV2_DIM = 384

@@ -10,11 +10,11 @@ from gfgw_prod.distributed.cells import seeded_globally
 from gfgw_prod.generator.edm_weights import load_edm
 from gfgw_prod.generator.precondition import OneStepGenerator, interpolate
 from gfgw_prod.generator.unet import SongUNet, UNetBlock
-from gfgw_prod.published import EDM, obtained
-from gfgw_prod.resilience.exit_codes import UserError
+from gfgw_prod.process.exit_codes import UserError
+from gfgw_prod.weights.published import EDM, obtained
 
 if TYPE_CHECKING:
-    from gfgw_prod.config import GeneratorSettings
+    from gfgw_prod.settings.networks import GeneratorSettings
 
 __all__ = ["OneStepGenerator", "SongUNet", "UNetBlock", "build_generator", "interpolate", "start_generator"]
 

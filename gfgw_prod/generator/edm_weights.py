@@ -15,9 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gfgw_prod.checkpoint.manifest import DamagedError
-from gfgw_prod.checkpoint.unpickling import unpickle
-from gfgw_prod.resilience.exit_codes import UserError, one_line
+from gfgw_prod.process.exit_codes import UserError, one_line
+from gfgw_prod.weights.unpickling import DamagedError, unpickle
 
 # Without a counterpart here: the augmentation's input, and constants of the resampling.
 UNUSED = ("map_augment.weight", "resample_filter")

@@ -14,7 +14,7 @@ torchrun's own options, and
 Every other failure is a crash: the workers are restarted `--max-restarts` times, then the agent leaves with 1.
 """
 
-from gfgw_prod.resilience.standard_streams import tell
+from gfgw_prod.process.standard_streams import tell
 
 
 def say(message: str) -> None:

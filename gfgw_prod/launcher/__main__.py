@@ -2,11 +2,11 @@
 
 import os
 
-from gfgw_prod.resilience.signals import leave_when_told
+from gfgw_prod.process.signals import leave_when_told
 
 if __name__ == "__main__":
     leave_when_told()
-    from gfgw_prod.resilience.leaving import code_of, end
+    from gfgw_prod.process.leaving import code_of, end
 
     # Read once, by the import. A peer that is lost gets a line of ours; torch would add a C++ stack for each attempt.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")

@@ -13,15 +13,13 @@ from torch.distributed.elastic.multiprocessing import LogsSpecs, SignalException
 from torch.distributed.elastic.multiprocessing.api import SubprocessContext
 from torch.distributed.elastic.rendezvous.api import RendezvousClosedError, RendezvousConnectionError
 
-from gfgw_prod import process_clock
 from gfgw_prod.launcher import say
 from gfgw_prod.launcher.ending import Ending
-from gfgw_prod.launcher.stopped import LATER_SECONDS, let_go_on
-from gfgw_prod.launcher.waiting_signals import waiting
-from gfgw_prod.resilience import first_word
-from gfgw_prod.resilience.causes import RESTART_CAUSE, Cause, of_exit_codes
-from gfgw_prod.resilience.exit_codes import BAD_INPUT, CRASH_LOOP, CRASHED, FINISHED, PREEMPTED
-from gfgw_prod.resilience.signals import PREEMPTION, STOP
+from gfgw_prod.launcher.torch_fixes import LATER_SECONDS, let_go_on, waiting
+from gfgw_prod.process import clock, first_word
+from gfgw_prod.process.exit_codes import BAD_INPUT, CRASH_LOOP, CRASHED, FINISHED, PREEMPTED
+from gfgw_prod.process.restart_causes import RESTART_CAUSE, Cause, of_exit_codes
+from gfgw_prod.process.signals import PREEMPTION, STOP
 
 # A rank that fails takes its peers' connections along: their nodes may see a crash before its own node has told why.
 CAUSE_SECONDS = 5.0
@@ -60,7 +58,7 @@ class ContractAgent(LocalElasticAgent):
         self.grace_seconds = grace_seconds
         self.final_code: int | None = None
         self._struck_at_work = False  # told to stop while workers were alive and none had failed
-        self._looked_at = process_clock.now()
+        self._looked_at = clock.now()
         self._cause: Cause | None = None  # of the next restart, if it is not that nodes come or go
         self._remaining_restarts = restarts_left
 
@@ -101,7 +99,7 @@ class ContractAgent(LocalElasticAgent):
             return self._looked_after(worker_group)
 
     def _looked_after(self, worker_group: WorkerGroup) -> RunResult:
-        self._looked_at = process_clock.now()  # failed workers' peers are stopped in here, too
+        self._looked_at = clock.now()  # failed workers' peers are stopped in here, too
         codes = self.exit_codes()
         if (known := verdict((), codes)) is not None:
             self.ending.declare(known)  # before the other nodes count the crash that they see for one
@@ -138,7 +136,7 @@ class ContractAgent(LocalElasticAgent):
         return result
 
     def _restart_workers(self, worker_group: WorkerGroup) -> None:
-        os.environ[process_clock.LAUNCHED_AT] = str(self._looked_at)
+        os.environ[clock.LAUNCHED_AT] = str(self._looked_at)
         os.environ[RESTART_CAUSE], self._cause = self._cause or "membership", None
         super()._restart_workers(worker_group)
 

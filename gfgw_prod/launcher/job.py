@@ -20,16 +20,15 @@ from torch.distributed.elastic.rendezvous.utils import _matches_machine_hostname
 from torch.distributed.launcher.api import LaunchConfig
 from torch.distributed.run import config_from_args, get_args_parser
 
-from gfgw_prod import process_clock
 from gfgw_prod.launcher import say
 from gfgw_prod.launcher.agent import ContractAgent
 from gfgw_prod.launcher.ending import Ending
-from gfgw_prod.launcher.logs import NoFiles
-from gfgw_prod.launcher.ports import keep_ports
-from gfgw_prod.resilience.causes import EXPECTED_RANKS, RESTART_CAUSE
-from gfgw_prod.resilience.exit_codes import BAD_INPUT, CRASHED, PREEMPTED, UserError
-from gfgw_prod.resilience.orphans import AGENT_PID
-from gfgw_prod.resilience.signals import finish_what_is_left, leave_when_told
+from gfgw_prod.launcher.torch_fixes import NoFiles, keep_ports
+from gfgw_prod.process import clock
+from gfgw_prod.process.exit_codes import BAD_INPUT, CRASHED, PREEMPTED, UserError
+from gfgw_prod.process.leaving import AGENT_PID
+from gfgw_prod.process.restart_causes import EXPECTED_RANKS, RESTART_CAUSE
+from gfgw_prod.process.signals import finish_what_is_left, leave_when_told
 
 LINGER_SECONDS = 10.0  # at most, for the other nodes to read why the job has ended
 LONGEST_PAUSE_SECONDS = 30.0  # of growing ones before a lost rendezvous is joined again
@@ -89,7 +88,7 @@ def launch(config: LaunchConfig, entrypoint: str, arguments: list[str], grace_se
             return attend(config, entrypoint, arguments, grace_seconds, restarts_left, hosting=hosting)
         except RendezvousLostError as lost:
             restarts_left = lost.restarts_left
-            os.environ[process_clock.LAUNCHED_AT] = str(process_clock.now())
+            os.environ[clock.LAUNCHED_AT] = str(clock.now())
             if lost.met:
                 alone_since = time.monotonic()
                 os.environ[RESTART_CAUSE] = "membership"
@@ -183,7 +182,7 @@ def main() -> int:
     os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
     keep_ports()
     os.environ[AGENT_PID] = str(os.getpid())
-    os.environ[process_clock.LAUNCHED_AT] = str(process_clock.began() or process_clock.now())
+    os.environ[clock.LAUNCHED_AT] = str(clock.began() or clock.now())
     options = get_args_parser().parse_args()
     has_files = options.log_dir is not None
     options.log_dir = options.log_dir or os.devnull

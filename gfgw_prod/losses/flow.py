@@ -7,7 +7,7 @@ import math
 import torch.nn.functional as F
 from torch import Tensor
 
-from gfgw_prod.resilience.exit_codes import UserError
+from gfgw_prod.process.exit_codes import UserError
 
 
 def flow_loss(predicted: Tensor, target: Tensor, *, huber: float, scales: int) -> Tensor:

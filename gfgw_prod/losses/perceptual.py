@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gfgw_prod.published import VGG16, obtained
-from gfgw_prod.resilience.exit_codes import UserError, one_line
+from gfgw_prod.process.exit_codes import UserError, one_line
+from gfgw_prod.weights.published import VGG16, obtained
 
 SMALLEST_SIDE = 32  # VGG halves the side four times before the last feature map of LPIPS
 

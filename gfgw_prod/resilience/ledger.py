@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
-from gfgw_prod.resilience.causes import CAUSES, Cause
+from gfgw_prod.process.restart_causes import CAUSES, Cause
 
 FILE = "ledger.json"
 EVERY_SECONDS = 5.0  # between notes of how far the run is

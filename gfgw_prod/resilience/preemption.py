@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from gfgw_prod.distributed.world import World
-from gfgw_prod.resilience.signals import PREEMPTION, SAME_REQUEST_SECONDS, leave, starting
+from gfgw_prod.process.signals import PREEMPTION, SAME_REQUEST_SECONDS, leave, starting
 
 
 class ToldToStopError(Exception):

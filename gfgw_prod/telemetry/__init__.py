@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from gfgw_prod.resilience.exit_codes import reason
-from gfgw_prod.resilience.standard_streams import tell
+from gfgw_prod.process.exit_codes import reason
+from gfgw_prod.process.standard_streams import tell
 from gfgw_prod.telemetry.catalogue import BY_TAG
 from gfgw_prod.telemetry.exposition import Prometheus
 from gfgw_prod.telemetry.sinks import JsonLines, Sink, TensorBoard, Values

@@ -17,7 +17,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.process_collector import ProcessCollector
 
-from gfgw_prod.resilience.exit_codes import UserError
+from gfgw_prod.process.exit_codes import UserError
 from gfgw_prod.telemetry.health import Health
 
 PROMPT_SECONDS = 0.002  # to say what one wants, and be answered at once

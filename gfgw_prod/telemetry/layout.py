@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gfgw_prod.resilience.causes import CAUSES
+from gfgw_prod.process.restart_causes import CAUSES
 from gfgw_prod.telemetry.catalogue import LOSS_TERMS
 from gfgw_prod.telemetry.phases import STEP_PHASES
 from gfgw_prod.telemetry.startup import PHASES

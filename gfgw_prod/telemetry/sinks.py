@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TextIO
 
 from torch import Tensor
 
-from gfgw_prod.resilience.standard_streams import tell
+from gfgw_prod.process.standard_streams import tell
 from gfgw_prod.telemetry.layout import custom_scalars
 
 if TYPE_CHECKING:

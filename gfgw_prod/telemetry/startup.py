@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Literal, get_args
 
-from gfgw_prod import process_clock
+from gfgw_prod.process import clock
 
 Phase = Literal["launcher", "imports", "rendezvous", "data", "generator", "bank", "checkpoint", "first_step"]
 PHASES: tuple[Phase, ...] = get_args(Phase)
@@ -21,8 +21,8 @@ class Startup:
 
     def __init__(self) -> None:
         self._seconds: dict[Phase, float] = {}
-        self._last, began = process_clock.now(), process_clock.began()
-        launched = os.environ.pop(process_clock.LAUNCHED_AT, None)
+        self._last, began = clock.now(), clock.began()
+        launched = os.environ.pop(clock.LAUNCHED_AT, None)
         if began is not None:
             if launched is not None:
                 self._seconds["launcher"] = max(began - float(launched), 0.0)
@@ -30,7 +30,7 @@ class Startup:
 
     def done(self, phase: Phase) -> None:
         """A phase ends now, and the next begins."""
-        then, self._last = self._last, process_clock.now()
+        then, self._last = self._last, clock.now()
         self._seconds[phase] = self._last - then
 
     @property

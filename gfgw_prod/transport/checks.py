@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from gfgw_prod.transport.fgw import Options, Start
+    from gfgw_prod.transport.coupling import Options, Start
 
 SUM_ERROR = 1e-4  # of a marginal
 SMALLEST_EPSILON = 1e-30  # costs over less leave the range of float32

@@ -20,7 +20,7 @@ from torch import Tensor
 from gfgw_prod.distributed.row_table import RowTable
 from gfgw_prod.distributed.world import World
 from gfgw_prod.transport.columns import Columns
-from gfgw_prod.transport.fgw import Start
+from gfgw_prod.transport.coupling import Start
 from gfgw_prod.transport.plan import Plan
 
 

@@ -10,7 +10,6 @@ contracts fast, where one on loose couplings creeps.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -24,8 +23,9 @@ from gfgw_prod.transport.checks import (
     checked_start,
 )
 from gfgw_prod.transport.columns import Columns
+from gfgw_prod.transport.coupling import COLD, Options, Start, Status
 from gfgw_prod.transport.geometry import Cosine, Euclidean, Geometry
-from gfgw_prod.transport.plan import Plan, Status
+from gfgw_prod.transport.plan import Plan
 from gfgw_prod.transport.sinkhorn import Sinkhorn
 
 FLOOR = 16  # machine epsilons: relative changes of the state below are rounding
@@ -33,33 +33,8 @@ SLOWEST = 0.99  # rate of the outer iteration beyond which what is left to go ca
 INNER_TOLERANCE = 5e-3  # of the first inner problem, its square of the second, and so on
 
 
-@dataclass(frozen=True)
-class Start:
-    """Where to go on from: a column potential ``(m,)`` in units of the cost, and a state of the geometry."""
-
-    g: Tensor | None = None
-    state: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class Options:
-    """How to solve; see ``fused_gromov_wasserstein``."""
-
-    structure_weight: float
-    epsilon: float
-    geometry: Literal["cosine", "euclidean"] = "cosine"
-    marginal: Literal["balanced", "semi_relaxed"] = "balanced"
-    max_outer_iterations: int = 50
-    max_inner_iterations: int = 2000
-    tolerance: float = 1e-6
-    anneal_from: float | None = None
-    fixed_trips: bool = False
-    pull: Tensor | None = None  # of geometry ``Cosine``
-    column_step: float | None = None  # of ``Sinkhorn.run_once``, made once instead of solving for the marginals
-
-
 def solve(
-    x: Tensor, p: Tensor, columns: Columns, options: Options, row_labels: Tensor | None = None, start: Start = Start()
+    x: Tensor, p: Tensor, columns: Columns, options: Options, row_labels: Tensor | None = None, start: Start = COLD
 ) -> Plan:
     """Couples rows ``x (n, d)`` of masses ``p`` with columns that may be spread over ranks. Collective.
 
@@ -171,7 +146,7 @@ def fused_gromov_wasserstein(
     tolerance: float = 1e-6,
     anneal_from: float | None = None,
     fixed_trips: bool = False,
-    start: Start = Start(),
+    start: Start = COLD,
 ) -> Plan:
     """Couples unit rows ``x (n, d)`` with unit rows ``y (N, d)`` by entropic fused Gromov-Wasserstein.
 

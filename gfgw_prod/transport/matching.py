@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize, pad
 
-from gfgw_prod import schedule
 from gfgw_prod.data.stream import KeyedOrder
+from gfgw_prod.settings import schedule
 from gfgw_prod.transport.columns import Columns
-from gfgw_prod.transport.coupling import Backend, Coupling
+from gfgw_prod.transport.coupling import Backend, Coupling, Options, Start
 from gfgw_prod.transport.dual import PersistentDual
-from gfgw_prod.transport.fgw import Options, Start, solve
+from gfgw_prod.transport.fgw import solve
 from gfgw_prod.transport.plan import Plan
 from gfgw_prod.transport.pot import solve_with_pot
 from gfgw_prod.transport.usage import Usage
@@ -25,7 +25,7 @@ from gfgw_prod.transport.usage import Usage
 if TYPE_CHECKING:
     from gfgw_prod.data.sources import Table
     from gfgw_prod.features.bank import FeatureBank
-    from gfgw_prod.transport.settings import TransportSettings
+    from gfgw_prod.settings.transport import TransportSettings
 
 BACKENDS: dict[str, Backend] = {"native": solve, "pot": solve_with_pot}
 

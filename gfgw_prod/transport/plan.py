@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from gfgw_prod.transport.columns import Columns
+from gfgw_prod.transport.coupling import Status
 from gfgw_prod.transport.geometry import Geometry
 from gfgw_prod.transport.sinkhorn import MASS_BITS, RATIO_BITS, Sinkhorn
 
@@ -20,29 +21,6 @@ class Potentials:
 
     f: Tensor
     g: Tensor
-
-
-@dataclass(frozen=True)
-class Status:
-    """How the solver ended. In fixed-trip mode the errors stay on the device until they are asked for."""
-
-    outer_iterations: int
-    inner_iterations: int
-    hessians: int  # built for Newton's steps
-    kernel_builds: int
-    error: Tensor | float
-    change: Tensor | float
-    tolerance: float
-
-    @property
-    def marginal_error(self) -> float:
-        """L1 error of one marginal, almost always the rows'. The other is exact, or not asked for."""
-        return float(self.error)
-
-    @property
-    def converged(self) -> bool:
-        """Whether the marginal error and what is left to go of the state, relative, are within the tolerance."""
-        return self.marginal_error <= self.tolerance and float(self.change) <= self.tolerance
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gfgw_prod.resilience.exit_codes import UserError
+from gfgw_prod.process.exit_codes import UserError
 from gfgw_prod.transport.columns import Columns
-from gfgw_prod.transport.fgw import Options, Start
-from gfgw_prod.transport.plan import Status, renormalised_entropy
+from gfgw_prod.transport.coupling import Options, Start, Status
+from gfgw_prod.transport.plan import renormalised_entropy
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 
-from gfgw_prod.resilience.exit_codes import PREEMPTED
+from gfgw_prod.process.exit_codes import PREEMPTED
 
 from ..process import runs
 from .job import BATCH, EVERY, Job, undisturbed

@@ -12,7 +12,7 @@ from pathlib import Path
 from random import Random
 from typing import Protocol
 
-from gfgw_prod.resilience.exit_codes import PREEMPTED
+from gfgw_prod.process.exit_codes import PREEMPTED
 
 from ..process import runs
 from ..process.two_hosts import CANNOT

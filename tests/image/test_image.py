@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from gfgw_prod.resilience.exit_codes import BAD_INPUT, PREEMPTED
+from gfgw_prod.process.exit_codes import BAD_INPUT, PREEMPTED
 
 from ..process import runs
 from .engine import BASE, HOST, IMAGE, do, missing, podman, secret_words

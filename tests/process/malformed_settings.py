@@ -6,7 +6,7 @@ import random
 from collections.abc import Iterator
 from typing import Any
 
-from gfgw_prod.config import Config
+from gfgw_prod.settings.config import Config
 
 Schema = dict[str, Any]
 SCHEMA = Config.model_json_schema()

@@ -21,12 +21,12 @@ import torch.distributed.device_mesh
 import torch.distributed.fsdp  # before ranks are forked, so that it is imported once
 from torch import Tensor, nn
 
-from gfgw_prod.config import DistributedSettings
 from gfgw_prod.distributed.checksums import checksum
 from gfgw_prod.distributed.parallel import Parallel, parallelise
 from gfgw_prod.distributed.shards import local
 from gfgw_prod.distributed.world import World
-from gfgw_prod.resilience.checked_step import STAGES, Fingerprint
+from gfgw_prod.settings.running import DistributedSettings
+from gfgw_prod.training.checked_step import STAGES, Fingerprint
 
 CPU = torch.device("cpu")
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gfgw_prod.checkpoint.run_directory import find_checkpoints
-from gfgw_prod.settings_io import setting_names
+from gfgw_prod.checkpoint.finding import find_checkpoints
+from gfgw_prod.settings.reading import setting_names
 from tests import image_files
 
 from . import runs

@@ -10,7 +10,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from gfgw_prod.resilience.exit_codes import CRASH_LOOP, CRASHED, FINISHED, PREEMPTED
+from gfgw_prod.process.exit_codes import CRASH_LOOP, CRASHED, FINISHED, PREEMPTED
 
 from . import copies, runs
 

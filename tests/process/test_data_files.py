@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from gfgw_prod import cli
-from gfgw_prod.data.settings import DataSettings
+from gfgw_prod.commands import cli
 from gfgw_prod.data.sources import load_table
+from gfgw_prod.settings.data import DataSettings
 from tests import image_files
 
 from . import runs

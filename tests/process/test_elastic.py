@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from gfgw_prod.resilience.exit_codes import PREEMPTED
+from gfgw_prod.process.exit_codes import PREEMPTED
 
 from . import runs
 from .two_hosts import CANNOT

@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from gfgw_prod.evaluation.names import FIGURES
+from gfgw_prod.sampling.trained import read_trained
+from gfgw_prod.settings.evaluation import FIGURES
 from gfgw_prod.telemetry.catalogue import EVALUATION
-from gfgw_prod.trained import read_trained
 
 from . import runs
 

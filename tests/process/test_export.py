@@ -8,12 +8,12 @@ import onnxruntime
 import pytest
 import torch
 
-from gfgw_prod import cli
-from gfgw_prod.checkpoint.digest import weights_digest
-from gfgw_prod.checkpoint.run_directory import find_checkpoints
+from gfgw_prod.checkpoint.finding import find_checkpoints
+from gfgw_prod.commands import cli
 from gfgw_prod.distributed.cells import random_stream
-from gfgw_prod.samples import draw_samples
-from gfgw_prod.trained import load_generator, read_file
+from gfgw_prod.sampling.pictures import draw_samples
+from gfgw_prod.sampling.trained import load_generator, read_file
+from gfgw_prod.weights.digest import weights_digest
 
 from . import runs
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from gfgw_prod.resilience.exit_codes import CRASH_LOOP, NoProgressError
+from gfgw_prod.process.exit_codes import CRASH_LOOP, NoProgressError
 
 from ..checkpoints import Keeper, assert_holds, choose, state, steps
 from . import runs

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from gfgw_prod.resilience.exit_codes import PREEMPTED
+from gfgw_prod.process.exit_codes import PREEMPTED
 
 from . import copies, runs
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from gfgw_prod.resilience.exit_codes import BAD_INPUT, CRASH_LOOP, CRASHED, FINISHED, PREEMPTED
+from gfgw_prod.process.exit_codes import BAD_INPUT, CRASH_LOOP, CRASHED, FINISHED, PREEMPTED
 
 from . import runs
 from .two_hosts import CANNOT, TwoHosts

@@ -23,7 +23,7 @@ from .malformed_inputs import Case
 LIMIT_SECONDS = 60  # of any one case; most take a twentieth of a second
 CASES = malformed_inputs.cases()
 pytestmark = pytest.mark.timeout(900)  # all cases are run for the first test; on two idle cores they take a minute
-LIGHT = ("gfgw_prod.cli",)
+LIGHT = ("gfgw_prod.commands.cli",)
 HEAVY = (
     *(f"gfgw_prod.{name}" for name in ("trainer", "dry_run", "export", "doctor", "checkpoint.remote_storage")),
     *("timm", "lpips", "torchvision", "huggingface_hub", "tensorboard", "prometheus_client", "safetensors.torch"),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gfgw_prod.resilience.exit_codes import CRASHED
+from gfgw_prod.process.exit_codes import CRASHED
 
 from . import copies, runs
 

@@ -11,8 +11,9 @@ from typing import Any
 import kubernetes_validate
 import pytest
 
-from gfgw_prod import cli, settings_io
-from gfgw_prod.resilience.exit_codes import BAD_INPUT, CRASH_LOOP, CRASHED, PREEMPTED
+from gfgw_prod.commands import cli
+from gfgw_prod.process.exit_codes import BAD_INPUT, CRASH_LOOP, CRASHED, PREEMPTED
+from gfgw_prod.settings import reading
 
 from . import runs
 from .manifests import CANNOT, CONFIG_PLACE, DIRECTORY, KUBERNETES, Manifests
@@ -121,7 +122,7 @@ def test_probes_that_end_pods_outlast_a_rendezvous(manifests: Manifests) -> None
 
 def test_liveness_comes_after_the_run_s_own_watch(manifests: Manifests, tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text(manifests.settings)
-    config = settings_io.resolve(settings_io.read_yaml(tmp_path / "run.yaml"))
+    config = reading.resolve(reading.read_yaml(tmp_path / "run.yaml"))
     assert manifests.patience("livenessProbe") > config.resilience.hang_seconds
 
 
@@ -150,7 +151,7 @@ def test_pods_have_names_that_resolve_before_they_are_ready(manifests: Manifests
 
 def test_runs_and_data_are_kept_and_nothing_else_is_written(manifests: Manifests, tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text(manifests.settings)
-    config = settings_io.resolve(settings_io.read_yaml(tmp_path / "run.yaml"))
+    config = reading.resolve(reading.read_yaml(tmp_path / "run.yaml"))
     claims = {each["name"] for each in manifests.pod["volumes"] if "persistentVolumeClaim" in each}
     mounts = {each["mountPath"]: each["name"] for each in manifests.trainer["volumeMounts"]}
     for kept in (config.run.dir, config.data.path or Path("data")):

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from gfgw_prod import __version__
-from gfgw_prod.resilience.orphans import AGENT_PID
+from gfgw_prod.process.leaving import AGENT_PID
 
 from . import runs
 
@@ -34,7 +34,7 @@ def test_rank_that_comes_up_after_its_agent_has_gone_does_nothing() -> None:
 
 def test_what_a_rank_starts_has_the_rank_for_its_parent_and_not_the_agent() -> None:
     rank = (
-        "import subprocess, sys; from gfgw_prod.resilience.orphans import die_with_agent; die_with_agent(); "
+        "import subprocess, sys; from gfgw_prod.process.leaving import die_with_agent; die_with_agent(); "
         "sys.exit(subprocess.run([sys.executable, '-m', 'gfgw_prod', '--version']).returncode)"
     )
     outcome = runs.execute([sys.executable, "-c", rank], {AGENT_PID: str(os.getpid())})

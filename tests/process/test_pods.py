@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from gfgw_prod.resilience.exit_codes import PREEMPTED
+from gfgw_prod.process.exit_codes import PREEMPTED
 
 from . import manifests, runs
 from .two_hosts import CANNOT, TwoHosts

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from gfgw_prod import settings_io
+from gfgw_prod.settings import reading
 
 from . import runs
 
@@ -65,7 +65,7 @@ def test_records_are_finite_and_know_where_they_stand(reference: Path) -> None:
 
 
 def test_configuration_file_resolves_to_the_run_s_own_configuration(reference: Path) -> None:
-    resolved = settings_io.resolve(settings_io.read_yaml(reference / "config.yaml"))
+    resolved = reading.resolve(reading.read_yaml(reference / "config.yaml"))
     assert resolved.model_dump(mode="json") == runs.manifest(reference, runs.STEPS)["config"]
     assert resolved.run.dir == reference
     assert (resolved.train.batch_size, resolved.total_steps) == (runs.BATCH, runs.STEPS)

@@ -8,13 +8,13 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from gfgw_prod.resilience.exit_codes import PREEMPTED
+from gfgw_prod.process.exit_codes import PREEMPTED
 
 from . import runs
 
 # Python then tells on stderr of each module, when it has been imported.
 TOLD = {"PYTHONPROFILEIMPORTTIME": "1", "NPROC": "2"}
-FIRST = "gfgw_prod.resilience.leaving"  # when this module comes, what answers signals is in place
+FIRST = "gfgw_prod.process.leaving"  # when this module comes, what answers signals is in place
 SEED = 7
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from gfgw_prod.resilience.exit_codes import CRASHED, PREEMPTED
+from gfgw_prod.process.exit_codes import CRASHED, PREEMPTED
 
 from . import runs
 

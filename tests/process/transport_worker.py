@@ -11,9 +11,9 @@ from gfgw_prod.data.sources import Table
 from gfgw_prod.distributed.world import World
 from gfgw_prod.features.bank import FeatureBank
 from gfgw_prod.features.extractors import PixelFeatures
+from gfgw_prod.settings.transport import TransportSettings
 from gfgw_prod.transport.matching import Matcher
 from gfgw_prod.transport.plan import Plan
-from gfgw_prod.transport.settings import TransportSettings
 
 ROWS, SLOTS, CLASSES, STEPS = int(sys.argv[2]), 48, 3, 3
 

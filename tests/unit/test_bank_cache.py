@@ -9,16 +9,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gfgw_prod.config import FeatureSettings
-from gfgw_prod.data.settings import DataSettings
 from gfgw_prod.data.sources import Table, load_table
 from gfgw_prod.distributed.world import World
 from gfgw_prod.features.bank import FeatureBank
 from gfgw_prod.features.bank_cache import BankCache
 from gfgw_prod.features.extractors import PixelFeatures
-from gfgw_prod.resilience.exit_codes import UserError
-from gfgw_prod.resilience.guards import facts_of
-from gfgw_prod.settings_io import resolve
+from gfgw_prod.process.exit_codes import UserError
+from gfgw_prod.resilience.same_run import facts_of
+from gfgw_prod.settings.data import DataSettings
+from gfgw_prod.settings.networks import FeatureSettings
+from gfgw_prod.settings.reading import resolve
 
 
 class Counted(nn.Module):

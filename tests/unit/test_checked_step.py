@@ -11,17 +11,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gfgw_prod import settings_io
-from gfgw_prod.checkpoint.digest import weights_digest
-from gfgw_prod.checkpoint.reading import checkpoints
-from gfgw_prod.config import ResilienceSettings
+from gfgw_prod.checkpoint.finding import checkpoints
 from gfgw_prod.distributed.world import World
 from gfgw_prod.generator import UNetBlock
-from gfgw_prod.resilience.exit_codes import HardwareError, NoProgressError
-from gfgw_prod.resilience.number_guard import NumberGuard
+from gfgw_prod.process.exit_codes import HardwareError, NoProgressError
+from gfgw_prod.resilience.bad_numbers import NumberGuard
 from gfgw_prod.resilience.starts import Starts
+from gfgw_prod.settings import reading
+from gfgw_prod.settings.running import ResilienceSettings
 from gfgw_prod.telemetry.startup import Startup
-from gfgw_prod.trainer import Run
+from gfgw_prod.training.trainer import Run
+from gfgw_prod.weights.digest import weights_digest
 
 from ..checkpoints import ALONE
 from ..process.runs import free_port
@@ -53,7 +53,7 @@ def run_in(
         "run": {"dir": str(directory)},
         "resilience": {"skips_before_rollback": 2, **resilience},
     }
-    config = settings_io.resolve(settings)
+    config = reading.resolve(settings)
     run = Run(config, world, Starts(config.run.dir, config.resilience.max_no_progress, world), Startup())
     run.resume()
     return run

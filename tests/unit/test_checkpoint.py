@@ -10,13 +10,14 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 
-from gfgw_prod.checkpoint.digest import weights_digest
+from gfgw_prod.checkpoint.finding import checkpoints
+from gfgw_prod.checkpoint.local_storage import LocalStorage
 from gfgw_prod.checkpoint.manifest import FORMAT, encode
-from gfgw_prod.checkpoint.reading import checkpoints
 from gfgw_prod.checkpoint.staging import Stage
-from gfgw_prod.checkpoint.storage import MANIFEST, LocalStorage
+from gfgw_prod.checkpoint.storage import MANIFEST
 from gfgw_prod.distributed.world import World
-from gfgw_prod.resilience.exit_codes import UserError
+from gfgw_prod.process.exit_codes import UserError
+from gfgw_prod.weights.digest import weights_digest
 
 from ..checkpoints import ALONE, FACTS, Keeper, assert_holds, choose, names, state, steps
 

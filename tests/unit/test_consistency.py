@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import torch
 
-from gfgw_prod import settings_io
-from gfgw_prod.building import Parts, build
-from gfgw_prod.config import Config
 from gfgw_prod.data.sources import load_table
 from gfgw_prod.data.stream import cell_stream
 from gfgw_prod.generator import interpolate
 from gfgw_prod.losses.flow import flow_distances
-from gfgw_prod.step_result import StepResult
-from gfgw_prod.times import draw_times, nearer_times
+from gfgw_prod.settings import reading
+from gfgw_prod.settings.config import Config
+from gfgw_prod.training.building import build
+from gfgw_prod.training.consistency import nearer_times
+from gfgw_prod.training.state import Parts
+from gfgw_prod.training.step_data import StepResult
+from gfgw_prod.training.times import draw_times
 
 from ..checkpoints import ALONE
 
@@ -21,7 +23,7 @@ SIZE, CELL_SIZE = 32, 16
 
 def config_with(**consistency: float | str) -> Config:
     """Digits, every step before t = 1."""
-    return settings_io.resolve(
+    return reading.resolve(
         {
             "data": {"source": "digits"},
             "generator": {

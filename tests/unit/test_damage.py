@@ -18,10 +18,11 @@ from blake3 import blake3
 from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING, ChunkStorageMetadata, Metadata
 
 from gfgw_prod.checkpoint.choosing import set_aside
-from gfgw_prod.checkpoint.manifest import METADATA, DamagedError, decode, encode
-from gfgw_prod.checkpoint.reading import checkpoints
-from gfgw_prod.checkpoint.storage import MANIFEST, LocalStorage
-from gfgw_prod.checkpoint.unpickling import read_metadata
+from gfgw_prod.checkpoint.finding import checkpoints
+from gfgw_prod.checkpoint.local_storage import LocalStorage
+from gfgw_prod.checkpoint.manifest import METADATA, decode, encode
+from gfgw_prod.checkpoint.storage import MANIFEST
+from gfgw_prod.weights.unpickling import DamagedError, read_metadata
 
 from ..checkpoints import Keeper, assert_holds, choose
 

@@ -9,9 +9,9 @@ import torch
 
 from gfgw_prod.data.decoding import list_source
 from gfgw_prod.data.images import Rules
-from gfgw_prod.data.settings import DataSettings
 from gfgw_prod.data.sources import load_table
-from gfgw_prod.resilience.exit_codes import UserError
+from gfgw_prod.process.exit_codes import UserError
+from gfgw_prod.settings.data import DataSettings
 from tests import image_files
 
 from . import damaged_data

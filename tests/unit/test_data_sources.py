@@ -14,9 +14,9 @@ import torch
 from sklearn.datasets import load_digits
 from torchvision.datasets import CIFAR10
 
-from gfgw_prod.config import DataSettings
 from gfgw_prod.data.sources import Table, load_table, shape_and_classes
-from gfgw_prod.resilience.exit_codes import UserError
+from gfgw_prod.process.exit_codes import UserError
+from gfgw_prod.settings.config import DataSettings
 
 ARCHIVE = "cifar-10-python.tar.gz"
 

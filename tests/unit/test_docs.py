@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from gfgw_prod.manual import PAGES as MADE
-from gfgw_prod.resilience import exit_codes
-from gfgw_prod.settings_io import setting_names
+from docs.manual import PAGES as MADE
+from gfgw_prod.process import exit_codes
+from gfgw_prod.settings.reading import setting_names
 from gfgw_prod.telemetry.catalogue import CATALOGUE
 
 from ..licences import ROOT, locked

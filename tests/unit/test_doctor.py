@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from gfgw_prod import doctor, published
-from gfgw_prod.doctor import gpus, host, storage
-from gfgw_prod.resilience.exit_codes import FINISHED
+from gfgw_prod.commands import doctor
+from gfgw_prod.commands.doctor import gpus, host, storage
+from gfgw_prod.process.exit_codes import FINISHED
+from gfgw_prod.weights import published
 
 
 @pytest.mark.parametrize(

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from gfgw_prod.config import GeneratorSettings
-from gfgw_prod.dry_run import plan, saved_bytes
+from gfgw_prod.commands.dry_run import plan, saved_bytes
 from gfgw_prod.generator import build_generator
-from gfgw_prod.precision import Precision
-from gfgw_prod.resilience.exit_codes import UserError
-from gfgw_prod.settings_io import resolve
+from gfgw_prod.process.exit_codes import UserError
+from gfgw_prod.settings.networks import GeneratorSettings
+from gfgw_prod.settings.reading import resolve
+from gfgw_prod.training.precision import Precision
 
 SMALL = GeneratorSettings(model_channels=16, channel_mult=(1, 2), num_blocks=1, attention_resolutions=(8,))
 SHAPE = (3, 16, 16)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from gfgw_prod.generator.ema import Ema
-from gfgw_prod.schedule import ema_decay
+from gfgw_prod.settings.schedule import ema_decay
 
 
 def layer() -> torch.nn.Linear:

@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 from prometheus_client import Gauge
 
-from gfgw_prod.resilience.exit_codes import UserError
-from gfgw_prod.resilience.watchdog import Watch
+from gfgw_prod.process.exit_codes import UserError
+from gfgw_prod.process.watchdog import Watch
 from gfgw_prod.telemetry import endpoint
 from gfgw_prod.telemetry.endpoint import Endpoint
 from gfgw_prod.telemetry.health import Health

@@ -11,18 +11,18 @@ import numpy as np
 import pytest
 import torch
 
-from gfgw_prod import cli
-from gfgw_prod.config import GeneratorSettings
-from gfgw_prod.data.settings import DataSettings
+from gfgw_prod.commands import cli
+from gfgw_prod.commands.evaluation_curves import curve_name
+from gfgw_prod.commands.options import Asked
 from gfgw_prod.data.sources import load_table
-from gfgw_prod.evaluation.asked import Asked
-from gfgw_prod.evaluation.curves import curve_name
-from gfgw_prod.evaluation.metrics import Plan, plan_of
-from gfgw_prod.evaluation.names import SpaceName
+from gfgw_prod.evaluation.plan import Plan, plan_of
 from gfgw_prod.evaluation.spaces import Files
 from gfgw_prod.generator import build_generator
-from gfgw_prod.settings_io import resolve
-from gfgw_prod.trained import TrainedGenerator, read_trained, to_safetensors
+from gfgw_prod.sampling.trained import TrainedGenerator, read_trained, to_safetensors
+from gfgw_prod.settings.data import DataSettings
+from gfgw_prod.settings.evaluation import SpaceName
+from gfgw_prod.settings.networks import GeneratorSettings
+from gfgw_prod.settings.reading import resolve
 from tests import image_files
 
 SMALL = GeneratorSettings(model_channels=8, channel_mult=(1,), num_blocks=1, attention_resolutions=())

@@ -8,15 +8,14 @@ from torch import Tensor
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 from torch_fidelity.metric_kid import kid_features_to_metric
 
-from gfgw_prod.config import DataSettings
 from gfgw_prod.data.sources import load_table
 from gfgw_prod.distributed.row_table import RowTable
 from gfgw_prod.distributed.world import World
-from gfgw_prod.evaluation import kernel, manifolds, neighbours
-from gfgw_prod.evaluation.frechet import frechet_distance, moments_of
-from gfgw_prod.evaluation.kernel import kernel_distance, squared_mmd
+from gfgw_prod.evaluation import distances, manifolds, neighbours
+from gfgw_prod.evaluation.distances import frechet_distance, kernel_distance, moments_of, squared_mmd
 from gfgw_prod.evaluation.spaces import Pixels
-from gfgw_prod.samples import levels_of
+from gfgw_prod.sampling.pictures import levels_of
+from gfgw_prod.settings.config import DataSettings
 
 
 def rows(count: int, dim: int, seed: int) -> Tensor:
@@ -111,7 +110,7 @@ def test_kernel_distance_agrees_with_torch_fidelity(alone: World) -> None:
 def test_kernel_distance_of_many_rows_is_a_mean_over_keyed_subsets(
     alone: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kernel, "SUBSET_ROWS", 200)
+    monkeypatch.setattr(distances, "SUBSET_ROWS", 200)
     first, second = rows(300, 4, 0) / 4, rows(240, 4, 1) / 4
     tables = RowTable.of(first, alone), RowTable.of(second, alone)
     found, deviation = kernel_distance(*tables, seed=0, tick=nothing)

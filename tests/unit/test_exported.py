@@ -16,15 +16,15 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from gfgw_prod.checkpoint.digest import weights_digest
-from gfgw_prod.config import GeneratorSettings
 from gfgw_prod.distributed.cells import random_stream
 from gfgw_prod.generator import build_generator
-from gfgw_prod.onnx_graph import to_onnx
-from gfgw_prod.resilience.exit_codes import UserError
-from gfgw_prod.samples import draw_samples
-from gfgw_prod.settings_io import resolve
-from gfgw_prod.trained import TrainedGenerator, load_generator, read_file, to_safetensors
+from gfgw_prod.process.exit_codes import UserError
+from gfgw_prod.sampling.onnx_graph import to_onnx
+from gfgw_prod.sampling.pictures import draw_samples
+from gfgw_prod.sampling.trained import TrainedGenerator, load_generator, read_file, to_safetensors
+from gfgw_prod.settings.networks import GeneratorSettings
+from gfgw_prod.settings.reading import resolve
+from gfgw_prod.weights.digest import weights_digest
 
 DIGITS = GeneratorSettings(
     model_channels=16, channel_mult=(1, 2), num_blocks=1, attention_resolutions=(), conditional=True, dropout=0.5

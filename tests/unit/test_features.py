@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from gfgw_prod.config import FeatureSettings
 from gfgw_prod.features.extractors import DINOV2, build_extractor
-from gfgw_prod.resilience.exit_codes import UserError
+from gfgw_prod.process.exit_codes import UserError
+from gfgw_prod.settings.networks import FeatureSettings
 
 SIDE = 28  # two patches by two: a small input keeps the network fast
 

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from gfgw_prod.data.decoding import list_source
-from gfgw_prod.data.feed import Feed
 from gfgw_prod.data.packing import pack
-from gfgw_prod.data.settings import DataSettings
 from gfgw_prod.data.sources import Table, load_table
 from gfgw_prod.distributed.cells import Spread
 from gfgw_prod.distributed.world import World
-from gfgw_prod.meter import Meter
+from gfgw_prod.process.meter import Meter
+from gfgw_prod.settings.data import DataSettings
+from gfgw_prod.training.feed import Feed
 from gfgw_prod.transport.matching import Match
 
 ROWS = torch.tensor([1796, 0, 3, 3, 1000, 999, 500, 17])

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from gfgw_prod.resilience import first_word
+from gfgw_prod.process import first_word
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="the word is offered through /proc")
-RANK = "from gfgw_prod.resilience.first_word import say; say('a word', otherwise={otherwise})"
+RANK = "from gfgw_prod.process.first_word import say; say('a word', otherwise={otherwise})"
 # What a rank starts has the rank's environment, and another parent.
 CHILD = "import subprocess, sys; sys.exit(subprocess.run([sys.executable, '-c', sys.argv[1]]).returncode)"
 

@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 
-from gfgw_prod.config import GeneratorSettings
 from gfgw_prod.generator import OneStepGenerator, build_generator, interpolate
 from gfgw_prod.generator.precondition import SIGMA_DATA
-from gfgw_prod.settings_io import resolve
+from gfgw_prod.settings.networks import GeneratorSettings
+from gfgw_prod.settings.reading import resolve
 
 SMALL = {"model_channels": 16, "channel_mult": (1, 2), "num_blocks": 1, "attention_resolutions": (4,), "dropout": 0.0}
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from gfgw_prod.data.sources import Table
-from gfgw_prod.resilience.exit_codes import UserError
-from gfgw_prod.resilience.guards import FREE, accept_changes, accept_mixture, arithmetic_of, facts_of, flatten
-from gfgw_prod.settings_io import resolve, setting_names
+from gfgw_prod.process.exit_codes import UserError
+from gfgw_prod.resilience.same_run import FREE, accept_changes, accept_mixture, arithmetic_of, facts_of, flatten
+from gfgw_prod.settings.reading import resolve, setting_names
 
 
 @pytest.fixture

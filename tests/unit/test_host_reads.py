@@ -13,12 +13,12 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gfgw_prod import settings_io
-from gfgw_prod.building import build
 from gfgw_prod.data.sources import load_table
 from gfgw_prod.data.stream import cell_stream
-from gfgw_prod.resilience.checked_step import CheckedStep
-from gfgw_prod.resilience.number_guard import NumberGuard
+from gfgw_prod.resilience.bad_numbers import NumberGuard
+from gfgw_prod.settings import reading
+from gfgw_prod.training.building import build
+from gfgw_prod.training.checked_step import CheckedStep
 
 from ..checkpoints import ALONE
 
@@ -32,8 +32,8 @@ OPERATIONS = ("_local_scalar_dense", "nonzero", "unique", "masked_select", "binc
 # (for GPUs it is fused).
 ON_HOST = {
     "precision.py:scale",
-    "number_guard.py:objection",
-    "number_guard.py:accept",
+    "bad_numbers.py:objection",
+    "bad_numbers.py:accept",
     "matching.py:_with_all_classes",
     "optimizer.py:step",
 }
@@ -79,7 +79,7 @@ def chooses_by_mask(operation: str, args: Any) -> bool:
 
 def reads_of_a_step(transport: dict[str, Any]) -> dict[str, int]:
     """How often each function has the host wait in the second step of a digits run."""
-    config = settings_io.resolve(settings_io.read_yaml(DIGITS), {"transport": transport})
+    config = reading.resolve(reading.read_yaml(DIGITS), {"transport": transport})
     table = load_table(config.data)
     parts = build(config, ALONE, table, print)
     parts.encode_bank()

@@ -14,9 +14,9 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from gfgw_prod.data.images import OddImageError, Rules
-from gfgw_prod.data.settings import DataSettings
 from gfgw_prod.data.sources import Table, load_table, shape_and_classes
-from gfgw_prod.resilience.exit_codes import UserError
+from gfgw_prod.process.exit_codes import UserError
+from gfgw_prod.settings.data import DataSettings
 from tests import image_files
 
 WRITERS = {

@@ -9,10 +9,10 @@ import sys
 
 import pytest
 
-from gfgw_prod.resilience.exit_codes import CRASHED
+from gfgw_prod.process.exit_codes import CRASHED
 
-TELL = "from gfgw_prod.resilience.standard_streams import tell; tell('a word\\nand another')"
-END = "from gfgw_prod.resilience.leaving import code_of, end\ndef run():\n    raise {error}('why')\nend(code_of(run))"
+TELL = "from gfgw_prod.process.standard_streams import tell; tell('a word\\nand another')"
+END = "from gfgw_prod.process.leaving import code_of, end\ndef run():\n    raise {error}('why')\nend(code_of(run))"
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])

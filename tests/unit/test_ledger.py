@@ -5,7 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from gfgw_prod.resilience.causes import CAUSES, RESTART_CAUSE, expected_ranks, first_of, of_exit_codes, told_by_launcher
+from gfgw_prod.process.restart_causes import (
+    CAUSES,
+    RESTART_CAUSE,
+    expected_ranks,
+    first_of,
+    of_exit_codes,
+    told_by_launcher,
+)
 from gfgw_prod.resilience.ledger import EVERY_SECONDS, FILE, Ledger
 
 

@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import nn
 
-from gfgw_prod.config import FeatureSettings, GeneratorSettings
 from gfgw_prod.features.extractors import build_extractor
 from gfgw_prod.generator import build_generator
 from gfgw_prod.losses.boundary import boundary_loss
@@ -14,7 +13,8 @@ from gfgw_prod.losses.energy import Crowd, energy_loss
 from gfgw_prod.losses.feature import feature_loss
 from gfgw_prod.losses.flow import check_scales, flow_loss
 from gfgw_prod.losses.structure import structure_loss
-from gfgw_prod.resilience.exit_codes import UserError
+from gfgw_prod.process.exit_codes import UserError
+from gfgw_prod.settings.networks import FeatureSettings, GeneratorSettings
 
 
 def unit_rows(rows: int, dim: int, seed: int) -> torch.Tensor:

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from gfgw_prod import cli, meter
-from gfgw_prod.meter import MB, Meter
+from gfgw_prod.commands import cli
+from gfgw_prod.process import meter
+from gfgw_prod.process.meter import MB, Meter
 
 
 @pytest.fixture(autouse=True)

@@ -12,9 +12,9 @@ from gfgw_prod.data.decoding import list_source
 from gfgw_prod.data.journal import JOURNAL
 from gfgw_prod.data.packing import pack
 from gfgw_prod.data.packs import Pack
-from gfgw_prod.data.settings import DataSettings
 from gfgw_prod.data.sources import Table, load_table
-from gfgw_prod.resilience.exit_codes import UserError
+from gfgw_prod.process.exit_codes import UserError
+from gfgw_prod.settings.data import DataSettings
 from tests import image_files
 
 

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from torch.distributed.run import get_args_parser
 
-from gfgw_prod import cli
+from gfgw_prod.commands import cli
 from tests import pages
 
 SINGLE = [

@@ -9,7 +9,7 @@ from torch import nn
 from torchvision.models import vgg
 
 from gfgw_prod.losses.perceptual import PerceptualLoss, build_perceptual
-from gfgw_prod.resilience.exit_codes import UserError
+from gfgw_prod.process.exit_codes import UserError
 
 
 @pytest.fixture(scope="module")

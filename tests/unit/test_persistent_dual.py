@@ -5,14 +5,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from gfgw_prod.config import DataSettings
 from gfgw_prod.data.sources import Table, load_table
 from gfgw_prod.distributed.world import World
 from gfgw_prod.features.bank import FeatureBank
 from gfgw_prod.features.extractors import PixelFeatures
+from gfgw_prod.settings.config import DataSettings
+from gfgw_prod.settings.transport import TransportSettings
 from gfgw_prod.transport.matching import Match, Matcher
 from gfgw_prod.transport.plan import Plan
-from gfgw_prod.transport.settings import TransportSettings
 
 SLOTS, STEPS = 128, 56
 LAST_EPOCHS = 28  # steps

@@ -8,7 +8,7 @@ import socket
 import pytest
 from torch.distributed import TCPStore
 
-from gfgw_prod.launcher.ports import keep_port
+from gfgw_prod.launcher.torch_fixes import keep_port
 
 
 def error_of_asking_for(port: int) -> int | None:

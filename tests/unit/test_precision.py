@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from gfgw_prod.precision import FIRST_SCALE, GROWS_AFTER, LEAST_SCALE, Precision
+from gfgw_prod.training.precision import FIRST_SCALE, GROWS_AFTER, LEAST_SCALE, Precision
 
 CPU = torch.device("cpu")
 

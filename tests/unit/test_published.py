@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from gfgw_prod.config import GeneratorSettings
 from gfgw_prod.generator import start_generator
-from gfgw_prod.published import DINOV2, EDM, INCEPTION, VGG16, Published, obtained
-from gfgw_prod.resilience.exit_codes import UserError
+from gfgw_prod.process.exit_codes import UserError
+from gfgw_prod.settings.networks import GeneratorSettings
+from gfgw_prod.weights.published import DINOV2, EDM, INCEPTION, VGG16, Published, obtained
 
 CONTENT = b"weights" * 1000
 ALL = [DINOV2, VGG16, INCEPTION, *EDM.values()]

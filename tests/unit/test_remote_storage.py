@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 
 from gfgw_prod.checkpoint.choosing import set_aside
+from gfgw_prod.checkpoint.finding import find_checkpoints
 from gfgw_prod.checkpoint.remote_storage import RemoteStorage
-from gfgw_prod.checkpoint.run_directory import find_checkpoints, storages_of
-from gfgw_prod.checkpoint.storage import MANIFEST, storage_at
-from gfgw_prod.config import CheckpointSettings
-from gfgw_prod.resilience.exit_codes import UserError
+from gfgw_prod.checkpoint.storage import MANIFEST
+from gfgw_prod.checkpoint.storages import storage_at, storages_of
+from gfgw_prod.process.exit_codes import UserError
+from gfgw_prod.settings.running import CheckpointSettings
 
 from ..checkpoints import FACTS, Keeper, assert_holds, choose, state, steps
 

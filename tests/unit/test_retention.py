@@ -7,13 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from gfgw_prod.checkpoint.finding import checkpoints
 from gfgw_prod.checkpoint.manifest import encode
-from gfgw_prod.checkpoint.reading import checkpoints
 from gfgw_prod.checkpoint.storage import MANIFEST
-from gfgw_prod.config import ResilienceSettings
-from gfgw_prod.resilience.exit_codes import NoProgressError, UserError
-from gfgw_prod.resilience.number_guard import NumberGuard
-from gfgw_prod.resilience.rollback import checkpoint_before_streak
+from gfgw_prod.process.exit_codes import NoProgressError, UserError
+from gfgw_prod.resilience.bad_numbers import NumberGuard, checkpoint_before_streak
+from gfgw_prod.settings.running import ResilienceSettings
 
 from ..checkpoints import ALONE, FACTS, Keeper, assert_holds, choose, names, steps
 

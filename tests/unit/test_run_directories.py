@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
-from gfgw_prod.checkpoint.run_directory import find_checkpoints, prepare_directory, storages_of
-from gfgw_prod.config import CheckpointSettings
-from gfgw_prod.resilience.exit_codes import UserError
+from gfgw_prod.checkpoint.finding import find_checkpoints
+from gfgw_prod.checkpoint.run_directory import prepare_directory
+from gfgw_prod.checkpoint.storages import storages_of
+from gfgw_prod.process.exit_codes import UserError
+from gfgw_prod.settings.running import CheckpointSettings
 
 from ..checkpoints import Keeper
 

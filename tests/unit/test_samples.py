@@ -11,16 +11,16 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from gfgw_prod.config import GeneratorSettings
-from gfgw_prod.data.settings import DataSettings
 from gfgw_prod.data.sources import load_table
 from gfgw_prod.distributed.cells import random_stream
 from gfgw_prod.distributed.world import World
 from gfgw_prod.generator import build_generator
-from gfgw_prod.resilience.exit_codes import UserError
-from gfgw_prod.sample_files import sink_for
-from gfgw_prod.samples import draw_samples, enlarge, grid_of, to_bytes, write_png
-from gfgw_prod.sampling import CELL, Sampler, in_turn, sampling_times, turns
+from gfgw_prod.process.exit_codes import UserError
+from gfgw_prod.sampling.files import sink_for
+from gfgw_prod.sampling.pictures import draw_samples, enlarge, grid_of, to_bytes, write_png
+from gfgw_prod.sampling.sampler import CELL, Sampler, in_turn, sampling_times, turns
+from gfgw_prod.settings.data import DataSettings
+from gfgw_prod.settings.networks import GeneratorSettings
 
 from .conftest import at_most
 

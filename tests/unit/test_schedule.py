@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gfgw_prod.distributed.cells import Cell
-from gfgw_prod.schedule import exponential, learning_rate, linear
-from gfgw_prod.settings_io import read_yaml, resolve
-from gfgw_prod.times import draw_times
+from gfgw_prod.settings.reading import read_yaml, resolve
+from gfgw_prod.settings.schedule import exponential, learning_rate, linear
+from gfgw_prod.training.times import draw_times
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 

@@ -8,12 +8,13 @@ import pytest
 import torch
 
 from benchmarks.frozen import draw_frozen
-from gfgw_prod import settings_io
-from gfgw_prod.building import Parts, build
 from gfgw_prod.data.sources import Table
 from gfgw_prod.data.stream import cell_stream
-from gfgw_prod.objective import Losses
-from gfgw_prod.step_result import StepResult
+from gfgw_prod.settings import reading
+from gfgw_prod.training.building import build
+from gfgw_prod.training.objective import Losses
+from gfgw_prod.training.state import Parts
+from gfgw_prod.training.step_data import StepResult
 
 from ..checkpoints import ALONE
 
@@ -33,7 +34,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Parts:
         "loss": {"lpips_trunk": str(trunk)},
         "train": {"batch_size": 8, "cell_size": 4},
     }
-    parts = build(settings_io.resolve(settings_io.read_yaml(CONFIG), local), ALONE, table, print)
+    parts = build(reading.resolve(reading.read_yaml(CONFIG), local), ALONE, table, print)
     parts.encode_bank()
     return parts
 

@@ -7,9 +7,9 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from gfgw_prod.config import Config
-from gfgw_prod.resilience.exit_codes import UserError
-from gfgw_prod.settings_io import (
+from gfgw_prod.process.exit_codes import UserError
+from gfgw_prod.settings.config import Config
+from gfgw_prod.settings.reading import (
     Parser,
     add_settings,
     normalised,

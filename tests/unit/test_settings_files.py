@@ -7,9 +7,9 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gfgw_prod.config import Config
-from gfgw_prod.resilience.exit_codes import UserError
-from gfgw_prod.settings_io import read_yaml, resolve, setting_names
+from gfgw_prod.process.exit_codes import UserError
+from gfgw_prod.settings.config import Config
+from gfgw_prod.settings.reading import read_yaml, resolve, setting_names
 
 NAMES = list(setting_names())
 scalars = (

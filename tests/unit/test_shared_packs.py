@@ -17,10 +17,10 @@ from gfgw_prod.data.journal import JOURNAL, journal_of
 from gfgw_prod.data.listing import Listing
 from gfgw_prod.data.packing import pack
 from gfgw_prod.data.packs import Pack
-from gfgw_prod.data.settings import DataSettings
 from gfgw_prod.data.sources import load_table, open_table
 from gfgw_prod.distributed.world import World
-from gfgw_prod.resilience.exit_codes import UserError
+from gfgw_prod.process.exit_codes import UserError
+from gfgw_prod.settings.data import DataSettings
 from tests import image_files
 
 from .test_packing import Told

@@ -13,14 +13,14 @@ from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorIncepti
 from gfgw_prod.data.sources import Table
 from gfgw_prod.distributed.cells import random_stream
 from gfgw_prod.distributed.world import World
+from gfgw_prod.evaluation.distances import frechet_distance, moments_of
 from gfgw_prod.evaluation.evaluator import Evaluator
-from gfgw_prod.evaluation.frechet import frechet_distance, moments_of
-from gfgw_prod.evaluation.metrics import plan_of
+from gfgw_prod.evaluation.plan import plan_of
 from gfgw_prod.evaluation.spaces import INCEPTION_FILE, Dinov2, Files, Inception, Pixels, build_space
 from gfgw_prod.features.extractors import DINOV2, IMAGENET_MEAN, dinov2_of_file
-from gfgw_prod.published import INCEPTION, VGG16
-from gfgw_prod.resilience.exit_codes import UserError
-from gfgw_prod.samples import levels_of
+from gfgw_prod.process.exit_codes import UserError
+from gfgw_prod.sampling.pictures import levels_of
+from gfgw_prod.weights.published import INCEPTION, VGG16
 
 LARGE = 3 * 224 * 224  # numbers in an image
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from gfgw_prod.checkpoint.storage import LocalStorage
+from gfgw_prod.checkpoint.local_storage import LocalStorage
 from gfgw_prod.distributed.world import World
-from gfgw_prod.resilience import signals
-from gfgw_prod.resilience.exit_codes import NoProgressError, UserError
+from gfgw_prod.process import signals
+from gfgw_prod.process.exit_codes import NoProgressError, UserError
 from gfgw_prod.resilience.starts import Starts
 
 ALONE = World(0, 1, torch.device("cpu"))

@@ -14,17 +14,17 @@ from prometheus_client.parser import text_string_to_metric_families
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
 
-from gfgw_prod import settings_io
+from docs.metrics_page import page
 from gfgw_prod.checkpoint.reading import Checkpoint
 from gfgw_prod.distributed.world import World
-from gfgw_prod.reporting import Reporter
+from gfgw_prod.settings import reading
 from gfgw_prod.telemetry import Telemetry
 from gfgw_prod.telemetry.catalogue import BY_TAG, CATALOGUE
 from gfgw_prod.telemetry.exposition import AGE, BUILD, Live, Prometheus
 from gfgw_prod.telemetry.layout import CHARTS
-from gfgw_prod.telemetry.metrics_page import page
 from gfgw_prod.telemetry.sinks import JsonLines, TensorBoard, last_step_on_record
 from gfgw_prod.telemetry.startup import Startup
+from gfgw_prod.training.reporting import Reporter
 
 from ..process.runs import free_port
 
@@ -173,7 +173,7 @@ def test_age_counts_from_the_last_save(registry: CollectorRegistry) -> None:
 
 
 def test_age_of_a_resumed_run_leaves_out_what_came_before_this_start(tmp_path: Path, alone: World) -> None:
-    config = settings_io.resolve({"run": {"dir": str(tmp_path)}, "telemetry": {"prometheus_port": free_port()}})
+    config = reading.resolve({"run": {"dir": str(tmp_path)}, "telemetry": {"prometheus_port": free_port()}})
     report = Reporter(config, alone, Startup())
     report.listen()
     preempted = SimpleNamespace(manifest={"saved_at": time.time() - 1e6})

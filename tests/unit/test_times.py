@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from gfgw_prod.distributed.cells import Cell
-from gfgw_prod.time_settings import ConsistencySettings, TimeSettings
-from gfgw_prod.times import draw_times, is_one_step, nearer_times
+from gfgw_prod.settings.training import ConsistencySettings, TimeSettings
+from gfgw_prod.training.consistency import nearer_times
+from gfgw_prod.training.times import draw_times, is_one_step
 
 CELL = Cell(0, 3, 1, 4000)
 

@@ -7,7 +7,7 @@ from torch.nn.functional import normalize
 
 from gfgw_prod.transport import Plan, fused_gromov_wasserstein
 from gfgw_prod.transport.columns import Columns
-from gfgw_prod.transport.fgw import Options
+from gfgw_prod.transport.coupling import Options
 from gfgw_prod.transport.pot import solve_with_pot
 
 BELOW_ONE = 1 - 2**-24  # the largest number torch.rand gives

@@ -14,7 +14,7 @@ from fsspec import register_implementation
 from fsspec.implementations.memory import MemoryFileSystem
 
 from gfgw_prod.checkpoint import saving
-from gfgw_prod.checkpoint.storage import storage_at
+from gfgw_prod.checkpoint.storages import storage_at
 from gfgw_prod.checkpoint.waiting import wait_together
 
 from ..checkpoints import ALONE, Keeper, assert_holds, choose, steps

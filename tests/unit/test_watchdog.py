@@ -12,7 +12,7 @@ LIMIT_SECONDS = 2.0  # and half a one more until the timer runs out, which ends 
 ENDS = """
 import sys, time
 from pathlib import Path
-from gfgw_prod.resilience.watchdog import watch
+from gfgw_prod.process.watchdog import watch
 with watch.over(float(sys.argv[2]), Path(sys.argv[1]), rank=1):
     watch.progress("in step 3")
     time.sleep(float(sys.argv[3]))

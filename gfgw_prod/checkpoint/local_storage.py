@@ -1,0 +1,85 @@
+"""Checkpoints in a directory of a file system."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+import uuid
+from pathlib import Path
+from typing import IO, Any
+
+from gfgw_prod.checkpoint.storage import DAMAGED, DISCARDED, WRITING, Storage
+from gfgw_prod.process.durable import sync_directory
+
+
+class LocalStorage(Storage):
+    """A directory, local or on a file system that all ranks share."""
+
+    def __init__(self, root: Path):
+        super().__init__(str(root))
+        self.directory = root
+
+    def open(self, path: str, mode: str) -> IO[bytes]:
+        return (self.directory / path).open(mode)
+
+    def names(self, directory: str = "") -> list[str]:
+        try:
+            return sorted(os.listdir(self.directory / directory))
+        except FileNotFoundError:
+            return []
+
+    def size(self, path: str) -> int | None:
+        file = self.directory / path
+        return file.stat().st_size if file.is_file() else None
+
+    def exists(self, path: Any) -> bool:
+        return os.path.exists(self.directory / path)
+
+    def rename(self, path: Any, new_path: Any) -> None:
+        (self.directory / path).rename(self.directory / new_path)
+
+    def rm_file(self, path: Any) -> None:
+        (self.directory / path).unlink()
+
+    def mkdir(self, path: Any) -> None:
+        # Never with parents: the directory of a claim that was fenced off must not come back.
+        (self.directory / path).mkdir(exist_ok=True)
+
+    def write(self, path: str, content: bytes) -> None:
+        with self.open(path, "wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+
+    def remove(self, path: str) -> None:
+        place = self.directory / path
+        if place.is_dir() and not path.startswith(DISCARDED):
+            moved = self.directory / f"{DISCARDED}{uuid.uuid4().hex}"
+            place.rename(moved)
+            place = moved
+        if place.is_dir():
+            shutil.rmtree(place, ignore_errors=True)
+        else:
+            place.unlink(missing_ok=True)
+
+    def set_aside(self, name: str) -> str:
+        kept = f"{DAMAGED}{name}-{time.time_ns()}"
+        self.rename(name, kept)
+        return kept
+
+    def begin(self, name: str, token: str) -> str:
+        path = f"{WRITING}{token}/{name}"
+        if self.exists(path):
+            self.remove(path)  # of a save that failed
+        (self.directory / path).mkdir()
+        return path
+
+    def commit(self, path: str, name: str) -> str:
+        sync_directory(self.directory / path)
+        self.rename(path, name)
+        sync_directory(self.directory)
+        return name
+
+    def free_bytes(self) -> int | None:
+        return shutil.disk_usage(self.directory).free

@@ -1,0 +1,73 @@
+"""Where a run's checkpoints are: the storages of its settings."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gfgw_prod.checkpoint.local_storage import LocalStorage
+from gfgw_prod.checkpoint.storage import Storage
+from gfgw_prod.process.exit_codes import UserError, reason
+
+if TYPE_CHECKING:
+    from gfgw_prod.settings.running import CheckpointSettings
+
+
+def storage_at(place: str | Path, *, make: bool = True) -> Storage:
+    """The storage of a directory or a URL.
+
+    Args:
+        make: make what is behind a URL if it is not there.
+
+    Raises:
+        ValueError: for a URL whose scheme fsspec does not know or cannot serve here.
+    """
+    if "://" not in str(place):
+        return LocalStorage(Path(place))
+    if not str(place).partition("://")[0]:
+        raise ValueError("a URL begins with a kind of storage, such as s3://")
+    from gfgw_prod.checkpoint.remote_storage import RemoteStorage
+
+    try:
+        return RemoteStorage(str(place), make=make)
+    except ImportError as error:
+        raise ValueError(f"{place}: {error}") from None
+
+
+def storages_of(settings: CheckpointSettings, run_dir: Path, *, make: bool = False) -> list[Storage]:
+    """Where a run keeps its checkpoints, and where it uploads them, if it does.
+
+    Args:
+        make: make directories that are not there.
+
+    Raises:
+        UserError: for a URL of a kind that nothing here can serve, or a directory that cannot be made or written.
+    """
+    found: list[Storage] = []
+    for name, place in (("root", settings.root or run_dir / "checkpoints"), ("upload_to", settings.upload_to)):
+        try:
+            storage = storage_at(place, make=make) if place else None
+            if make and isinstance(storage, LocalStorage):
+                storage.directory.mkdir(parents=True, exist_ok=True)
+                if not os.access(storage.directory, os.W_OK | os.X_OK):
+                    raise PermissionError(errno.EACCES, "it cannot be written")
+        except Exception as error:  # the client of an object store raises kinds of its own
+            raise UserError(f"checkpoint.{name} {place} cannot be used: {reason(error)}") from None
+        if storage is not None and str(storage) in map(str, found):
+            raise UserError(f"checkpoint.{name} {place} is checkpoint.root; name another place")
+        found += [storage] if storage is not None else []
+    return found
+
+
+def claimed(storage: Storage) -> str:
+    """The token of a claim on a storage.
+
+    Raises:
+        UserError: if nothing can be written there.
+    """
+    try:
+        return storage.claim()
+    except Exception as error:  # the client of an object store raises kinds of its own
+        raise UserError(f"checkpoints cannot be written to {storage}: {reason(error)}") from None

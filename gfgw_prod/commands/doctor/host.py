@@ -1,0 +1,128 @@
+"""Interpreter, packages, processors, memory, network and clock of this host."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import shutil
+import socket
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from gfgw_prod.commands.doctor.finding import Finding
+
+GIB = 2**30
+UNSYNCHRONISED = 5  # TIME_ERROR of adjtimex(2)
+TIMEX_BYTES = 512  # more than the kernel's struct, which is only read
+
+
+def python() -> Finding:
+    """The interpreter."""
+    fits = (3, 11) <= sys.version_info[:2] <= (3, 12)
+    advice = "" if fits else "make clean setup PYTHON=/path/to/python3.12"
+    return Finding("python", "ok" if fits else "bad", f"{platform.python_version()} (3.11 or 3.12 needed)", advice)
+
+
+def torch_build() -> Finding:
+    """The version of torch, and the CUDA it was built for."""
+    import torch
+
+    fits = torch.__version__.split("+")[0] == "2.9.1"
+    detail = f"{torch.__version__}, built for CUDA {torch.version.cuda} (2.9.1 needed)"
+    return Finding("torch", "ok" if fits else "bad", detail, "" if fits else "make setup")
+
+
+def cores() -> Finding:
+    """Processors that this process may use."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return Finding("cores", "ok", f"{count}; without a GPU, as many ranks of one thread are the fastest")
+
+
+def memory() -> Finding:
+    """Main memory that is left, within the limit of the control group if there is one."""
+    left = []
+    with suppress(OSError, ValueError, IndexError):
+        text = Path("/proc/meminfo").read_text(encoding="ascii")
+        left.append(int(text.partition("MemAvailable:")[2].split()[0]) * 1024)
+    with suppress(OSError, ValueError):  # "max": no limit
+        group = Path("/sys/fs/cgroup")
+        left.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
+    if not left:
+        return Finding("memory", "note", "this system does not tell", "gfgw train --dry-run says what a rank takes")
+    detail = f"{min(left) / GIB:.1f} GiB left (gfgw train --dry-run says what a rank takes)"
+    if min(left) < 2 * GIB:
+        return Finding("memory", "note", detail, "run fewer ranks (NPROC), or raise the limit of the container")
+    return Finding("memory", "ok", detail)
+
+
+def shared_memory() -> Finding:
+    """/dev/shm, over which ranks of a node talk."""
+    try:
+        free = shutil.disk_usage("/dev/shm").free
+    except OSError:
+        return Finding("shared memory", "ok", "no /dev/shm: ranks talk over the network")
+    if free < GIB // 2:
+        detail = f"{free / GIB:.2f} GiB free in /dev/shm, too little for NCCL with many ranks"
+        return Finding("shared memory", "note", detail, "start the container with --shm-size 2g")
+    return Finding("shared memory", "ok", f"{free / GIB:.1f} GiB free in /dev/shm")
+
+
+def compiler() -> Finding:
+    """A C++ compiler, which `train.compile` calls on CPUs, as Triton calls one of C on GPUs."""
+    named = os.environ.get("CXX")
+    found = next(filter(None, map(shutil.which, [named] if named else ["g++", "clang++"])), None)
+    if found is not None:
+        return Finding("compiler", "ok", f"{found}, for train.compile")
+    detail = f"CXX={named} is not there" if named else "none found; only train.compile needs one"
+    return Finding("compiler", "note", detail, "install g++ and Python's headers, or leave train.compile off")
+
+
+def loopback() -> Finding:
+    """Whether processes of this host can meet."""
+    try:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            return Finding("loopback", "ok", f"a port can be bound ({server.getsockname()[1]} tried)")
+    except OSError as error:
+        detail = f"no port can be bound on 127.0.0.1 ({error.strerror}): rendezvous needs one"
+        return Finding("loopback", "bad", detail, "ip link set lo up")
+
+
+def own_name() -> Finding:
+    """Whether other nodes would find this one by its name."""
+    name = socket.gethostname()
+    try:
+        address = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)[0][4][0]
+    except OSError as error:
+        detail = f"{name} does not resolve ({error.strerror}); one node needs no name"
+        return Finding("host name", "note", detail, f"add {name} to /etc/hosts, or set LOCAL_ADDR, for more nodes")
+    return Finding("host name", "ok", f"{name} is {address}")
+
+
+def port(what: str, number: int) -> Finding:
+    """Whether a port that runs like to use is free."""
+    try:
+        with socket.create_server(("127.0.0.1", number)):
+            return Finding(f"{what} port", "ok", f"{number} is free")
+    except OSError as error:
+        other = "--telemetry.prometheus-port" if what == "metrics" else "RDZV_ENDPOINT"
+        detail = f"{number} cannot be bound ({error.strerror}); perhaps a run has it"
+        return Finding(f"{what} port", "note", detail, f"choose another with {other}")
+
+
+def clock(now: float | None = None) -> Finding:
+    """Whether the clock is right, as far as the host knows: ages of checkpoints and alerts go by it."""
+    now = time.time() if now is None else now
+    shown = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(now))
+    if now < Path(__file__).stat().st_mtime - 86400:
+        return Finding("clock", "note", f"{shown} is before this program was installed", "set it: chronyc makestep")
+    try:
+        state = ctypes.CDLL(None).adjtimex(ctypes.create_string_buffer(TIMEX_BYTES))
+    except (OSError, AttributeError):
+        state = -1
+    if state == UNSYNCHRONISED:
+        detail = f"{shown}, and the kernel knows of no time server that it follows"
+        return Finding("clock", "note", detail, "run chrony or systemd-timesyncd, unless the host of this guest does")
+    return Finding("clock", "ok", shown)

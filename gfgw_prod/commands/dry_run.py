@@ -1,0 +1,222 @@
+"""``train --dry-run``: what a run would take, found by building it of tensors without memory."""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from gfgw_prod.data.sources import shape_and_classes
+from gfgw_prod.distributed.cells import Spread
+from gfgw_prod.distributed.parallel import shards_of
+from gfgw_prod.distributed.reduction import levels
+from gfgw_prod.distributed.row_table import rows_per_block
+from gfgw_prod.features.extractors import DINOV2, Dinov2Features, feature_dim
+from gfgw_prod.generator import build_generator
+from gfgw_prod.losses.flow import check_scales
+from gfgw_prod.losses.perceptual import PerceptualLoss
+from gfgw_prod.process.exit_codes import FINISHED, UserError
+from gfgw_prod.settings.config import Config
+from gfgw_prod.settings.running import DistributedSettings
+from gfgw_prod.training.precision import Precision
+
+FLOAT_BYTES, ID_BYTES = 4, 8
+
+
+def plan(config: Config, *, ranks: int, as_json: bool) -> int:
+    """Prints parameters, steps, cells per rank, memory per rank and bytes on the wire per rank and step.
+
+    Raises:
+        UserError: if the settings cannot make a run on so many ranks.
+    """
+    if not 1 <= ranks <= config.cells:
+        raise UserError(f"--ranks should lie between 1 and the {config.cells} cells of a step, not {ranks}")
+    shape, classes, rows = shape_and_classes(config.data)
+    check_scales(config.loss.flow_scales, shape)
+    with torch.device("meta"):
+        generator = build_generator(config.generator, shape, classes, config.seed)
+        frozen = frozen_networks(config)
+    activations = saved_bytes(generator, frozen, config.train.cell_size, shape, config.train.precision)
+    parameters = sum(p.numel() for p in generator.parameters())
+    dim = feature_dim(config.features, shape)
+    spread = Spread.under(config.distributed, config.cells, ranks)
+    shards = shards_of(config.distributed, ranks)
+    # Weights, gradient, two moments and the average, and gradients that wait for others.
+    state = round((5 + _waiting(spread, config.distributed, shards)) * parameters / shards)
+    held = _rows_of_a_rank(rows, ranks)
+    coupled, gathered = _coupled_rows(config, rows, held)
+    memory = {
+        "state": state * FLOAT_BYTES,
+        "frozen": sum(p.numel() for network in frozen for p in network.parameters()) * FLOAT_BYTES,
+        # Passes that wait for their targets are held all at once.
+        "activations": activations
+        * (max(1, min(config.train.kept_passes, spread.turns)) if config.train.one_step_share else 1),
+        # Of each row its features, when it was last a target, and perhaps its potential.
+        "bank": held * (dim * FLOAT_BYTES + ID_BYTES + (FLOAT_BYTES if config.transport.dual == "persistent" else 0)),
+        # What is packed is mapped: the system's page cache, which it takes back. Classes are counted all the same.
+        "table": rows * (ID_BYTES + (0 if config.data.source == "packed" else math.prod(shape))),
+        "coupling": (2 * config.train.batch_size * coupled + gathered * dim) * FLOAT_BYTES,
+    }
+    sent = _sent_bytes(config, parameters, spread, shards, dim, gathered)
+    report = {
+        "parameters": parameters,
+        "steps": config.total_steps,
+        "images": config.total_steps * config.train.batch_size,
+        "ranks": ranks,
+        "cells": config.cells,
+        "cells_per_rank": spread.turns,
+        "idle_share": spread.idle_share,
+        "memory_bytes_per_rank": memory,
+        "sent_bytes_per_rank_and_step": sent,
+    }
+    if as_json:
+        print(json.dumps(report, indent=1))
+        return FINISHED
+    print(f"parameters        {parameters:,}")
+    print(f"steps             {report['steps']:,} of {config.train.batch_size} images ({report['images']:,})")
+    print(f"cells             {config.cells} of {config.train.cell_size}; {spread.turns} per rank on {ranks} ranks")
+    for name, size in memory.items():
+        print(f"memory, {name:<12}{size / 2**20:>10,.1f} MiB per rank")
+    print(f"sent per step     {sent / 2**20:>12,.1f} MiB per rank")
+    return FINISHED
+
+
+def _waiting(spread: Spread, settings: DistributedSettings, shards: int) -> float:
+    """The most gradients beside ``.grad`` that a rank keeps, in units of what it has in ``.grad``."""
+    sums = _partial_sums(spread) if settings.reduction == "exact" else 0
+    if spread.world_size == 1:
+        return sums
+    if settings.strategy == "ddp":
+        return sums + 1  # DDP's buckets
+    if spread.turns == 1:
+        return 0
+    if not spread.contiguous:
+        return sums * shards / spread.world_size  # groups of shards have slices of their slices
+    return shards * max(sums, 1)  # whole ones
+
+
+def _partial_sums(spread: Spread) -> int:
+    """The most sums of cells at a time: of a rank's own cells or, where turns are synchronised, of all."""
+    held = spread.shares if spread.contiguous else [range(spread.cells)]
+    return max(len(levels(range(cells.start, stop))) for cells in held for stop in range(cells.start, cells.stop + 1))
+
+
+def _rows_of_a_rank(rows: int, ranks: int) -> int:
+    """Rows of the bank that the first rank holds: whole blocks."""
+    block = rows_per_block(rows)
+    blocks = math.ceil(rows / block)
+    return math.ceil(blocks / ranks) * block
+
+
+def _coupled_rows(config: Config, rows: int, held: int) -> tuple[int, int]:
+    """Columns of a rank's part of the coupling, and how many rows of the bank are gathered for it."""
+    if config.transport.target == "independent":
+        return 0, 0
+    if config.transport.scope == "subset":
+        drawn = min(config.transport.subset_rows, rows)
+        return drawn, drawn
+    return (held, 0) if config.transport.backend == "native" else (rows, rows)
+
+
+def frozen_networks(config: Config) -> list[nn.Module]:
+    """The networks that losses look through, with gradient to the image."""
+    networks: list[nn.Module] = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # lpips builds its trunk with torchvision's old arguments
+        if config.features.extractor == "dinov2":
+            import timm
+
+            side = config.features.image_size
+            backbone = timm.create_model(DINOV2, pretrained=False, num_classes=0, img_size=side)
+            networks.append(Dinov2Features(backbone, side))
+        if config.loss.lpips:
+            import lpips
+
+            metric = lpips.LPIPS(net="vgg", pretrained=False, pnet_rand=True, verbose=False)
+            networks.append(_AgainstAnImage(PerceptualLoss(metric)))
+    return networks
+
+
+class _AgainstAnImage(nn.Module):
+    """LPIPS as a function of the generated image alone."""
+
+    def __init__(self, loss: PerceptualLoss):
+        super().__init__()
+        self.loss = loss
+
+    def forward(self, images: Tensor) -> Tensor:
+        distance: Tensor = self.loss(images, torch.zeros_like(images))
+        return distance
+
+
+def saved_bytes(
+    generator: nn.Module,
+    frozen: Sequence[nn.Module],
+    cell_size: int,
+    shape: tuple[int, int, int],
+    precision: Literal["fp32", "bf16", "fp16"],
+) -> int:
+    """Bytes that one cell's forward pass through the generator and the losses' networks keeps for its backward pass.
+
+    The networks, of the meta device, are not of use for anything else afterwards. Weights are not counted, but their
+    copies in another precision are. Under autocast it is what a CPU keeps; a GPU computes norms in float32, and keeps
+    some of their inputs twice.
+    """
+    networks = [generator, *frozen]
+    with FakeTensorMode(allow_non_fake_inputs=True):  # unlike those of the meta device, its tensors know autocast
+        for network in networks:
+            network.to_empty(device="cpu")
+        return _kept_by(networks, cell_size, shape, Precision(precision, torch.device("cpu")))
+
+
+def _kept_by(networks: Sequence[nn.Module], cell_size: int, shape: tuple[int, int, int], precision: Precision) -> int:
+    own = {_storage(each) for network in networks for each in (*network.parameters(), *network.buffers())}
+    seen: dict[int, int] = {}
+    keep: list[Tensor] = []
+
+    def pack(tensor: Tensor) -> Tensor:
+        if (storage := _storage(tensor)) not in own and storage not in seen:  # several views may be kept of one
+            keep.append(tensor)  # a number is only unique while its storage lives
+            seen[storage] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    generator, *frozen = networks
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        labels = torch.zeros(cell_size, dtype=torch.long)
+        with precision.autocast():
+            images = generator(torch.zeros(cell_size, *shape), torch.ones(cell_size), labels)
+        for network in frozen:
+            with precision.autocast():
+                network(images)
+    return sum(seen.values())
+
+
+def _storage(tensor: Tensor) -> int:
+    return int(tensor.untyped_storage()._cdata)
+
+
+def _sent_bytes(config: Config, parameters: int, spread: Spread, shards: int, dim: int, gathered: int) -> int:
+    """Bytes a rank sends in a step: gradients, weights (FSDP), features and drawn bank rows."""
+    ranks = spread.world_size
+    part, within, groups = (ranks - 1) / ranks, (shards - 1) / shards, ranks // shards
+    exact = config.distributed.reduction == "exact"
+    exchanges = 1  # of a gradient: one reduce-scatter a step
+    if not spread.contiguous:
+        exchanges = spread.turns
+    elif exact:  # one for each node of the tree
+        exchanges = max(len(levels(share)) for share in spread.shares)
+    gradients = parameters * part * exchanges
+    # The other half of an all-reduce over copies of the generator, which under exact is once a step.
+    gradients += parameters / shards * (groups - 1) / groups * (1 if exact else exchanges)
+    weights = 0.0
+    if config.distributed.strategy == "fsdp":
+        weights = parameters * within * 3 * spread.turns  # gathered to generate, to regress forward, to go backward
+    features = config.train.batch_size * part * dim
+    drawn = gathered * part * dim
+    return round((gradients + weights + features + drawn) * FLOAT_BYTES)

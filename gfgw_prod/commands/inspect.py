@@ -1,0 +1,60 @@
+"""The command ``inspect``, and how to call commands from here."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+from gfgw_prod.checkpoint.finding import listed
+from gfgw_prod.checkpoint.reading import Checkpoint
+from gfgw_prod.process.exit_codes import BAD_INPUT, FINISHED
+from gfgw_prod.process.meter import MB, Meter
+from gfgw_prod.weights.digest import weights_digest
+
+
+def inspect_checkpoints(place: str, *, verify: bool, as_json: bool) -> int:
+    """Prints every checkpoint's step, images, age, size, whether it is whole or why not, and its weights' digest.
+
+    With ``verify``, returns 2 if any is damaged.
+
+    Raises:
+        UserError: if there is none.
+    """
+    found = listed(place)
+    total = sum(checkpoint.bytes for _, checkpoint, _ in found if checkpoint is not None)
+    with Meter(f"checking {place}", total, "MB", size=MB) as meter:
+        rows = [_row(name, checkpoint, problem, meter) for name, checkpoint, problem in found]
+    code = BAD_INPUT if verify and not all(row["verified"] for row in rows) else FINISHED
+    if as_json:
+        print(json.dumps({"checkpoints": rows}, indent=1))
+        return code
+    print(f"{'checkpoint':<16}{'kimg':>10}{'MB':>9}{'age':>10}  {'whole':<7}weights_sha256")
+    for row in rows:
+        if row["bytes"] is None:
+            print(f"{row['name']:<16}{'':>29}  no: {row['problem']}")
+            continue
+        size, age = row["bytes"] / 1e6, row["age_seconds"]
+        state, digest = "yes" if row["verified"] else f"no: {row['problem']}", row["weights_sha256"] or ""
+        print(f"{row['name']:<16}{row['images'] / 1000:>10.1f}{size:>9.1f}{age:>9.0f}s  {state:<7}{digest}")
+    for change in rows[-1]["changes"]:
+        print(f"changed after step {change['step']}: {'; '.join(change['changes'])}")
+    return code
+
+
+def _row(name: str, checkpoint: Checkpoint | None, problem: str | None, meter: Meter) -> dict[str, Any]:
+    row: dict[str, Any] = {"name": name, "step": None, "images": None, "age_seconds": None, "bytes": None}
+    row |= {"verified": False, "problem": problem, "weights_sha256": None, "changes": []}
+    if checkpoint is None:
+        return row
+    problem = checkpoint.problem(told=meter.add)
+    return row | {
+        "step": checkpoint.step,
+        "images": checkpoint.images,
+        "age_seconds": round(time.time() - checkpoint.manifest["saved_at"], 1),
+        "bytes": checkpoint.bytes,
+        "verified": problem is None,
+        "problem": problem,
+        "weights_sha256": weights_digest(checkpoint.tensors("generator.", "ema.")) if problem is None else None,
+        "changes": checkpoint.manifest["changes"],
+    }

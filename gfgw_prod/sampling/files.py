@@ -1,0 +1,149 @@
+"""Files that samples go to: a PNG each, one grid, or one npz. They come turn by turn, so memory does not grow."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import zipfile
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, Literal, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gfgw_prod.data.listing import DATASET_JSON
+from gfgw_prod.process.durable import write_whole
+from gfgw_prod.process.exit_codes import UserError
+from gfgw_prod.sampling import pictures
+
+Form = Literal["png", "grid", "npz"]
+
+
+class Sink(Protocol):
+    """Takes images in order, as levels ``(n, c, h, w)``, uint8."""
+
+    def add(self, first: int, levels: Tensor) -> None:
+        """Images ``first`` to ``first + n``."""
+
+    def close(self) -> str:
+        """Completes the files; what to tell."""
+
+    def give_up(self) -> None:
+        """Removes the file that cannot be completed."""
+
+
+def sink_for(form: Form, out: Path, count: int, labels: Tensor | None, shape: tuple[int, int, int]) -> Sink:
+    """A sink for ``count`` images ``shape``, of classes ``labels`` if they have any, in the directory ``out``.
+
+    Raises:
+        UserError: if pictures of an earlier command would stay among them.
+    """
+    if form == "png":
+        return Pngs(out, count, labels)
+    if form == "grid":
+        return Grid(out, count)
+    return Npz(out, count, labels, shape)
+
+
+class Pngs:
+    """``000000.png`` and so on, and their class ids in ``dataset.json``, as EDM's tools have it: a data set.
+
+    Until all are written there is no ``dataset.json``: that of an earlier command is of other pictures.
+    """
+
+    def __init__(self, out: Path, count: int, labels: Tensor | None):
+        self._out, self._count, self._labels = out, count, labels
+        self._digits = max(6, len(str(count - 1)))  # files are in the order of their names
+        for name in sorted(os.listdir(out)):
+            if re.fullmatch(r"[0-9]{6,}\.png", name):
+                number = int(name.removesuffix(".png"))
+                if number >= count or name != self._name(number):
+                    raise UserError(
+                        f"--out {out} holds {name}, which is none of the {count:,} images to be written and "
+                        "would stay among them; name another directory"
+                    )
+        (out / DATASET_JSON).unlink(missing_ok=True)
+
+    def add(self, first: int, levels: Tensor) -> None:
+        for number, picture in enumerate(levels.expand(-1, 3, -1, -1), start=first):
+            pictures.write_png(picture, self._out / self._name(number))
+
+    def close(self) -> str:
+        labels = None
+        if self._labels is not None:
+            labels = [[self._name(number), label] for number, label in enumerate(self._labels.tolist())]
+        write_whole(self._out / DATASET_JSON, json.dumps({"labels": labels}).encode())
+        return f"{self._count} images in {self._out}"
+
+    def give_up(self) -> None:
+        """Each picture is whole or not there."""
+
+    def _name(self, number: int) -> str:
+        return f"{number:0{self._digits}d}.png"
+
+
+class Grid:
+    """All images in one ``grid.png``, about as wide as high."""
+
+    def __init__(self, out: Path, count: int):
+        self._path, self._columns = out / "grid.png", max(round(count**0.5), 1)
+        self._pieces: list[Tensor] = []
+
+    def add(self, first: int, levels: Tensor) -> None:
+        self._pieces.append(levels)
+
+    def close(self) -> str:
+        images = torch.cat(self._pieces).expand(-1, 3, -1, -1)
+        pictures.write_png(pictures.side_by_side(images, self._columns), self._path)
+        return str(self._path)
+
+    def give_up(self) -> None:
+        """It is whole or not there."""
+
+
+class Npz:
+    """``samples.npz``: ``arr_0``, images ``(n, h, w, c)``, uint8; of images with classes ``arr_1``, ``(n,)``, int64.
+
+    That is what evaluation suites read (Dhariwal and Nichol 2021). The bytes are a function of the images.
+    """
+
+    def __init__(self, out: Path, count: int, labels: Tensor | None, shape: tuple[int, int, int]):
+        self._path, self._partial = out / "samples.npz", out / ".samples.npz.partial"
+        self._archive = zipfile.ZipFile(self._partial, "w")
+        self._stream: IO[bytes] = io.BytesIO()
+        channels, height, width = shape
+        try:
+            if labels is not None:
+                ids = labels.numpy()
+                self._member("arr_1.npy", ids.dtype, ids.shape)
+                self._stream.write(ids.tobytes())
+                self._stream.close()
+            self._member("arr_0.npy", np.dtype(np.uint8), (count, height, width, channels))
+        except BaseException:
+            self.give_up()
+            raise
+
+    def add(self, first: int, levels: Tensor) -> None:
+        self._stream.write(levels.permute(0, 2, 3, 1).contiguous().numpy().tobytes())
+
+    def close(self) -> str:
+        self._stream.close()
+        self._archive.close()
+        self._partial.replace(self._path)
+        return str(self._path)
+
+    def give_up(self) -> None:
+        for each in (self._stream, self._archive):
+            with suppress(OSError):  # they write what they hold
+                each.close()
+        self._partial.unlink(missing_ok=True)
+
+    def _member(self, name: str, dtype: np.dtype[np.generic], shape: tuple[int, ...]) -> None:
+        entry = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))  # numpy's own would hold the time of day
+        self._stream = self._archive.open(entry, "w", force_zip64=True)
+        described = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(self._stream, described)

@@ -1,0 +1,97 @@
+"""The one-step sampler as an ONNX graph: noise and class ids in, images out."""
+
+from __future__ import annotations
+
+import io
+import warnings
+
+import torch
+from torch import Tensor, nn
+
+from gfgw_prod.distributed.cells import random_stream
+from gfgw_prod.generator import OneStepGenerator
+from gfgw_prod.process.exit_codes import UserError
+from gfgw_prod.sampling.trained import TrainedGenerator
+
+OPSET = 17  # old enough for every runtime of the last years, new enough for all operators here
+TRACED_BATCH = 2
+CHECKED_BATCHES = (1, 3)  # sizes the tracer has not seen: one kept as a constant would show
+TOLERANCE = 1e-4  # largest difference to torch, of images in [-1, 1]
+LARGEST_BYTES = 2**31 - 2**24  # of weights in one protobuf, which ends at 2 GiB, less room for the graph
+
+
+class Sampler(nn.Module):
+    """``G(z, 1)`` clamped to the data's range: noise ``(n, c, h, w)``, class ids ``(n,)`` -> images like the noise."""
+
+    def __init__(self, generator: OneStepGenerator):
+        super().__init__()
+        self.generator = generator
+
+    def forward(self, noise: Tensor, labels: Tensor | None = None) -> Tensor:
+        return self.generator.sample(noise, labels).clamp(-1, 1)
+
+
+@torch.no_grad()
+def to_onnx(trained: TrainedGenerator) -> tuple[bytes, float]:
+    """The sampler's graph, and by how much its images differ from torch's at most.
+
+    Inputs ``noise (batch, c, h, w)`` float32 and, if the generator is conditional, ``labels (batch,)`` int64; output
+    ``images (batch, c, h, w)`` in [-1, 1]; any batch size. Its metadata is ``trained.metadata``.
+
+    Raises:
+        UserError: if the weights are too large for one file, or the graph's images are not torch's.
+    """
+    import onnx
+
+    if sum(tensor.nbytes for tensor in trained.tensors.values()) > LARGEST_BYTES:
+        raise UserError("--format onnx holds at most 2 GiB of weights; use --format safetensors")
+    sampler = Sampler(trained.build()).eval()
+    model = onnx.load_model_from_string(_traced(sampler, trained))
+    onnx.helper.set_model_props(model, trained.metadata)
+    onnx.checker.check_model(model, full_check=True)
+    content = model.SerializeToString(deterministic=True)
+    difference = _difference(content, sampler, trained)
+    if not difference <= TOLERANCE:  # also if it is no number
+        raise UserError(f"the ONNX graph's images differ from torch's by {difference:.1e}; the weights may be at fault")
+    return content, difference
+
+
+def _inputs(sampler: Sampler, trained: TrainedGenerator, batch: int) -> dict[str, Tensor]:
+    noise = torch.randn((batch, *trained.image_shape), generator=random_stream(0, "export", batch))
+    classes = sampler.generator.num_classes
+    return {"noise": noise, "labels": torch.arange(batch) % classes} if classes else {"noise": noise}
+
+
+def _traced(sampler: Sampler, trained: TrainedGenerator) -> bytes:
+    inputs = _inputs(sampler, trained, TRACED_BATCH)
+    buffer = io.BytesIO()
+    # torch's newer exporter takes ten times as long, needs two more packages, and does not translate attention without
+    # a dimension for heads. This one's warnings are of its age and of choices that follow the number of channels.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)
+        torch.onnx.export(
+            sampler,
+            tuple(inputs.values()),
+            buffer,  # type: ignore[arg-type]  # files are taken as well as their names
+            input_names=list(inputs),
+            output_names=["images"],
+            dynamic_axes={name: {0: "batch"} for name in (*inputs, "images")},
+            opset_version=OPSET,
+            dynamo=False,
+        )
+    return buffer.getvalue()
+
+
+def _difference(content: bytes, sampler: Sampler, trained: TrainedGenerator) -> float:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    differences = []
+    for batch in CHECKED_BATCHES:
+        inputs = _inputs(sampler, trained, batch)
+        [images] = session.run(["images"], {name: tensor.numpy() for name, tensor in inputs.items()})
+        differences.append((torch.from_numpy(images) - sampler(**inputs)).abs().max())
+    return float(torch.stack(differences).max())

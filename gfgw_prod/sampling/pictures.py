@@ -1,0 +1,84 @@
+"""Pictures: samples from seeds, grids, PNG files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from gfgw_prod.sampling.sampler import CELL, Sampler, in_turn
+
+SHOWN_SIDE = 64  # tiny images are enlarged to about this many pixels in grids and files
+
+
+def draw_samples(
+    generator: torch.nn.Module,
+    image_shape: tuple[int, int, int],
+    num_classes: int,
+    *,
+    count: int,
+    seed: int,
+    stream: str,
+    device: torch.device,
+    before_cell: Callable[[], None] = lambda: None,
+) -> tuple[Tensor, Tensor]:
+    """One-step samples ``(count, c, h, w)`` in [-1, 1] and their class ids ``(count,)``, on the CPU.
+
+    Sample ``i`` has noise of its own stream ``(seed, stream, i)`` and class ``i mod num_classes``.
+    """
+    labels_of = in_turn(range(num_classes))
+    sampler = Sampler(generator, image_shape, labels_of, seed=seed, stream=stream, device=device)
+    pieces = []
+    for start in range(0, count, CELL):
+        before_cell()
+        pieces.append(sampler.images(start, CELL).cpu())
+    return torch.cat(pieces)[:count], labels_of(torch.arange(count))
+
+
+def levels_of(images: Tensor) -> Tensor:
+    """Images in [-1, 1] as 256 levels, uint8: what files hold, and what is measured."""
+    return ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+
+def to_bytes(images: Tensor) -> Tensor:
+    """Images ``(n, c, h, w)`` in [-1, 1] as bytes ``(n, 3, h, w)``."""
+    return levels_of(images).expand(-1, 3, -1, -1)
+
+
+def enlarge(images: Tensor, shown_side: int = SHOWN_SIDE) -> Tensor:
+    """Repeats the pixels of tiny images a whole number of times."""
+    factor = max(shown_side // images.shape[-1], 1)
+    return images.repeat_interleave(factor, dim=-2).repeat_interleave(factor, dim=-1)
+
+
+def grid_of(images: Tensor, columns: int) -> Tensor:
+    """Images ``(n, c, h, w)`` in [-1, 1] side by side as one picture ``(3, H, W)`` of bytes."""
+    return side_by_side(to_bytes(images), columns)
+
+
+def side_by_side(pictures: Tensor, columns: int, gap: int = 2) -> Tensor:
+    """Pictures ``(n, 3, h, w)`` of bytes as one ``(3, H, W)``; tiny ones are enlarged."""
+    tiles = enlarge(pictures)
+    side_h, side_w = tiles.shape[-2:]
+    rows = -(-len(tiles) // columns)
+    picture = torch.zeros(3, rows * (side_h + gap) + gap, columns * (side_w + gap) + gap, dtype=torch.uint8)
+    for index, tile in enumerate(tiles):
+        top = gap + (index // columns) * (side_h + gap)
+        left = gap + (index % columns) * (side_w + gap)
+        picture[:, top : top + side_h, left : left + side_w] = tile
+    return picture
+
+
+def write_png(picture: Tensor, path: Path) -> None:
+    """Writes a picture ``(3, h, w)`` of bytes, whole or not at all."""
+    from PIL import Image
+
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        Image.fromarray(picture.permute(1, 2, 0).contiguous().numpy()).save(partial, format="PNG")
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise

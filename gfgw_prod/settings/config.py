@@ -1,0 +1,104 @@
+"""Every setting: typed, with its unit, default and range."""
+
+from __future__ import annotations
+
+from typing import Annotated, Self
+
+from pydantic import Field, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from gfgw_prod.settings.data import DataSettings
+from gfgw_prod.settings.evaluation import EvaluationSettings
+from gfgw_prod.settings.networks import FeatureSettings, GeneratorSettings
+from gfgw_prod.settings.running import (
+    CheckpointSettings,
+    DistributedSettings,
+    ResilienceSettings,
+    RunSettings,
+    TelemetrySettings,
+)
+from gfgw_prod.settings.training import (
+    ConsistencySettings,
+    EmaSettings,
+    LossSettings,
+    OptimizerSettings,
+    TimeSettings,
+    TrainSettings,
+)
+from gfgw_prod.settings.transport import TransportSettings
+from gfgw_prod.settings.types import (
+    Whole,
+)
+
+
+class Config(BaseSettings):
+    """A run, whole: the weights are a function of these settings."""
+
+    model_config = SettingsConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    seed: Annotated[Whole, Field(ge=0, lt=2**63)] = Field(0, description="seed of every random stream")
+    run: RunSettings = Field(RunSettings(), description="where and on what")
+    data: DataSettings = Field(DataSettings(), description="images")
+    generator: GeneratorSettings = Field(GeneratorSettings(), description="the U-Net")
+    features: FeatureSettings = Field(FeatureSettings(), description="feature space and bank")
+    transport: TransportSettings = Field(TransportSettings(), description="the coupling")
+    loss: LossSettings = Field(LossSettings(), description="the objective")
+    time: TimeSettings = Field(TimeSettings(), description="distribution of t")
+    consistency: ConsistencySettings = Field(ConsistencySettings(), description="what a step before t = 1 regresses on")
+    optimizer: OptimizerSettings = Field(OptimizerSettings(), description="the update")
+    ema: EmaSettings = Field(EmaSettings(), description="averaged weights")
+    train: TrainSettings = Field(TrainSettings(), description="length and batch")
+    distributed: DistributedSettings = Field(DistributedSettings(), description="ranks")
+    checkpoint: CheckpointSettings = Field(CheckpointSettings(), description="restartable state")
+    resilience: ResilienceSettings = Field(ResilienceSettings(), description="faults")
+    telemetry: TelemetrySettings = Field(TelemetrySettings(), description="metrics and pictures")
+    evaluation: EvaluationSettings = Field(EvaluationSettings(), description="how good samples are")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Nothing but the file and the command line: an environment variable named SEED must not change a run."""
+        return (init_settings,)
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.train.batch_size % self.train.cell_size:
+            raise ValueError(
+                f"train.batch_size ({self.train.batch_size}) must be a multiple of "
+                f"train.cell_size ({self.train.cell_size})"
+            )
+        for name in ("stage1_range", "stage2_range"):
+            low, high = getattr(self.time, name)
+            if low >= high:
+                raise ValueError(f"time.{name} must be an increasing pair, not {low}, {high}")
+        if self.generator.correlation and not self.generator.exact_boundary:
+            raise ValueError("generator.correlation is of the exact boundary's preconditioning; use that, or 0")
+        if (unread := self.data.unread()) is not None:
+            raise ValueError(unread)
+        if self.features.pixel_constant and self.features.extractor != "pixels":
+            raise ValueError("features.pixel_constant is of extractor pixels; use that, or 0")
+        if self.distributed.gather_dtype == "bfloat16" and self.train.precision != "bf16":
+            raise ValueError("distributed.gather_dtype bfloat16 needs train.precision bf16")
+        if self.generator.conditional and self.transport.backend == "pot":
+            raise ValueError("transport.backend pot knows no classes; use native with generator.conditional true")
+        if self.transport.noise_weight and self.features.extractor != "pixels":
+            raise ValueError("transport.noise_weight compares noise with features of extractor pixels; use that, or 0")
+        if self.consistency.coupled_by == "noise" and self.features.extractor != "pixels":
+            raise ValueError("consistency.coupled_by noise is for features of extractor pixels; use that, or samples")
+        return self
+
+    @property
+    def cells(self) -> int:
+        """Cells per step, K."""
+        return self.train.batch_size // self.train.cell_size
+
+    @property
+    def total_steps(self) -> int:
+        """Optimisation steps of the whole run, rounded up."""
+        return max(-(-round(self.train.total_kimg * 1000) // self.train.batch_size), 1)
