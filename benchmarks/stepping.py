@@ -53,7 +53,7 @@ class Stepper:
 def in_turns(steppers: Sequence[Stepper], world: World) -> list[list[tuple[float, int]]]:
     """What each stepper measures, step by step, the first to go taking turns. Collective."""
     first = [stepper.measure()[0] for stepper in steppers]
-    pairs = world.share(max(5, min(MOST_PAIRS, int(SECONDS / sum(first)))))
+    pairs = world.broadcast(max(5, min(MOST_PAIRS, int(SECONDS / sum(first)))))
     found: list[list[tuple[float, int]]] = [[] for _ in steppers]
     for pair in range(pairs):
         for number in list(range(len(steppers)))[:: 1 if pair % 2 else -1]:

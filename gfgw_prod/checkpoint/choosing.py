@@ -39,8 +39,8 @@ def newest_good(
     """
     bad: list[tuple[int, str, str]] = []
     found = None
-    for place, name in world.share(_places(storages) if world.is_main else []):
-        answer = world.share(_answer(storages[place], name) if world.is_main else None)
+    for place, name in world.broadcast(_places(storages) if world.is_main else []):
+        answer = world.broadcast(_answer(storages[place], name) if world.is_main else None)
         if isinstance(answer, UserError):
             raise answer
         if isinstance(answer, Checkpoint):
@@ -51,7 +51,7 @@ def newest_good(
             break
         bad.append((place, name, answer))
         found = None
-    if found is None and world.share(bool(bad or set_aside(storages))):
+    if found is None and world.broadcast(bool(bad or set_aside(storages))):
         why = f" ({bad[0][1]}: {bad[0][2]})" if bad else ""
         raise NoneGoodError(
             f"no checkpoint in {storages[0]} is good{why}; nothing was deleted: mend one, or use another run.dir"
@@ -85,7 +85,7 @@ def _problem_anywhere(checkpoint: Checkpoint, world: World, progress: Mode) -> s
     """
     total = checkpoint.bytes // world.world_size
     with Meter(f"checking {checkpoint.name}", total, "MB", size=MB, mode=progress, speaks=world.is_main) as meter:
-        first, *others = world.collect(checkpoint.problem(world.rank, world.world_size, meter.add))
+        first, *others = world.all_gather_object(checkpoint.problem(world.rank, world.world_size, meter.add))
     other = next(filter(None, others), None)
     if first is None and other is not None and other.endswith("is missing"):
         raise UserError(f"rank 0 sees {checkpoint}, another rank does not ({other}): all ranks must share run.dir")
@@ -100,7 +100,7 @@ def _places(storages: Sequence[Storage]) -> list[tuple[int, str]]:
 
 def begun(storages: Sequence[Storage], world: World) -> bool:
     """Whether a run has checkpoints, good or not: then it goes on from one, or does not start at all. Collective."""
-    return world.share(world.is_main and bool(_places(storages) or set_aside(storages)))
+    return world.broadcast(world.is_main and bool(_places(storages) or set_aside(storages)))
 
 
 def set_aside(storages: Sequence[Storage]) -> list[str]:

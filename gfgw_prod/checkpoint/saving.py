@@ -79,7 +79,7 @@ class Saver:
             )
         self._stage = Stage(world, constant)
         self._group = world.background_group(SLOWEST)
-        self._token: str = world.share(world.together(lambda: claimed(self.storage) if world.is_main else ""))
+        self._token: str = world.broadcast(world.together(lambda: claimed(self.storage) if world.is_main else ""))
         self._verified: set[str] = set()  # names of what was read back
         self._thread: threading.Thread | None = None
         self._warming: threading.Thread | None = None
@@ -120,7 +120,7 @@ class Saver:
         """
         started = time.monotonic()
         self.join()
-        exists, problem = self.world.share(self._examine(step, state) if self.world.is_main else (False, None))
+        exists, problem = self.world.broadcast(self._examine(step, state) if self.world.is_main else (False, None))
         if exists:
             self.saved_step = step
             return
@@ -249,7 +249,9 @@ class Saver:
                 rank, (error, _) = min(failed.failures.items())
                 problem = (f"rank {rank}: " if self.world.world_size > 1 else "") + described(error)
             files = {
-                key: entry for each in self.world.collect(writer.written(), self._group) for key, entry in each.items()
+                key: entry
+                for each in self.world.all_gather_object(writer.written(), self._group)
+                for key, entry in each.items()
             }
             if problem is None:
                 _, problem = self._from_main(lambda: self._commit(path, {**manifest, "files": files}))
@@ -302,4 +304,4 @@ class Saver:
                 answer = action(), None
             except Exception as error:  # a storage raises what it likes
                 answer = None, described(error)
-        return self.world.share(answer, self._group)
+        return self.world.broadcast(answer, self._group)

@@ -52,7 +52,7 @@ def wait_together(
             mine = ENOUGH
         elif thread is not None and thread.is_alive():
             mine = WAITS if time.monotonic() < deadline else LATE
-        verdict = int(world.max(torch.tensor([mine], device=world.device)))
+        verdict = int(world.all_reduce_max(torch.tensor([mine], device=world.device)))
     if verdict == LATE:
         raise TimeoutError(f"{what} has not ended within {limit}")
     if thread is not None and verdict != ENOUGH:

@@ -12,7 +12,7 @@ from gfgw_prod.commands.options import MOST_SAMPLES, _check, _check_drawing, cla
 from gfgw_prod.distributed.torchrun import place, speaks_for_its_node, tell_torchrun
 from gfgw_prod.process import first_word
 from gfgw_prod.process.exit_codes import BAD_INPUT, CRASHED, INTERRUPTED, HardwareError, NoProgressError, UserError
-from gfgw_prod.process.standard_streams import output_error, tell
+from gfgw_prod.process.standard_streams import log, output_error
 from gfgw_prod.settings.evaluation import FEWEST, MOST
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if isinstance(unwritten, BrokenPipeError):  # whoever read it has seen enough
         return CRASHED
     if unwritten is not None:
-        tell(f"gfgw: standard output cannot be written ({unwritten.strerror})")
+        log(f"gfgw: standard output cannot be written ({unwritten.strerror})")
         return BAD_INPUT
     return code
 
@@ -60,10 +60,10 @@ def _outcome(arguments: list[str]) -> int:
         if (loss := lost_connection(error)) is None:
             raise
         # Its peer, or the launcher, tells why. The same happens on every rank, in another place.
-        tell(f"gfgw: rank {os.environ.get('RANK', '0')} lost the connection to other ranks: {loss}")
+        log(f"gfgw: rank {os.environ.get('RANK', '0')} lost the connection to other ranks: {loss}")
         return CRASHED
     except KeyboardInterrupt:
-        tell(f"gfgw: interrupted{GOES_ON.get(arguments[0], '')}")
+        log(f"gfgw: interrupted{GOES_ON.get(arguments[0], '')}")
         return INTERRUPTED
 
 

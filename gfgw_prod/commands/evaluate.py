@@ -92,7 +92,7 @@ def _measure(
     place: str, trained: TrainedGenerator, config: Config, plan: Plan, files: Files, asked: Asked, world: World
 ) -> None:
     started = time.monotonic()
-    by_rank = world.collect(plan.spaces)
+    by_rank = world.all_gather_object(plan.spaces)
     for rank, its in enumerate(by_rank):
         if its != by_rank[0]:  # nodes may have other caches
             raise UserError(f"rank {rank} has not the same weights at hand as rank 0; name files that all ranks see")

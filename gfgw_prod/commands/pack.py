@@ -14,7 +14,7 @@ from gfgw_prod.data.packs import Pack
 from gfgw_prod.process.exit_codes import BAD_INPUT, FINISHED, PREEMPTED, UserError
 from gfgw_prod.process.meter import MB, Meter, Mode
 from gfgw_prod.process.signals import StoppedError, stop_raises
-from gfgw_prod.process.standard_streams import tell
+from gfgw_prod.process.standard_streams import log
 from gfgw_prod.settings.data import DataSettings
 
 MOST_WORKERS, MOST_SHARD_ROWS = 1024, 1_000_000_000
@@ -50,7 +50,7 @@ def pack_source(
         with stop_raises():
             made = _packed(settings, out, workers, shard_rows, progress)
     except StoppedError:
-        tell("gfgw: told to stop; the same command goes on from the last whole file of the pack")
+        log("gfgw: told to stop; the same command goes on from the last whole file of the pack")
         return PREEMPTED
     _print(made, as_json)
     return FINISHED
@@ -82,7 +82,7 @@ def verify_pack(place: Path, *, as_json: bool) -> int:
     with Meter(f"checking {place}", found.bytes, "MB", size=MB) as meter:
         problem = found.damaged(told=meter.add)
     if problem:
-        tell(f"gfgw: {place}: {problem}; pack the data set again")
+        log(f"gfgw: {place}: {problem}; pack the data set again")
         return BAD_INPUT
     _print(found, as_json)
     return FINISHED

@@ -72,7 +72,7 @@ def cell_stream(
 ) -> Iterator[CellRows]:
     """The rank's cells of steps ``first_step`` to ``last_step`` (exclusive), one ``CellRows`` per round.
 
-    Rounds come in the order of ``spread.rounds``, whatever the number of workers.
+    Rounds come in the order of ``spread.turns_of``, whatever the number of workers.
 
     Args:
         workers: threads of torchdata that fetch ahead; 0 fetches when asked.
@@ -82,7 +82,7 @@ def cell_stream(
 
     def positions() -> Iterator[Cell]:
         for step in range(first_step, last_step):
-            for turn in spread.rounds(seed, step, size=size, rank=rank):
+            for turn in spread.turns_of(seed, step, size=size, rank=rank):
                 yield turn.cell
 
     def fetch(cell: Cell) -> CellRows:

@@ -75,7 +75,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Round:
+class Turn:
     """One turn of a rank. A short rank repeats a cell with ``counts=False``: it takes part, and adds nothing."""
 
     cell: Cell
@@ -131,14 +131,14 @@ class Spread:
         """The cells of every rank, if they are contiguous."""
         return [self.held(rank) for rank in range(self.world_size)]
 
-    def rounds(self, seed: int, step: int, *, size: int, rank: int) -> list[Round]:
+    def turns_of(self, seed: int, step: int, *, size: int, rank: int) -> list[Turn]:
         """The rank's turns of one step."""
         result = []
         for turn in range(self.turns):
             first, apart = (turn, self.turns) if self.contiguous else (turn * self.world_size, 1)
             index = first + apart * rank
             cell = Cell(seed, step, index % self.cells, size)
-            result.append(Round(cell, index < self.cells, is_last=turn == self.turns - 1, first=first))
+            result.append(Turn(cell, index < self.cells, is_last=turn == self.turns - 1, first=first))
         return result
 
     def in_order(self, gathered: Tensor) -> Tensor:

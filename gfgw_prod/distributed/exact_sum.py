@@ -30,4 +30,4 @@ def exact_sum(parts: Sequence[Tensor], like: Tensor, world: World, bits: int, fa
     total = torch.zeros(like.shape, dtype=torch.int64, device=like.device)
     for part in parts:  # one by one, so that the numbers stay in the cache
         total += (part * scale).to(torch.int64).view(total.shape)
-    return (world.sum(total).double() * 2.0**-bits).to(like.dtype)
+    return (world.all_reduce_sum(total).double() * 2.0**-bits).to(like.dtype)

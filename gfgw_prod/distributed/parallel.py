@@ -1,4 +1,4 @@
-"""Wraps the generator for one rank, for DDP and for FSDP2, and reduces its gradients over cells, rounds and ranks.
+"""Wraps the generator for one rank, for DDP and for FSDP2, and reduces its gradients over cells, turns and ranks.
 
 The model knows nothing of this. A strategy offers the module to call, ``turn`` (a context around one round's backward
 pass) and ``finish`` (leave the step's summed gradient in ``.grad``).
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor, nn
 
-from gfgw_prod.distributed.cells import Round, Spread
+from gfgw_prod.distributed.cells import Spread, Turn
 from gfgw_prod.distributed.checksums import checksum
 from gfgw_prod.distributed.reduction import TreeSum, gradients
 from gfgw_prod.distributed.replicated import Replicated
@@ -31,7 +31,7 @@ class Parallel(Protocol):
     module: nn.Module  # holds the parameters; call it
     replicated: bool  # whether every rank of several holds all parameters and gradients
 
-    def turn(self, turn: Round) -> AbstractContextManager[None]:
+    def turn(self, turn: Turn) -> AbstractContextManager[None]:
         """Around one round's backward pass: takes its gradients in."""
 
     def finish(self) -> list[Tensor]:
@@ -91,7 +91,7 @@ class Alone:
         self._checksums: list[Tensor] = []
 
     @contextmanager
-    def turn(self, turn: Round) -> Iterator[None]:
+    def turn(self, turn: Turn) -> Iterator[None]:
         yield
         self._checksums.append(checksum(gradients(self._parameters)))
         if self._sums is not None:

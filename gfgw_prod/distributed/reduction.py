@@ -139,7 +139,7 @@ def gradient_norm(parameters: Iterable[Tensor], world: World) -> Tensor:
             row_sums.append(_row_sums(gradient))
     total = torch.cat(row_sums)
     if sharded is not None:
-        total = world.sum(total, sharded)  # every row is non-zero on one rank only: adding zeros is exact
+        total = world.all_reduce_sum(total, sharded)  # every row is non-zero on one rank only: adding zeros is exact
     return total.sum().sqrt()
 
 

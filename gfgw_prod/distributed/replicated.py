@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from gfgw_prod.distributed.cells import Round, Spread
+from gfgw_prod.distributed.cells import Spread, Turn
 from gfgw_prod.distributed.checksums import checksum
 from gfgw_prod.distributed.reduction import TreeSum, exchange_nodes, gradients, split_like
 from gfgw_prod.distributed.world import World
@@ -32,7 +32,7 @@ class Replicated:
         self._ddp = nn.parallel.DistributedDataParallel(generator, device_ids=device_ids, broadcast_buffers=False)
         self._world = world
         self._exact = exact
-        self._turn: Round | None = None
+        self._turn: Turn | None = None
         first = spread.held(world.rank).start
         self._sums: dict[Tensor, TreeSum] = {p: TreeSum(first) for p in generator.parameters() if p.requires_grad}
         self._buckets: list[tuple[list[Tensor], Tensor]] = []  # parameters, and this rank's slice of their total
@@ -46,7 +46,7 @@ class Replicated:
         generator.zero_grad(set_to_none=True)
 
     @contextmanager
-    def turn(self, turn: Round) -> Iterator[None]:
+    def turn(self, turn: Turn) -> Iterator[None]:
         self._turn = turn
         # Gradients add up locally and cross the wire once, in the last round. Passes go past DDP, for those of several
         # turns may wait for their backward passes: what its own would do before a backward pass is done here.
@@ -67,7 +67,7 @@ class Replicated:
 
     def finish(self) -> list[Tensor]:
         for parameters, chunk in self._buckets:
-            full = self._world.gather(chunk).flatten()
+            full = self._world.all_gather(chunk).flatten()
             for parameter, gradient in zip(parameters, split_like(full, parameters), strict=True):
                 parameter.grad = gradient
         self._buckets.clear()

@@ -82,7 +82,7 @@ class RowTable:
                 mine.view(-1, *[1] * (rows.dim() - 1)), self.local[places.clamp_max(len(self.local) - 1)], rows
             )
         bits = torch.int32 if rows.element_size() == 4 else torch.int64  # a sum with zeros, and -0.0 stays -0.0
-        return self.world.sum(rows.view(bits).to(self.world.device)).view(rows.dtype)
+        return self.world.all_reduce_sum(rows.view(bits).to(self.world.device)).view(rows.dtype)
 
     def fill(self, first: int, values: Tensor) -> None:
         """Sets the rows from ``first`` on; every rank is given all and keeps its own."""

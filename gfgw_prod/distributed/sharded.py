@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from gfgw_prod.distributed.cells import Round, Spread
+from gfgw_prod.distributed.cells import Spread, Turn
 from gfgw_prod.distributed.checksums import checksum
 from gfgw_prod.distributed.reduction import TreeSum, exchange_nodes
 from gfgw_prod.distributed.world import World
@@ -79,7 +79,7 @@ class Sharded:
                     self._reducers.append(reducer)
 
     @contextmanager
-    def turn(self, turn: Round) -> Iterator[None]:
+    def turn(self, turn: Turn) -> Iterator[None]:
         for reducer in self._reducers:
             reducer.turn = turn
         if not self._exact:  # whole gradients are FSDP's own affair
@@ -119,7 +119,7 @@ def _tree_reduce_scatter(
 
     class TreeReduceScatter(DefaultAllocMixin, ReduceScatter):
         def __init__(self) -> None:
-            self.turn: Round | None = None
+            self.turn: Turn | None = None
             # Of this turn: checksums of gradients that cross the wire, and the gradients that stay.
             self.checksums: list[Tensor] = []
             self.kept: list[Tensor] = []
@@ -141,10 +141,10 @@ def _tree_reduce_scatter(
                 return
             total = self._total.pop()
             if replicas is not None:
-                total = world.gather(total, replicas).flatten()[: len(output_tensor)]
+                total = world.all_gather(total, replicas).flatten()[: len(output_tensor)]
             output_tensor.copy_(total)
 
-        def _keep(self, gradient: Tensor, turn: Round) -> None:
+        def _keep(self, gradient: Tensor, turn: Turn) -> None:
             """Adds a whole gradient to this rank's own nodes, which cross the wire in the last turn."""
             if gradient.is_cuda:
                 # FSDP allocates it on another stream, which must not have it back before this one has done with it.

@@ -130,7 +130,7 @@ class World:
             with self.traffic.waiting():
                 dist.barrier()
 
-    def gather(self, value: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
+    def all_gather(self, value: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
         """Equal-shaped tensors of all ranks, or of a group, stacked by rank: ``(...)`` -> ``(ranks, ...)``."""
         if self.world_size == 1:
             return value[None]
@@ -141,7 +141,7 @@ class World:
             dist.all_gather_into_tensor(gathered.flatten(), value.contiguous().flatten(), group=group)
         return gathered
 
-    def sum(self, value: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
+    def all_reduce_sum(self, value: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
         """The sum over ranks, of integers, or of numbers that are zero on all but one: the same in every order."""
         if self.world_size > 1:
             self.traffic.add(value)
@@ -149,7 +149,7 @@ class World:
                 dist.all_reduce(value, group=group)
         return value
 
-    def max(self, value: Tensor) -> Tensor:
+    def all_reduce_max(self, value: Tensor) -> Tensor:
         """The elementwise maximum over ranks."""
         if self.world_size > 1:
             self.traffic.add(value)
@@ -157,7 +157,7 @@ class World:
                 dist.all_reduce(value, dist.ReduceOp.MAX)
         return value
 
-    def share(self, value: T, group: dist.ProcessGroup | None = None) -> T:
+    def broadcast(self, value: T, group: dist.ProcessGroup | None = None) -> T:
         """Rank 0's value, on every rank; over a background group, if one is given."""
         if self.world_size == 1:
             return value
@@ -167,7 +167,7 @@ class World:
             dist.broadcast_object_list(box, src=0, group=group, device=device)
         return box[0]
 
-    def collect(self, value: T, group: dist.ProcessGroup | None = None) -> list[T]:
+    def all_gather_object(self, value: T, group: dist.ProcessGroup | None = None) -> list[T]:
         """Every rank's value, by rank, on all ranks; over a background group, if one is given."""
         if self.world_size == 1:
             return [value]
@@ -182,7 +182,7 @@ class World:
         Raises:
             UserError: if any rank has a problem.
         """
-        for found in self.collect(problem):
+        for found in self.all_gather_object(problem):
             if found is not None:
                 raise UserError(found)
 

@@ -105,5 +105,5 @@ def kernel_distance(samples: RowTable, data: RowTable, *, seed: int, tick: Tick)
             own = drawn if subset - first == world.rank else own
         if own:
             mine[turn] = squared_mmd(*own)
-    values = world.gather(mine).T.flatten()[:SUBSETS].cpu()  # (ranks, turns), in the order of subsets
+    values = world.all_gather(mine).T.flatten()[:SUBSETS].cpu()  # (ranks, turns), in the order of subsets
     return float(values.mean()), float(values.std(correction=0))

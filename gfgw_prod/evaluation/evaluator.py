@@ -119,7 +119,7 @@ class Evaluator:
         figures: Figures = {}
         for space in self._plan.used:
             figures |= self._compared(space, drawn[space], self._data[space])
-        return self._world.share(figures)
+        return self._world.broadcast(figures)
 
     def _compared(self, space: SpaceName, samples: Set, data: Set) -> Figures:
         metrics = [metric for metric, its in self._plan.spaces.items() if its == space]

@@ -76,8 +76,8 @@ def cross(samples: RowTable, data: RowTable, sample_radii: Tensor, data_radii: T
         nearest_row=found[:, 0].long(),
         nearest_distance=found[:, 1],
         in_data=found[:, 2].bool(),
-        sample_distance=-world.max(-closest).cpu(),
-        in_samples=world.max(held).bool().cpu(),
+        sample_distance=-world.all_reduce_max(-closest).cpu(),
+        in_samples=world.all_reduce_max(held).bool().cpu(),
     )
 
 
@@ -121,4 +121,4 @@ def _of_all(mine: Tensor, rows: RowTable) -> Tensor:
     """Results of all ranks' rows in the order of rows, on the CPU. Collective."""
     padded = mine.new_zeros(rows.most_local, *mine.shape[1:])
     padded[: len(mine)] = mine
-    return rows.world.gather(padded).flatten(0, 1)[: rows.total].cpu()
+    return rows.world.all_gather(padded).flatten(0, 1)[: rows.total].cpu()

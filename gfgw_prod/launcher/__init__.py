@@ -14,9 +14,9 @@ torchrun's own options, and
 Every other failure is a crash: the workers are restarted `--max-restarts` times, then the agent leaves with 1.
 """
 
-from gfgw_prod.process.standard_streams import tell
+from gfgw_prod.process.standard_streams import log
 
 
 def say(message: str) -> None:
     """Print one line on stderr."""
-    tell(f"gfgw launcher: {message}")
+    log(f"gfgw launcher: {message}")

@@ -12,7 +12,7 @@ import select
 from contextlib import suppress
 from functools import cache
 
-from gfgw_prod.process.standard_streams import tell
+from gfgw_prod.process.standard_streams import log
 
 PLACE = "GFGW_FIRST_WORD"  # the elastic launcher's pipe, for its ranks: whoever finds a byte in it may speak
 
@@ -47,11 +47,11 @@ def say(line: str, *, otherwise: bool) -> None:
         with open(place, "rb", buffering=0, opener=_at_once) as pipe:
             fcntl.flock(pipe, fcntl.LOCK_EX)  # nobody leaves, and has this rank stopped, before the line is out
             if select.select([pipe], [], [], 0)[0]:
-                tell(line)
+                log(line)
                 pipe.read(1)
     except OSError:
         if otherwise:
-            tell(line)
+            log(line)
 
 
 def _at_once(path: str, flags: int) -> int:

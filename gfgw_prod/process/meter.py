@@ -8,7 +8,7 @@ import time
 from types import TracebackType
 from typing import Any, Literal, Self
 
-from gfgw_prod.process.standard_streams import tell
+from gfgw_prod.process.standard_streams import log
 
 Mode = Literal["auto", "bar", "plain", "off"]
 TOLD_EVERY_SECONDS = 10.0
@@ -60,7 +60,7 @@ class Meter:
         if self._bar is not None:
             self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
         else:
-            tell(f"gfgw: {line}")
+            log(f"gfgw: {line}")
 
     def turn_to(self, title: str, total: int = 0, unit: str = "") -> None:
         """Something else is being done, of which nothing is done yet."""
@@ -81,7 +81,7 @@ class Meter:
             self._bar.update(self._task, completed=done, told=self._words(now))
         elif self._mode == "plain" and now - self._told >= TOLD_EVERY_SECONDS:
             self._told = now
-            tell(f"gfgw: {self._title}{': ' if self._total else ''}{self._words(now)}")
+            log(f"gfgw: {self._title}{': ' if self._total else ''}{self._words(now)}")
 
     def add(self, more: int) -> None:
         """So much more is done; of any thread."""

@@ -19,7 +19,7 @@ def open_closed_streams() -> None:
             setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115
 
 
-def tell(line: str) -> None:
+def log(line: str) -> None:
     """One line on standard error, as far as it can be written. A name may hold line breaks and control characters."""
     try:
         print(printable(line) + "\n", end="", file=sys.stderr, flush=True)  # one write, also where nothing is buffered

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from gfgw_prod.process.signals import before_leaving
 from gfgw_prod.process.stacks import StacksFile
-from gfgw_prod.process.standard_streams import tell
+from gfgw_prod.process.standard_streams import log
 
 TICK_SECONDS = 1.0  # between looks; what a limit may be late by
 
@@ -108,7 +108,7 @@ class Watch:
 
     def _tell(self) -> None:
         place = "the next lines" if self._file is None else self._file.path
-        tell(
+        log(
             f"gfgw: rank {self._rank} made no progress for {self._limit:g} s ({self._doing}); "
             f"it ends, and its stacks are in {place}"
         )

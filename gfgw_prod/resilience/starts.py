@@ -62,7 +62,7 @@ class Starts:
                     f"they were. When the cause is mended, remove {self._file} (or raise resilience.max_no_progress, "
                     f"now {self._most})"
                 )
-        problem, step, before = self._world.share((problem, step, before))
+        problem, step, before = self._world.broadcast((problem, step, before))
         if problem is not None:
             raise NoProgressError(problem)
         self._present.begin()

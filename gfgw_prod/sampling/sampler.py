@@ -36,7 +36,7 @@ class Turn:
 
     def gathered(self, mine: Tensor, world: World) -> Tensor:
         """What all ranks have made, ``(size, ...)`` each, in order: ``(count, ...)``. Collective."""
-        return world.gather(mine).flatten(0, 1)[: self.count]
+        return world.all_gather(mine).flatten(0, 1)[: self.count]
 
 
 def turns(count: int, block: int, world: World) -> Iterator[Turn]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from gfgw_prod.process.exit_codes import reason
-from gfgw_prod.process.standard_streams import tell
+from gfgw_prod.process.standard_streams import log
 from gfgw_prod.telemetry.catalogue import BY_TAG
 from gfgw_prod.telemetry.exposition import Prometheus
 from gfgw_prod.telemetry.sinks import JsonLines, Sink, TensorBoard, Values
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 class Telemetry:
     """Hands every record to every sink; on ranks that do not speak for the run there are none."""
 
-    def __init__(self, sinks: list[Sink], report: Callable[[str], None] = tell):
+    def __init__(self, sinks: list[Sink], report: Callable[[str], None] = log):
         """``report``: says a line."""
         self._sinks, self._report = sinks, report
         self._failing: set[Sink] = set()
@@ -39,7 +39,7 @@ class Telemetry:
         known: Values | None = None,
         build: Mapping[str, str] | None = None,
         resolved: str = "",
-        report: Callable[[str], None] = tell,
+        report: Callable[[str], None] = log,
     ) -> Telemetry:
         """All sinks of a run that starts or resumes at ``step``.
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TextIO
 
 from torch import Tensor
 
-from gfgw_prod.process.standard_streams import tell
+from gfgw_prod.process.standard_streams import log
 from gfgw_prod.telemetry.layout import custom_scalars
 
 if TYPE_CHECKING:
@@ -185,7 +185,7 @@ class Progress:
         elif self._mode == "plain" and (now - self._last_line >= 10 or images >= self._total):
             self._last_line = now
             left = (self._total - images) / max(rate, 1e-9)
-            tell(
+            log(
                 f"{images / 1000:.1f} of {self._total / 1000:.1f} kimg  loss {values['loss/total']:.4f}  "
                 f"{rate:,.0f} images/s  {max(left, 0):.0f} s left"
             )

@@ -32,7 +32,7 @@ OWN = {FEATURES, LOSSES, GRADIENT}
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """Checksums of all ranks' part in a step, ``(world_size, len(STAGES), rounds)``, by stage and turn."""
+    """Checksums of all ranks' part in a step, ``(world_size, len(STAGES), turns)``, by stage and turn."""
 
     by_rank: Tensor
 
@@ -127,7 +127,7 @@ class CheckedStep:
         """
         if self._world.world_size > 1:
             whole = [tensor.to(self._world.device) for tensor in state.values() if not isinstance(tensor, DTensor)]
-            self._refuse_different(self._world.gather(checksum(whole)).tolist(), "weights, moments or duals")
+            self._refuse_different(self._world.all_gather(checksum(whole)).tolist(), "weights, moments or duals")
 
     def _computed_again(self, first: StepResult, rows: Sequence[CellRows]) -> StepResult:
         """The step as two computations of it agree on; its gradient stands in ``.grad``."""
@@ -171,7 +171,7 @@ class CheckedStep:
         # No comparison holds for what is no number: a maximum may pass over it.
         norm = torch.where(result.finite, result.gradient_norm, torch.inf).double().nan_to_num(torch.inf, torch.inf)
         loss = result.largest_loss.double().nan_to_num(torch.inf, torch.inf)
-        largest, negative_smallest, most = self._world.max(torch.stack([norm, -norm, loss])).tolist()
+        largest, negative_smallest, most = self._world.all_reduce_max(torch.stack([norm, -norm, loss])).tolist()
         return (largest, most), largest == -negative_smallest
 
     def _fingerprint(self, result: StepResult) -> Fingerprint:
@@ -183,4 +183,6 @@ class CheckedStep:
         )
         matching, total, norm = (checksum(tensors).expand(len(features)) for tensors in met)
         dual = checksum(result.match.learned).expand(len(features)) if result.match.learned else torch.zeros_like(total)
-        return Fingerprint(self._world.gather(torch.stack([features, matching, dual, losses, gradients, total, norm])))
+        return Fingerprint(
+            self._world.all_gather(torch.stack([features, matching, dual, losses, gradients, total, norm]))
+        )

@@ -74,7 +74,9 @@ class Feed:
         now = time.perf_counter()
         share = self._waited / max(now - self._since, 1e-9)
         self._waited, self._since = 0.0, now
-        return {"speed/data_wait_ratio": float(self._world.max(torch.tensor(share, device=self._world.device)))}
+        return {
+            "speed/data_wait_ratio": float(self._world.all_reduce_max(torch.tensor(share, device=self._world.device)))
+        }
 
     def _timed(self, source: Iterator[T]) -> Iterator[T]:
         """The same items, with the time that each is waited for."""

@@ -65,7 +65,7 @@ class PeriodicEvaluation:
         if self._evaluator is None:
             return True
         if self._measured_at is None:  # a run that goes on may have been stopped before it measured here, or after
-            self._measured_at = self._world.share(step if self._has_record(step) else 0)
+            self._measured_at = self._world.broadcast(step if self._has_record(step) else 0)
         if step == self._measured_at or not self._due(step, images):
             return True
         started = time.monotonic()

@@ -24,7 +24,7 @@ from gfgw_prod.process import restart_causes
 from gfgw_prod.process.exit_codes import reason
 from gfgw_prod.process.meter import Meter
 from gfgw_prod.process.stacks import tell_of_hangs
-from gfgw_prod.process.standard_streams import tell
+from gfgw_prod.process.standard_streams import log
 from gfgw_prod.process.watchdog import watch
 from gfgw_prod.resilience.bad_numbers import COUNTS
 from gfgw_prod.resilience.ledger import End, Ledger
@@ -69,7 +69,7 @@ class Reporter:
         self._warned = False
         self.own_time = OwnTime(lambda: world.traffic.seconds)
         self.measured = ""
-        told = world.collect((socket.gethostname(), restart_causes.told_by_launcher()))
+        told = world.all_gather_object((socket.gethostname(), restart_causes.told_by_launcher()))
         self.hosts = [host for host, _ in told]
         self._cause = restart_causes.first_of(cause for _, cause in told)
         self._expected_ranks = max(restart_causes.expected_ranks(), world.world_size)
@@ -80,11 +80,11 @@ class Reporter:
     def say(self, line: str) -> None:
         """One line, from rank 0."""
         if self.world.is_main:
-            tell(line)
+            log(line)
 
     def say_of_own(self, line: str) -> None:
         """One line, from any rank, of what is its own."""
-        tell(line if self.world.world_size == 1 else f"rank {self.world.rank}: {line}")
+        log(line if self.world.world_size == 1 else f"rank {self.world.rank}: {line}")
 
     def write(self, file: Path, write: Callable[[Path], None]) -> None:
         """Writes a file for people, from rank 0. A run goes on without it."""
@@ -275,7 +275,7 @@ class Reporter:
         mean, steps = self.own_time.take()
         device = self.world.device
         mine = torch.tensor([mean, *memory.of_this_rank(device)], dtype=torch.float64, device=device)
-        seconds, *found = self.world.gather(mine).T.tolist()
+        seconds, *found = self.world.all_gather(mine).T.tolist()
         by_tag: dict[str, Sequence[float]] = dict(zip(memory.TAGS, found, strict=True))
         if device.type != "cpu":
             return by_tag

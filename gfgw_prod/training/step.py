@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gfgw_prod.data.sources import Table
 from gfgw_prod.data.stream import CellRows, KeyedOrder, flip_some
-from gfgw_prod.distributed.cells import Cell, Round
+from gfgw_prod.distributed.cells import Cell, Turn
 from gfgw_prod.distributed.checksums import checksum
 from gfgw_prod.distributed.parallel import Parallel
 from gfgw_prod.distributed.reduction import gradient_norm, gradients, scale_gradients
@@ -65,7 +65,7 @@ class TrainingStep:
         config, world = self.config, self.world
         self.clock.begin()
         images_seen = step * config.train.batch_size
-        turns = self.parallel.spread.rounds(config.seed, step, size=config.train.cell_size, rank=world.rank)
+        turns = self.parallel.spread.turns_of(config.seed, step, size=config.train.cell_size, rank=world.rank)
         self.parallel.module.zero_grad(set_to_none=True)  # of a computation that did not count
         inputs = [
             CellInputs.draw(turn.cell, found, self.table, world.device) for turn, found in zip(turns, rows, strict=True)
@@ -151,7 +151,7 @@ class TrainingStep:
             self.skip()
         return loosened
 
-    def _generate(self, turn: Round, cell: CellInputs, *, one_step: bool, keep: bool) -> Samples:
+    def _generate(self, turn: Turn, cell: CellInputs, *, one_step: bool, keep: bool) -> Samples:
         """One-step samples of a cell's noise.
 
         Where the cell is trained at ``t = 1``, this is the very pass that is trained, dropout and all. If it is kept,
@@ -192,13 +192,13 @@ class TrainingStep:
 
     @torch.no_grad()
     def _match(self, step: int, images_seen: int, features: Tensor) -> tuple[Match, Tensor]:
-        """Couples the features ``(rounds, b, d)`` of all ranks' cells, in the order of cells, with the bank.
+        """Couples the features ``(turns, b, d)`` of all ranks' cells, in the order of cells, with the bank.
 
         Returns:
             The match, and whether all features, those that were not count as zero, and all it teaches were finite.
         """
         config = self.config
-        gathered = self.world.gather(features)  # (W, rounds, b, d)
+        gathered = self.world.all_gather(features)  # (W, turns, b, d)
         batch = self.parallel.spread.in_order(gathered).flatten(0, 1)
         finite, batch = batch.isfinite().all(), batch.nan_to_num(0.0, 0.0, 0.0)
         cells = [Cell(config.seed, step, index, config.train.cell_size) for index in range(config.cells)]
@@ -214,7 +214,7 @@ class TrainingStep:
         return match, finite
 
     def _regress(
-        self, turn: Round, cell: CellInputs, made: Samples, match: Match, target: Tensor, seen: int, *, one_step: bool
+        self, turn: Turn, cell: CellInputs, made: Samples, match: Match, target: Tensor, seen: int, *, one_step: bool
     ) -> Tensor:
         """Accumulates the gradient of one cell; returns its loss terms, ``(len(Losses._fields),)``."""
         config = self.config
@@ -239,7 +239,7 @@ class TrainingStep:
         return torch.stack(losses).detach()
 
     @torch.no_grad()
-    def _nearer(self, turn: Round, cell: CellInputs, target: Tensor, t: Tensor, seen: int) -> tuple[Tensor, Tensor]:
+    def _nearer(self, turn: Turn, cell: CellInputs, target: Tensor, t: Tensor, seen: int) -> tuple[Tensor, Tensor]:
         """Images nearer on the line from noise to target, ``(b, c, h, w)``, and by how much noise, ``(b,)``.
 
         Where nearer is the end of the line, it is the target. Dropout is that of the pass that is trained.

@@ -22,15 +22,15 @@ class StepResult:
 
     step: int
     images_seen: int  # before it
-    terms: Tensor  # (rounds, len(Losses._fields)), of this rank
-    counts: Tensor  # (rounds,), 0 for turns of a short rank
-    streamed: Tensor  # (rounds, b) row ids, on the CPU
+    terms: Tensor  # (turns, len(Losses._fields)), of this rank
+    counts: Tensor  # (turns,), 0 for turns of a short rank
+    streamed: Tensor  # (turns, b) row ids, on the CPU
     gradient_norm: Tensor
     finite: Tensor  # whether the generated features were, and what the matcher would learn
     match: Match
     match_seconds: float
     match_bytes: int
-    checksums: Tensor  # (rounds, 3), of this rank's features, loss terms and gradients, each before it met any other
+    checksums: Tensor  # (turns, 3), of this rank's features, loss terms and gradients, each before it met any other
     schedules: dict[str, float]  # learning rate, epsilon and lambda, by tag of the catalogue
 
     @property
@@ -43,8 +43,8 @@ class StepResult:
 
         A step at t = 1 and one before have different terms. Only those it has are told, or curves would fall to zero.
         """
-        means = spread.in_order(world.gather(self.terms)).double().mean(dim=0).tolist()
-        streamed = spread.in_order(world.gather(self.streamed.to(world.device))).flatten()
+        means = spread.in_order(world.all_gather(self.terms)).double().mean(dim=0).tolist()
+        streamed = spread.in_order(world.all_gather(self.streamed.to(world.device))).flatten()
         rows = torch.cat([streamed, self.match.rows]).cpu()
         losses = dict(zip(Losses._fields, means, strict=True))
         return {f"loss/{term}": mean for term, mean in losses.items() if mean or term == "total"} | {
@@ -78,7 +78,7 @@ class CellInputs:
 
     @classmethod
     def draw(cls, cell: Cell, rows: CellRows, table: Table, device: torch.device) -> CellInputs:
-        assert rows.cell == cell, "the stream and the rounds must agree"
+        assert rows.cell == cell, "the stream and the turns must agree"
         return cls(
             ids=rows.ids,
             noise=cell.normal("noise", table.image_shape, device),

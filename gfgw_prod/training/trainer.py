@@ -65,7 +65,7 @@ class Run:
         self.config, self.world, self.dir, self.startup = config, world, config.run.dir, startup
         self.step = self.first_step = 0
         self.report = Reporter(config, world, startup)
-        same_run.refuse_unlike_settings(world.collect(config.model_dump(mode="json")))
+        same_run.refuse_unlike_settings(world.all_gather_object(config.model_dump(mode="json")))
         if world.world_size > config.cells:
             raise UserError(
                 f"{world.world_size} ranks share {config.cells} cells; lower train.cell_size or run fewer ranks"
@@ -110,7 +110,7 @@ class Run:
             found = newest_good(self.storages, self.world, self.report.say, progress=self.config.telemetry.progress)
             self.damaged = len(set_aside(self.storages)) if self.world.is_main else 0
             self.facts = same_run.facts_of(self.config, self.table, self.parts.frozen, self.world.device)
-            by_rank = self.world.collect(self.facts)
+            by_rank = self.world.all_gather_object(self.facts)
         if found is not None:
             self.step = self.first_step = self.parts.optimizer.steps = found.step
         for change in self.world.together(lambda: self._accepted_changes(found, by_rank)):

@@ -47,7 +47,7 @@ class Columns:
     def max(self, parts: list[Tensor], like: Tensor) -> Tensor:
         """The elementwise largest of parts by block, shaped as ``like``, over all columns."""
         largest = torch.stack(parts).amax(dim=0) if parts else torch.full_like(like, -torch.inf)
-        return largest if self.world is None else self.world.max(largest)
+        return largest if self.world is None else self.world.all_reduce_max(largest)
 
 
 @dataclass(frozen=True)

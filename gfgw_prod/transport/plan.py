@@ -71,8 +71,8 @@ class Plan:
         world = self._columns.world
         if world is None:
             return where
-        rank = world.gather(best).argmax(dim=0)
-        return world.gather(where).gather(0, rank[None])[0]
+        rank = world.all_gather(best).argmax(dim=0)
+        return world.all_gather(where).gather(0, rank[None])[0]
 
     def sample(self, uniforms: Tensor) -> Tensor:
         """A column per row, by global id, drawn from ``T_ij / p_i`` by inverting its distribution at ``uniforms (n,)``.
@@ -85,7 +85,7 @@ class Plan:
             for _, weights in self.solver.conditional_blocks()
         ]
         here = torch.stack(masses).sum(dim=0) if masses else torch.zeros(n, dtype=torch.int64, device=device)
-        by_rank = here[None] if world is None else world.gather(here)  # (W, n)
+        by_rank = here[None] if world is None else world.all_gather(here)  # (W, n)
         above = (uniforms.to(device).double() * by_rank.sum(dim=0)).floor().to(torch.int64)
         above = above - by_rank[: 0 if world is None else world.rank].sum(dim=0)
         chosen = torch.zeros(n, dtype=torch.int64, device=device)
@@ -96,7 +96,7 @@ class Plan:
             column = self._columns.first + block.start + column.clamp_max(weights.shape[1] - 1)
             chosen = torch.where((above >= 0) & (above < mass), column, chosen)
             above = above - mass
-        return chosen if world is None else world.sum(chosen)
+        return chosen if world is None else world.all_reduce_sum(chosen)
 
     def barycentre(self, values: Callable[[slice], Tensor], width: int) -> Tensor:
         """Each row's mean of ``values``, ``(n, width)``, under ``T_ij / p_i``.

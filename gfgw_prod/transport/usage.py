@@ -23,7 +23,7 @@ class Usage:
     def share(self, images: int) -> float:
         """Share of the rows that were targets within the last ``N`` images. Collective."""
         recent = (self._last.local > max(images - self.total, 0)).sum()
-        return float(self._last.world.sum(recent)) / self.total
+        return float(self._last.world.all_reduce_sum(recent)) / self.total
 
     def state(self) -> Tensor:
         """What a checkpoint must hold."""

@@ -51,7 +51,7 @@ def wrapped(settings: dict[str, Any], cells: int, world: World) -> Parallel:
 def compute(parallel: Parallel, rank: int, spoil: Callable[[int], None] = lambda turn: None) -> Tensor:
     """One step's gradients; returns a checksum a turn."""
     parallel.module.zero_grad(set_to_none=True)
-    for number, turn in enumerate(parallel.spread.rounds(0, 0, size=4, rank=rank)):
+    for number, turn in enumerate(parallel.spread.turns_of(0, 0, size=4, rank=rank)):
         x = torch.randn(4, 3, generator=torch.Generator().manual_seed(turn.cell.index))
         with parallel.turn(turn):
             (parallel.module(x).sum() * turn.weight * (1 + 0.37 * turn.cell.index)).backward()
@@ -105,7 +105,7 @@ def blame(world: World, cells: list[int]) -> dict[str, Any]:
         nothing = torch.zeros_like(own)
         mine = [nothing] * len(STAGES)
         mine[STAGES.index("gradient")], mine[STAGES.index("sum of gradients")] = own, total
-        prints.append(Fingerprint(world.gather(torch.stack(mine))))
+        prints.append(Fingerprint(world.all_gather(torch.stack(mine))))
     return {"named": prints[0].first_difference(prints[1])}
 
 

@@ -5,14 +5,14 @@ from itertools import product
 import pytest
 import torch
 
-from gfgw_prod.distributed.cells import Cell, Round, Spread, derived_seed, random_stream, seeded_globally
+from gfgw_prod.distributed.cells import Cell, Spread, Turn, derived_seed, random_stream, seeded_globally
 
 CPU = torch.device("cpu")
 WORLDS = [(cells, ranks) for cells in range(1, 10) for ranks in range(1, cells + 1)]
 
 
-def turns_of(spread: Spread) -> list[list[Round]]:
-    return [spread.rounds(0, 3, size=4, rank=rank) for rank in range(spread.world_size)]
+def turns_of(spread: Spread) -> list[list[Turn]]:
+    return [spread.turns_of(0, 3, size=4, rank=rank) for rank in range(spread.world_size)]
 
 
 @pytest.fixture(params=[False, True], ids=["in turn", "contiguous"])

@@ -48,7 +48,7 @@ def cells_of(
         places = {"first_step": first_step, "last_step": 4, "size": 4, "rank": rank}
         stream = cell_stream(table, spread, seed=9, **places, workers=workers)
         for step in range(first_step, 4):
-            for turn in spread.rounds(9, step, size=4, rank=rank):
+            for turn in spread.turns_of(9, step, size=4, rank=rank):
                 rows = next(stream)
                 assert rows.cell == turn.cell
                 if turn.counts:
