@@ -68,9 +68,12 @@ def _places(place: str) -> list[tuple[Storage, list[str]]]:
 def _roots(run_dir: Path) -> list[Storage]:
     """The storage that a run's own ``config.yaml`` names; without one, the directory of checkpoints."""
     from gfgw_prod.settings.reading import read_yaml, resolve
+    from gfgw_prod.settings.removed import without_removed
 
     try:
-        settings = resolve({"checkpoint": read_yaml(run_dir / "config.yaml").get("checkpoint", {})}).checkpoint
+        settings = resolve(
+            without_removed({"checkpoint": read_yaml(run_dir / "config.yaml").get("checkpoint", {})})
+        ).checkpoint
     except UserError:  # none, or of another version
         return [LocalStorage(run_dir / "checkpoints")]
     return storages_of(settings.model_copy(update={"upload_to": ""}), run_dir)

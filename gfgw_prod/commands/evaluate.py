@@ -23,6 +23,7 @@ from gfgw_prod.settings.config import Config
 from gfgw_prod.settings.data import BUILT_IN
 from gfgw_prod.settings.evaluation import FIGURES, SpaceName
 from gfgw_prod.settings.reading import resolve
+from gfgw_prod.settings.removed import without_removed
 
 SECTIONS = ("run", "generator", "data", "features")  # of a run's settings that matter here
 
@@ -53,7 +54,7 @@ def _settings(trained: TrainedGenerator, asked: Asked) -> Config:
         given["data"] = {"path": asked.data_path}
     recorded = trained.config.get("evaluation", {})
     known = {name: recorded[name] for name in ("inception", "dinov2") if name in recorded}
-    return resolve(own, {"evaluation": known}, given)
+    return resolve(without_removed(own), {"evaluation": known}, given)
 
 
 def _say(line: str) -> None:

@@ -13,6 +13,7 @@ from torch import nn
 
 from gfgw_prod.process.exit_codes import UserError
 from gfgw_prod.settings.data import DataSettings
+from gfgw_prod.settings.removed import without_removed
 from gfgw_prod.weights.digest import weights_digest
 
 if TYPE_CHECKING:
@@ -115,7 +116,7 @@ def facts_of(config: Config, table: Table, frozen: Sequence[nn.Module], device: 
 def changes(manifest: dict[str, Any], facts: dict[str, Any]) -> list[str]:
     """Every difference between a checkpoint's run and the present one that would change the weights."""
     old, new = (
-        flatten(each["config"])
+        flatten(without_removed(each["config"]))
         | {f"package {name}": found for name, found in each["packages"].items()}
         | {"the arithmetic of": each["arithmetic"]}
         for each in (manifest, facts)

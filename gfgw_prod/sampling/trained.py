@@ -16,6 +16,7 @@ from gfgw_prod.generator import OneStepGenerator, build_generator
 from gfgw_prod.process.exit_codes import UserError, one_line
 from gfgw_prod.settings.config import Config
 from gfgw_prod.settings.reading import resolve
+from gfgw_prod.settings.removed import without_removed
 from gfgw_prod.weights.digest import weights_digest
 
 
@@ -48,7 +49,7 @@ class TrainedGenerator:
     @property
     def settings(self) -> Config:
         """The sections that matter to a generator; the others may be of a version that had other settings."""
-        return resolve({section: self.config[section] for section in ("run", "generator")})
+        return resolve(without_removed({section: self.config[section] for section in ("run", "generator")}))
 
     @property
     def least_time(self) -> float:
