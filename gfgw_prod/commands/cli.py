@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from gfgw_prod.commands.options import MOST_SAMPLES, _check, _check_drawing, class_list, metric_list, parsed
-from gfgw_prod.distributed.torchrun import place, speaks_for_its_node, tell_torchrun
+from gfgw_prod.distributed.torchrun import rank_environment, speaks_for_its_node, tell_torchrun
 from gfgw_prod.process import first_word
 from gfgw_prod.process.exit_codes import BAD_INPUT, CRASHED, INTERRUPTED, HardwareError, NoProgressError, UserError
 from gfgw_prod.process.standard_streams import log, output_error
@@ -93,7 +93,7 @@ def _train(chosen: argparse.Namespace, config: Config) -> int:
         from gfgw_prod.commands.dry_run import plan
 
         return plan(config, ranks=1 if chosen.ranks is None else chosen.ranks, as_json=chosen.json)
-    place()  # a malformed environment is refused before torch is imported
+    rank_environment()  # a malformed environment is refused before torch is imported
     from gfgw_prod.training.trainer import train
 
     return train(config)
@@ -124,7 +124,7 @@ def run_sample(chosen: argparse.Namespace) -> int:
     _check_drawing(chosen)
     _check("--batch-size", chosen.batch_size, 1, MOST_SAMPLES)
     classes = None if chosen.classes is None else class_list(chosen.classes)
-    place()  # a malformed environment is refused before torch is imported
+    rank_environment()  # a malformed environment is refused before torch is imported
     from gfgw_prod.commands.sample import Request, sample_images
 
     return sample_images(
@@ -152,7 +152,7 @@ def run_evaluate(chosen: argparse.Namespace) -> int:
     _check("--num", chosen.num, FEWEST, MOST)
     _check_drawing(chosen)
     metrics = None if chosen.metrics is None else metric_list(chosen.metrics)
-    place()  # a malformed environment is refused before torch is imported
+    rank_environment()  # a malformed environment is refused before torch is imported
     from gfgw_prod.commands.evaluate import evaluate
     from gfgw_prod.commands.options import Asked
 

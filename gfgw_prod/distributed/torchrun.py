@@ -15,8 +15,8 @@ from gfgw_prod.process.exit_codes import UserError
 
 
 @dataclass(frozen=True)
-class Place:
-    """A rank's place in its job and on its node."""
+class RankEnvironment:
+    """This process's rank and world size, in the job and on its node, as torchrun's environment gives them."""
 
     rank: int = 0
     world_size: int = 1
@@ -24,8 +24,8 @@ class Place:
     local_world_size: int = 1
 
 
-def place() -> Place | None:
-    """This rank's place; ``None`` for a process that nobody launched as a rank.
+def rank_environment() -> RankEnvironment | None:
+    """Read and check torchrun's variables; ``None`` for a process that nobody launched as a rank.
 
     Raises:
         UserError: if the variables are incomplete or cannot be true together. Started so, ranks would train beside each
@@ -51,13 +51,13 @@ def place() -> Place | None:
     ):
         if value > most:
             raise UserError(f"{name}, which torchrun sets, must be at most {most} by {its}, not {value}")
-    return Place(rank, world_size, local_rank, local_world_size)
+    return RankEnvironment(rank, world_size, local_rank, local_world_size)
 
 
 def speaks_for_its_node() -> bool:
     """Whether this process answers for its node. Its ranks are alike, unless it is their places that are wrong."""
     try:
-        mine = place()
+        mine = rank_environment()
     except UserError:
         return True
     return mine is None or mine.local_rank == 0

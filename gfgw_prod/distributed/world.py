@@ -16,7 +16,7 @@ import torch.distributed as dist
 import torch.utils.deterministic
 from torch import Tensor
 
-from gfgw_prod.distributed.torchrun import Place, place, speaks_for_its_node
+from gfgw_prod.distributed.torchrun import RankEnvironment, rank_environment, speaks_for_its_node
 from gfgw_prod.process.exit_codes import UserError
 
 T = TypeVar("T")
@@ -67,9 +67,9 @@ class World:
         Raises:
             UserError: if torchrun's environment is malformed, or a GPU is asked for where there is none.
         """
-        mine = place()
+        mine = rank_environment()
         torch.set_num_threads(threads)
-        chosen = choose_device(device, mine or Place())
+        chosen = choose_device(device, mine or RankEnvironment())
         timeout = timedelta(seconds=timeout_seconds)
         backend = "nccl" if chosen.type == "cuda" else "gloo"
         torch.use_deterministic_algorithms(True)
@@ -214,7 +214,7 @@ class World:
         return self.traffic.waiting() if group is None else nullcontext()
 
 
-def choose_device(device: Literal["auto", "cpu", "cuda"], mine: Place) -> torch.device:
+def choose_device(device: Literal["auto", "cpu", "cuda"], mine: RankEnvironment) -> torch.device:
     """The device of a rank; all ranks of a node come to the same verdict.
 
     Raises:
