@@ -3,6 +3,56 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+
+from gfgw_prod.settings.config import Config
+from gfgw_prod.settings.training import TimeSettings
+
+
+@dataclass(frozen=True)
+class Schedules:
+    """Values of one training step.
+
+    Attributes:
+        learning_rate: of AdamW.
+        epsilon: entropic regularisation of the coupling.
+        structure_weight: lambda, weight of the Gromov-Wasserstein term.
+        ema_halflife_images: half-life of the averaged weights, images.
+        ema_decay: per-step decay with that half-life.
+        time_range: range of t.
+    """
+
+    learning_rate: float
+    epsilon: float
+    structure_weight: float
+    ema_halflife_images: float
+    ema_decay: float
+    time_range: tuple[float, float]
+
+    def values(self) -> dict[str, float]:
+        """Values by tag of the metric catalogue."""
+        return {
+            "optimizer/learning_rate": self.learning_rate,
+            "optimizer/ema_halflife_images": self.ema_halflife_images,
+            "transport/epsilon": self.epsilon,
+            "transport/structure_weight": self.structure_weight,
+            "schedule/time_low": self.time_range[0],
+            "schedule/time_high": self.time_range[1],
+        }
+
+
+def schedules_at(config: Config, images: int) -> Schedules:
+    """Values of the step that begins after ``images`` images; its average counts the step's own images too."""
+    o, t, e = config.optimizer, config.transport, config.ema
+    after = images + config.train.batch_size
+    return Schedules(
+        learning_rate=learning_rate(o.lr, o.final_lr_ratio, o.warmup_kimg, o.decay_kimg, images),
+        epsilon=exponential(t.epsilon, t.epsilon_end, t.epsilon_kimg, images),
+        structure_weight=linear(t.structure_weight, t.structure_weight_end, t.structure_weight_kimg, images),
+        ema_halflife_images=ema_halflife(e.halflife_kimg, e.rampup_ratio, after),
+        ema_decay=ema_decay(e.halflife_kimg, e.rampup_ratio, config.train.batch_size, after),
+        time_range=time_range(config.time, images),
+    )
 
 
 def linear(start: float, end: float, length_kimg: float, images: int) -> float:
@@ -33,6 +83,11 @@ def ema_halflife(halflife_kimg: float, rampup_ratio: float, images: int) -> floa
 def ema_decay(halflife_kimg: float, rampup_ratio: float, batch_size: int, images: int) -> float:
     """Per-step decay of averaged weights with that half-life."""
     return float(0.5 ** (batch_size / max(ema_halflife(halflife_kimg, rampup_ratio, images), 1e-8)))
+
+
+def time_range(settings: TimeSettings, images: int) -> tuple[float, float]:
+    """Range of t in the stage of training after ``images`` images."""
+    return settings.stage1_range if images < settings.stage1_kimg * 1000 else settings.stage2_range
 
 
 def is_due(interval_kimg: float, batch_size: int, images: int) -> bool:

@@ -40,7 +40,6 @@ from gfgw_prod.telemetry.sinks import Progress, Values, last_step_on_record
 from gfgw_prod.telemetry.startup import LONG_SECONDS, Startup
 from gfgw_prod.telemetry.stragglers import OwnTime, StragglerWatch, slowest
 from gfgw_prod.training.step_data import StepResult
-from gfgw_prod.training.times import range_of_times
 from gfgw_prod.transport.usage import Usage
 
 if TYPE_CHECKING:
@@ -266,7 +265,7 @@ class Reporter:
         }
 
     def _schedules(self, images: int) -> dict[str, float]:
-        e, (low, high) = self.config.ema, range_of_times(self.config.time, images)
+        e, (low, high) = self.config.ema, schedule.time_range(self.config.time, images)
         halflife = schedule.ema_halflife(e.halflife_kimg, e.rampup_ratio, images + self.config.train.batch_size)
         return {"optimizer/ema_halflife_images": halflife, "schedule/time_low": low, "schedule/time_high": high}
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from gfgw_prod.distributed.cells import Cell
+from gfgw_prod.settings.schedule import time_range
 from gfgw_prod.settings.training import TimeSettings
 
 
@@ -17,14 +18,9 @@ def is_one_step(share: float, step: int) -> bool:
     return int((step + 1) * share) > int(step * share)
 
 
-def range_of_times(settings: TimeSettings, images_seen: int) -> tuple[float, float]:
-    """The range of t in the stage after ``images_seen`` images."""
-    return settings.stage1_range if images_seen < settings.stage1_kimg * 1000 else settings.stage2_range
-
-
 def draw_times(settings: TimeSettings, cell: Cell, images_seen: int) -> Tensor:
     """Times ``(b,)``, logit-Student-t over the range of the stage, on the CPU."""
-    low, high = range_of_times(settings, images_seen)
+    low, high = time_range(settings, images_seen)
     stream = cell.stream("time")
     normal = torch.randn(cell.size, generator=stream)
     chi_square = torch.randn(cell.size, settings.freedom, generator=stream).square().sum(dim=1)

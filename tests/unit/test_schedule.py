@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from gfgw_prod.distributed.cells import Cell
 from gfgw_prod.settings.reading import read_yaml, resolve
-from gfgw_prod.settings.schedule import exponential, learning_rate, linear
+from gfgw_prod.settings.schedule import exponential, learning_rate, linear, schedules_at
 from gfgw_prod.training.times import draw_times
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -16,13 +16,8 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 
 def schedules_of(name: str, images: int) -> tuple[float, float, float]:
     """λ, ε and the learning rate of a configuration file after so many images."""
-    config = resolve(read_yaml(CONFIGS / name))
-    t, o = config.transport, config.optimizer
-    return (
-        linear(t.structure_weight, t.structure_weight_end, t.structure_weight_kimg, images),
-        exponential(t.epsilon, t.epsilon_end, t.epsilon_kimg, images),
-        learning_rate(o.lr, o.final_lr_ratio, o.warmup_kimg, o.decay_kimg, images),
-    )
+    now = schedules_at(resolve(read_yaml(CONFIGS / name)), images)
+    return now.structure_weight, now.epsilon, now.learning_rate
 
 
 def test_seed_report_gives_the_figures_that_were_printed_at_100_kimg() -> None:
@@ -83,3 +78,11 @@ def test_no_warm_up_starts_at_the_peak() -> None:
 @given(images=st.integers(0, 10**9), warmup=st.floats(0, 1e4), total=st.floats(1e-3, 1e6), ratio=st.floats(0, 1))
 def test_learning_rate_never_leaves_zero_to_peak(images: int, warmup: float, total: float, ratio: float) -> None:
     assert 0 <= learning_rate(1e-3, ratio, warmup, total, images) <= 1e-3 * (1 + 1e-12)
+
+
+def test_average_of_a_step_counts_its_own_images() -> None:
+    config = resolve({"train": {"batch_size": 32}, "ema": {"halflife_kimg": 500, "rampup_ratio": 0.05}})
+    now = schedules_at(config, 9_968)
+    assert now.ema_halflife_images == 500.0
+    assert now.ema_decay == 0.5 ** (32 / 500)
+    assert now.values()["optimizer/ema_halflife_images"] == 500.0
