@@ -21,7 +21,7 @@ from gfgw_prod.checkpoint.uploading import News, Uploader
 from gfgw_prod.checkpoint.waiting import SLOWEST, wait_together
 from gfgw_prod.checkpoint.writing import HashingWriter
 from gfgw_prod.distributed.world import World
-from gfgw_prod.process.exit_codes import NoProgressError, UserError, described
+from gfgw_prod.process.exit_codes import NoProgressError, UserError, one_line
 from gfgw_prod.weights.unpickling import DamagedError
 
 if TYPE_CHECKING:
@@ -219,7 +219,7 @@ class Saver:
                 self.storage.set_aside(name)
             free = self._free_bytes = self.storage.free_bytes()
         except Exception as error:  # a storage raises what it likes
-            return False, described(error)
+            return False, one_line(error, 300)
         need = sum(map(size_of, state.values())) * OVERHEAD + SPARE_BYTES
         if free is not None and free < need:
             return False, f"it takes {need / 1e6:,.1f} MB, and {free / 1e6:,.1f} MB are free in {self.storage}"
@@ -247,7 +247,7 @@ class Saver:
                 write(staged, storage_writer=writer, process_group=self._group, no_dist=self._group is None)
             except CheckpointException as failed:  # on all ranks, whichever it was
                 rank, (error, _) = min(failed.failures.items())
-                problem = (f"rank {rank}: " if self.world.world_size > 1 else "") + described(error)
+                problem = (f"rank {rank}: " if self.world.world_size > 1 else "") + one_line(error, 300)
             files = {
                 key: entry
                 for each in self.world.all_gather_object(writer.written(), self._group)
@@ -278,7 +278,7 @@ class Saver:
                 spare = (self._uploader.busy, name)
             retain(self.storage, self._keep, self._keep_every, self._verified, spare=spare)
         except Exception as error:  # a storage raises what it likes
-            self._report(f"old checkpoints in {self.storage} could not be removed: {described(error)}")
+            self._report(f"old checkpoints in {self.storage} could not be removed: {one_line(error, 300)}")
 
     def _end(self, outcome: Outcome) -> None:
         """Tells of a save, as soon as it has ended."""
@@ -303,5 +303,5 @@ class Saver:
             try:
                 answer = action(), None
             except Exception as error:  # a storage raises what it likes
-                answer = None, described(error)
+                answer = None, one_line(error, 300)
         return self.world.broadcast(answer, self._group)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from gfgw_prod.checkpoint.local_storage import LocalStorage
 from gfgw_prod.checkpoint.storage import Storage
-from gfgw_prod.process.exit_codes import UserError, reason
+from gfgw_prod.process.exit_codes import UserError, reason_of
 
 if TYPE_CHECKING:
     from gfgw_prod.settings.running import CheckpointSettings
@@ -54,7 +54,7 @@ def storages_of(settings: CheckpointSettings, run_dir: Path, *, make: bool = Fal
                 if not os.access(storage.directory, os.W_OK | os.X_OK):
                     raise PermissionError(errno.EACCES, "it cannot be written")
         except Exception as error:  # the client of an object store raises kinds of its own
-            raise UserError(f"checkpoint.{name} {place} cannot be used: {reason(error)}") from None
+            raise UserError(f"checkpoint.{name} {place} cannot be used: {reason_of(error)}") from None
         if storage is not None and str(storage) in map(str, found):
             raise UserError(f"checkpoint.{name} {place} is checkpoint.root; name another place")
         found += [storage] if storage is not None else []
@@ -70,4 +70,4 @@ def claimed(storage: Storage) -> str:
     try:
         return storage.claim()
     except Exception as error:  # the client of an object store raises kinds of its own
-        raise UserError(f"checkpoints cannot be written to {storage}: {reason(error)}") from None
+        raise UserError(f"checkpoints cannot be written to {storage}: {reason_of(error)}") from None

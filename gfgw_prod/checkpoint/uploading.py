@@ -12,7 +12,7 @@ from gfgw_prod.checkpoint.manifest import encode
 from gfgw_prod.checkpoint.reading import Checkpoint
 from gfgw_prod.checkpoint.retention import retain
 from gfgw_prod.checkpoint.storage import BLOCK, MANIFEST, Storage
-from gfgw_prod.process.exit_codes import described
+from gfgw_prod.process.exit_codes import one_line
 
 News = tuple[int, int, dict[str, float]]
 
@@ -74,7 +74,7 @@ class Uploader:
             try:
                 self._upload(checkpoint)
             except Exception as error:  # clients of object stores raise kinds of their own
-                problem = described(error)
+                problem = one_line(error, 300)
                 self._report(f"checkpoint {checkpoint.name} could not be uploaded to {self._target}: {problem}")
             self.busy = None
             tag = "run/uploads" if problem is None else "run/upload_failures"

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from gfgw_prod.distributed.world import World
-from gfgw_prod.process.exit_codes import FINISHED, UserError, reason
+from gfgw_prod.process.exit_codes import FINISHED, UserError, reason_of
 from gfgw_prod.process.meter import Meter
 from gfgw_prod.sampling import pictures
 from gfgw_prod.sampling.files import Form, Sink, sink_for
@@ -82,7 +82,7 @@ def _draw(trained: TrainedGenerator, request: Request, classes: tuple[int, ...],
             try:
                 return action(sink) if sink is not None else None
             except OSError as error:
-                raise UserError(f"--out {request.out} cannot be written ({reason(error)})") from None
+                raise UserError(f"--out {request.out} cannot be written ({reason_of(error)})") from None
 
         return world.together(attempt)
 
@@ -115,7 +115,7 @@ def _opened(request: Request, trained: TrainedGenerator, classes: tuple[int, ...
     try:
         return sink_for(request.form, request.out, request.count, labels, trained.image_shape)
     except OSError as error:
-        raise UserError(f"--out {request.out} cannot be written ({reason(error)})") from None
+        raise UserError(f"--out {request.out} cannot be written ({reason_of(error)})") from None
 
 
 def _classes(trained: TrainedGenerator, request: Request) -> tuple[int, ...]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from gfgw_prod.data.images import MOST_BYTES, SUFFIXES, OddImageError, Row, Rules, refuse_passing
 from gfgw_prod.data.listing import DATASET_JSON, Entry, Listing, labelled, labels_of, listing_of
-from gfgw_prod.process.exit_codes import UserError, described, reason
+from gfgw_prod.process.exit_codes import UserError, one_line, reason_of
 
 
 @dataclass
@@ -39,7 +39,7 @@ class ZipReader:
                 content = file.read(MOST_BYTES + 1)
         except Exception as error:  # zipfile, zlib and struct raise what damaged bytes lead them to
             refuse_passing(error, f"{self.archives[number]}:{name}")
-            raise OddImageError(f"cannot be unpacked: {described(error)}") from None
+            raise OddImageError(f"cannot be unpacked: {one_line(error, 300)}") from None
         if len(content) > MOST_BYTES:
             raise OddImageError(f"is larger than {MOST_BYTES >> 20} MiB")
         return self.rules.decode(content)
@@ -66,7 +66,7 @@ def list_archives(path: Path, rules: Rules) -> Listing:
             raise
         except (ValueError, OSError, EOFError, RuntimeError, MemoryError, zipfile.BadZipFile) as error:
             refuse_passing(error, archive)
-            why = str(error) if type(error) is ValueError else f"cannot be read: {described(error)}"
+            why = str(error) if type(error) is ValueError else f"cannot be read: {one_line(error, 300)}"
             found = [(Entry(archive.name, None, why), "")]
         entries += [entry for entry, _ in found]
         members += [(number, name) for _, name in found]
@@ -102,7 +102,7 @@ def _entries(file: zipfile.ZipFile, before: str) -> Iterator[tuple[Entry, str]]:
             content = file.read(found[0])
         except Exception as error:  # as above
             refuse_passing(error, f"{file.filename}:{DATASET_JSON}")
-            raise ValueError(f"{DATASET_JSON} cannot be unpacked: {described(error)}") from None
+            raise ValueError(f"{DATASET_JSON} cannot be unpacked: {one_line(error, 300)}") from None
         try:
             labels = labels_of(content)
         except ValueError as error:
@@ -137,7 +137,7 @@ def files_of(path: Path, suffix: str, source: str) -> list[Path]:
         else:
             found = [path] if os.path.lexists(path) else []
     except OSError as error:
-        raise UserError(f"data.path {path} cannot be listed ({reason(error)})") from None
+        raise UserError(f"data.path {path} cannot be listed ({reason_of(error)})") from None
     if not found:
         raise UserError(
             f"data.path {path}: no {suffix} file there; data.source {source} wants one, or a directory of them"

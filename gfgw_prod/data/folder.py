@@ -11,7 +11,7 @@ from typing import Any
 
 from gfgw_prod.data.images import MOST_BYTES, SUFFIXES, OddImageError, Row, Rules, refuse_passing
 from gfgw_prod.data.listing import DATASET_JSON, Entry, Listing, labelled, labels_of, listing_of
-from gfgw_prod.process.exit_codes import UserError, reason
+from gfgw_prod.process.exit_codes import UserError, reason_of
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class FolderReader:
                 content = file.read(MOST_BYTES + 1)
         except (OSError, MemoryError) as error:
             refuse_passing(error, self.root / self.names[item])
-            raise OddImageError(f"cannot be read: {reason(error)}") from None
+            raise OddImageError(f"cannot be read: {reason_of(error)}") from None
         if len(content) > MOST_BYTES:
             raise OddImageError(f"is larger than {MOST_BYTES >> 20} MiB")
         return self.rules.decode(content)
@@ -91,7 +91,7 @@ def _labels(path: Path) -> dict[str, int | str] | None:
             raise UserError(f"{where} is not a regular file")
         return labels_of(path.read_bytes())
     except OSError as error:
-        raise UserError(f"{where} cannot be read ({reason(error)})") from None
+        raise UserError(f"{where} cannot be read ({reason_of(error)})") from None
     except UserError:
         raise
     except ValueError as error:
@@ -108,7 +108,7 @@ def _images_below(root: Path) -> Iterator[_Found]:
             inside = sorted(os.scandir(root / folder), key=lambda entry: entry.name)
         except OSError as error:
             refuse_passing(error, root / folder)
-            yield _Found(folder, 0, 0, f"cannot be listed: {reason(error)}")
+            yield _Found(folder, 0, 0, f"cannot be listed: {reason_of(error)}")
             continue
         place = (status.st_dev, status.st_ino)
         if place in above:
@@ -122,7 +122,7 @@ def _images_below(root: Path) -> Iterator[_Found]:
             except OSError as error:
                 if entry.name.lower().endswith(SUFFIXES):
                     refuse_passing(error, root / name)
-                    yield _Found(name, 0, 0, f"cannot be read: {reason(error)}")
+                    yield _Found(name, 0, 0, f"cannot be read: {reason_of(error)}")
                 continue
             if stat.S_ISDIR(status.st_mode):
                 pending.append((name, above | {place}))

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from PIL.ImageFile import ImageFile
 
-from gfgw_prod.process.exit_codes import UserError, described, reason
+from gfgw_prod.process.exit_codes import UserError, one_line, reason_of
 
 Row = NDArray[np.uint8]
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "PPM")
@@ -38,7 +38,8 @@ def refuse_passing(error: BaseException, name: object) -> None:
     """
     for each in (error, error.__context__ or error):
         if isinstance(each, MemoryError) or getattr(each, "errno", None) not in (None, *LASTING):
-            raise UserError(f"data.path: {name} cannot be read now ({reason(each)}); try again when it can") from None
+            why = reason_of(each)
+            raise UserError(f"data.path: {name} cannot be read now ({why}); try again when it can") from None
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ class Rules:
             raise OddImageError(f"is not an image in one of the formats {', '.join(FORMATS)}") from None
         except Exception as error:  # Pillow's plugins raise whatever damaged bytes lead them to
             refuse_passing(error, "an image")
-            raise OddImageError(f"cannot be decoded: {described(error)}") from None
+            raise OddImageError(f"cannot be decoded: {one_line(error, 300)}") from None
 
     def _row(self, image: Image.Image) -> Row:
         if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":  # a camera's JPEG with a preview

@@ -17,7 +17,7 @@ from gfgw_prod.data.journal import JOURNAL, Part, Teller, enter, journal_of, par
 from gfgw_prod.data.listing import Listing
 from gfgw_prod.data.packs import INDEX, LABELS, Fingerprint, Pack, Shard
 from gfgw_prod.process.durable import sync_directory, write_whole
-from gfgw_prod.process.exit_codes import UserError, reason
+from gfgw_prod.process.exit_codes import UserError, reason_of
 from gfgw_prod.process.standard_streams import printable
 
 SHARD_BYTES = 1 << 28
@@ -108,7 +108,8 @@ def pack(
     try:
         return _packed(listing, place, teller, on_error, workers, shard_rows)
     except OSError as error:
-        raise UserError(f"{place} cannot be written ({reason(error)}); the same command goes on from there") from None
+        why = reason_of(error)
+        raise UserError(f"{place} cannot be written ({why}); the same command goes on from there") from None
 
 
 def _finished(listing: Listing, place: Path, teller: Teller, on_error: Literal["fail", "skip"]) -> Pack:

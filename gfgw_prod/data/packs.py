@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gfgw_prod.process.durable import write_whole
-from gfgw_prod.process.exit_codes import UserError, reason
+from gfgw_prod.process.exit_codes import UserError, reason_of
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -98,7 +98,7 @@ class Pack:
         except (OSError, ValueError, RecursionError) as error:
             if isinstance(error, UserError):
                 raise
-            raise UserError(f"data.path {place}: {INDEX} cannot be read ({reason(error)})") from None
+            raise UserError(f"data.path {place}: {INDEX} cannot be read ({reason_of(error)})") from None
         if not isinstance(index, dict) or index.get("index_sha256") != _digest_of(index):
             raise UserError(f"data.path {place}: {INDEX} is damaged; pack the data set again")
         if index["format"] != FORMAT:
@@ -149,7 +149,7 @@ class Pack:
                     return f"{file} is damaged"
                 told(os.path.getsize(self.place / file))
             except OSError as error:
-                return f"{file} cannot be read ({reason(error)})"
+                return f"{file} cannot be read ({reason_of(error)})"
         return None
 
     def labels(self) -> NDArray[np.int64]:

@@ -11,7 +11,7 @@ from typing import Any
 from gfgw_prod.data.archive import files_of, stamp
 from gfgw_prod.data.images import MOST_BYTES, OddImageError, Row, Rules, refuse_passing
 from gfgw_prod.data.listing import Entry, Listing, listing_of
-from gfgw_prod.process.exit_codes import UserError, described
+from gfgw_prod.process.exit_codes import UserError, one_line
 
 
 @dataclass
@@ -42,7 +42,7 @@ class ParquetReader:
                     self._images = _encoded(file.read_row_group(group, columns=[self.column]).column(0))
             except Exception as error:  # Arrow raises errors of many kinds
                 refuse_passing(error, self.files[number])
-                self._images = f"cannot be read: {described(error)}"
+                self._images = f"cannot be read: {one_line(error, 300)}"
             self._group = (number, group)
         if isinstance(self._images, str):
             raise OddImageError(self._images)
@@ -71,7 +71,7 @@ def list_parquet(path: Path, rules: Rules, image_column: str, label_column: str 
             found = list(_entries(file, image_column, label_column, declared))
         except Exception as error:  # as above
             refuse_passing(error, file)
-            why = str(error) if type(error) is ValueError else f"cannot be read: {described(error)}"
+            why = str(error) if type(error) is ValueError else f"cannot be read: {one_line(error, 300)}"
             found = [(Entry(file.name, None, why), (-1, -1))]
         entries += [entry for entry, _ in found]
         places += [(number, group, row) for _, (group, row) in found]

@@ -18,7 +18,7 @@ from blake3 import blake3
 from torch import Tensor
 
 from gfgw_prod.process.durable import clear_partials, write_whole
-from gfgw_prod.process.exit_codes import UserError, reason
+from gfgw_prod.process.exit_codes import UserError, reason_of
 
 if TYPE_CHECKING:
     from gfgw_prod.settings.config import Config
@@ -70,7 +70,7 @@ class BankCache:
             if not (place / "bank.json").exists():
                 write_whole(place / "bank.json", described)
         except OSError as error:
-            raise UserError(f"features.cache {root} cannot be written ({reason(error)}); name a directory") from None
+            raise UserError(f"features.cache {root} cannot be written ({reason_of(error)}); name a directory") from None
         return cls(place, say)
 
     def read(self, block: int, like: Tensor) -> Tensor | None:
@@ -85,7 +85,7 @@ class BankCache:
                 rows: Tensor = file.get_tensor("rows")
                 expected = (file.metadata() or {}).get("blake3")
         except (OSError, SafetensorError) as error:
-            self._say(f"features.cache: {path} cannot be read ({reason(error)}); encoding its rows again")
+            self._say(f"features.cache: {path} cannot be read ({reason_of(error)}); encoding its rows again")
             return None
         if rows.shape != like.shape or rows.dtype != like.dtype or _digest(rows) != expected:
             self._say(f"features.cache: {path} is damaged; encoding its rows again")
@@ -103,7 +103,7 @@ class BankCache:
             write_whole(self._path(block), save({"rows": rows}, {"blake3": _digest(rows)}))
         except OSError as error:
             self._writes = False
-            self._say(f"features.cache: {self.place} cannot be written ({reason(error)}); the bank is not kept")
+            self._say(f"features.cache: {self.place} cannot be written ({reason_of(error)}); the bank is not kept")
 
     def _path(self, block: int) -> Path:
         return self.place / f"rows-{block:05d}.safetensors"

@@ -66,15 +66,10 @@ class HardwareError(RuntimeError):
 
 
 def one_line(message: object, most: int | None = None) -> str:
-    """A message of another library as one line of at most ``most`` characters, to stand inside a ``UserError``."""
-    return " ".join(str(message).split())[:most]
+    """A message of another library on one line of at most ``most`` characters. An empty error gives its type's name."""
+    return " ".join(str(message).split())[:most] or type(message).__name__
 
 
-def described(error: BaseException) -> str:
-    """An error of another library in one line, by its kind if it says nothing."""
-    return one_line(error, 300) or type(error).__name__
-
-
-def reason(error: BaseException) -> str:
-    """Why something failed: in the operating system's words, without path and number, if it was that."""
-    return getattr(error, "strerror", None) or described(error)
+def reason_of(error: BaseException) -> str:
+    """Why something failed: the operating system's words, without path and number, else the error on one line."""
+    return getattr(error, "strerror", None) or one_line(error, 300)

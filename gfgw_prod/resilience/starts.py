@@ -15,7 +15,7 @@ from types import TracebackType
 from gfgw_prod.checkpoint.finding import candidates
 from gfgw_prod.checkpoint.storage import Storage
 from gfgw_prod.distributed.world import World
-from gfgw_prod.process.exit_codes import NoProgressError, UserError, reason
+from gfgw_prod.process.exit_codes import NoProgressError, UserError, reason_of
 from gfgw_prod.process.signals import before_leaving
 
 FILE = "starts.json"
@@ -141,7 +141,7 @@ def _newest_step(storages: Sequence[Storage]) -> int:
         try:
             newest = max((newest, *(step for step, _ in candidates(storage))))
         except Exception as error:  # the client of an object store raises kinds of its own
-            raise UserError(f"checkpoints in {storage} cannot be listed: {reason(error)}") from None
+            raise UserError(f"checkpoints in {storage} cannot be listed: {reason_of(error)}") from None
     return newest
 
 

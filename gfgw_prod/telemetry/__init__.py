@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from gfgw_prod.process.exit_codes import reason
+from gfgw_prod.process.exit_codes import reason_of
 from gfgw_prod.process.standard_streams import log
 from gfgw_prod.telemetry.catalogue import BY_TAG
 from gfgw_prod.telemetry.exposition import Prometheus
@@ -89,6 +89,7 @@ class Telemetry:
         except OSError as error:
             if sink not in self._failing:
                 self._failing.add(sink)
-                self._report(f"metrics cannot be written by {type(sink).__name__} ({reason(error)}); the run goes on")
+                why = reason_of(error)
+                self._report(f"metrics cannot be written by {type(sink).__name__} ({why}); the run goes on")
         else:
             self._failing.discard(sink)

@@ -21,7 +21,7 @@ from gfgw_prod.distributed.cells import Spread
 from gfgw_prod.distributed.world import World
 from gfgw_prod.generator.ema import Ema
 from gfgw_prod.process import restart_causes
-from gfgw_prod.process.exit_codes import reason
+from gfgw_prod.process.exit_codes import reason_of
 from gfgw_prod.process.meter import Meter
 from gfgw_prod.process.stacks import tell_of_hangs
 from gfgw_prod.process.standard_streams import log
@@ -92,7 +92,7 @@ class Reporter:
                 file.parent.mkdir(exist_ok=True)
                 write(file)
             except OSError as error:
-                self.say(f"{file} could not be written ({reason(error)}); the run goes on")
+                self.say(f"{file} could not be written ({reason_of(error)}); the run goes on")
 
     def listen(self) -> None:
         """Opens the endpoint of this node, on its first rank, long before there is anything to record.

@@ -11,7 +11,7 @@ import pytest
 
 from gfgw_prod.process.exit_codes import CRASHED
 
-TELL = "from gfgw_prod.process.standard_streams import tell; log('a word\\nand another')"
+TELL = "from gfgw_prod.process.standard_streams import log; log('a word\\nand another')"
 END = "from gfgw_prod.process.leaving import code_of, end\ndef run():\n    raise {error}('why')\nend(code_of(run))"
 
 
