@@ -84,8 +84,8 @@ def _problem_anywhere(checkpoint: Checkpoint, world: World, progress: Mode) -> s
         UserError: if a rank does not see the files that rank 0 sees.
     """
     total = checkpoint.bytes // world.world_size
-    with Meter(f"checking {checkpoint.name}", total, "MB", size=MB, mode=progress, speaks=world.is_main) as meter:
-        first, *others = world.all_gather_object(checkpoint.problem(world.rank, world.world_size, meter.add))
+    with Meter(f"checking {checkpoint.name}", total, "MB", scale=MB, mode=progress, enabled=world.is_main) as meter:
+        first, *others = world.all_gather_object(checkpoint.problem(world.rank, world.world_size, meter.advance))
     other = next(filter(None, others), None)
     if first is None and other is not None and other.endswith("is missing"):
         raise UserError(f"rank 0 sees {checkpoint}, another rank does not ({other}): all ranks must share run.dir")

@@ -110,12 +110,7 @@ def _measure(
     spaces: dict[SpaceName, Space] = world.together(
         lambda: {name: build_space(name, files, table.image_shape, say).to(world.device) for name in plan.used}
     )
-    with Meter("measuring", speaks=world.is_main) as meter:
-
-        def tick(doing: str, done: int = 0, total: int = 0, of: str = "images") -> None:
-            meter.turn_to(doing, total, of)
-            meter.at(done)
-
+    with Meter("measuring", enabled=world.is_main) as meter:
         evaluator = world.together(
             lambda: Evaluator(
                 table,
@@ -127,7 +122,7 @@ def _measure(
                 steps=asked.steps,
                 least_time=trained.least_time,
                 conditional=config.generator.conditional,
-                tick=tick,
+                tick=meter.show,
             )
         )
         figures = evaluator.measure(world.together(trained.build).to(world.device))

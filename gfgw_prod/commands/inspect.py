@@ -23,7 +23,7 @@ def inspect_checkpoints(place: str, *, verify: bool, as_json: bool) -> int:
     """
     found = listed(place)
     total = sum(checkpoint.bytes for _, checkpoint, _ in found if checkpoint is not None)
-    with Meter(f"checking {place}", total, "MB", size=MB) as meter:
+    with Meter(f"checking {place}", total, "MB", scale=MB) as meter:
         rows = [_row(name, checkpoint, problem, meter) for name, checkpoint, problem in found]
     code = BAD_INPUT if verify and not all(row["verified"] for row in rows) else FINISHED
     if as_json:
@@ -47,7 +47,7 @@ def _row(name: str, checkpoint: Checkpoint | None, problem: str | None, meter: M
     row |= {"verified": False, "problem": problem, "weights_sha256": None, "changes": []}
     if checkpoint is None:
         return row
-    problem = checkpoint.problem(told=meter.add)
+    problem = checkpoint.problem(told=meter.advance)
     return row | {
         "step": checkpoint.step,
         "images": checkpoint.images,

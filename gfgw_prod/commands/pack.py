@@ -79,8 +79,8 @@ def verify_pack(place: Path, *, as_json: bool) -> int:
         UserError: if there is no pack.
     """
     found = Pack.read(place)
-    with Meter(f"checking {place}", found.bytes, "MB", size=MB) as meter:
-        problem = found.damaged(told=meter.add)
+    with Meter(f"checking {place}", found.bytes, "MB", scale=MB) as meter:
+        problem = found.damaged(told=meter.advance)
     if problem:
         log(f"gfgw: {place}: {problem}; pack the data set again")
         return BAD_INPUT

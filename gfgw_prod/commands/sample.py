@@ -87,11 +87,11 @@ def _draw(trained: TrainedGenerator, request: Request, classes: tuple[int, ...],
         return world.together(attempt)
 
     try:
-        with Meter("drawing samples", request.count, "images", speaks=world.is_main) as meter:
+        with Meter("drawing samples", request.count, "images", enabled=world.is_main) as meter:
             for turn in turns(request.count, -(-request.batch_size // CELL) * CELL, world):
                 levels = turn.gathered(pictures.levels_of(sampler.images(turn.start, turn.size)), world).cpu()
                 write(partial(_add, first=turn.first, levels=levels))
-                meter.at(turn.first + turn.count)
+                meter.advance_to(turn.first + turn.count)
         told = write(lambda its: its.close())
     except BaseException:
         if sink is not None:

@@ -24,11 +24,11 @@ JOURNAL = "packing.jsonl"  # what it is of, then a line for every shard that is 
 class Teller(Protocol):
     """Whom a packing tells how it goes."""
 
-    def say(self, line: str) -> None:
-        """A line for a person."""
+    def log(self, line: str) -> None:
+        """Print a line."""
 
-    def at(self, items: int) -> None:
-        """So many of the source's items are done."""
+    def advance_to(self, items: int) -> None:
+        """Set how many of the source's items are done."""
 
 
 @dataclass(frozen=True)
@@ -101,9 +101,9 @@ def parts_so_far(
             parts.append(part)
             whole = end
     elif lines:
-        teller.say(f"the source or the settings are not those of the unfinished pack in {place}: packing anew")
+        teller.log(f"the source or the settings are not those of the unfinished pack in {place}: packing anew")
     if parts:
-        teller.say(f"going on with {sum(part.rows for part in parts):,} packed images in {place}")
+        teller.log(f"going on with {sum(part.rows for part in parts):,} packed images in {place}")
     journal.truncate(whole)  # and not written anew: one that is killed in here loses nothing
     if not whole:
         enter(journal, head)

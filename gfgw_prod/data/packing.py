@@ -124,7 +124,7 @@ def _finished(listing: Listing, place: Path, teller: Teller, on_error: Literal["
     if on_error == "fail" and found.skipped:
         name, why = map(printable, found.skipped[0])
         raise UserError(f"{place} was packed without {name} ({why}); set data.on_error skip, or pack anew elsewhere")
-    teller.say(f"{place} is packed already")
+    teller.log(f"{place} is packed already")
     return found
 
 
@@ -138,7 +138,7 @@ def _packed(
 ) -> Pack:
     shape = common_shape(listing)
     if not listing.labelled:
-        teller.say("the source tells no classes: all images are of class 0")
+        teller.log("the source tells no classes: all images are of class 0")
     rows = shard_rows or max(SHARD_BYTES // int(np.prod(shape)), 1)
     head = {"identity": listing.identity, "shape": list(shape), "shard_rows": rows}
     with journal_of(place) as journal:
@@ -154,7 +154,7 @@ def _packed(
             for chunk in decoded(listing, shape, first=writer.next_item, workers=workers):
                 tell_of_odd(listing, chunk.odd, on_error, teller)
                 writer.add(chunk)
-                teller.at(chunk.end)
+                teller.advance_to(chunk.end)
             writer.close_shard(len(listing))
         finally:
             writer.give_up()
@@ -193,7 +193,7 @@ def tell_of_odd(
         name = printable(listing.names[item])
         if on_error == "fail":
             raise UserError(f"data.path: {name} {printable(why)}; mend or remove it, or set data.on_error skip")
-        teller.say(f"skipped {name}: {printable(why)}")
+        teller.log(f"skipped {name}: {printable(why)}")
 
 
 def _split(chunk: Chunk, room: int) -> tuple[Chunk, Chunk | None]:

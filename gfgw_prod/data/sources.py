@@ -73,8 +73,8 @@ class Table:
         if self.pack is None:
             return
         title, total = f"checking {self.pack.place}", self.pack.bytes // parts
-        with Meter(title, total, "MB", size=MB, mode=progress) as meter:
-            problem = self.pack.damaged(part, parts, meter.add)
+        with Meter(title, total, "MB", scale=MB, mode=progress) as meter:
+            problem = self.pack.damaged(part, parts, meter.advance)
         if problem:
             raise UserError(f"data.path {self.pack.place}: {problem}; pack the data set again")
 
@@ -83,8 +83,8 @@ class Table:
 class _Teller:
     """Tells what is skipped, and how far it is."""
 
-    say: Callable[[str], None]
-    at: Callable[[int], None]
+    log: Callable[[str], None]
+    advance_to: Callable[[int], None]
 
 
 def load_table(settings: DataSettings, say: Callable[[str], None] = lambda line: None, progress: Mode = "off") -> Table:
@@ -109,8 +109,8 @@ def load_table(settings: DataSettings, say: Callable[[str], None] = lambda line:
     rows, labels = [], []
     with Meter("decoding the data", len(listing), "images", mode=progress) as meter:
         for chunk in decoded(listing, shape):
-            tell_of_odd(listing, chunk.odd, settings.on_error, _Teller(say, meter.at))
-            meter.at(chunk.end)
+            tell_of_odd(listing, chunk.odd, settings.on_error, _Teller(say, meter.advance_to))
+            meter.advance_to(chunk.end)
             rows.append(chunk.rows)
             labels.append(listing.labels[chunk.taken])
     images = torch.from_numpy(np.concatenate(rows))

@@ -38,11 +38,11 @@ CROSSING: frozenset[Metric] = frozenset({"pr", "coverage", "memorisation"})
 class Told(Protocol):
     """Told before each part of the work, equally often on all ranks."""
 
-    def __call__(self, doing: str, done: int = 0, total: int = 0, of: str = "images") -> None:
+    def __call__(self, title: str, done: int = 0, total: int = 0, unit: str = "images") -> None:
         """What is being done, and how many of how many are; of 0 if they are not counted."""
 
 
-def _untold(doing: str, done: int = 0, total: int = 0, of: str = "images") -> None:
+def _untold(title: str, done: int = 0, total: int = 0, unit: str = "images") -> None:
     """Nobody is told."""
 
 

@@ -71,7 +71,7 @@ class PeriodicEvaluation:
         started = time.monotonic()
         # Lines where there is a bar: that of the training stays.
         mode: Mode = "off" if self._config.telemetry.progress == "off" else "plain"
-        self._meter = Meter("evaluating", mode=mode, speaks=self._world.is_main)
+        self._meter = Meter("evaluating", mode=mode, enabled=self._world.is_main)
         try:
             with self._report.evaluating(), ema.applied() as generator:
                 figures = self._evaluator.measure(generator, precision.autocast)
@@ -91,10 +91,9 @@ class PeriodicEvaluation:
         every = config.evaluation.every_kimg
         return step > 0 and (schedule.is_due(every, config.train.batch_size, images) or step == config.total_steps)
 
-    def _tick(self, doing: str, done: int = 0, total: int = 0, of: str = "images") -> None:
-        watch.progress(f"evaluating: {doing}")
-        self._meter.turn_to(f"evaluating: {doing}", total, of)
-        self._meter.at(done)
+    def _tick(self, title: str, done: int = 0, total: int = 0, unit: str = "images") -> None:
+        watch.progress(f"evaluating: {title}")
+        self._meter.show(f"evaluating: {title}", done, total, unit)
         if self._stop.agreed():
             raise ToldToStopError
 

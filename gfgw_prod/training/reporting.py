@@ -111,8 +111,8 @@ class Reporter:
         self.health.phase(f"starting: encoding the bank, {rows:,} of {total:,} rows")
         if self._bank is None:
             mode, speaks = self.config.telemetry.progress, self.world.is_main
-            self._bank = Meter("encoding the bank", total, "rows of rank 0", mode=mode, speaks=speaks)
-        self._bank.at(rows)
+            self._bank = Meter("encoding the bank", total, "rows of rank 0", mode=mode, enabled=speaks)
+        self._bank.advance_to(rows)
         if rows == total:
             self._bank.close()
 

@@ -17,15 +17,14 @@ from gfgw_prod.process.meter import MB, Meter
 @pytest.fixture(autouse=True)
 def told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every line is told: nobody waits ten seconds."""
-    monkeypatch.setattr(meter, "TOLD_EVERY_SECONDS", 0.0)
+    monkeypatch.setattr(meter, "LINE_SECONDS", 0.0)
 
 
 def test_log_gets_lines_of_what_is_done(capsys: pytest.CaptureFixture[str]) -> None:
     with Meter("packing", 2000, "images") as one:
         for done in (500, 1500):  # the first were done before this start
-            one.at(done)
-        one.turn_to("comparing")
-        one.at(0)
+            one.advance_to(done)
+        one.show("comparing")
     first, second, third = capsys.readouterr().err.splitlines()
     assert first.startswith("gfgw: packing: 500 of 2,000 images, 0 images/s")
     assert second.startswith("gfgw: packing: 1,500 of 2,000 images, ")
@@ -33,24 +32,24 @@ def test_log_gets_lines_of_what_is_done(capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_line_comes_now_and_then(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(meter, "TOLD_EVERY_SECONDS", 1000.0)
+    monkeypatch.setattr(meter, "LINE_SECONDS", 1000.0)
     with Meter("packing", 2000) as one:
-        one.at(1)
-        one.at(2)
+        one.advance_to(1)
+        one.advance_to(2)
     assert capsys.readouterr().err == ""
 
 
 def test_bytes_are_shown_in_megabytes(capsys: pytest.CaptureFixture[str]) -> None:
-    with Meter("checking", 5_000_000, "MB", size=MB) as one:
-        one.add(1_000_000)
-        one.add(2_000_000)
+    with Meter("checking", 5_000_000, "MB", scale=MB) as one:
+        one.advance(1_000_000)
+        one.advance(2_000_000)
     assert "gfgw: checking: 3 of 5 MB, " in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("options", [{"speaks": False}, {"mode": "off"}, {"speaks": False, "mode": "bar"}], ids=str)
+@pytest.mark.parametrize("options", [{"enabled": False}, {"mode": "off"}, {"enabled": False, "mode": "bar"}], ids=str)
 def test_other_ranks_are_silent(options: dict, capsys: pytest.CaptureFixture[str]) -> None:
     with Meter("packing", 10, **options) as one:
-        one.at(5)
+        one.advance_to(5)
     assert capsys.readouterr().err == ""
 
 
@@ -61,8 +60,8 @@ def test_terminal_gets_a_bar_and_lines_above_it(monkeypatch: pytest.MonkeyPatch)
     with os.fdopen(writes, "w") as stream:
         monkeypatch.setattr(sys, "stderr", stream)
         with Meter("packing", 10, "images") as one:
-            one.at(10)
-            one.say("skipped one.png: is empty")
+            one.advance_to(10)
+            one.log("skipped one.png: is empty")
         stream.write("end")
         stream.flush()
         shown = ""
