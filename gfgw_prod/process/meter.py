@@ -46,6 +46,12 @@ class Meter:
             self._task = self._bar.add_task(title, total=total or None, text="")
             self._bar.start()
 
+    def _begin(self, title: str, total: int, unit: str) -> None:
+        self._title, self._total, self._unit = title, total, unit
+        self._done = 0
+        self._first: int | None = None if total else 0
+        self._started = time.monotonic()
+
     def __enter__(self) -> Self:
         return self
 
@@ -90,12 +96,6 @@ class Meter:
             self._bar.stop()
             self._bar = None
             self._mode = "off"
-
-    def _begin(self, title: str, total: int, unit: str) -> None:
-        self._title, self._total, self._unit = title, total, unit
-        self._done = 0
-        self._first: int | None = None if total else 0
-        self._started = time.monotonic()
 
     def _text(self, now: float, note: str) -> str:
         if not self._total:
