@@ -13,11 +13,11 @@ from pathlib import Path
 import torch
 
 from gfgw_prod.checkpoint.choosing import newest_good
-from gfgw_prod.checkpoint.finding import checkpoints
+from gfgw_prod.checkpoint.finding import checkpoints_in
 from gfgw_prod.checkpoint.local_storage import LocalStorage
 from gfgw_prod.checkpoint.reading import State
 from gfgw_prod.checkpoint.saving import Saver
-from gfgw_prod.checkpoint.staging import size_of
+from gfgw_prod.checkpoint.staging import tensor_bytes
 from gfgw_prod.distributed.world import World
 from gfgw_prod.generator import build_generator
 from gfgw_prod.settings.networks import GeneratorSettings
@@ -75,7 +75,7 @@ def main() -> None:
     torch.set_num_threads(1)
     world = World(rank=0, world_size=1, device=torch.device("cpu"))
     state = training_state()
-    size = sum(map(size_of, state.values()))
+    size = sum(map(tensor_bytes, state.values()))
     parameters = sum(tensor.numel() for name, tensor in state.items() if name.startswith("generator."))
     print(f"{parameters:,} parameters, a state of {size / 1e6:,.0f} MB")
     with tempfile.TemporaryDirectory(dir=".") as scratch:
@@ -84,7 +84,7 @@ def main() -> None:
         gc.collect()
         before = resident("VmRSS")
         forget_peak()
-        saver.warm(state)
+        saver.preallocate(state)
         time.sleep(3)  # as many steps as a run makes before its first save
         blocked, whole = [], []
         for step in range(1, TURNS + 2):
@@ -99,7 +99,7 @@ def main() -> None:
         print(f"memory beyond the state: {extra / 1e6:,.0f} MB, {extra / size:.2f} of its size")
 
         def unverified() -> None:
-            checkpoints(storage)[-1].load(state, world)
+            checkpoints_in(storage)[-1].load(state, world)
 
         def verified() -> None:
             found = newest_good([storage], world, print)

@@ -22,7 +22,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from gfgw_prod.data.stream import CellRows
 from gfgw_prod.distributed.world import World
 from gfgw_prod.process.watchdog import Watch
-from gfgw_prod.resilience.starts import Starts
+from gfgw_prod.resilience.starts import StartCounter
 from gfgw_prod.settings import reading
 from gfgw_prod.telemetry.catalogue import CATALOGUE
 from gfgw_prod.telemetry.endpoint import Endpoint
@@ -124,7 +124,7 @@ def in_training() -> None:
         }
         config = reading.resolve(reading.read_yaml(DIGITS), changes)
         world = World(rank=0, world_size=1, device=torch.device("cpu"))
-        starts = Starts(config.run.dir, config.resilience.max_no_progress, world)
+        starts = StartCounter(config.run.dir, config.resilience.max_no_progress, world)
         run = Run(config, world, starts, Startup())
         run.resume()
         run.report.begin(run.step, run.parts.parallel.spread)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from gfgw_prod.distributed.world import World
-from gfgw_prod.resilience.starts import Starts
+from gfgw_prod.resilience.starts import StartCounter
 from gfgw_prod.settings import reading
 from gfgw_prod.telemetry.startup import Startup
 from gfgw_prod.training.trainer import Run
@@ -35,7 +35,7 @@ class Stepper:
         place = {"run": {"dir": str(Path(os.environ["SCRATCH"]) / name)}}
         config = reading.resolve(base, {"resilience": {"audit_every_steps": 0}, **settings, **place})
         world.barrier()
-        starts = Starts(config.run.dir, config.resilience.max_no_progress, world)
+        starts = StartCounter(config.run.dir, config.resilience.max_no_progress, world)
         self.run, self.world, self.step = Run(config, world, starts, Startup()), world, 0
         self.run.parts.encode_bank()
         self.stream = self.run.stream(MOST_PAIRS + 1)

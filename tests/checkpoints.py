@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from gfgw_prod.checkpoint.choosing import newest_good
-from gfgw_prod.checkpoint.finding import checkpoints
+from gfgw_prod.checkpoint.finding import checkpoints_in
 from gfgw_prod.checkpoint.reading import Checkpoint
 from gfgw_prod.checkpoint.saving import Saver
 from gfgw_prod.checkpoint.storage import Storage
-from gfgw_prod.checkpoint.storages import storage_at
+from gfgw_prod.checkpoint.storages import open_storage
 from gfgw_prod.distributed.world import World
 from gfgw_prod.settings.running import CheckpointSettings
 
@@ -47,8 +47,8 @@ class Keeper:
         if "://" not in str(root):
             Path(root).mkdir(parents=True, exist_ok=True)
         self.lines: list[str] = []
-        self.storage = storage_at(root)
-        storages = [self.storage, *([storage_at(upload_to)] if upload_to else [])]
+        self.storage = open_storage(root)
+        storages = [self.storage, *([open_storage(upload_to)] if upload_to else [])]
         self.saver = Saver(CheckpointSettings(**settings), storages, ALONE, self.lines.append)
 
     def start(self, step: int, saved: dict[str, Tensor] | None = None, facts: dict[str, Any] = FACTS) -> None:
@@ -63,12 +63,12 @@ class Keeper:
 
     def figures(self) -> dict[str, float]:
         """The last value of each metric since the last call."""
-        return {tag: value for _, _, values in self.saver.news() for tag, value in values.items()}
+        return {tag: value for _, _, values in self.saver.take_metrics() for tag, value in values.items()}
 
 
 def steps(storage: Storage) -> list[int]:
     """Steps of all that counts as a checkpoint."""
-    return [found.step for found in checkpoints(storage)]
+    return [found.step for found in checkpoints_in(storage)]
 
 
 def names(keeper: Keeper) -> list[str]:

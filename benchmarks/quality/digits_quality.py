@@ -26,7 +26,7 @@ def ema_samples(run_dir: Path, seed: int) -> np.ndarray:
     config = resolve(found.manifest["config"])
     shape = tuple(found.manifest["image_shape"])
     generator = build_generator(config.generator, shape, found.manifest["num_classes"], config.seed)
-    generator.load_state_dict({k.removeprefix("ema."): v for k, v in found.tensors("ema.").items()})
+    generator.load_state_dict({k.removeprefix("ema."): v for k, v in found.read_tensors("ema.").items()})
     images, _ = draw_samples(
         generator, shape, 10, count=SAMPLES, seed=seed, stream="quality", device=torch.device("cpu")
     )

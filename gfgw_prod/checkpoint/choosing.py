@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from gfgw_prod.checkpoint.finding import candidates, find
+from gfgw_prod.checkpoint.finding import open_checkpoint, step_directories
 from gfgw_prod.checkpoint.reading import UNREADABLE, Checkpoint
 from gfgw_prod.checkpoint.storage import Storage
 from gfgw_prod.distributed.world import World
@@ -51,7 +51,7 @@ def newest_good(
             break
         bad.append((place, name, answer))
         found = None
-    if found is None and world.broadcast(bool(bad or set_aside(storages))):
+    if found is None and world.broadcast(bool(bad or quarantined(storages))):
         why = f" ({bad[0][1]}: {bad[0][2]})" if bad else ""
         raise NoneGoodError(
             f"no checkpoint in {storages[0]} is good{why}; nothing was deleted: mend one, or use another run.dir"
@@ -61,7 +61,7 @@ def newest_good(
             if problem.startswith(UNREADABLE):  # now; the disk or the network may be better off later
                 report(f"checkpoint {name} {problem}; trying the one before")
                 continue
-            kept = storages[place].set_aside(name)
+            kept = storages[place].quarantine(name)
             report(f"checkpoint {name} is damaged ({problem}); kept as {kept}, trying the one before")
     world.barrier()
     return found
@@ -70,7 +70,7 @@ def newest_good(
 def _answer(storage: Storage, name: str) -> Checkpoint | str | UserError:
     """The checkpoint, why it is none, or what to tell the user."""
     try:
-        return find(storage, name)
+        return open_checkpoint(storage, name)
     except DamagedError as damage:
         return str(damage)
     except UserError as error:
@@ -94,15 +94,15 @@ def _problem_anywhere(checkpoint: Checkpoint, world: World, progress: Mode) -> s
 
 def _places(storages: Sequence[Storage]) -> list[tuple[int, str]]:
     """Index of the storage and name of every candidate, newest first, the first storage before the others."""
-    found = [(step, -place, name) for place, storage in enumerate(storages) for step, name in candidates(storage)]
+    found = [(step, -place, name) for place, storage in enumerate(storages) for step, name in step_directories(storage)]
     return [(-place, name) for _, place, name in sorted(found, reverse=True)]
 
 
-def begun(storages: Sequence[Storage], world: World) -> bool:
+def has_checkpoints(storages: Sequence[Storage], world: World) -> bool:
     """Whether a run has checkpoints, good or not: then it goes on from one, or does not start at all. Collective."""
-    return world.broadcast(world.is_main and bool(_places(storages) or set_aside(storages)))
+    return world.broadcast(world.is_main and bool(_places(storages) or quarantined(storages)))
 
 
-def set_aside(storages: Sequence[Storage]) -> list[str]:
+def quarantined(storages: Sequence[Storage]) -> list[str]:
     """Names of damaged checkpoints that are kept for a person to look at."""
-    return [name for storage in storages for name in storage.damaged()]
+    return [name for storage in storages for name in storage.quarantined()]

@@ -10,12 +10,12 @@ from gfgw_prod.checkpoint.local_storage import LocalStorage
 from gfgw_prod.checkpoint.manifest import decode
 from gfgw_prod.checkpoint.reading import UNREADABLE, Checkpoint
 from gfgw_prod.checkpoint.storage import MANIFEST, Storage
-from gfgw_prod.checkpoint.storages import storage_at, storages_of
+from gfgw_prod.checkpoint.storages import open_storage, open_storages
 from gfgw_prod.process.exit_codes import UserError, one_line
 from gfgw_prod.weights.unpickling import DamagedError
 
 
-def listed(place: str) -> list[tuple[str, Checkpoint | None, str | None]]:
+def list_checkpoints(place: str) -> list[tuple[str, Checkpoint | None, str | None]]:
     """What there is at a run directory, a checkpoint, or the URL of either: name, checkpoint, or why it is none.
 
     Raises:
@@ -25,7 +25,7 @@ def listed(place: str) -> list[tuple[str, Checkpoint | None, str | None]]:
     for storage, names in _places(place):
         for name in names:
             try:
-                found.append((name, find(storage, name), None))
+                found.append((name, open_checkpoint(storage, name), None))
             except (DamagedError, UserError) as problem:  # a UserError: of another version
                 found.append((name, None, str(problem)))
     if not found:
@@ -39,7 +39,7 @@ def find_checkpoints(place: str | Path) -> list[Checkpoint]:
     Raises:
         UserError: if there is none, or another version of this package wrote it.
     """
-    found = [checkpoint for _, checkpoint, _ in listed(str(place)) if checkpoint is not None]
+    found = [checkpoint for _, checkpoint, _ in list_checkpoints(str(place)) if checkpoint is not None]
     if not found:
         raise UserError(f"{place} holds no whole checkpoint; see gfgw inspect {place}")
     return found
@@ -50,10 +50,10 @@ def _places(place: str) -> list[tuple[Storage, list[str]]]:
     if "://" in place:
         above, _, name = place.rstrip("/").rpartition("/")
         try:
-            itself, inside = (storage_at(each, make=False) for each in (place.rstrip("/"), above))
+            itself, inside = (open_storage(each, make=False) for each in (place.rstrip("/"), above))
             if itself.exists(MANIFEST):
                 return [(inside, [name])]
-            return [(itself, [name for _, name in candidates(itself)])]
+            return [(itself, [name for _, name in step_directories(itself)])]
         except Exception as error:  # the client of an object store raises kinds of its own
             raise UserError(f"{place} cannot be read: {one_line(error, 300)}") from None
     # The functions of os.path take loops of links and names that are too long for what is not there.
@@ -62,7 +62,7 @@ def _places(place: str) -> list[tuple[Storage, list[str]]]:
         return [(LocalStorage(directory.parent), [directory.name])]
     if not os.path.isdir(directory):
         return []
-    return [(storage, [name for _, name in candidates(storage)]) for storage in _roots(directory)]
+    return [(storage, [name for _, name in step_directories(storage)]) for storage in _roots(directory)]
 
 
 def _roots(run_dir: Path) -> list[Storage]:
@@ -76,13 +76,13 @@ def _roots(run_dir: Path) -> list[Storage]:
         ).checkpoint
     except UserError:  # none, or of another version
         return [LocalStorage(run_dir / "checkpoints")]
-    return storages_of(settings.model_copy(update={"upload_to": ""}), run_dir)
+    return open_storages(settings.model_copy(update={"upload_to": ""}), run_dir)
 
 
 NAME = re.compile(r"step-(\d{8,})(-[0-9a-f]{32})?")
 
 
-def find(storage: Storage, name: str) -> Checkpoint:
+def open_checkpoint(storage: Storage, name: str) -> Checkpoint:
     """The checkpoint in a directory of the storage.
 
     Raises:
@@ -109,23 +109,23 @@ def _step_of(name: str) -> int | None:
     return int(matched[1]) if matched else None
 
 
-def name_of(step: int) -> str:
+def step_name(step: int) -> str:
     """The name of a step's checkpoint."""
     return f"step-{step:08d}"
 
 
-def candidates(storage: Storage) -> list[tuple[int, str]]:
+def step_directories(storage: Storage) -> list[tuple[int, str]]:
     """Steps and names of what may be checkpoints, oldest first."""
     steps = ((_step_of(name), name) for name in storage.committed())
     return sorted((step, name) for step, name in steps if step is not None)
 
 
-def checkpoints(storage: Storage) -> list[Checkpoint]:
+def checkpoints_in(storage: Storage) -> list[Checkpoint]:
     """Committed checkpoints, oldest first; a directory without a whole manifest is none."""
     found = []
-    for _, name in candidates(storage):
+    for _, name in step_directories(storage):
         try:
-            found.append(find(storage, name))
+            found.append(open_checkpoint(storage, name))
         except (DamagedError, UserError):  # a UserError: of another version
             continue
     return found

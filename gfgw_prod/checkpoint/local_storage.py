@@ -63,7 +63,7 @@ class LocalStorage(Storage):
         else:
             place.unlink(missing_ok=True)
 
-    def set_aside(self, name: str) -> str:
+    def quarantine(self, name: str) -> str:
         kept = f"{DAMAGED}{name}-{time.time_ns()}"
         self.rename(name, kept)
         return kept

@@ -60,19 +60,19 @@ class Checkpoint:
         """Size of all files."""
         return sum(int(entry["bytes"]) for entry in self.manifest["files"].values())
 
-    def problem(self, part: int = 0, parts: int = 1, told: Callable[[int], None] = lambda more: None) -> str | None:
+    def problem(self, part: int = 0, parts: int = 1, on_bytes: Callable[[int], None] = lambda more: None) -> str | None:
         """What is wrong with its files, or ``None`` if every one has its size and hash, and DCP's account can be read.
 
         Args:
             part: which of ``parts`` equal shares of the files to hash; all are looked at.
-            told: how many bytes more were hashed; by several threads.
+            on_bytes: how many bytes more were hashed; by several threads.
         """
         try:
-            return self.incomplete() or self._changed(part, parts, told)
+            return self.size_problem() or self._content_problem(part, parts, on_bytes)
         except OSError as error:
             return f"{UNREADABLE} ({one_line(error, 200)})"
 
-    def incomplete(self) -> str | None:
+    def size_problem(self) -> str | None:
         """Which file is missing or of another size, or ``None``."""
         for name, expected in self.manifest["files"].items():
             size = self.storage.size(f"{self.name}/{name}")
@@ -82,21 +82,21 @@ class Checkpoint:
                 return f"{name} has {size} bytes, not {expected['bytes']}"
         return None
 
-    def _changed(self, part: int, parts: int, told: Callable[[int], None]) -> str | None:
+    def _content_problem(self, part: int, parts: int, on_bytes: Callable[[int], None]) -> str | None:
         files = self.manifest["files"]
         mine = sorted(files, key=lambda name: (-files[name]["bytes"], name))[part::parts]
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            digests = list(pool.map(lambda name: _blake3(self.storage, f"{self.name}/{name}", told), mine))
+            digests = list(pool.map(lambda name: _blake3(self.storage, f"{self.name}/{name}", on_bytes), mine))
         for name, digest in zip(mine, digests, strict=True):
             if digest != files[name]["blake3"]:
                 return f"{name} does not match its hash"
         try:
-            self.metadata()
+            self.read_metadata()
         except DamagedError as damage:
             return f"{METADATA}: {damage}"
         return None
 
-    def metadata(self) -> Any:
+    def read_metadata(self) -> Any:
         """DCP's account of the tensors.
 
         Raises:
@@ -114,7 +114,7 @@ class Checkpoint:
             raise DamagedError(f"names {min(map(str, strangers))}, which the manifest does not")
         return found
 
-    def tensors(self, *prefixes: str) -> State:
+    def read_tensors(self, *prefixes: str) -> State:
         """Whole tensors whose names start with one of the prefixes, on the CPU, without a process group."""
         from torch.distributed.checkpoint import load
         from torch.distributed.checkpoint.metadata import TensorStorageMetadata
@@ -156,7 +156,7 @@ def _reader(checkpoint: Checkpoint) -> Any:
 
     class Reader(FileSystemReader):
         def read_metadata(self, *args: Any, **kwargs: Any) -> Any:
-            found = checkpoint.metadata()
+            found = checkpoint.read_metadata()
             found.storage_meta = StorageMeta(load_id=self.load_id)
             return found
 
@@ -166,12 +166,12 @@ def _reader(checkpoint: Checkpoint) -> Any:
     return reader
 
 
-def _blake3(storage: Storage, path: str, told: Callable[[int], None]) -> str:
+def _blake3(storage: Storage, path: str, on_bytes: Callable[[int], None]) -> str:
     digest, block = blake3(), bytearray(BLOCK)
     with storage.open(path, "rb") as stream:
         while count := stream.readinto(block):  # type: ignore[attr-defined]
             digest.update(memoryview(block)[:count])
-            told(count)
+            on_bytes(count)
     return digest.hexdigest()
 
 

@@ -67,7 +67,7 @@ class RemoteStorage(Storage):
         with suppress(FileNotFoundError):
             self.fs.rm(self._at(path), recursive=True)
 
-    def set_aside(self, name: str) -> str:
+    def quarantine(self, name: str) -> str:
         with suppress(FileNotFoundError):
             self.rename(f"{name}/{MANIFEST}", f"{name}/{DAMAGED}{MANIFEST}")
         return name
@@ -75,13 +75,13 @@ class RemoteStorage(Storage):
     def committed(self) -> list[str]:
         return [name for name in self.names() if self.exists(f"{name}/{MANIFEST}")]
 
-    def damaged(self) -> list[str]:
+    def quarantined(self) -> list[str]:
         return [name for name in self.names() if self.exists(f"{name}/{DAMAGED}{MANIFEST}")]
 
     def claim(self) -> str:
         token = super().claim()
         # Saves that were cut short lie where checkpoints do.
-        for name in set(self.names()) - {*self.committed(), *self.damaged(), f"{WRITING}{token}"}:
+        for name in set(self.names()) - {*self.committed(), *self.quarantined(), f"{WRITING}{token}"}:
             if name.startswith("step-"):
                 self.remove(name)
         return token

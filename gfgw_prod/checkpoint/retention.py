@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Sequence
 
-from gfgw_prod.checkpoint.finding import checkpoints
+from gfgw_prod.checkpoint.finding import checkpoints_in
 from gfgw_prod.checkpoint.reading import Checkpoint
 from gfgw_prod.checkpoint.storage import Storage
 
@@ -19,7 +19,7 @@ def retain(
     Args:
         verified: names of those that were read back once, which is enough; their files are still looked at every time.
     """
-    found = [checkpoint for checkpoint in checkpoints(storage) if _is_good(checkpoint, verified)]
+    found = [checkpoint for checkpoint in checkpoints_in(storage) if _is_good(checkpoint, verified)]
     for checkpoint in surplus(found, keep, every_images):
         if checkpoint.name not in spare:
             storage.remove(checkpoint.name)
@@ -43,7 +43,7 @@ def surplus(found: Sequence[Checkpoint], keep: int, every_images: int) -> list[C
 
 def _is_good(checkpoint: Checkpoint, verified: set[str]) -> bool:
     if checkpoint.name in verified:
-        return checkpoint.incomplete() is None
+        return checkpoint.size_problem() is None
     if checkpoint.problem() is not None:
         return False
     verified.add(checkpoint.name)

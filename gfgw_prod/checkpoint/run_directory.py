@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from gfgw_prod.checkpoint.storage import whoami
+from gfgw_prod.checkpoint.storage import process_identity
 from gfgw_prod.process.exit_codes import UserError
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def _refuse_other_kinds(run_dir: Path) -> None:
 
 
 def _locked(run_dir: Path, report: Callable[[str], None]) -> TextIO | None:
-    me, file = whoami(), (run_dir / ".lock").open("a+", encoding="utf-8")
+    me, file = process_identity(), (run_dir / ".lock").open("a+", encoding="utf-8")
     deadline = time.monotonic() + LOCK_SECONDS
     while True:
         try:

@@ -10,13 +10,13 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from gfgw_prod.checkpoint.finding import candidates, find, name_of
+from gfgw_prod.checkpoint.finding import open_checkpoint, step_directories, step_name
 from gfgw_prod.checkpoint.manifest import encode
 from gfgw_prod.checkpoint.reading import Checkpoint, State
 from gfgw_prod.checkpoint.retention import retain
-from gfgw_prod.checkpoint.staging import Stage, size_of
+from gfgw_prod.checkpoint.staging import Stage, tensor_bytes
 from gfgw_prod.checkpoint.storage import MANIFEST, Storage
-from gfgw_prod.checkpoint.storages import claimed
+from gfgw_prod.checkpoint.storages import claim_storage
 from gfgw_prod.checkpoint.uploading import News, Uploader
 from gfgw_prod.checkpoint.waiting import SLOWEST, wait_together
 from gfgw_prod.checkpoint.writing import HashingWriter
@@ -72,17 +72,17 @@ class Saver:
         self._keep, self._keep_every = settings.keep, round(settings.keep_every_kimg * 1000)
         self._max_failures, self._report = settings.max_failures, report
         self._uploader: Uploader | None = None
-        token = world.together(lambda: claimed(upload_to[0]) if upload_to and world.is_main else "")
+        token = world.together(lambda: claim_storage(upload_to[0]) if upload_to and world.is_main else "")
         if token:
             self._uploader = Uploader(
                 self.storage, upload_to[0], token, keep=self._keep, keep_every_images=self._keep_every, report=report
             )
         self._stage = Stage(world, constant)
         self._group = world.background_group(SLOWEST)
-        self._token: str = world.broadcast(world.together(lambda: claimed(self.storage) if world.is_main else ""))
+        self._token: str = world.broadcast(world.together(lambda: claim_storage(self.storage) if world.is_main else ""))
         self._verified: set[str] = set()  # names of what was read back
         self._thread: threading.Thread | None = None
-        self._warming: threading.Thread | None = None
+        self._preallocating: threading.Thread | None = None
         self._outcome: Outcome | None = None
         self._broken: BaseException | None = None
         self._failures_in_a_row = 0
@@ -93,7 +93,7 @@ class Saver:
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         warnings.filterwarnings("ignore", message="TypedStorage is deprecated")
 
-    def resumed(self, found: Checkpoint) -> None:
+    def resume_from(self, found: Checkpoint) -> None:
         """Takes up where a checkpoint was left, which was verified, and may not have been uploaded."""
         if str(found.storage) != str(self.storage):
             return
@@ -102,10 +102,12 @@ class Saver:
         if self._uploader is not None:
             self._uploader.offer(found)
 
-    def warm(self, state: State) -> None:
+    def preallocate(self, state: State) -> None:
         """Makes the memory for copies of the state in the background: fresh memory takes longer than the copy."""
-        self._warming = threading.Thread(target=self._stage.reserve, args=(state,), name="warm", daemon=True)
-        self._warming.start()
+        self._preallocating = threading.Thread(
+            target=self._stage.preallocate, args=(state,), name="preallocate", daemon=True
+        )
+        self._preallocating.start()
 
     def save(self, state: State, *, step: int, images: int, facts: dict[str, Any]) -> None:
         """Copies the state, and writes it in the background. A step that is saved already is left as it is.
@@ -128,11 +130,11 @@ class Saver:
             self._end(Outcome(step, images, time.monotonic() - started, problem=problem))
             self._settle()
             return
-        if self._warming is not None:
-            self._warming.join()
-            self._warming = None
+        if self._preallocating is not None:
+            self._preallocating.join()
+            self._preallocating = None
         staged = self._stage.copy(state)
-        size = sum(map(size_of, state.values()))
+        size = sum(map(tensor_bytes, state.values()))
         begun = Outcome(step, images, time.monotonic() - started, bytes=size, free_bytes=self._free_bytes)
         manifest = {"step": step, "images": images, "saved_at": time.time(), **facts}
         self._thread = threading.Thread(target=self._run, args=(staged, manifest, begun), name="save", daemon=True)
@@ -152,10 +154,10 @@ class Saver:
                 raise self._broken
             self._settle()
 
-    def give_up(self) -> None:
+    def wait_after_error(self) -> None:
         """After an error: lets a save in flight end, for a while; without its peers it may never."""
         deadline = time.monotonic() + LAST_SECONDS
-        for thread in (self._warming, self._thread):
+        for thread in (self._preallocating, self._thread):
             if thread is not None:
                 thread.join(max(deadline - time.monotonic(), 0.0))
 
@@ -167,12 +169,12 @@ class Saver:
                 the next start: the time until the process is killed is short.
         """
         self.join()
-        if self._warming is not None:
-            self._warming.join()
+        if self._preallocating is not None:
+            self._preallocating.join()
         begun = time.monotonic()
         uploaded = wait_together(
             self.world,
-            None if self._uploader is None else self._uploader.end(),
+            None if self._uploader is None else self._uploader.finish(),
             "the last upload",
             enough=lambda: told_to_stop() and time.monotonic() - begun >= UPLOAD_SECONDS,
         )
@@ -181,12 +183,12 @@ class Saver:
         if self.world.is_main:
             self.storage.release(self._token)
 
-    def news(self) -> Iterator[News]:
+    def take_metrics(self) -> Iterator[News]:
         """What has ended since the last call: step, images and metrics by tag."""
         while self._news:
             yield self._news.popleft()
         if self._uploader is not None:
-            yield from self._uploader.news()
+            yield from self._uploader.take_metrics()
 
     def _settle(self) -> None:
         """Draws the consequences of a save; all ranks do so at the same point of the run."""
@@ -209,18 +211,18 @@ class Saver:
     def _examine(self, step: int, state: State) -> tuple[bool, str | None]:
         """Whether the step is saved already, and what speaks against saving it. On rank 0."""
         try:
-            for name in [name for found, name in candidates(self.storage) if found == step]:
+            for name in [name for found, name in step_directories(self.storage) if found == step]:
                 try:
-                    whole = find(self.storage, name).problem() is None
+                    whole = open_checkpoint(self.storage, name).problem() is None
                 except DamagedError:
                     whole = False
                 if whole:
                     return True, None
-                self.storage.set_aside(name)
+                self.storage.quarantine(name)
             free = self._free_bytes = self.storage.free_bytes()
         except Exception as error:  # a storage raises what it likes
             return False, one_line(error, 300)
-        need = sum(map(size_of, state.values())) * OVERHEAD + SPARE_BYTES
+        need = sum(map(tensor_bytes, state.values())) * OVERHEAD + SPARE_BYTES
         if free is not None and free < need:
             return False, f"it takes {need / 1e6:,.1f} MB, and {free / 1e6:,.1f} MB are free in {self.storage}"
         return False, None
@@ -239,7 +241,7 @@ class Saver:
         from torch.distributed.checkpoint import CheckpointException
         from torch.distributed.checkpoint import save as write
 
-        name = name_of(manifest["step"])
+        name = step_name(manifest["step"])
         path, problem = self._from_main(lambda: self.storage.begin(name, self._token))
         if path is not None:
             writer = HashingWriter(self.storage, path, files=max(min(FILES, len(staged)), 1))
@@ -270,12 +272,12 @@ class Saver:
             if self.storage.size(f"{path}/{file}") != entry["bytes"]:
                 raise OSError(f"rank 0 does not see {file} as it was written: all ranks must share {self.storage}")
         self.storage.write(f"{path}/{MANIFEST}", encode(manifest))
-        name = self.storage.commit(path, name_of(manifest["step"]))
+        name = self.storage.commit(path, step_name(manifest["step"]))
         try:  # it is saved: what fails from here on is told, and not taken for a failed save
             spare: tuple[str | None, ...] = (name,)
             if self._uploader is not None:
                 self._uploader.offer(Checkpoint(self.storage, name, manifest))
-                spare = (self._uploader.busy, name)
+                spare = (self._uploader.uploading, name)
             retain(self.storage, self._keep, self._keep_every, self._verified, spare=spare)
         except Exception as error:  # a storage raises what it likes
             self._report(f"old checkpoints in {self.storage} could not be removed: {one_line(error, 300)}")

@@ -26,7 +26,7 @@ class Stage:
         self._world, self._constant = world, constant
         self._buffers: dict[str, Tensor] = {}
 
-    def reserve(self, state: State) -> None:
+    def preallocate(self, state: State) -> None:
         """Makes the memory for this rank's part, and touches it."""
         for name in self._owned(state):
             if not self._stays(name, part := local(state[name])):
@@ -43,12 +43,12 @@ class Stage:
         """Shards, and this rank's share of the rest: the largest first, each to the rank with the least so far."""
         loads = [0] * self._world.world_size
         owned = []
-        for name in sorted(state, key=lambda name: (-size_of(state[name]), name)):
+        for name in sorted(state, key=lambda name: (-tensor_bytes(state[name]), name)):
             rank = loads.index(min(loads))
             if isinstance(state[name], DTensor):
                 owned.append(name)
                 continue
-            loads[rank] += size_of(state[name])
+            loads[rank] += tensor_bytes(state[name])
             if rank == self._world.rank:
                 owned.append(name)
         return owned
@@ -70,6 +70,6 @@ class Stage:
         return self._buffers[name]
 
 
-def size_of(tensor: Tensor) -> int:
+def tensor_bytes(tensor: Tensor) -> int:
     """Bytes of a whole tensor, over all ranks."""
     return tensor.numel() * tensor.element_size()

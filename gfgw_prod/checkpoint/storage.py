@@ -24,7 +24,7 @@ MANIFEST = "manifest.json"
 BLOCK = 1 << 22  # bytes read at a time
 
 
-def whoami() -> dict[str, Any]:
+def process_identity() -> dict[str, Any]:
     """This process, for others to name; ``job`` is the launcher's."""
     job = os.environ.get("TORCHELASTIC_RUN_ID", "none")
     return {"host": socket.gethostname(), "pid": os.getpid(), "job": None if job == "none" else job}
@@ -80,14 +80,14 @@ class Storage(FileSystemBase):
         """Removes a file or a whole directory, so that at no moment half a checkpoint looks like one."""
 
     @abstractmethod
-    def set_aside(self, name: str) -> str:
+    def quarantine(self, name: str) -> str:
         """Keeps a bad checkpoint where nobody takes it for one; returns its new name."""
 
     def committed(self) -> list[str]:
         """Names that may be checkpoints."""
         return self.names()
 
-    def damaged(self) -> list[str]:
+    def quarantined(self) -> list[str]:
         """Names of what was set aside."""
         return [name for name in self.names() if name.startswith(DAMAGED)]
 
@@ -124,7 +124,7 @@ class Storage(FileSystemBase):
         """
         token = uuid.uuid4().hex
         self.mkdir(f"{WRITING}{token}")
-        self.write(f"{WRITING}{token}/{OWNER}", json.dumps(whoami()).encode())
+        self.write(f"{WRITING}{token}/{OWNER}", json.dumps(process_identity()).encode())
         for name in self.names():
             if name.startswith((WRITING, DISCARDED)) and name != f"{WRITING}{token}":
                 self.remove(name)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from gfgw_prod.settings.running import CheckpointSettings
 
 
-def storage_at(place: str | Path, *, make: bool = True) -> Storage:
+def open_storage(place: str | Path, *, make: bool = True) -> Storage:
     """The storage of a directory or a URL.
 
     Args:
@@ -36,7 +36,7 @@ def storage_at(place: str | Path, *, make: bool = True) -> Storage:
         raise ValueError(f"{place}: {error}") from None
 
 
-def storages_of(settings: CheckpointSettings, run_dir: Path, *, make: bool = False) -> list[Storage]:
+def open_storages(settings: CheckpointSettings, run_dir: Path, *, make: bool = False) -> list[Storage]:
     """Where a run keeps its checkpoints, and where it uploads them, if it does.
 
     Args:
@@ -48,7 +48,7 @@ def storages_of(settings: CheckpointSettings, run_dir: Path, *, make: bool = Fal
     found: list[Storage] = []
     for name, place in (("root", settings.root or run_dir / "checkpoints"), ("upload_to", settings.upload_to)):
         try:
-            storage = storage_at(place, make=make) if place else None
+            storage = open_storage(place, make=make) if place else None
             if make and isinstance(storage, LocalStorage):
                 storage.directory.mkdir(parents=True, exist_ok=True)
                 if not os.access(storage.directory, os.W_OK | os.X_OK):
@@ -61,7 +61,7 @@ def storages_of(settings: CheckpointSettings, run_dir: Path, *, make: bool = Fal
     return found
 
 
-def claimed(storage: Storage) -> str:
+def claim_storage(storage: Storage) -> str:
     """The token of a claim on a storage.
 
     Raises:

@@ -7,7 +7,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 
-from gfgw_prod.checkpoint.finding import candidates, find
+from gfgw_prod.checkpoint.finding import open_checkpoint, step_directories
 from gfgw_prod.checkpoint.manifest import encode
 from gfgw_prod.checkpoint.reading import Checkpoint
 from gfgw_prod.checkpoint.retention import retain
@@ -40,7 +40,7 @@ class Uploader:
         self._ends = False
         self._counts = {"run/uploads": 0.0, "run/upload_failures": 0.0}
         self._news: deque[News] = deque()
-        self.busy: str | None = None  # what must not be removed meanwhile
+        self.uploading: str | None = None  # what must not be removed meanwhile
         self._thread = threading.Thread(target=self._run, name="upload", daemon=True)
         self._thread.start()
 
@@ -50,14 +50,14 @@ class Uploader:
             self._next = checkpoint
             self._wake.notify()
 
-    def end(self) -> threading.Thread:
+    def finish(self) -> threading.Thread:
         """The thread, which ends when the newest has been uploaded, and gives the claim back."""
         with self._wake:
             self._ends = True
             self._wake.notify()
         return self._thread
 
-    def news(self) -> Iterator[News]:
+    def take_metrics(self) -> Iterator[News]:
         """What has ended since the last call: step, images and metrics by tag."""
         while self._news:
             yield self._news.popleft()
@@ -69,14 +69,14 @@ class Uploader:
                 checkpoint, self._next = self._next, None
                 if checkpoint is None:
                     break
-                self.busy = checkpoint.name
+                self.uploading = checkpoint.name
             problem = None
             try:
                 self._upload(checkpoint)
             except Exception as error:  # clients of object stores raise kinds of their own
                 problem = one_line(error, 300)
                 self._report(f"checkpoint {checkpoint.name} could not be uploaded to {self._target}: {problem}")
-            self.busy = None
+            self.uploading = None
             tag = "run/uploads" if problem is None else "run/upload_failures"
             self._counts[tag] += 1
             self._news.append((checkpoint.step, checkpoint.images, {tag: self._counts[tag]}))
@@ -84,7 +84,7 @@ class Uploader:
         self._target.release(self._token)
 
     def _upload(self, checkpoint: Checkpoint) -> None:
-        if any(step == checkpoint.step and self._is_whole(name) for step, name in candidates(self._target)):
+        if any(step == checkpoint.step and self._is_whole(name) for step, name in step_directories(self._target)):
             return
         step = checkpoint.name
         place = self._target.begin(step, self._token)
@@ -106,6 +106,6 @@ class Uploader:
 
     def _is_whole(self, name: str) -> bool:
         try:
-            return find(self._target, name).problem() is None
+            return open_checkpoint(self._target, name).problem() is None
         except Exception:
             return False

@@ -6,7 +6,7 @@ import json
 import time
 from typing import Any
 
-from gfgw_prod.checkpoint.finding import listed
+from gfgw_prod.checkpoint.finding import list_checkpoints
 from gfgw_prod.checkpoint.reading import Checkpoint
 from gfgw_prod.process.exit_codes import BAD_INPUT, FINISHED
 from gfgw_prod.process.meter import MB, Meter
@@ -21,7 +21,7 @@ def inspect_checkpoints(place: str, *, verify: bool, as_json: bool) -> int:
     Raises:
         UserError: if there is none.
     """
-    found = listed(place)
+    found = list_checkpoints(place)
     total = sum(checkpoint.bytes for _, checkpoint, _ in found if checkpoint is not None)
     with Meter(f"checking {place}", total, "MB", scale=MB) as meter:
         rows = [_row(name, checkpoint, problem, meter) for name, checkpoint, problem in found]
@@ -47,7 +47,7 @@ def _row(name: str, checkpoint: Checkpoint | None, problem: str | None, meter: M
     row |= {"verified": False, "problem": problem, "weights_sha256": None, "changes": []}
     if checkpoint is None:
         return row
-    problem = checkpoint.problem(told=meter.advance)
+    problem = checkpoint.problem(on_bytes=meter.advance)
     return row | {
         "step": checkpoint.step,
         "images": checkpoint.images,
@@ -55,6 +55,6 @@ def _row(name: str, checkpoint: Checkpoint | None, problem: str | None, meter: M
         "bytes": checkpoint.bytes,
         "verified": problem is None,
         "problem": problem,
-        "weights_sha256": weights_digest(checkpoint.tensors("generator.", "ema.")) if problem is None else None,
+        "weights_sha256": weights_digest(checkpoint.read_tensors("generator.", "ema.")) if problem is None else None,
         "changes": checkpoint.manifest["changes"],
     }

@@ -177,7 +177,7 @@ def build_space(
     if space == "dinov2":  # of which no hash was to be found
         return Dinov2(dinov2_of_file(DINOV2_LARGE, file, setting))
     weights = published.INCEPTION if space == "inception" else published.DINOV2
-    with published.verified(weights, file, report, named=given is not None):
+    with published.verify(weights, file, report, named=given is not None):
         if space == "inception":
             return Inception(file)
         return Dinov2(dinov2_of_file(DINOV2, file, setting))

@@ -40,7 +40,7 @@ class BankCache:
         """The cache of a run's bank, if ``features.cache`` names a directory.
 
         Args:
-            facts: what the run's weights are a function of (``guards.facts_of``).
+            facts: what the run's weights are a function of (``same_run.run_facts``).
 
         Raises:
             UserError: if the directory cannot be made.

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from gfgw_prod.process.exit_codes import UserError, one_line
 from gfgw_prod.weights import published
-from gfgw_prod.weights.published import obtained
+from gfgw_prod.weights.published import obtain
 
 if TYPE_CHECKING:
     from gfgw_prod.settings.networks import FeatureSettings
@@ -91,7 +91,7 @@ def build_extractor(
     """
     if settings.extractor == "pixels":
         return PixelFeatures(image_shape, settings.pixel_constant)
-    with obtained(published.DINOV2, settings.weights, report) as path:
+    with obtain(published.DINOV2, settings.weights, report) as path:
         backbone = vit_of_file(DINOV2, path, settings.image_size, "features.weights")
     return Dinov2Features(backbone, settings.image_size)
 

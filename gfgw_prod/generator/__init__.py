@@ -11,7 +11,7 @@ from gfgw_prod.generator.edm_weights import load_edm
 from gfgw_prod.generator.precondition import OneStepGenerator, interpolate
 from gfgw_prod.generator.unet import SongUNet, UNetBlock
 from gfgw_prod.process.exit_codes import UserError
-from gfgw_prod.weights.published import EDM, obtained
+from gfgw_prod.weights.published import EDM, obtain
 
 if TYPE_CHECKING:
     from gfgw_prod.settings.networks import GeneratorSettings
@@ -65,6 +65,6 @@ def start_generator(
     generator = build_generator(settings, image_shape, num_classes, seed)
     if settings.pretrained is not None:
         known = EDM.get(str(settings.pretrained))
-        with nullcontext(settings.pretrained) if known is None else obtained(known, None, report) as path:
+        with nullcontext(settings.pretrained) if known is None else obtain(known, None, report) as path:
             report(f"generator: {load_edm(generator.network, path)}")
     return generator

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gfgw_prod.process.exit_codes import UserError, one_line
-from gfgw_prod.weights.published import VGG16, obtained
+from gfgw_prod.weights.published import VGG16, obtain
 
 SMALLEST_SIDE = 32  # VGG halves the side four times before the last feature map of LPIPS
 
@@ -37,7 +37,7 @@ def build_perceptual(trunk: Path | None, report: Callable[[str], None] = lambda 
     """
     import lpips
 
-    with obtained(VGG16, trunk, report) as path:
+    with obtain(VGG16, trunk, report) as path:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of a file that is then refused

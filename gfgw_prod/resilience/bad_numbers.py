@@ -25,7 +25,7 @@ WINDOW = 64  # steps whose numbers are remembered
 ENOUGH = 16  # of them, before a spike is one
 NAMES = ("gradient norm", "loss")
 ACCEPTED, SKIPPED, IN_A_ROW, ROLLED_BACK = range(4)
-COUNTS = ("skipped_steps", "rollbacks")  # what others call two of these
+COUNT_NAMES = ("skipped_steps", "rollbacks")  # what others call two of these
 
 
 class NumberGuard:
@@ -40,7 +40,7 @@ class NumberGuard:
         """What a checkpoint must hold."""
         return {"window": self._window, "counts": self._counts}
 
-    def objection(self, numbers: tuple[float, ...]) -> str | None:
+    def anomaly(self, numbers: tuple[float, ...]) -> str | None:
         """What is wrong with a step's gradient norm and loss, in words, or ``None``."""
         known = min(int(self._counts[ACCEPTED]), WINDOW)
         medians = self._window[:known].median(dim=0).values.tolist() if known >= ENOUGH else [0.0] * len(NAMES)
@@ -79,14 +79,14 @@ class NumberGuard:
 
     def counts(self) -> dict[str, int]:
         """What has happened in the life of the run, by name of a manifest's fact and, after ``run/``, of a metric."""
-        return dict(zip(COUNTS, (self.skipped, self.rollbacks), strict=True))
+        return dict(zip(COUNT_NAMES, (self.skipped, self.rollbacks), strict=True))
 
     @property
-    def wants_rollback(self) -> bool:
+    def needs_rollback(self) -> bool:
         """Whether skipping alone does not help."""
         return self.skipped_in_a_row >= self._most_skips
 
-    def rolled_back(self, skipped: int, rollbacks: int) -> None:
+    def record_rollback(self, skipped: int, rollbacks: int) -> None:
         """After the state of a checkpoint was loaded: the counts before it, to which this rollback is added."""
         self._counts[SKIPPED], self._counts[ROLLED_BACK], self._counts[IN_A_ROW] = skipped, rollbacks + 1, 0
 
@@ -102,7 +102,7 @@ def checkpoint_before_streak(
         NoProgressError: if it has come to this before, or there is no such checkpoint.
         UserError: if checkpoints are there that this run cannot judge.
     """
-    problem = problem_of(guard, step)
+    problem = describe_streak(guard, step)
     if guard.rollbacks:
         raise NoProgressError(f"{problem}, again after going back to a checkpoint; look at the data and settings")
     began = step - guard.skipped_in_a_row
@@ -115,6 +115,6 @@ def checkpoint_before_streak(
     return found
 
 
-def problem_of(guard: NumberGuard, step: int) -> str:
+def describe_streak(guard: NumberGuard, step: int) -> str:
     """What is wrong, in words."""
     return f"the numbers of {guard.skipped_in_a_row} steps in a row, up to step {step}, were bad"

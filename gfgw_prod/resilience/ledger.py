@@ -60,7 +60,7 @@ class Ledger:
         entries["images"] = images
         self._note("open")
 
-    def stood(self, seconds: float) -> None:
+    def exclude(self, seconds: float) -> None:
         """So long the run has measured its samples: it neither made steps nor lost time."""
         self._entries["paused_seconds"] += seconds
         self._note("open")

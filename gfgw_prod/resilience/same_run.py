@@ -58,7 +58,7 @@ FREE = frozenset(
 FREE |= {f"data.{name}" for name in DataSettings.model_fields} - {"data.flip"}
 FREE_SECTIONS = ("checkpoint.", "telemetry.", "evaluation.")
 # Settings in which the ranks of a job may differ: all others say when, and on what, ranks meet.
-OF_A_RANK = frozenset(
+PER_RANK = frozenset(
     {
         "run.dir",
         "data.path",
@@ -99,7 +99,7 @@ def _cpu_model() -> str:
     return next(named, platform.processor() or platform.machine())
 
 
-def facts_of(config: Config, table: Table, frozen: Sequence[nn.Module], device: torch.device) -> dict[str, Any]:
+def run_facts(config: Config, table: Table, frozen: Sequence[nn.Module], device: torch.device) -> dict[str, Any]:
     """What a checkpoint's manifest says of the run: all that its weights are a function of, as JSON."""
     return {
         "config": config.model_dump(mode="json"),
@@ -113,7 +113,7 @@ def facts_of(config: Config, table: Table, frozen: Sequence[nn.Module], device: 
     }
 
 
-def changes(manifest: dict[str, Any], facts: dict[str, Any]) -> list[str]:
+def find_changes(manifest: dict[str, Any], facts: dict[str, Any]) -> list[str]:
     """Every difference between a checkpoint's run and the present one that would change the weights."""
     old, new = (
         flatten(without_removed(each["config"]))
@@ -138,7 +138,7 @@ def accept_changes(manifest: dict[str, Any], facts: dict[str, Any]) -> list[str]
     Raises:
         UserError: naming every difference that would change the weights.
     """
-    found = changes(manifest, facts)
+    found = find_changes(manifest, facts)
     settings = facts["config"]
     before = manifest["config"]["train"]["batch_size"]
     if settings["train"]["batch_size"] != before:
@@ -155,7 +155,7 @@ def accept_changes(manifest: dict[str, Any], facts: dict[str, Any]) -> list[str]
     return found
 
 
-def refuse_unlike_settings(by_rank: Sequence[dict[str, Any]]) -> None:
+def require_same_settings(by_rank: Sequence[dict[str, Any]]) -> None:
     """Refuses a job whose ranks were started with other settings than rank 0.
 
     Raises:
@@ -163,19 +163,19 @@ def refuse_unlike_settings(by_rank: Sequence[dict[str, Any]]) -> None:
     """
     first, *others = (flatten(settings) for settings in by_rank)
     for rank, other in enumerate(others, start=1):
-        found = [name for name in sorted(first) if first[name] != other.get(name) and name not in OF_A_RANK]
+        found = [name for name in sorted(first) if first[name] != other.get(name) and name not in PER_RANK]
         if found:
             differences = "; ".join(f"{name} {first[name]!r} and {other.get(name)!r}" for name in found)
             raise UserError(f"ranks 0 and {rank} were started with different settings ({differences}); use the same")
 
 
-def accept_mixture(by_rank: Sequence[dict[str, Any]], facts: dict[str, Any], step: int) -> list[str]:
+def accept_rank_differences(by_rank: Sequence[dict[str, Any]], facts: dict[str, Any], step: int) -> list[str]:
     """Refuses ranks that differ from rank 0, or enters and returns their differences, as ``accept_changes`` does.
 
     Raises:
         UserError: naming the first rank that would train other weights, and why.
     """
-    mixed = {rank: changes(by_rank[0], other) for rank, other in enumerate(by_rank)}
+    mixed = {rank: find_changes(by_rank[0], other) for rank, other in enumerate(by_rank)}
     found = [f"rank {rank}: {'; '.join(different)}" for rank, different in mixed.items() if different]
     if found and not facts["config"]["run"]["allow_changes"]:
         raise UserError(

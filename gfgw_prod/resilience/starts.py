@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
-from gfgw_prod.checkpoint.finding import candidates
+from gfgw_prod.checkpoint.finding import step_directories
 from gfgw_prod.checkpoint.storage import Storage
 from gfgw_prod.distributed.world import World
 from gfgw_prod.process.exit_codes import NoProgressError, UserError, reason_of
@@ -22,7 +22,7 @@ FILE = "starts.json"
 WRITTEN_SECONDS = 2.0  # at most, until rank 0 has counted a start that all ranks know of
 
 
-class Starts:
+class StartCounter:
     """How often a run was started from where it is without coming further, in a file of the run directory.
 
     As a context it is the life of this start: one that ends in order is not counted. Rank 0 counts, and takes back; so
@@ -35,12 +35,12 @@ class Starts:
 
     def __init__(self, run_dir: Path, most: int, world: World):
         self._file, self._most, self._world = run_dir / FILE, most, world
-        self._present = Presence(run_dir, world.rank, world.world_size)
+        self._present = RankLocks(run_dir, world.rank, world.world_size)
         self._step = self._before = 0
         self._counts = False
         self._lock = threading.RLock()  # a signal may end the run in any thread, also within a handler
 
-    def begin(self, storages: Sequence[Storage]) -> None:
+    def count(self, storages: Sequence[Storage]) -> None:
         """Counts this start, before anything that may crash. Collective.
 
         Args:
@@ -66,7 +66,7 @@ class Starts:
         if problem is not None:
             raise NoProgressError(problem)
         self._present.begin()
-        before_leaving.append(self.told_to_stop)
+        before_leaving.append(self.on_stop_signal)
         with self._lock:
             self._step, self._before = step, before
             self._counts = True
@@ -77,14 +77,14 @@ class Starts:
                 if self._counts:
                     self._write(before + 1)
 
-    def forget(self) -> None:
+    def uncount(self) -> None:
         """This start ends in order, and is no crash."""
         with self._lock:
             if self._counts:
                 self._counts = False
                 self._write(self._before)
 
-    def told_to_stop(self) -> None:
+    def on_stop_signal(self) -> None:
         """This rank leaves because of a signal. It is the run that was told to stop, unless a rank had gone before.
 
         A launcher sends the same signal to those that are left after a crash, which counts. Of ranks that are all told
@@ -100,9 +100,9 @@ class Starts:
                     if time.monotonic() > deadline:
                         return
                     time.sleep(0.02)
-            self.forget()
+            self.uncount()
 
-    def __enter__(self) -> Starts:
+    def __enter__(self) -> StartCounter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -110,7 +110,7 @@ class Starts:
         # When a run has finished or was told to stop, rank 0 may yet crash in what is left. After bad input it may be
         # stopped before it has any.
         if orderly and (self._world.is_main or (kind is not None and self._is_counted())):
-            self.forget()
+            self.uncount()
         with self._lock:
             self._counts = False  # a signal from here on comes after the end
         self._present.end()
@@ -139,7 +139,7 @@ def _newest_step(storages: Sequence[Storage]) -> int:
     newest = 0
     for storage in storages:
         try:
-            newest = max((newest, *(step for step, _ in candidates(storage))))
+            newest = max((newest, *(step for step, _ in step_directories(storage))))
         except Exception as error:  # the client of an object store raises kinds of its own
             raise UserError(f"checkpoints in {storage} cannot be listed: {reason_of(error)}") from None
     return newest
@@ -148,7 +148,7 @@ def _newest_step(storages: Sequence[Storage]) -> int:
 LOCKS_FILE = ".ranks"
 
 
-class Presence:
+class RankLocks:
     """This rank among the others: rank ``n`` has the ``n``-th byte of a file for its own.
 
     Where there are no locks, everyone counts as there.

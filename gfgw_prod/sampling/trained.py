@@ -107,7 +107,7 @@ def read_trained(place: str, *, raw: bool) -> TrainedGenerator:
     found = next((each for each in reversed(find_checkpoints(place)) if each.problem() is None), None)
     if found is None:
         raise UserError(f"{place} has no undamaged checkpoint; see gfgw inspect {place} --verify")
-    both = found.tensors("generator.", "ema.")
+    both = found.read_tensors("generator.", "ema.")
     prefix = "generator." if raw else "ema."
     channels, height, width = found.manifest["image_shape"]
     return TrainedGenerator(

@@ -88,13 +88,13 @@ class CheckedStep:
         rows = [next(stream) for _ in range(self._step.turns)]
         result = self._step.compute(step, rows)
         numbers, alike = self._numbers(result)
-        objection = self._guard.objection(numbers)
+        objection = self._guard.anomaly(numbers)
         due = self._audit_every > 0 and (step + 1) % self._audit_every == 0
         if objection or not alike or due:
             self.audits += 1
             result = self._computed_again(result, rows)
             numbers, _ = self._numbers(result)
-            objection = self._guard.objection(numbers)
+            objection = self._guard.anomaly(numbers)
         if objection is None:
             self._guard.accept(numbers)
             self._step.apply(result)

@@ -26,7 +26,7 @@ from gfgw_prod.process.meter import Meter
 from gfgw_prod.process.stacks import tell_of_hangs
 from gfgw_prod.process.standard_streams import log
 from gfgw_prod.process.watchdog import watch
-from gfgw_prod.resilience.bad_numbers import COUNTS
+from gfgw_prod.resilience.bad_numbers import COUNT_NAMES
 from gfgw_prod.resilience.ledger import End, Ledger
 from gfgw_prod.sampling import pictures
 from gfgw_prod.settings import reading, schedule
@@ -185,7 +185,7 @@ class Reporter:
                 yield
         finally:
             if self._ledger is not None:
-                self._ledger.stood(time.monotonic() - started)
+                self._ledger.exclude(time.monotonic() - started)
 
     def picture(self, images: int, ema: Ema, table: Table) -> None:
         """Draws the grid of samples and keeps it as a file. Collective."""
@@ -253,7 +253,7 @@ class Reporter:
     def _behind(self, step: int, manifest: Mapping[str, Any]) -> dict[str, float]:
         """Where a start begins."""
         images = step * self.config.train.batch_size
-        counts = {f"run/{fact}": float(manifest.get(fact, 0)) for fact in COUNTS}
+        counts = {f"run/{fact}": float(manifest.get(fact, 0)) for fact in COUNT_NAMES}
         return {"run/steps": step, "run/images": images, "run/checkpoint_images": images, **counts}
 
     def _fixed(self) -> dict[str, float]:

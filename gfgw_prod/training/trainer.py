@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
-from gfgw_prod.checkpoint.choosing import begun, newest_good, set_aside
+from gfgw_prod.checkpoint.choosing import has_checkpoints, newest_good, quarantined
 from gfgw_prod.checkpoint.reading import Checkpoint
 from gfgw_prod.checkpoint.run_directory import prepare_directory
 from gfgw_prod.checkpoint.saving import Saver
-from gfgw_prod.checkpoint.storages import storages_of
+from gfgw_prod.checkpoint.storages import open_storages
 from gfgw_prod.data.sources import open_table
 from gfgw_prod.data.stream import CellRows
 from gfgw_prod.distributed.world import World
@@ -22,8 +22,8 @@ from gfgw_prod.process.exit_codes import FINISHED, PREEMPTED, UserError
 from gfgw_prod.process.signals import finish_what_is_left
 from gfgw_prod.process.watchdog import watch
 from gfgw_prod.resilience import preemption, same_run
-from gfgw_prod.resilience.bad_numbers import NumberGuard, checkpoint_before_streak, problem_of
-from gfgw_prod.resilience.starts import Starts
+from gfgw_prod.resilience.bad_numbers import NumberGuard, checkpoint_before_streak, describe_streak
+from gfgw_prod.resilience.starts import StartCounter
 from gfgw_prod.settings import reading, schedule
 from gfgw_prod.settings.config import Config
 from gfgw_prod.telemetry.startup import Startup
@@ -42,7 +42,7 @@ def train(config: Config) -> int:
     """
     startup = Startup()
     joined = World.joined(config.run.device, config.run.threads, config.distributed.timeout_seconds)
-    with joined as world, Starts(config.run.dir, config.resilience.max_no_progress, world) as starts:
+    with joined as world, StartCounter(config.run.dir, config.resilience.max_no_progress, world) as starts:
         startup.done("rendezvous")
         run = Run(config, world, starts, startup)
         try:
@@ -51,7 +51,7 @@ def train(config: Config) -> int:
                 if finished := run.loop():
                     run.finish()
         except BaseException:
-            run.saver.give_up()
+            run.saver.wait_after_error()
             raise
         finally:
             run.close()
@@ -61,11 +61,11 @@ def train(config: Config) -> int:
 class Run:
     """One process's part of a run."""
 
-    def __init__(self, config: Config, world: World, starts: Starts, startup: Startup):
+    def __init__(self, config: Config, world: World, starts: StartCounter, startup: Startup):
         self.config, self.world, self.dir, self.startup = config, world, config.run.dir, startup
         self.step = self.first_step = 0
         self.report = Reporter(config, world, startup)
-        same_run.refuse_unlike_settings(world.all_gather_object(config.model_dump(mode="json")))
+        same_run.require_same_settings(world.all_gather_object(config.model_dump(mode="json")))
         if world.world_size > config.cells:
             raise UserError(
                 f"{world.world_size} ranks share {config.cells} cells; lower train.cell_size or run fewer ranks"
@@ -73,15 +73,15 @@ class Run:
         self.lock = world.together(lambda: prepare_directory(self.dir, self.report.say) if world.is_main else None)
         world.together(self.report.listen)
         self.report.tell_of_hangs()
-        self.storages = world.together(lambda: storages_of(config.checkpoint, self.dir, make=world.is_main))
-        starts.begin(self.storages)
+        self.storages = world.together(lambda: open_storages(config.checkpoint, self.dir, make=world.is_main))
+        starts.count(self.storages)
 
         phase = self.report.health.phase
         phase("starting: reading the data")
         self.table = open_table(config.data, world, self.report.say, config.telemetry.progress)
         startup.done("data")
         phase("starting: building the networks")
-        fresh = not begun(self.storages, world)
+        fresh = not has_checkpoints(self.storages, world)
         self.parts = build(config, world, self.table, self.report.say, fresh=fresh)
         self.guard = NumberGuard(config.resilience)
         self.checked_step = CheckedStep(
@@ -108,8 +108,8 @@ class Run:
         """Takes up the newest good checkpoint of the run directory, or encodes the bank for a new run."""
         with self._unwatched("starting: looking for a checkpoint"):
             found = newest_good(self.storages, self.world, self.report.say, progress=self.config.telemetry.progress)
-            self.damaged = len(set_aside(self.storages)) if self.world.is_main else 0
-            self.facts = same_run.facts_of(self.config, self.table, self.parts.frozen, self.world.device)
+            self.damaged = len(quarantined(self.storages)) if self.world.is_main else 0
+            self.facts = same_run.run_facts(self.config, self.table, self.parts.frozen, self.world.device)
             by_rank = self.world.all_gather_object(self.facts)
         if found is not None:
             self.step = self.first_step = self.parts.optimizer.steps = found.step
@@ -121,14 +121,14 @@ class Run:
             with self._unwatched(f"resuming from {found.name}"):
                 found.load(self._state(), self.world)
                 self.world.barrier()
-            self.saver.resumed(found)
+            self.saver.resume_from(found)
             self.report.say(f"resumed {self.dir} at {self.images / 1000:.1f} kimg from {found.name}")
         else:
             self.parts.encode_bank(self._encoded, cache)
             with watch.paused():  # for ranks that take longer; each has a watch of its own
                 self.world.barrier()
         self.report.health.phase("starting: making ready for the first step")
-        self.saver.warm(self._state())
+        self.saver.preallocate(self._state())
         self.report.write(self.dir / "config.yaml", partial(reading.write_yaml, self.config))
         self.startup.done("bank" if found is None else "checkpoint")
 
@@ -163,7 +163,7 @@ class Run:
                 found = self.checked_step(self.step, stream)
             self.step += 1
             self.report.health.made(self.step, self.images)
-            if self.guard.wants_rollback:
+            if self.guard.needs_rollback:
                 self._roll_back()
             last = self.step == config.total_steps
             if last or self.step == self.first_step + 1 or self._due(config.telemetry.log_every_kimg):
@@ -230,17 +230,17 @@ class Run:
         Raises:
             NoProgressError: if it has come to this before, or there is no such checkpoint.
         """
-        skipped, rollbacks, problem = self.guard.skipped, self.guard.rollbacks, problem_of(self.guard, self.step)
+        skipped, rollbacks, problem = self.guard.skipped, self.guard.rollbacks, describe_streak(self.guard, self.step)
         self.saver.join()
         with self._unwatched("going back to a checkpoint"):
             found = checkpoint_before_streak(self.guard, self.step, self.storages, self.world, self.report.say)
             found.load(self._state(), self.world)
-        self.guard.rolled_back(skipped, rollbacks)
+        self.guard.record_rollback(skipped, rollbacks)
         self.report.say(f"{problem}: going on from there with the state of {found.name}, without the steps between")
         self._save()
 
     def _tell_of_saves(self) -> None:
-        for step, images, values in self.saver.news():
+        for step, images, values in self.saver.take_metrics():
             self.report.values(step, images, values)
 
     def _state(self) -> dict[str, torch.Tensor]:
@@ -248,4 +248,4 @@ class Run:
 
     def _accepted_changes(self, found: Checkpoint | None, by_rank: list[dict[str, Any]]) -> list[str]:
         changed = [] if found is None else same_run.accept_changes(found.manifest, self.facts)
-        return changed + same_run.accept_mixture(by_rank, self.facts, self.step)
+        return changed + same_run.accept_rank_differences(by_rank, self.facts, self.step)

@@ -15,7 +15,7 @@ PATIENCE_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
-class Published:
+class PublishedFile:
     """A file of weights: at ``url``, or in the hub's ``repository``."""
 
     title: str
@@ -51,14 +51,14 @@ class Published:
         return path
 
 
-DINOV2 = Published(
+DINOV2 = PublishedFile(
     "timm's vit_small_patch14_dinov2.lvd142m",
     file="model.safetensors",
     sha256="04d27f3400d059fc0cfd7d17dd1909a75bf3ea8fb3eeb48b97cb99e57ee20081",
     setting="features.weights",
     repository="timm/vit_small_patch14_dinov2.lvd142m",
 )
-VGG16 = Published(
+VGG16 = PublishedFile(
     "torchvision's VGG-16",
     file="vgg16-397923af.pth",
     sha256="397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0",
@@ -66,7 +66,7 @@ VGG16 = Published(
     url="https://download.pytorch.org/models/vgg16-397923af.pth",
 )
 # Its name ends with the beginning of its hash. pytorch-fid publishes the same bytes.
-INCEPTION = Published(
+INCEPTION = PublishedFile(
     "torch-fidelity's Inception-v3",
     file="weights-inception-2015-12-05-6726825d.pth",
     sha256="6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
@@ -75,7 +75,7 @@ INCEPTION = Published(
 )
 # Karras et al. 2022, CC BY-NC-SA 4.0; by the name that generator.pretrained takes.
 EDM = {
-    "edm-cifar10-uncond": Published(
+    "edm-cifar10-uncond": PublishedFile(
         "EDM's unconditional CIFAR-10 network",
         file="edm-cifar10-32x32-uncond-vp.pkl",
         sha256="4d5dcc1f1d0d41c8934ad21626eeddbdc0460182becf9fc059a0631b1eedb4da",
@@ -86,7 +86,7 @@ EDM = {
 
 
 @contextmanager
-def obtained(published: Published, given: Path | None, report: Callable[[str], None]) -> Iterator[Path]:
+def obtain(published: PublishedFile, given: Path | None, report: Callable[[str], None]) -> Iterator[Path]:
     """The file that the setting names, or else the published one, from a cache or from where it is published.
 
     A file that the setting names may be another than the published one: reported at the end, if what is done with the
@@ -96,13 +96,13 @@ def obtained(published: Published, given: Path | None, report: Callable[[str], N
         UserError: if there is no such file, it cannot be fetched, or its bytes are not the published ones.
     """
     path = _obtain(published) if given is None else given
-    with verified(published, path, report, named=given is not None):
+    with verify(published, path, report, named=given is not None):
         yield path
 
 
 @contextmanager
-def verified(published: Published, path: Path, report: Callable[[str], None], *, named: bool) -> Iterator[None]:
-    """Around what is done with a file that is there: ``obtained`` for one that is never fetched.
+def verify(published: PublishedFile, path: Path, report: Callable[[str], None], *, named: bool) -> Iterator[None]:
+    """Around what is done with a file that is there: ``obtain`` for one that is never fetched.
 
     Args:
         named: whether the user named it; it may then be another than the published one.
@@ -125,7 +125,7 @@ def verified(published: Published, path: Path, report: Callable[[str], None], *,
         report(f"{published.setting}: {path} is not {published.file} of {published.title}; its SHA-256 is {found}")
 
 
-def _obtain(published: Published) -> Path:
+def _obtain(published: PublishedFile) -> Path:
     try:
         return published.cached() or published.fetch()
     except (

@@ -64,7 +64,7 @@ def look(root: Path) -> dict[str, object]:
     whole = (
         found is not None
         and wanted is not None
-        and all(bool((tensor == wanted[name]).all()) for name, tensor in found.tensors("").items())
+        and all(bool((tensor == wanted[name]).all()) for name, tensor in found.read_tensors("").items())
     )
     return {
         "found": found.step if found is not None else 0,

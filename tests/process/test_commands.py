@@ -31,7 +31,7 @@ def test_dry_run_counts_what_the_run_then_holds(reference: Path, tmp_path: Path)
     command = runs.training(tmp_path / "run", "--dry-run", "--json", "--ranks", "4")[len(runs.GFGW) :]
     plan = json.loads(gfgw(*command))
     [*_, last] = find_checkpoints(reference)
-    assert plan["parameters"] == sum(tensor.numel() for tensor in last.tensors("generator.").values())
+    assert plan["parameters"] == sum(tensor.numel() for tensor in last.read_tensors("generator.").values())
     assert (plan["steps"], plan["images"]) == (last.step, last.images)
     assert (plan["ranks"], plan["cells"], plan["cells_per_rank"], plan["idle_share"]) == (4, 6, 2, 0.25)
     memory = plan["memory_bytes_per_rank"]

@@ -46,7 +46,7 @@ def gfgw(*arguments: str) -> None:
 def test_file_holds_the_averaged_weights_of_the_newest_checkpoint(reference: Path, exported: Path) -> None:
     held = read_file(exported / "digits.safetensors")
     [*_, last] = find_checkpoints(reference)
-    average = {name.removeprefix("ema."): tensor for name, tensor in last.tensors("ema.").items()}
+    average = {name.removeprefix("ema."): tensor for name, tensor in last.read_tensors("ema.").items()}
     assert weights_digest(load_generator(exported / "digits.safetensors").state_dict()) == weights_digest(average)
     assert (held.step, held.images, held.weights) == (runs.STEPS, runs.STEPS * runs.BATCH, "ema")
     assert held.weights_sha256 == runs.digests(reference)[runs.STEPS]
@@ -89,7 +89,7 @@ def test_raw_weights_replace_an_older_file(reference: Path, tmp_path: Path) -> N
     (tmp_path / "link").symlink_to(out)
     gfgw("export", str(reference), "--raw", "--format", "safetensors", "--out", str(tmp_path / "link"))
     [*_, last] = find_checkpoints(reference)
-    trained = {name.removeprefix("generator."): tensor for name, tensor in last.tensors("generator.").items()}
+    trained = {name.removeprefix("generator."): tensor for name, tensor in last.read_tensors("generator.").items()}
     assert weights_digest(read_file(out).tensors) == weights_digest(trained)
     assert read_file(out).weights == "raw"
     assert (tmp_path / "link").is_symlink()

@@ -15,7 +15,7 @@ from gfgw_prod.features.bank import FeatureBank
 from gfgw_prod.features.bank_cache import BankCache
 from gfgw_prod.features.extractors import PixelFeatures
 from gfgw_prod.process.exit_codes import UserError
-from gfgw_prod.resilience.same_run import facts_of
+from gfgw_prod.resilience.same_run import run_facts
 from gfgw_prod.settings.data import DataSettings
 from gfgw_prod.settings.networks import FeatureSettings
 from gfgw_prod.settings.reading import resolve
@@ -40,7 +40,7 @@ def digits() -> Table:
 
 def cache_of(table: Table, root: Path | None, said: list[str] | None = None, **settings: object) -> BankCache | None:
     config = resolve({"features": {"cache": root, **settings}})
-    facts = facts_of(config, table, [PixelFeatures(table.image_shape)], torch.device("cpu"))
+    facts = run_facts(config, table, [PixelFeatures(table.image_shape)], torch.device("cpu"))
     return BankCache.of(config, facts, (said if said is not None else []).append)
 
 
@@ -117,7 +117,7 @@ def test_other_settings_have_other_banks(digits: Table, tmp_path: Path, settings
 
 def test_other_data_weights_and_machines_have_other_banks(digits: Table, tmp_path: Path) -> None:
     config = resolve({"features": {"cache": tmp_path}})
-    facts = facts_of(config, digits, [PixelFeatures(digits.image_shape)], torch.device("cpu"))
+    facts = run_facts(config, digits, [PixelFeatures(digits.image_shape)], torch.device("cpu"))
     changes = {"data_fingerprint": "x", "frozen_weights": ["x"], "arithmetic": "x", "packages": {"torch": "x"}}
     others = [facts, *({**facts, name: value} for name, value in changes.items())]
     found = [BankCache.of(config, each, print) for each in others]

@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gfgw_prod.checkpoint.finding import checkpoints
+from gfgw_prod.checkpoint.finding import checkpoints_in
 from gfgw_prod.distributed.world import World
 from gfgw_prod.generator import UNetBlock
 from gfgw_prod.process.exit_codes import HardwareError, NoProgressError
 from gfgw_prod.resilience.bad_numbers import NumberGuard
-from gfgw_prod.resilience.starts import Starts
+from gfgw_prod.resilience.starts import StartCounter
 from gfgw_prod.settings import reading
 from gfgw_prod.settings.running import ResilienceSettings
 from gfgw_prod.telemetry.startup import Startup
@@ -54,7 +54,7 @@ def run_in(
         "resilience": {"skips_before_rollback": 2, **resilience},
     }
     config = reading.resolve(settings)
-    run = Run(config, world, Starts(config.run.dir, config.resilience.max_no_progress, world), Startup())
+    run = Run(config, world, StartCounter(config.run.dir, config.resilience.max_no_progress, world), Startup())
     run.resume()
     return run
 
@@ -195,16 +195,14 @@ def test_gradient_that_half_precision_cannot_hold_halves_the_loss_scale_and_is_n
 def test_spike_is_measured_against_the_median_of_steps_that_counted() -> None:
     guard = NumberGuard(ResilienceSettings(spike_factor=10))
     for step in range(100):
-        assert guard.objection((1e6, 1.0)) == (
-            None if step < 16 else "a gradient norm of 1e+06, 1e+06 times the median"
-        )
-        assert guard.objection((9.0, 1.0)) is None
+        assert guard.anomaly((1e6, 1.0)) == (None if step < 16 else "a gradient norm of 1e+06, 1e+06 times the median")
+        assert guard.anomaly((9.0, 1.0)) is None
         guard.accept((1.0, 1.0))
         guard.skip()
-    assert guard.objection((1.0, 11.0)) == "a loss of 11, 11 times the median"
+    assert guard.anomaly((1.0, 11.0)) == "a loss of 11, 11 times the median"
     for _ in range(40):
         guard.accept((100.0, 11.0))
-    assert guard.objection((200.0, 100.0)) is None
+    assert guard.anomaly((200.0, 100.0)) is None
 
 
 def bad_twice(run: Run) -> bool:
@@ -225,7 +223,7 @@ def test_bad_steps_in_a_row_go_back_to_a_checkpoint_before_them(
         "run/skipped_steps": 2,
         "run/rollbacks": 1,
     }
-    assert 9 in [each.step for each in checkpoints(whole.saver.storage)]
+    assert 9 in [each.step for each in checkpoints_in(whole.saver.storage)]
 
 
 def test_scraper_of_a_resumed_run_is_told_at_once_what_was_skipped_before(tmp_path: Path, alone: World) -> None:
@@ -272,7 +270,7 @@ def test_regular_saves_within_a_streak_do_not_take_away_the_checkpoint_before_it
     with disturbed(run, "gradient", broken, lambda run: 4 <= run.step < 10):
         assert run.loop()
     assert run.checked_step.values()["run/rollbacks"] == 1
-    assert [each.step for each in checkpoints(run.saver.storage)] == [9, 12]
+    assert [each.step for each in checkpoints_in(run.saver.storage)] == [9, 12]
     run.close()
 
 

@@ -10,7 +10,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 
-from gfgw_prod.checkpoint.finding import checkpoints
+from gfgw_prod.checkpoint.finding import checkpoints_in
 from gfgw_prod.checkpoint.local_storage import LocalStorage
 from gfgw_prod.checkpoint.manifest import FORMAT, encode
 from gfgw_prod.checkpoint.staging import Stage
@@ -23,7 +23,7 @@ from ..checkpoints import ALONE, FACTS, Keeper, assert_holds, choose, names, sta
 
 
 def test_saved_tensors_come_back_bit_by_bit(keeper: Keeper) -> None:
-    first, second = checkpoints(keeper.storage)
+    first, second = checkpoints_in(keeper.storage)
     assert [(c.step, c.images, c.manifest["config"]) for c in (first, second)] == [
         (1, 1000, {"seed": 1}),
         (2, 2000, {"seed": 1}),
@@ -34,13 +34,13 @@ def test_saved_tensors_come_back_bit_by_bit(keeper: Keeper) -> None:
 
 
 def test_tensors_are_chosen_by_prefix(keeper: Keeper) -> None:
-    found = checkpoints(keeper.storage)[1].tensors("generator.", "ema.")
+    found = checkpoints_in(keeper.storage)[1].read_tensors("generator.", "ema.")
     assert found.keys() == {"generator.weight", "ema.weight"}
     assert torch.equal(found["ema.weight"], state(2)["ema.weight"])
 
 
 def test_manifest_lists_every_file(keeper: Keeper) -> None:
-    found = checkpoints(keeper.storage)[0]
+    found = checkpoints_in(keeper.storage)[0]
     assert set(keeper.storage.names(found.name)) == {*found.manifest["files"], MANIFEST}
 
 
@@ -63,7 +63,7 @@ def test_copies_are_made_into_the_same_memory() -> None:
 
 def test_what_never_changes_is_not_copied() -> None:
     stage, whole = Stage(ALONE, {"bank.rows"}), state(1)
-    stage.reserve(whole)
+    stage.preallocate(whole)
     copied = stage.copy(whole)
     assert [name for name in whole if copied[name].data_ptr() == whole[name].data_ptr()] == ["bank.rows"]
     assert torch.equal(whole["bank.rows"], state(1)["bank.rows"])
@@ -101,12 +101,12 @@ def test_end_of_a_run_leaves_checkpoints_and_nothing_else(keeper: Keeper) -> Non
 def test_another_architecture_is_refused_by_tensor(keeper: Keeper, change: str) -> None:
     other = {"generator.weight": torch.zeros(3, 8)} if change == "shape" else {"generator.bias": torch.zeros(8)}
     with pytest.raises(UserError, match=r"another architecture: generator\."):
-        checkpoints(keeper.storage)[1].load(other, ALONE)
+        checkpoints_in(keeper.storage)[1].load(other, ALONE)
 
 
 def test_checkpoint_of_another_format_is_refused_by_name(keeper: Keeper) -> None:
     for number in (1, FORMAT - 1, FORMAT + 1):
-        manifest = {**checkpoints(keeper.storage)[-1].manifest, "format": number}
+        manifest = {**checkpoints_in(keeper.storage)[-1].manifest, "format": number}
         keeper.storage.write(f"step-00000002/{MANIFEST}", encode(manifest))
         with pytest.raises(UserError, match=rf"step-00000002 is of format {number}, .* reads format {FORMAT}"):
             choose(keeper.storage)
@@ -123,7 +123,7 @@ def test_run_without_a_good_checkpoint_does_not_begin_anew(keeper: Keeper) -> No
         with pytest.raises(UserError, match=r"no checkpoint in .* is good \(step-00000002: manifest\.json is unread"):
             choose(keeper.storage)
     for name in names(keeper):
-        keeper.storage.set_aside(name)
+        keeper.storage.quarantine(name)
     with pytest.raises(UserError, match=r"no checkpoint in .* is good"):
         choose(keeper.storage)
 
@@ -183,4 +183,4 @@ def test_digest_is_of_names_shapes_and_bits() -> None:
 
 
 def test_facts_are_what_a_manifest_must_say(keeper: Keeper) -> None:
-    assert checkpoints(keeper.storage)[0].manifest.keys() >= FACTS.keys()
+    assert checkpoints_in(keeper.storage)[0].manifest.keys() >= FACTS.keys()

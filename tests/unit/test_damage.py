@@ -17,8 +17,8 @@ import pytest
 from blake3 import blake3
 from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING, ChunkStorageMetadata, Metadata
 
-from gfgw_prod.checkpoint.choosing import set_aside
-from gfgw_prod.checkpoint.finding import checkpoints
+from gfgw_prod.checkpoint.choosing import quarantined
+from gfgw_prod.checkpoint.finding import checkpoints_in
 from gfgw_prod.checkpoint.local_storage import LocalStorage
 from gfgw_prod.checkpoint.manifest import METADATA, decode, encode
 from gfgw_prod.checkpoint.storage import MANIFEST
@@ -111,7 +111,7 @@ def test_step_of_a_damaged_checkpoint_is_saved_again(whole: Path, tmp_path: Path
     assert_holds(choose(keeper.storage)[0], 1)
     keeper.save(2)
     assert_holds(choose(keeper.storage)[0], 2)
-    assert len(set_aside([keeper.storage])) == 1
+    assert len(quarantined([keeper.storage])) == 1
 
 
 class Asks:
@@ -178,7 +178,7 @@ def test_account_that_carries_code_is_passed_over_even_where_its_hash_is_listed(
     content = corpus(proof)[name]
     storage = LocalStorage(root)
     storage.write(f"step-00000002/{METADATA}", content)
-    manifest = checkpoints(storage)[1].manifest
+    manifest = checkpoints_in(storage)[1].manifest
     manifest["files"][METADATA] = {"bytes": len(content), "blake3": blake3(content).hexdigest()}
     storage.write(f"step-00000002/{MANIFEST}", encode(manifest))
     found, lines = choose(storage)
@@ -271,7 +271,7 @@ def test_account_that_would_fill_the_memory_is_refused() -> None:
     ids=str,
 )
 def test_manifest_of_odd_types_is_damaged_even_where_its_hash_is_right(whole: Path, edit: dict[str, Any]) -> None:
-    manifest = checkpoints(LocalStorage(whole))[1].manifest
+    manifest = checkpoints_in(LocalStorage(whole))[1].manifest
     with pytest.raises(DamagedError, match=r"says too little|is unreadable"):
         decode(encode({**manifest, **edit}))
 
@@ -288,7 +288,7 @@ def test_account_that_names_a_file_the_manifest_does_not_is_refused(whole: Path,
     inside, outside = b"__0_0.distcp", b"../../pass.t"
     assert content.count(inside) >= 1
     content = content.replace(inside, outside)
-    manifest = checkpoints(storage)[1].manifest
+    manifest = checkpoints_in(storage)[1].manifest
     manifest["files"][METADATA] = {"bytes": len(content), "blake3": blake3(content).hexdigest()}
     storage.write(f"step-00000002/{METADATA}", content)
     storage.write(f"step-00000002/{MANIFEST}", encode(manifest))

@@ -16,7 +16,7 @@ from torch import nn
 from gfgw_prod.generator import build_generator, start_generator
 from gfgw_prod.generator.edm_weights import load_edm, read_edm
 from gfgw_prod.process.exit_codes import UserError
-from gfgw_prod.resilience.starts import Starts
+from gfgw_prod.resilience.starts import StartCounter
 from gfgw_prod.settings import reading
 from gfgw_prod.settings.networks import GeneratorSettings
 from gfgw_prod.telemetry.startup import Startup
@@ -174,7 +174,7 @@ def test_run_that_goes_on_does_not_need_the_file_it_began_with(tmp_path: Path) -
                 "telemetry": {"samples_every_kimg": 1000, "sample_grid": 1, "progress": "off"},
             }
         )
-        return Run(config, ALONE, Starts(config.run.dir, config.resilience.max_no_progress, ALONE), Startup())
+        return Run(config, ALONE, StartCounter(config.run.dir, config.resilience.max_no_progress, ALONE), Startup())
 
     first = run_of(1)
     first.resume()

@@ -8,13 +8,20 @@ import torch
 
 from gfgw_prod.data.sources import Table
 from gfgw_prod.process.exit_codes import UserError
-from gfgw_prod.resilience.same_run import FREE, accept_changes, accept_mixture, arithmetic_of, facts_of, flatten
+from gfgw_prod.resilience.same_run import (
+    FREE,
+    accept_changes,
+    accept_rank_differences,
+    arithmetic_of,
+    flatten,
+    run_facts,
+)
 from gfgw_prod.settings.reading import resolve, setting_names
 
 
 @pytest.fixture
 def facts(table: Table) -> dict[str, Any]:
-    return facts_of(resolve({}), table, [torch.nn.Linear(2, 2)], torch.device("cpu")) | {"step": 7}
+    return run_facts(resolve({}), table, [torch.nn.Linear(2, 2)], torch.device("cpu")) | {"step": 7}
 
 
 def changed(facts: dict[str, Any], name: str, value: object) -> dict[str, Any]:
@@ -132,7 +139,7 @@ def test_arithmetic_names_the_processor() -> None:
 
 def test_packages_that_compute_nothing_are_not_compared(table: Table) -> None:
     def packages(**sections: dict[str, object]) -> set[str]:
-        return set(facts_of(resolve(sections), table, [], torch.device("cpu"))["packages"])
+        return set(run_facts(resolve(sections), table, [], torch.device("cpu"))["packages"])
 
     pixels: dict[str, object] = {"extractor": "pixels"}
     assert packages(features=pixels) == {"gfgw-prod", "torch"}
@@ -143,14 +150,14 @@ def test_packages_that_compute_nothing_are_not_compared(table: Table) -> None:
 
 def test_rank_that_would_train_other_weights_is_named(facts: dict[str, Any]) -> None:
     other = copy.deepcopy(facts) | {"arithmetic": "NVIDIA H100"}
-    assert accept_mixture([facts, copy.deepcopy(facts)], facts, step=0) == []
+    assert accept_rank_differences([facts, copy.deepcopy(facts)], facts, step=0) == []
     with pytest.raises(UserError, match=r"rank 2: the arithmetic of '.+' -> 'NVIDIA H100'"):
-        accept_mixture([facts, facts, other], facts, step=0)
+        accept_rank_differences([facts, facts, other], facts, step=0)
 
 
 def test_allowed_mixture_is_recorded_once(facts: dict[str, Any]) -> None:
     allowed = changed(facts, "run.allow_changes", True)
     by_rank = [allowed, copy.deepcopy(allowed) | {"data_fingerprint": "xyz"}]
-    assert accept_mixture(by_rank, allowed, step=3) == ["rank 1: the data set itself"]
-    accept_mixture(by_rank, allowed, step=9)
+    assert accept_rank_differences(by_rank, allowed, step=3) == ["rank 1: the data set itself"]
+    accept_rank_differences(by_rank, allowed, step=9)
     assert allowed["changes"] == [{"step": 3, "changes": ["rank 1: the data set itself"]}]

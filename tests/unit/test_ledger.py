@@ -60,12 +60,12 @@ def test_new_run_has_lost_nothing_and_counts_its_start_as_time(life: Life) -> No
 def test_evaluations_are_no_running_time_the_last_one_and_one_before_a_crash_included(life: Life) -> None:
     first = life.start(0)
     life.clock.now += 60
-    first.stood(20)  # while a checkpoint of 40 productive seconds was there
+    first.exclude(20)  # while a checkpoint of 40 productive seconds was there
     assert first.values(spent=40)["run/goodput"] == 1
     again = life.start(600, cause="killed", productive=40.0)
     assert again.values(spent=0)["run/running_seconds"] == 40
     life.clock.now += 1_000
-    again.stood(900)
+    again.exclude(900)
     again.end(1_000, "finished")
     life.clock.now += 5_000
     further = life.start(1_000, productive=140.0)

@@ -13,14 +13,14 @@ import torch
 from gfgw_prod.generator import start_generator
 from gfgw_prod.process.exit_codes import UserError
 from gfgw_prod.settings.networks import GeneratorSettings
-from gfgw_prod.weights.published import DINOV2, EDM, INCEPTION, VGG16, Published, obtained
+from gfgw_prod.weights.published import DINOV2, EDM, INCEPTION, VGG16, PublishedFile, obtain
 
 CONTENT = b"weights" * 1000
 ALL = [DINOV2, VGG16, INCEPTION, *EDM.values()]
 
 
-def obtain(published: Published, given: Path | None, report: Callable[[str], None]) -> Path:
-    with obtained(published, given, report) as path:
+def path_of(published: PublishedFile, given: Path | None, report: Callable[[str], None]) -> Path:
+    with obtain(published, given, report) as path:
         return path
 
 
@@ -33,72 +33,72 @@ def caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def elsewhere(tmp_path: Path) -> Published:
+def elsewhere(tmp_path: Path) -> PublishedFile:
     """A small file with a publisher of its own, a directory."""
     (tmp_path / "net.pth").write_bytes(CONTENT)
     digest = hashlib.sha256(CONTENT).hexdigest()
-    return Published("their network", "net.pth", digest, "loss.net", url=(tmp_path / "net.pth").as_uri())
+    return PublishedFile("their network", "net.pth", digest, "loss.net", url=(tmp_path / "net.pth").as_uri())
 
 
-def test_file_is_fetched_once_and_then_found_in_the_cache(elsewhere: Published, tmp_path: Path, caches: Path) -> None:
-    path = obtain(elsewhere, None, print)
+def test_file_is_fetched_once_and_then_cached(elsewhere: PublishedFile, tmp_path: Path, caches: Path) -> None:
+    path = path_of(elsewhere, None, print)
     assert path == caches / "net.pth"
     assert path.read_bytes() == CONTENT
     (tmp_path / "net.pth").unlink()
-    assert obtain(elsewhere, None, print) == path
+    assert path_of(elsewhere, None, print) == path
 
 
-def test_publishers_file_of_other_bytes_is_not_kept(elsewhere: Published, tmp_path: Path, caches: Path) -> None:
+def test_publishers_file_of_other_bytes_is_not_kept(elsewhere: PublishedFile, tmp_path: Path, caches: Path) -> None:
     (tmp_path / "net.pth").write_bytes(CONTENT[:-1])
     with pytest.raises(UserError, match=r"net\.pth of their network .*hash.*name it as loss\.net"):
-        obtain(elsewhere, None, print)
+        path_of(elsewhere, None, print)
     assert not list(caches.iterdir())
 
 
-def test_damaged_file_in_the_cache_is_refused_by_name(elsewhere: Published) -> None:
-    path = obtain(elsewhere, None, print)
+def test_damaged_file_in_the_cache_is_refused_by_name(elsewhere: PublishedFile) -> None:
+    path = path_of(elsewhere, None, print)
     path.write_bytes(CONTENT[:-1])
     with pytest.raises(UserError, match=r"is damaged: its SHA-256 is .*loss\.net") as caught:
-        obtain(elsewhere, None, print)
+        path_of(elsewhere, None, print)
     assert str(path) in str(caught.value)
 
 
-def test_hub_cache_is_looked_into(elsewhere: Published, tmp_path: Path) -> None:
+def test_hub_cache_is_looked_into(elsewhere: PublishedFile, tmp_path: Path) -> None:
     of_hub = replace(elsewhere, repository="they/net")
     revision = tmp_path / "hub" / "models--they--net"
     (revision / "refs").mkdir(parents=True)
     (revision / "refs" / "main").write_text("1234")
     (revision / "snapshots" / "1234").mkdir(parents=True)
     (revision / "snapshots" / "1234" / "net.pth").write_bytes(CONTENT)
-    assert obtain(of_hub, None, print).read_bytes() == CONTENT
+    assert path_of(of_hub, None, print).read_bytes() == CONTENT
 
 
-def test_given_file_is_taken_and_told_of_if_it_is_another(elsewhere: Published, tmp_path: Path) -> None:
+def test_given_file_is_taken_and_told_of_if_it_is_another(elsewhere: PublishedFile, tmp_path: Path) -> None:
     said: list[str] = []
-    assert obtain(elsewhere, tmp_path / "net.pth", said.append) == tmp_path / "net.pth"
+    assert path_of(elsewhere, tmp_path / "net.pth", said.append) == tmp_path / "net.pth"
     assert not said
     (tmp_path / "tuned.pth").write_bytes(b"tuned")
-    assert obtain(elsewhere, tmp_path / "tuned.pth", said.append) == tmp_path / "tuned.pth"
+    assert path_of(elsewhere, tmp_path / "tuned.pth", said.append) == tmp_path / "tuned.pth"
     [line] = said
     assert "loss.net" in line
     assert hashlib.sha256(b"tuned").hexdigest() in line
 
 
 def test_given_file_that_turns_out_to_be_of_no_use_is_refused_and_no_more_is_said(
-    elsewhere: Published, tmp_path: Path
+    elsewhere: PublishedFile, tmp_path: Path
 ) -> None:
     said: list[str] = []
     (tmp_path / "notes.txt").write_bytes(b"notes")
-    with pytest.raises(UserError, match="no weights"), obtained(elsewhere, tmp_path / "notes.txt", said.append):
+    with pytest.raises(UserError, match="no weights"), obtain(elsewhere, tmp_path / "notes.txt", said.append):
         raise UserError("no weights")
     assert not said
 
 
 @pytest.mark.parametrize("published", ALL, ids=lambda each: each.file)
-def test_file_out_of_reach_is_named_with_its_setting(published: Published) -> None:
+def test_file_out_of_reach_is_named_with_its_setting(published: PublishedFile) -> None:
     unreachable = published if published.repository else replace(published, url="http://localhost:9/nothing")
     with pytest.raises(UserError, match="neither cached nor reachable") as caught:
-        obtain(unreachable, None, print)
+        path_of(unreachable, None, print)
     assert published.file in str(caught.value)
     assert published.setting in str(caught.value)
     assert "\n" not in str(caught.value)

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from gfgw_prod.checkpoint.choosing import set_aside
+from gfgw_prod.checkpoint.choosing import quarantined
 from gfgw_prod.checkpoint.finding import find_checkpoints
 from gfgw_prod.checkpoint.remote_storage import RemoteStorage
 from gfgw_prod.checkpoint.storage import MANIFEST
-from gfgw_prod.checkpoint.storages import storage_at, storages_of
+from gfgw_prod.checkpoint.storages import open_storage, open_storages
 from gfgw_prod.process.exit_codes import UserError
 from gfgw_prod.settings.running import CheckpointSettings
 
@@ -26,7 +26,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """A root that nobody else uses."""
     place = f"memory://{uuid.uuid4().hex}" if request.param == "memory" else f"file://{tmp_path}/root"
     yield place
-    storage = storage_at(place)
+    storage = open_storage(place)
     assert isinstance(storage, RemoteStorage)
     storage.fs.rm(storage.base, recursive=True)
 
@@ -96,7 +96,7 @@ def test_damaged_checkpoint_behind_a_url_is_told_once_and_kept(url: str) -> None
     found, lines = choose(successor.storage)
     assert_holds(found, 1)
     assert not lines
-    assert set_aside([successor.storage]) == [newest]
+    assert quarantined([successor.storage]) == [newest]
 
 
 def test_checkpoint_that_was_not_uploaded_is_uploaded_by_the_next_start(url: str, tmp_path: Path) -> None:
@@ -104,9 +104,9 @@ def test_checkpoint_that_was_not_uploaded_is_uploaded_by_the_next_start(url: str
     keeper = Keeper(tmp_path / "local", url)
     found, _ = choose(keeper.storage)
     assert found is not None
-    keeper.saver.resumed(found)
+    keeper.saver.resume_from(found)
     keeper.saver.finish()
-    assert_holds(choose(storage_at(url))[0], 1)
+    assert_holds(choose(open_storage(url))[0], 1)
 
 
 def test_looking_makes_no_directory(tmp_path: Path) -> None:
@@ -129,7 +129,7 @@ def test_local_checkpoints_are_uploaded_and_taken_up_where_the_disk_is_new(url: 
     keeper = Keeper(local, url, keep=2)
     keeper.save(1, 2, 3)
     keeper.saver.finish()
-    distant = storage_at(url)
+    distant = open_storage(url)
     assert steps(distant)[-1] == 3
     assert 0 < len(steps(distant)) <= 2
     assert keeper.figures()["run/uploads"] >= 1
@@ -154,7 +154,7 @@ def test_copies_of_saves_out_of_turn_do_not_push_out_the_one_before_bad_steps(tm
         while not keeper.figures().get("run/uploads"):
             time.sleep(0.01)
     keeper.saver.finish()
-    assert steps(storage_at(target)) == steps(keeper.storage) == [2, 5, 6]
+    assert steps(open_storage(target)) == steps(keeper.storage) == [2, 5, 6]
 
 
 def test_local_checkpoint_is_preferred_to_its_copy_and_a_newer_copy_to_it(tmp_path: Path) -> None:
@@ -186,4 +186,4 @@ def test_upload_that_fails_is_told_and_counted_and_leaves_saving_alone(tmp_path:
 
 def test_url_of_an_unknown_kind_is_refused_by_setting(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"checkpoint\.upload_to nosuch://x cannot be used"):
-        storages_of(CheckpointSettings(upload_to="nosuch://x"), tmp_path)
+        open_storages(CheckpointSettings(upload_to="nosuch://x"), tmp_path)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gfgw_prod.checkpoint.finding import checkpoints
+from gfgw_prod.checkpoint.finding import checkpoints_in
 from gfgw_prod.checkpoint.manifest import encode
 from gfgw_prod.checkpoint.storage import MANIFEST
 from gfgw_prod.process.exit_codes import NoProgressError, UserError
@@ -93,7 +93,7 @@ def test_checkpoint_with_a_lost_shard_is_not_counted_by_retention(tmp_path: Path
 def test_old_checkpoint_that_cannot_be_removed_or_read_is_no_failed_save(tmp_path: Path) -> None:
     keeper = Keeper(tmp_path, keep=1, max_failures=1)
     keeper.save(1)
-    manifest = {**checkpoints(keeper.storage)[0].manifest, "format": 1}
+    manifest = {**checkpoints_in(keeper.storage)[0].manifest, "format": 1}
     keeper.storage.write(f"step-00000001/{MANIFEST}", encode(manifest))
     keeper.save(2)
     if subprocess.run(["chattr", "+i", tmp_path / "step-00000002"], check=False, capture_output=True).returncode == 0:

@@ -10,7 +10,7 @@ import pytest
 
 from gfgw_prod.checkpoint.finding import find_checkpoints
 from gfgw_prod.checkpoint.run_directory import prepare_directory
-from gfgw_prod.checkpoint.storages import storages_of
+from gfgw_prod.checkpoint.storages import open_storages
 from gfgw_prod.process.exit_codes import UserError
 from gfgw_prod.settings.running import CheckpointSettings
 
@@ -62,7 +62,7 @@ def test_second_start_under_plain_torchrun_is_refused_too(tmp_path: Path, monkey
 
 def test_copies_in_the_place_of_the_originals_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"checkpoint\.upload_to .* is checkpoint\.root"):
-        storages_of(CheckpointSettings(upload_to=str(tmp_path / "checkpoints")), tmp_path)
+        open_storages(CheckpointSettings(upload_to=str(tmp_path / "checkpoints")), tmp_path)
 
 
 def test_run_and_checkpoint_directories_are_both_found(keeper: Keeper, monkeypatch: pytest.MonkeyPatch) -> None:

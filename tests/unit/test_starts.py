@@ -12,7 +12,7 @@ from gfgw_prod.checkpoint.local_storage import LocalStorage
 from gfgw_prod.distributed.world import World
 from gfgw_prod.process import signals
 from gfgw_prod.process.exit_codes import NoProgressError, UserError
-from gfgw_prod.resilience.starts import Starts
+from gfgw_prod.resilience.starts import StartCounter
 
 ALONE = World(0, 1, torch.device("cpu"))
 
@@ -27,8 +27,8 @@ def start(run_dir: Path, ends: type[BaseException] | None, most: int = 2) -> Non
     """A start that ends with an error, or well."""
     (run_dir / "checkpoints").mkdir(exist_ok=True)
     try:
-        with Starts(run_dir, most, ALONE) as starts:
-            starts.begin([LocalStorage(run_dir / "checkpoints")])
+        with StartCounter(run_dir, most, ALONE) as starts:
+            starts.count([LocalStorage(run_dir / "checkpoints")])
             if ends is not None:
                 raise ends
     except (RuntimeError, UserError, KeyboardInterrupt) as error:
@@ -84,10 +84,10 @@ def test_a_file_that_says_nothing_is_none(tmp_path: Path, content: str) -> None:
 def test_a_storage_that_cannot_be_listed_is_named_in_a_line(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").write_text("")
     with (
-        Starts(tmp_path, 2, ALONE) as starts,
+        StartCounter(tmp_path, 2, ALONE) as starts,
         pytest.raises(UserError, match=r"checkpoints in .* cannot be listed: Not"),
     ):
-        starts.begin([LocalStorage(tmp_path / "checkpoints")])
+        starts.count([LocalStorage(tmp_path / "checkpoints")])
 
 
 def test_a_count_that_cannot_be_kept_stops_no_run(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from fsspec import register_implementation
 from fsspec.implementations.memory import MemoryFileSystem
 
 from gfgw_prod.checkpoint import saving
-from gfgw_prod.checkpoint.storages import storage_at
+from gfgw_prod.checkpoint.storages import open_storage
 from gfgw_prod.checkpoint.waiting import wait_together
 
 from ..checkpoints import ALONE, Keeper, assert_holds, choose, steps
@@ -75,9 +75,9 @@ def test_run_that_is_told_to_stop_leaves_a_slow_upload_to_the_next_start(
     successor = Keeper(tmp_path, "slow://root")
     found = choose(successor.storage)[0]
     assert found is not None
-    successor.saver.resumed(found)
+    successor.saver.resume_from(found)
     successor.saver.finish()
-    assert_holds(choose(storage_at("slow://root"))[0], 1)
+    assert_holds(choose(open_storage("slow://root"))[0], 1)
 
 
 def test_run_that_is_finished_waits_for_its_last_upload(tmp_path: Path, shut: threading.Event) -> None:
@@ -85,8 +85,8 @@ def test_run_that_is_finished_waits_for_its_last_upload(tmp_path: Path, shut: th
     keeper.start(1)
     threading.Timer(2, shut.set).start()
     keeper.saver.finish()
-    assert steps(storage_at("slow://other")) == [1]
-    assert not [name for name in storage_at("slow://other").names() if name.startswith(".")]  # nor a claim
+    assert steps(open_storage("slow://other")) == [1]
+    assert not [name for name in open_storage("slow://other").names() if name.startswith(".")]  # nor a claim
 
 
 def test_error_waits_once_for_all_that_is_in_flight(
@@ -94,7 +94,7 @@ def test_error_waits_once_for_all_that_is_in_flight(
 ) -> None:
     monkeypatch.setattr(saving, "LAST_SECONDS", 4.0)
     saver = Keeper(tmp_path).saver
-    saver._warming = saver._thread = stuck
+    saver._preallocating = saver._thread = stuck
     started = time.monotonic()
-    saver.give_up()
+    saver.wait_after_error()
     assert 3.9 < time.monotonic() - started < 7.8

@@ -64,13 +64,13 @@ def temporary() -> Finding:
 
 def weights() -> list[Finding]:
     """Those that `configs/cifar10.yaml` and FID need, and whether they are whole; the digits run needs none."""
-    from gfgw_prod.weights.published import DINOV2, EDM, INCEPTION, VGG16, verified
+    from gfgw_prod.weights.published import DINOV2, EDM, INCEPTION, VGG16, verify
 
     findings = []
     for name, published in (("vgg16", VGG16), ("dinov2", DINOV2), ("inception", INCEPTION), *EDM.items()):
         if (path := published.cached()) is not None:
             try:
-                with verified(published, path, lambda line: None, named=False):
+                with verify(published, path, lambda line: None, named=False):
                     findings.append(Finding(name, "ok", f"cached at {path}, whole"))
             except UserError as error:
                 findings.append(Finding(name, "bad", "not usable", str(error)))
