@@ -6,7 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 # Name: the value that every run has had since. A recorded configuration with another value is refused as unknown.
-REMOVED: dict[str, Any] = {}
+REMOVED: dict[str, Any] = {
+    "transport.anneal_from": None,
+    "transport.marginal": "balanced",
+}
 
 
 def without_removed(recorded: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -10,11 +10,13 @@ from gfgw_prod.settings.types import Count, Epsilon, Fraction, NonNegative, Posi
 
 
 class TransportSettings(Section):
-    scope: Literal["subset", "full"] = Field("subset", description="couple to drawn bank rows or to the whole bank")
+    scope: Literal["subset", "full"] = Field(
+        "subset", description="couple with bank rows drawn at each step, or with the whole bank"
+    )
     subset_rows: Count = Field(2048, description="bank rows drawn per step in subset scope, rows")
     backend: Literal["native", "pot"] = Field("native", description="solver")
     target: Literal["argmax", "sample", "barycentric", "independent"] = Field(
-        "argmax", description="how a row of the plan names its target; independent ignores the plan"
+        "argmax", description="how a row of the plan chooses its target; independent uses no plan"
     )
     structure_weight: Fraction = Field(0.1, description="lambda, weight of the Gromov-Wasserstein term, at the start")
     structure_weight_end: Fraction = Field(0.5, description="lambda at the end of its linear rise")
@@ -23,44 +25,38 @@ class TransportSettings(Section):
     epsilon_end: Epsilon = Field(0.01, description="entropic regularisation at the end of its exponential decay")
     epsilon_kimg: NonNegative = Field(1600.0, description="length of the decay of epsilon, kimg")
     noise_weight: Annotated[Real, Field(ge=0, le=100)] = Field(
-        0.0, description="weight of 1 - cosine between a slot's noise and its target's pixels; features pixels only"
+        0.0,
+        description="weight of 1 - cosine between a slot's noise and its target's pixels; features pixels only",
     )
-    outer_iterations: Count = Field(10, description="most linearisations per step; annealing's come before")
-    inner_iterations: Count = Field(200, description="most Sinkhorn iterations per linearisation")
+    outer_iterations: Count = Field(10, description="largest number of linearisations per step")
+    inner_iterations: Count = Field(200, description="largest number of Sinkhorn iterations per linearisation")
     iterations: Literal["adaptive", "fixed"] = Field(
-        "adaptive", description="stop at the tolerance, or make all iterations without a look at any value"
+        "adaptive",
+        description="stop at the tolerance, or run all without host reads, for torch.compile and CUDA graphs",
     )
     tolerance: Annotated[Real, Field(gt=0, le=2)] = Field(
-        1e-3, description="L1 marginal error and relative error of S at which to stop"
+        1e-3, description="stop when the L1 marginal error and the relative error of S are below this"
     )
     geometry: Literal["cosine", "euclidean"] = Field(
-        "cosine", description="distance of features; euclidean is dense, for subset scope"
-    )
-    marginal: Literal["balanced", "semi_relaxed"] = Field(
-        "balanced", description="bank rows share the mass evenly, or as it comes"
+        "cosine", description="distance of features; euclidean is dense and needs scope subset"
     )
     dual: Literal["fresh", "persistent"] = Field(
-        "fresh", description="find the bank's potential in every batch, or keep it and correct it from step to step"
+        "fresh", description="solve for the bank's potential in every batch, or keep it and correct it at each step"
     )
     dual_balance: Fraction = Field(
-        0.95, description="how far a batch's own marginal is enforced from a persistent potential: 1 fully, 0 not"
+        0.95,
+        description="how far a batch enforces its own marginal from a persistent potential: 1 fully, 0 not at all",
     )
-    dual_epochs: Positive = Field(0.25, description="length of a persistent potential's memory, epochs")
-    anneal_from: Epsilon | None = Field(
-        None, description="larger epsilon at which each coupling begins, halved per linearisation; off if null"
-    )
+    dual_epochs: Positive = Field(0.25, description="averaging time of a persistent potential, epochs")
 
     @model_validator(mode="after")
     def _can_be_solved(self) -> Self:
         if self.geometry == "euclidean" and self.scope == "full":
             raise ValueError("geometry euclidean needs dense distances; use scope subset")
         if self.dual == "persistent" and self.geometry != "cosine":
-            raise ValueError("dual persistent keeps a state of geometry cosine; use that, or dual fresh")
-        if self.dual == "persistent" and (self.marginal == "semi_relaxed" or self.anneal_from is not None):
-            raise ValueError("dual persistent goes with marginal balanced and without anneal_from")
+            raise ValueError("dual persistent needs geometry cosine; use that, or dual fresh")
         if self.noise_weight and (self.geometry != "cosine" or self.backend == "pot"):
             raise ValueError("noise_weight needs geometry cosine and backend native")
-        plain = (self.marginal, self.dual, self.iterations, self.anneal_from)
-        if self.backend == "pot" and plain != ("balanced", "fresh", "adaptive", None):
-            raise ValueError("backend pot is balanced, fresh, adaptive and without anneal_from; use native")
+        if self.backend == "pot" and (self.dual, self.iterations) != ("fresh", "adaptive"):
+            raise ValueError("backend pot needs dual fresh and iterations adaptive; use those, or backend native")
         return self

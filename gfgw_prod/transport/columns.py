@@ -1,6 +1,6 @@
-"""The bank's side of a coupling: columns in fixed blocks, all here or spread over ranks, and sums over all of them.
+"""The columns of a coupling, rows of the bank: fixed blocks, on one rank or spread over ranks, and sums over all.
 
-A block is the same columns however many ranks there are, and what blocks give is added in fixed point
+A block is the same columns for every number of ranks, and the results of blocks are added in fixed point
 (``distributed.exact_sum``): potentials and targets are bitwise the same for every number of ranks.
 """
 
@@ -18,10 +18,10 @@ from gfgw_prod.distributed.world import World
 
 @dataclass(frozen=True)
 class Columns:
-    """This rank's columns: unit rows ``(m, d)``, masses ``(m,)`` and, if any, class ids ``(m,)``.
+    """This rank's columns: unit rows ``(m, d)``, masses ``(m,)`` and optional class ids ``(m,)``.
 
-    Without a ``world`` these are all columns, and every rank that has them works alike. With one, ``features`` are a
-    rank's own, whole blocks of ``block_rows`` columns from global id ``first`` on.
+    Without a ``world`` these are all columns, replicated on every rank. With one, they are this rank's share: whole
+    blocks of ``block_rows`` columns from global id ``first`` on.
     """
 
     features: Tensor
@@ -33,19 +33,23 @@ class Columns:
 
     @property
     def blocks(self) -> list[slice]:
-        """Where each block stands among this rank's columns."""
+        """Each block as a slice of this rank's columns."""
         size, count = self.block_rows, len(self.features)
         return [slice(start, min(start + size, count)) for start in range(0, count, size)]
 
     def sum(self, parts: list[Tensor], like: Tensor, bits: int, factor: Tensor | None = None) -> Tensor:
-        """Parts by block, shaped as ``like``, times ``factor``, over all columns; exact to ``2**-bits`` if shared."""
+        """Sum of parts by block, shaped as ``like``, times ``factor``, over all columns; fixed point across ranks.
+
+        Args:
+            bits: fixed-point digits after the binary point, used across ranks.
+        """
         if self.world is not None:
             return exact_sum(parts, like, self.world, bits, factor)
         total = parts[0] if len(parts) == 1 else torch.stack(parts).sum(dim=0)
         return total if factor is None else total * factor
 
     def max(self, parts: list[Tensor], like: Tensor) -> Tensor:
-        """The elementwise largest of parts by block, shaped as ``like``, over all columns."""
+        """Elementwise largest of parts by block, shaped as ``like``, over all columns."""
         largest = torch.stack(parts).amax(dim=0) if parts else torch.full_like(like, -torch.inf)
         return largest if self.world is None else self.world.all_reduce_max(largest)
 
@@ -56,10 +60,10 @@ class Logits:
 
     columns: Columns
     row_labels: Tensor | None  # (n,)
-    write: Callable[[slice, Tensor], object]  # fills its second argument, (n, b)
+    write: Callable[[slice, Tensor], object]  # writes a block's logits into its second argument, (n, b)
 
     def into(self, block: slice, out: Tensor) -> Tensor:
-        """Writes a block's logits ``(n, b)``."""
+        """Write a block's logits ``(n, b)`` into ``out`` and return it."""
         self.write(block, out)
         if self.row_labels is not None and self.columns.labels is not None:
             out.masked_fill_(self.row_labels[:, None] != self.columns.labels[block][None, :], -torch.inf)

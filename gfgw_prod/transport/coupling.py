@@ -1,4 +1,4 @@
-"""What a solver takes and gives, whoever solves."""
+"""What a solver takes and gives: options and a start in, a coupling and its status out."""
 
 from __future__ import annotations
 
@@ -11,8 +11,57 @@ from torch import Tensor
 from gfgw_prod.transport.columns import Columns
 
 
+@dataclass(frozen=True)
+class Options:
+    """How to solve; see ``fused_gromov_wasserstein``."""
+
+    structure_weight: float
+    epsilon: float
+    geometry: Literal["cosine", "euclidean"] = "cosine"
+    max_outer_iterations: int = 50
+    max_inner_iterations: int = 2000
+    tolerance: float = 1e-6
+    fixed_trips: bool = False
+    noise_term: Tensor | None = None  # (n, d); lowers the cost of pair i, j by <noise_term_i, y_j>; cosine only
+    dual_balance: float | None = None  # if set, one step from ``Start.g`` replaces the solve; see ``Sinkhorn.run_once``
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a solver starts: a column potential ``(m,)`` in units of the cost, and a state of the geometry."""
+
+    g: Tensor | None = None
+    state: Tensor | None = None
+
+
+COLD = Start()  # zero potential, independent coupling
+
+
+@dataclass(frozen=True)
+class Status:
+    """How the solver ended. With ``fixed_trips`` both errors stay on the device until a property reads them."""
+
+    outer_iterations: int
+    inner_iterations: int
+    hessians: int  # built for Newton's steps
+    kernel_builds: int
+    error: Tensor | float
+    state_error: Tensor | float  # estimated relative distance of the state from its fixed point
+    tolerance: float
+
+    @property
+    def marginal_error(self) -> float:
+        """L1 error of the row marginal; of the column marginal if the last update made the rows exact."""
+        return float(self.error)
+
+    @property
+    def converged(self) -> bool:
+        """Whether the marginal error and the state's error are both within the tolerance."""
+        return self.marginal_error <= self.tolerance and float(self.state_error) <= self.tolerance
+
+
 class Coupling(Protocol):
-    """A coupling of ``n`` rows with columns; see ``plan.Plan`` for what the answers mean."""
+    """A coupling of ``n`` rows with columns; ``plan.Plan`` documents the methods."""
 
     @property
     def status(self) -> Status: ...
@@ -27,59 +76,8 @@ class Coupling(Protocol):
 
 
 class Backend(Protocol):
-    """Couples rows ``x (n, d)`` of masses ``p (n,)`` with columns."""
+    """A solver: couples rows ``x (n, d)`` of masses ``p (n,)`` with columns."""
 
     def __call__(
         self, x: Tensor, p: Tensor, columns: Columns, options: Options, row_labels: Tensor | None, start: Start, /
     ) -> Coupling: ...
-
-
-@dataclass(frozen=True)
-class Start:
-    """Where to go on from: a column potential ``(m,)`` in units of the cost, and a state of the geometry."""
-
-    g: Tensor | None = None
-    state: Tensor | None = None
-
-
-COLD = Start()  # from nothing
-
-
-@dataclass(frozen=True)
-class Options:
-    """How to solve; see ``fused_gromov_wasserstein``."""
-
-    structure_weight: float
-    epsilon: float
-    geometry: Literal["cosine", "euclidean"] = "cosine"
-    marginal: Literal["balanced", "semi_relaxed"] = "balanced"
-    max_outer_iterations: int = 50
-    max_inner_iterations: int = 2000
-    tolerance: float = 1e-6
-    anneal_from: float | None = None
-    fixed_trips: bool = False
-    pull: Tensor | None = None  # of geometry ``Cosine``
-    column_step: float | None = None  # of ``Sinkhorn.run_once``, made once instead of solving for the marginals
-
-
-@dataclass(frozen=True)
-class Status:
-    """How the solver ended. In fixed-trip mode the errors stay on the device until they are asked for."""
-
-    outer_iterations: int
-    inner_iterations: int
-    hessians: int  # built for Newton's steps
-    kernel_builds: int
-    error: Tensor | float
-    change: Tensor | float
-    tolerance: float
-
-    @property
-    def marginal_error(self) -> float:
-        """L1 error of one marginal, almost always the rows'. The other is exact, or not asked for."""
-        return float(self.error)
-
-    @property
-    def converged(self) -> bool:
-        """Whether the marginal error and what is left to go of the state, relative, are within the tolerance."""
-        return self.marginal_error <= self.tolerance and float(self.change) <= self.tolerance

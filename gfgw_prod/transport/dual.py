@@ -1,13 +1,13 @@
-"""Duals that live from step to step: the coupling of the generator's whole distribution with the whole data set.
+"""Persistent duals: potentials kept across steps, which couple the generator's whole distribution with the data set.
 
-In semi-discrete optimal transport only the columns' potential ``g`` is unknown; rows, however many, follow from it one
-by one. What a batch says about it is noisy, so its correction is averaged (Mensch and Peyré 2020, "Online Sinkhorn"):
+In semi-discrete optimal transport only the columns' potential ``g`` is unknown; each row's follows from it. A batch
+gives a noisy estimate, so the correction is averaged (Mensch and Peyré 2020, "Online Sinkhorn"; mathematics.md, eq. 8):
 
     exp(-g_j / ε)  ←  (1 - η) exp(-g_j / ε) + η exp(-g_j / ε) c_j / q_j
 
-with ``c = Tᵀ 1`` the mass that a batch gives column ``j`` under ``g``, and ``η = 1 - exp(-rows / (epochs N))``. The
-batch's own coupling goes most of the way to its own marginal (``Sinkhorn.run_once``): where the averaged potential
-alone chooses targets, neighbours in a batch crowd on the columns that are due, and the generator blurs.
+with ``c = Tᵀ 1`` the mass that a batch gives column ``j`` under ``g``, and ``η = 1 - exp(-n / (epochs N))``. A batch's
+own coupling also enforces most of its own column marginal (``Sinkhorn.run_once``): when the averaged potential alone
+chose the targets, neighbours in a batch crowded on the columns that were underused, and the generator blurred.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from gfgw_prod.transport.plan import Plan
 
 
 class PersistentDual:
-    """The potential of every row of the bank, in units of the cost, by global row id; and the last state ``S``."""
+    """The potential of every bank row, by global row id, in units of the cost; and the last state ``S (d, d)``."""
 
     def __init__(self, total: int, dim: int, epochs: float, world: World):
         self.epochs = epochs
@@ -33,16 +33,17 @@ class PersistentDual:
         self.state = torch.zeros(dim, dim, device=world.device)
 
     def start(self, candidates: Tensor | None, *, first: bool) -> Start:
-        """Where a step's coupling begins. Collective if ``candidates`` ``(m,)`` name rows; None is this rank's own.
+        """Where a step's coupling starts. Collective if ``candidates`` is given.
 
         Args:
-            first: at a run's first step there is no last state yet.
+            candidates: row ids ``(m,)`` of the columns; ``None`` for this rank's own rows.
+            first: whether this is the run's first step, which has no last state.
         """
         g = self.potential.local if candidates is None else self.potential.rows(candidates)
         return Start(g, None if first else self.state)
 
     def learn(self, plan: Plan, columns: Columns, candidates: Tensor | None, start: Start) -> None:
-        """Corrects the potential by what a batch found; columns that it could not reach stay as they are."""
+        """Update the potential from a batch's coupling; columns without mass keep theirs."""
         assert start.g is not None
         rate = 1 - math.exp(-len(plan.solver.p) / (self.epochs * self.potential.total))
         correction = plan.epsilon * torch.log1p(rate * (plan.solver.column_ratio - 1))
@@ -55,5 +56,5 @@ class PersistentDual:
             self.state.copy_(plan.state)
 
     def tensors(self) -> dict[str, Tensor]:
-        """What a checkpoint must hold."""
+        """Tensors to checkpoint."""
         return {"potential": self.potential.state(), "state": self.state}

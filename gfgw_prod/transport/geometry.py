@@ -1,13 +1,12 @@
-"""What a plan does to the cost: the linearisation of fused Gromov-Wasserstein, factored or dense.
+"""Costs of a coupling and their linearisation, factored (cosine) or dense (Euclidean).
 
-The linearised cost at ``T`` is ``(1-λ) M + 2λ (constC - 2 C1 T C2)``. Terms of the row alone are absorbed by the
-potentials, and so are terms of the column alone while the column marginal is fixed. A semi-relaxed plan has no column
-potential: its column term, which depends on the plan's own column mass ``c``, is kept.
+The linearised cost at ``T`` is ``(1-λ) M + 2λ (c(T) - 2 C1 T C2)`` (docs/mathematics.md, eq. 2). Both marginals are
+fixed, so the potentials absorb every term that depends on the row alone or on the column alone, ``c(T)`` among them.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -15,55 +14,73 @@ from torch import Tensor
 from gfgw_prod.transport.columns import Columns, Logits
 from gfgw_prod.transport.sinkhorn import RATIO_BITS, Sinkhorn
 
-if TYPE_CHECKING:
-    from gfgw_prod.transport.plan import Plan
-
 
 class Geometry(Protocol):
-    """Distances of rows and columns, and how the cost of a coupling follows from the coupling."""
+    """Distances of rows and columns, and the state: the part of a coupling that the linearised cost depends on."""
 
-    def initial(self) -> Tensor:
-        """The state of the independent coupling ``p qᵀ``."""
+    def initial_state(self) -> Tensor:
+        """The state of the independent coupling ``p qᵀ``. Collective."""
         ...
 
     def logits(self, state: Tensor, structure_weight: float, epsilon: float) -> Logits:
         """Minus the linearised cost over ε."""
         ...
 
-    def respond(self, plan: Sinkhorn) -> Tensor:
+    def state_of(self, coupling: Sinkhorn) -> Tensor:
         """The state of a coupling. Collective."""
         ...
 
-    def costs(self, state: Tensor, plan: Plan) -> tuple[float, float]:
+    def costs(self, state: Tensor, coupling: Sinkhorn) -> tuple[float, float]:
         """``<M, T>`` and ``Σ (C1_ik - C2_jl)² T_ij T_kl`` of a coupling and its state. Collective."""
         ...
 
 
 class Cosine:
-    """``1 - <·,·>`` on unit rows. The state is ``S = Xᵀ T Y``, ``(d, d)``, atop ``Yᵀ diag(c) Y`` when semi-relaxed.
-
-    No distance matrix exists: the logits are ``X W Yᵀ / ε`` with ``W = (1-λ) I + 4λ S``; the column term of a
-    semi-relaxed plan is ``-2λ y_jᵀ (Yᵀ diag(c) Y) y_j / ε``.
+    """``1 - <·,·>`` on unit rows, without a distance matrix. The state is ``S = Xᵀ T Y``, ``(d, d)`` (eq. 4).
 
     Args:
-        pull: rows ``(n, d)`` whose products with the columns are taken off the cost, whatever λ is.
+        noise_term: rows ``(n, d)``; lowers the cost of pair ``i, j`` by ``<noise_term_i, y_j>`` (eq. 7).
     """
 
     def __init__(
-        self,
-        x: Tensor,
-        columns: Columns,
-        p: Tensor,
-        row_labels: Tensor | None,
-        *,
-        relaxed: bool,
-        pull: Tensor | None = None,
+        self, x: Tensor, columns: Columns, p: Tensor, row_labels: Tensor | None, *, noise_term: Tensor | None = None
     ):
-        self.x, self.columns, self.p, self.row_labels, self.relaxed = x, columns, p, row_labels, relaxed
-        self.pull = pull
+        self.x, self.columns, self.p, self.row_labels, self.noise_term = x, columns, p, row_labels, noise_term
+
+    def initial_state(self) -> Tensor:
+        return torch.outer(self.x.T @ self.p, self._mean(self.columns.mass))
+
+    def logits(self, state: Tensor, structure_weight: float, epsilon: float) -> Logits:
+        """``X W Yᵀ / ε`` with ``W = (1-λ) I + 4λ S`` (eq. 3)."""
+        weight = state * (4 * structure_weight / epsilon)  # W / ε, (d, d)
+        weight.diagonal().add_((1 - structure_weight) / epsilon)
+        queries = self.x @ weight  # (n, d)
+        if self.noise_term is not None:
+            queries += self.noise_term / epsilon
+        return Logits(
+            self.columns, self.row_labels, lambda block, out: torch.mm(queries, self._features(block).T, out=out)
+        )
+
+    def state_of(self, coupling: Sinkhorn) -> Tensor:
+        barycentres = coupling.conditional_matmul(self._features, self.x.shape[1])  # T Y / p, (n, d)
+        return self.x.T @ (self.p[:, None] * barycentres)
+
+    def costs(self, state: Tensor, coupling: Sinkhorn) -> tuple[float, float]:
+        x, p, mass = self.x.double(), self.p.double(), coupling.column_mass()
+        s, mean_x, mean_y = state.double(), x.T @ p, self._mean(mass).double()
+        # Σ C1² p p, Σ C2² q q and Σ C1 C2 T T, each with 1 - <·,·> multiplied out.
+        squares_x = 1 - 2 * mean_x.square().sum() + (x.T @ (p[:, None] * x)).square().sum()
+        squares_y = 1 - 2 * mean_y.square().sum() + self._moment(mass).double().square().sum()
+        cross = 1 - mean_x.square().sum() - mean_y.square().sum() + s.square().sum()
+        return float(1 - s.trace()), float(squares_x + squares_y - 2 * cross)
 
     def _features(self, block: slice) -> Tensor:
         return self.columns.features[block].to(self.x.dtype)
+
+    def _mean(self, mass: Tensor) -> Tensor:
+        """``Yᵀ mass``, ``(d,)``."""
+        parts = [mass[block] @ self._features(block) for block in self.columns.blocks]
+        return self.columns.sum(parts, self.x[0], RATIO_BITS)
 
     def _moment(self, mass: Tensor) -> Tensor:
         """``Yᵀ diag(mass) Y``, ``(d, d)``."""
@@ -71,78 +88,34 @@ class Cosine:
         d = self.x.shape[1]
         return self.columns.sum(parts, self.x.new_empty(d, d), RATIO_BITS)
 
-    def _mean(self, mass: Tensor) -> Tensor:
-        parts = [mass[block] @ self._features(block) for block in self.columns.blocks]
-        return self.columns.sum(parts, self.x[0], RATIO_BITS)
-
-    def initial(self) -> Tensor:
-        state = torch.outer(self.x.T @ self.p, self._mean(self.columns.mass))
-        return torch.cat([state, self._moment(self.columns.mass)]) if self.relaxed else state
-
-    def logits(self, state: Tensor, structure_weight: float, epsilon: float) -> Logits:
-        d = self.x.shape[1]
-        weight = state[:d] * (4 * structure_weight / epsilon)
-        weight.diagonal().add_((1 - structure_weight) / epsilon)
-        queries = self.x @ weight  # (n, d)
-        if self.pull is not None:
-            queries += self.pull / epsilon
-
-        def write(block: slice, out: Tensor) -> None:
-            y = self._features(block)
-            torch.mm(queries, y.T, out=out)
-            if self.relaxed:
-                out -= ((y @ state[d:]) * y).sum(dim=1) * (2 * structure_weight / epsilon)
-
-        return Logits(self.columns, self.row_labels, write)
-
-    def respond(self, plan: Sinkhorn) -> Tensor:
-        barycentres = plan.times(self._features, self.x.shape[1])
-        state = self.x.T @ (self.p[:, None] * barycentres)
-        return torch.cat([state, self._moment(plan.column_mass())]) if self.relaxed else state
-
-    def costs(self, state: Tensor, plan: Plan) -> tuple[float, float]:
-        x, p, mass = self.x.double(), self.p.double(), plan.column_mass()
-        s, mean_x, mean_y = state[: x.shape[1]].double(), x.T @ p, self._mean(mass).double()
-        squares_x = 1 - 2 * mean_x.square().sum() + (x.T @ (p[:, None] * x)).square().sum()
-        squares_y = 1 - 2 * mean_y.square().sum() + self._moment(mass).double().square().sum()
-        cross = 1 - mean_x.square().sum() - mean_y.square().sum() + s.square().sum()
-        return float(1 - s.trace()), float(squares_x + squares_y - 2 * cross)
-
 
 class Euclidean:
-    """``|x_i - y_j|`` by distance matrices. The state is ``C1 T C2``, ``(n, N)``, atop ``C2² c`` when semi-relaxed."""
+    """``|x_i - y_j|``, by dense distance matrices. The state is ``C1 T C2``, ``(n, N)``."""
 
-    def __init__(self, x: Tensor, columns: Columns, p: Tensor, row_labels: Tensor | None, *, relaxed: bool):
-        self.x, self.columns, self.p, self.row_labels, self.relaxed = x, columns, p, row_labels, relaxed
+    def __init__(self, x: Tensor, columns: Columns, p: Tensor, row_labels: Tensor | None):
+        self.columns, self.p, self.row_labels = columns, p, row_labels
         y = columns.features.to(x.dtype)
         self.cost, self.cost_x, self.cost_y = torch.cdist(x, y), _distances(x), _distances(y)
 
-    def _state(self, cross: Tensor, column_mass: Tensor) -> Tensor:
-        return torch.cat([cross, (self.cost_y.square() @ column_mass)[None, :]]) if self.relaxed else cross
-
-    def initial(self) -> Tensor:
-        q = self.columns.mass
-        return self._state(torch.outer(self.cost_x @ self.p, self.cost_y @ q), q)
+    def initial_state(self) -> Tensor:
+        return torch.outer(self.cost_x @ self.p, self.cost_y @ self.columns.mass)
 
     def logits(self, state: Tensor, structure_weight: float, epsilon: float) -> Logits:
-        n = len(self.x)
-        cost = (1 - structure_weight) * self.cost - 4 * structure_weight * state[:n]
-        if self.relaxed:
-            cost += 2 * structure_weight * state[n:]
+        cost = (1 - structure_weight) * self.cost - 4 * structure_weight * state  # (n, N)
         return Logits(self.columns, self.row_labels, lambda block, out: torch.div(cost[:, block], -epsilon, out=out))
 
-    def respond(self, plan: Sinkhorn) -> Tensor:
-        seen = plan.times(lambda block: self.cost_y[block], len(self.cost_y))
-        return self._state(self.cost_x @ (self.p[:, None] * seen), plan.column_mass())
+    def state_of(self, coupling: Sinkhorn) -> Tensor:
+        seen = coupling.conditional_matmul(lambda block: self.cost_y[block], len(self.cost_y))  # T C2 / p, (n, N)
+        return self.cost_x @ (self.p[:, None] * seen)
 
-    def costs(self, state: Tensor, plan: Plan) -> tuple[float, float]:
-        matrix, p, mass = plan.dense().double(), self.p.double(), plan.column_mass().double()
+    def costs(self, state: Tensor, coupling: Sinkhorn) -> tuple[float, float]:
+        matrix, p, mass = coupling.dense().double(), self.p.double(), coupling.column_mass().double()
         squares_x = p @ (self.cost_x.double().square() @ p)
         squares_y = mass @ (self.cost_y.double().square() @ mass)
-        cross = (state[: len(self.x)].double() * matrix).sum()
+        cross = (state.double() * matrix).sum()
         return float((self.cost.double() * matrix).sum()), float(squares_x + squares_y - 2 * cross)
 
 
 def _distances(points: Tensor) -> Tensor:
-    """``(k, d)`` -> ``(k, k)``; a point's distance to itself is 0, not the rounding of a product."""
+    """``(k, d)`` -> ``(k, k)``; the diagonal is exactly 0, which ``cdist`` does not guarantee."""
     return torch.cdist(points, points).fill_diagonal_(0)

@@ -163,14 +163,12 @@ class Matcher:
             structure_weight=self.structure_weight(images),
             epsilon=self.epsilon(images),
             geometry=s.geometry,
-            marginal=s.marginal,
             max_outer_iterations=s.outer_iterations,
             max_inner_iterations=s.inner_iterations,
             tolerance=s.tolerance,
-            anneal_from=s.anneal_from,
             fixed_trips=s.iterations == "fixed",
-            pull=None if noise is None else self._pull(noise),
-            column_step=None if self.dual is None else s.dual_balance,
+            noise_term=None if noise is None else self._pull(noise),
+            dual_balance=None if self.dual is None else s.dual_balance,
         )
         p = x.new_full((len(x),), 1 / len(x))
         row_labels = None if self._labels is None else slot_labels.to(x.device)

@@ -1,8 +1,8 @@
-"""Newton's step on the rows' potential, for where Sinkhorn's iterations converge slowly.
+"""Newton's step on the rows' potential, for where Sinkhorn's iteration converges slowly.
 
-With columns kept exact, the dual objective is concave in ``f`` with gradient ``p - r``, ``r = T 1``, and Hessian
-``-(diag(r) - T diag(1/q) Tᵀ)`` (Brauer, Clason, Lorenz and Wirth 2017, "A Sinkhorn-Newton method for entropic optimal
-transport"). It is ``n x n``, a product of the cost of a linearisation.
+With columns kept exact, the dual objective is concave in ``f`` with gradient ``p - T 1`` and the ``n x n`` Hessian
+``-(diag(T 1) - T diag(1/q) Tᵀ)`` (Brauer, Clason, Lorenz and Wirth 2017, "A Sinkhorn-Newton method for entropic optimal
+transport"; docs/mathematics.md, eq. 6). Building it costs about as much as a linearisation.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from torch import Tensor
 
 from gfgw_prod.transport.columns import Columns
 
-GRAM_BITS = 45  # its entries lie in [0, 1]
-SMALLEST = 1e-12  # entries below it are 0: their products would be denormal, and slow
-# Curvatures below this, relative to Sinkhorn's metric, drown in the rounding of the product.
+GRAM_BITS = 45  # fixed-point bits; entries lie in [0, 1]
+SMALLEST = 1e-12  # smaller entries are set to 0: products of denormal numbers are slow
+# Curvatures below this, relative to diag(T 1), are lost in the rounding of the product.
 DAMPING = {torch.float32: 1e-5, torch.float64: 1e-12}
 LONGEST = 20.0  # largest change of a potential in one step, nats
 
@@ -24,8 +24,7 @@ LONGEST = 20.0  # largest change of a potential in one step, nats
 class RowHessian:
     """The factored Hessian at one coupling ``diag(p w) K diag(v)`` with row sums ``p ratio``. Collective to build.
 
-    It serves the couplings near by as well (the chord method): its directions cost next to nothing, and where they
-    lose their grip a new one is built.
+    It also serves nearby couplings (the chord method), where a direction costs little next to a new Hessian.
     """
 
     def __init__(
@@ -40,9 +39,10 @@ class RowHessian:
     ):
         """
         Args:
-            kernel: ``K`` by column block.
-            scratch: lends room for a tensor of a given shape.
+            kernel: ``K`` by column block, ``(n, b)`` each.
+            scratch: gives memory for a tensor of a given shape.
         """
+        # diag(T 1)^(-1/2) Hessian diag(T 1)^(-1/2) = -(I - A Aᵀ) with A = diag(scale) K diag(spread), (n, m).
         scale = p.sqrt() * w / ratio.sqrt()
         spread = (v / columns.mass.sqrt()).masked_fill_(columns.mass <= 0, 0)
         parts = []
@@ -56,7 +56,7 @@ class RowHessian:
         self._factor, self._failed = torch.linalg.cholesky_ex(hessian, upper=True)
 
     def step(self, ratio: Tensor) -> Tensor:
-        """The change of ``log w``, ``(n,)``, for row sums ``p ratio``; Sinkhorn's if there is no other."""
+        """The change of ``log w``, ``(n,)``, at row sums ``p ratio``; Sinkhorn's if the factorisation failed."""
         p, root, empty = self._p, self._root, self._p <= 0
         gradient = ((p - p * ratio).double() / root).masked_fill_(empty, 0)
         solved = torch.cholesky_solve(gradient[:, None], self._factor, upper=True)[:, 0]
@@ -66,7 +66,7 @@ class RowHessian:
 
 
 def _gram(rows: Tensor) -> Tensor:
-    """``rows @ rows.T``, of which the factorisation reads the upper triangle alone; half the rest is not computed."""
+    """``rows @ rows.T`` without its lower left quarter: the factorisation reads only the upper triangle."""
     half = len(rows) // 2
     gram = rows.new_zeros(len(rows), len(rows))
     gram[:half] = rows[:half] @ rows.T

@@ -1,4 +1,4 @@
-"""The same coupling by Python Optimal Transport (POT), the reference implementation: dense, on the CPU, slow."""
+"""The same coupling by Python Optimal Transport (POT), the reference: dense, on the CPU, slow."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from torch import Tensor
 from gfgw_prod.process.exit_codes import UserError
 from gfgw_prod.transport.columns import Columns
 from gfgw_prod.transport.coupling import Options, Start, Status
-from gfgw_prod.transport.plan import renormalised_entropy
+from gfgw_prod.transport.plan import normalised_entropy
 
 
 @dataclass(frozen=True)
 class DensePlan:
-    """A coupling matrix ``(n, N)``; see ``plan.Plan`` for its methods."""
+    """A coupling matrix ``(n, N)``; ``plan.Plan`` documents the methods."""
 
     matrix: Tensor
     status: Status
@@ -44,7 +44,7 @@ class DensePlan:
             -float(torch.special.xlogy(masses, masses).sum())
             for masses in (self.matrix.double(), self.matrix.double().sum(dim=1), self.matrix.double().sum(dim=0))
         )
-        return renormalised_entropy(entropy, rows, columns)
+        return normalised_entropy(entropy, rows, columns)
 
 
 def solve_with_pot(
@@ -55,21 +55,21 @@ def solve_with_pot(
     row_labels: Tensor | None = None,
     start: Start | None = None,
 ) -> DensePlan:
-    """Balanced entropic FGW of unit rows ``x (n, d)`` with replicated columns by POT's projected gradient in float64.
+    """Couple unit rows ``x (n, d)`` with replicated columns by POT's projected gradient in float64.
 
     Raises:
         UserError: if ε is too small for POT.
     """
     import ot
 
-    assert row_labels is None, "POT's solver knows no classes"
+    assert row_labels is None, "POT's solver has no classes"
     rows, y, row_mass, column_mass = (t.detach().cpu().double() for t in (x, columns.features, p, columns.mass))
     row_mass, column_mass = row_mass / row_mass.sum(), column_mass / column_mass.sum()  # float32 sums miss 1 by an ulp
 
     def distances(a: Tensor, b: Tensor) -> Tensor:
         return torch.cdist(a, b) if options.geometry == "euclidean" else 1 - a @ b.T
 
-    stop = options.tolerance / len(y) ** 0.5  # POT stops on an L2 error; the status speaks of L1
+    stop = options.tolerance / len(y) ** 0.5  # POT stops on the L2 error; ours is L1
     log: dict[str, Any]
     if options.structure_weight == 0:
         matrix, log = ot.sinkhorn(
@@ -102,7 +102,7 @@ def solve_with_pot(
             warn=False,
             log=True,
         )
-        # POT records its plan's change every tenth iteration and does not say how many inner ones it made.
+        # POT logs its plan's change every tenth iteration, and no count of inner iterations.
         outer = min(10 * max(len(log["err"]), 1), options.max_outer_iterations)
         inner, change = options.max_inner_iterations, float(log["err"][-1]) if log["err"] else float("inf")
     if not bool(torch.isfinite(matrix).all()) or float(matrix.sum()) < 0.5:

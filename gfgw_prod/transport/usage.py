@@ -1,4 +1,4 @@
-"""How much of the data set serves as a target."""
+"""How much of the data set is used as targets."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Usage:
         self._last = RowTable(total, (), world, dtype=torch.int64)
 
     def mark(self, rows: Tensor, images: int) -> None:
-        """Row ids ``(B,)``, possibly repeated, are targets of the step that ends at ``images > 0`` images seen."""
+        """Mark row ids ``(B,)``, possibly repeated, as targets of the step that ends at ``images > 0`` images seen."""
         self._last.write(rows, torch.full_like(rows, images))
 
     def share(self, images: int) -> float:
@@ -26,5 +26,5 @@ class Usage:
         return float(self._last.world.all_reduce_sum(recent)) / self.total
 
     def state(self) -> Tensor:
-        """What a checkpoint must hold."""
+        """The tensor to checkpoint."""
         return self._last.state()

@@ -87,11 +87,8 @@ TOGETHER: tuple[tuple[dict[str, str], tuple[str, ...]], ...] = (
       ("0.9,0.1", "0.5,0.5", "1,0", "0,0", "[1,1]", "1e-9,0")),
     ({"transport.geometry": "euclidean", "transport.scope": "full"}, ("geometry", "scope")),
     ({"transport.geometry": "euclidean", "transport.dual": "persistent"}, ("dual", "geometry")),
-    ({"transport.marginal": "semi_relaxed", "transport.dual": "persistent"}, ("dual", "marginal")),
-    ({"transport.anneal_from": "1.0", "transport.dual": "persistent"}, ("dual", "anneal_from")),
     *(({"transport.backend": "pot", **more}, ("backend",)) for more in (
-        {"transport.marginal": "semi_relaxed"}, {"transport.dual": "persistent"}, {"transport.iterations": "fixed"},
-        {"transport.anneal_from": "0.5"}, {"generator.conditional": "true"})),
+        {"transport.dual": "persistent"}, {"transport.iterations": "fixed"}, {"generator.conditional": "true"})),
     ({"evaluation.num": "9"}, ("evaluation.num", "10")),
 )  # fmt: skip
 

@@ -153,7 +153,13 @@ def test_share_of_the_bank_counts_targets_of_the_last_epoch(alone: World) -> Non
 def test_noise_that_weighs_enough_chooses_the_targets_nearest_to_it(table: Table, alone: World) -> None:
     noise = torch.randn(SLOTS, 1, 4, 4, generator=torch.Generator().manual_seed(6))
     nearest = (noise.flatten(1) @ PixelFeatures((1, 4, 4))(table.rows(torch.arange(60))).T).argmax(dim=1)
-    free = {"scope": "full", "marginal": "semi_relaxed", "structure_weight": 0.0, "structure_weight_end": 0.0}
+    free = {
+        "scope": "full",
+        "dual": "persistent",
+        "dual_balance": 0.0,
+        "structure_weight": 0.0,
+        "structure_weight_end": 0.0,
+    }
     labels, uniforms = torch.zeros(SLOTS, dtype=torch.long), torch.rand(SLOTS)
 
     def rows(weight: float) -> Tensor:

@@ -214,10 +214,8 @@ def test_environment_does_not_leak_into_a_run(monkeypatch: pytest.MonkeyPatch) -
     [
         ({"scope": "full", "geometry": "euclidean"}, "use scope subset"),
         ({"dual": "persistent", "geometry": "euclidean"}, "geometry cosine"),
-        ({"dual": "persistent", "marginal": "semi_relaxed"}, "marginal balanced"),
-        ({"dual": "persistent", "anneal_from": 1.0}, "without anneal_from"),
-        ({"backend": "pot", "marginal": "semi_relaxed"}, "use native"),
-        ({"backend": "pot", "iterations": "fixed"}, "use native"),
+        ({"backend": "pot", "dual": "persistent"}, "backend native"),
+        ({"backend": "pot", "iterations": "fixed"}, "backend native"),
         ({"noise_weight": 1.0}, "features of extractor pixels"),
         ({"noise_weight": 1.0, "backend": "pot"}, "noise_weight needs"),
     ],

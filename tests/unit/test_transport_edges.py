@@ -43,9 +43,8 @@ def test_one_column_leaves_nothing_to_iterate() -> None:
     torch.testing.assert_close(plan.dense(), torch.full((5, 1), 0.2, dtype=torch.float64))
 
 
-@pytest.mark.parametrize("marginal", ["balanced", "semi_relaxed"])
 @pytest.mark.parametrize("fixed_trips", [False, True])
-def test_rows_without_mass_may_be_of_a_class_without_columns(marginal: str, fixed_trips: bool) -> None:
+def test_rows_without_mass_may_be_of_a_class_without_columns(fixed_trips: bool) -> None:
     p = torch.tensor([0.5, 0.5, 0.0], dtype=torch.float64)
     plan = solve(
         unit_rows(3, 4, 0),
@@ -53,7 +52,6 @@ def test_rows_without_mass_may_be_of_a_class_without_columns(marginal: str, fixe
         p,
         row_labels=torch.tensor([0, 0, 1]),
         column_labels=torch.zeros(4, dtype=torch.int64),
-        marginal=marginal,
         fixed_trips=fixed_trips,
         max_outer_iterations=20,
         max_inner_iterations=50,
@@ -62,15 +60,6 @@ def test_rows_without_mass_may_be_of_a_class_without_columns(marginal: str, fixe
     assert plan.conditional()[2].sum() == 0
     assert torch.isfinite(plan.barycentre(lambda block: torch.ones(4, 2)[block], 2)).all()
     assert math.isfinite(plan.objective())
-
-
-def test_semi_relaxed_plans_take_no_column_potential() -> None:
-    x, y = unit_rows(20, 8, 0), unit_rows(30, 8, 1)
-    plain, started = (
-        solve(x, y, marginal="semi_relaxed", start=start, tolerance=1e-9, max_outer_iterations=500)
-        for start in (Start(), Start(torch.linspace(0, 1, 30, dtype=torch.float64)))
-    )
-    torch.testing.assert_close(started.dense(), plain.dense())
 
 
 def test_a_tolerance_below_rounding_costs_few_hessians() -> None:
@@ -114,7 +103,6 @@ def test_features_may_want_gradients_and_get_none() -> None:
 EYE = torch.eye(2, dtype=torch.float64)
 REFUSED = {
     "geometry": {"geometry": "manhattan"},
-    "marginal": {"marginal": "free"},
     "tolerance must": {"tolerance": 0.0},
     "tolerance must be": {"tolerance": math.nan},
     "max_inner_iterations": {"max_inner_iterations": 0},

@@ -1,4 +1,4 @@
-"""Other ways to couple: free columns, annealing, fixed trips, half precision, tiny ε, distances in full."""
+"""Modes of the solver: Euclidean distances, fixed trips, half precision, tiny ε, warm starts."""
 
 import math
 
@@ -24,40 +24,6 @@ def clusters(rows: int, dim: int, seed: int) -> Tensor:
     return torch.nn.functional.normalize(centres[classes] + 0.8 * torch.randn(rows, dim, generator=generator))
 
 
-def dense_gradient(x: Tensor, y: Tensor, T: Tensor, lam: float, epsilon: float) -> Tensor:
-    """Derivative of the objective by its definition, with distance matrices."""
-    T = T.clone().requires_grad_()
-    cost, cost_x, cost_y = 1 - x @ y.T, 1 - x @ x.T, 1 - y @ y.T
-    distortion = (cost_x[:, None, :, None] - cost_y[None, :, None, :]).square()
-    structure = torch.einsum("ijkl,ij,kl->", distortion, T, T)
-    objective = (1 - lam) * (cost * T).sum() + lam * structure + epsilon * torch.special.xlogy(T, T).sum()
-    (gradient,) = torch.autograd.grad(objective, T)
-    return gradient
-
-
-@pytest.mark.parametrize("lam", [0.0, 0.3, 0.6])
-@pytest.mark.parametrize("epsilon", [0.2, 0.02])
-def test_semi_relaxed_plans_are_stationary_with_rows_alone_held(lam: float, epsilon: float) -> None:
-    x, y = unit_rows(7, 5, 0), unit_rows(11, 5, 1)
-    plan = fused_gromov_wasserstein(
-        x,
-        y,
-        structure_weight=lam,
-        epsilon=epsilon,
-        marginal="semi_relaxed",
-        tolerance=1e-11,
-        max_outer_iterations=2000,
-    )
-    T = plan.dense()
-    assert plan.status.converged
-    torch.testing.assert_close(T.sum(dim=1), T.new_full((7,), 1 / 7), atol=1e-12, rtol=0)
-    gradient, empty = dense_gradient(x, y, T, lam, epsilon), T == 0  # where the exponential is below its range
-    spread = gradient.masked_fill(empty, -math.inf).amax(dim=1) - gradient.masked_fill(empty, math.inf).amin(dim=1)
-    assert spread.max() <= 1e-6  # the same in every column: a multiplier a row
-    uneven = (T.sum(dim=0) - 1 / 11).abs().sum()
-    assert uneven > 1e-3
-
-
 def test_balanced_plans_of_distances_are_pots() -> None:
     x, y = unit_rows(9, 5, 2), unit_rows(14, 5, 3)
     plan = fused_gromov_wasserstein(
@@ -71,15 +37,6 @@ def test_balanced_plans_of_distances_are_pots() -> None:
     assert (plan.dense() - expected).abs().sum() <= 1e-6
     T = plan.dense()
     assert plan.objective() == pytest.approx(float(log["fgw_dist"] + 0.05 * (T * T.log()).sum()), abs=1e-6)
-
-
-def test_annealing_ends_at_the_same_coupling() -> None:
-    x, y = unit_rows(12, 6, 4), unit_rows(20, 6, 5)
-    options = {"structure_weight": 0.2, "epsilon": 0.02, "tolerance": 1e-10, "max_outer_iterations": 200}
-    plain, annealed = (fused_gromov_wasserstein(x, y, **options, anneal_from=start) for start in (None, 0.5))
-    assert annealed.status.converged
-    assert annealed.status.outer_iterations > plain.status.outer_iterations
-    assert (plain.dense() - annealed.dense()).abs().sum() <= 1e-8
 
 
 @pytest.mark.parametrize("epsilon", [0.05, 0.01, 0.003, 0.001])
@@ -156,12 +113,13 @@ def test_fixed_trips_stay_finite_at_a_tiny_epsilon() -> None:
 def test_fixed_trips_compile_whole() -> None:
     def answers(x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
         plan = fused_gromov_wasserstein(
-            x, y, structure_weight=0.2, epsilon=0.1, max_outer_iterations=2, max_inner_iterations=3, fixed_trips=True
+            x, y, structure_weight=0.2, epsilon=0.1, max_outer_iterations=2, max_inner_iterations=2, fixed_trips=True
         )
         return plan.potentials.f, plan.potentials.g, plan.state, plan.argmax()
 
     x, y = clusters(10, 8, 12), clusters(30, 8, 13)
-    compiled = torch.compile(answers, fullgraph=True)(x, y)
+    # fullgraph fails at any host read; aot_eager skips the slow generation of code.
+    compiled = torch.compile(answers, fullgraph=True, backend="aot_eager")(x, y)
     for ours, eager in zip(compiled, answers(x, y), strict=True):
         torch.testing.assert_close(ours, eager, atol=1e-4, rtol=1e-4)
 

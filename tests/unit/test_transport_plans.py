@@ -145,7 +145,6 @@ INPUTS = {
     "epsilon_nan": (torch.eye(2), torch.eye(2), None, None, {"epsilon": math.nan}),
     "lambda_negative": (torch.eye(2), torch.eye(2), None, None, {"structure_weight": -0.1}),
     "lambda_above_1": (torch.eye(2), torch.eye(2), None, None, {"structure_weight": 1.1}),
-    "anneal_from_0": (torch.eye(2), torch.eye(2), None, None, {"anneal_from": 0.0}),
     "labels_of_rows_alone": (torch.eye(2), torch.eye(2), None, None, {"row_labels": torch.zeros(2)}),
     "labels_too_long": (
         torch.eye(2),
