@@ -1,29 +1,37 @@
-"""``python -m gfgw_prod``, and the command ``gfgw``."""
+"""Entry point of ``python -m gfgw_prod`` and of the command ``gfgw``.
+
+The order matters. Importing torch takes seconds, and a stop signal may come meanwhile. So the standard streams and the
+signals are set up first, by modules that import quickly; the commands are imported last.
+"""
+
+import sys
 
 from gfgw_prod.process.standard_streams import open_closed_streams
 
-open_closed_streams()  # before anything is opened: it would get the number of a stream that is closed
+open_closed_streams()  # first: the next file to be opened would get the number of a closed stream
 
-from gfgw_prod.process.signals import leave_before_training
+from gfgw_prod.process.signals import PREEMPTION, exit_on_stop_signals
 
-leave_before_training()  # before anything else is imported: that takes seconds, in which a signal may come
+if sys.argv[1:2] in (["train"], ["pack"]):  # other commands keep no state: a signal just ends them
+    exit_on_stop_signals(PREEMPTION)
 
 import os
 import threading
 
-from gfgw_prod.process.leaving import code_of, die_with_agent, end
+from gfgw_prod.process.leaving import die_with_agent, exit_at_once, exit_code_of
 
 
 def main() -> int:
-    """Runs a command, alone or as a rank of a launcher; returns the exit code."""
+    """Run one command, alone or as a rank of a launcher. Returns its exit code."""
     die_with_agent()
-    # Read once, by torch's import. A peer that cannot be reached gets a line of ours; torch would add C++ stacks to it.
+    # torch reads this when it is imported. We log one line for a lost peer; torch would add C++ stacks.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
     from gfgw_prod.commands.cli import main as run
 
-    code = code_of(run)
-    if any(thread.daemon for thread in threading.enumerate()):  # a save after an error, or torchdata's that prefetch
-        end(code)
+    code = exit_code_of(run)
+    # A daemon thread may still be inside torch: a save that goes on after an error, or prefetching by torchdata.
+    if any(thread.daemon for thread in threading.enumerate()):
+        exit_at_once(code)
     return code
 
 

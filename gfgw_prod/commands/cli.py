@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from gfgw_prod.commands.options import MOST_SAMPLES, _check, _check_drawing, class_list, metric_list, parsed
 from gfgw_prod.distributed.torchrun import rank_environment, speaks_for_its_node, tell_torchrun
-from gfgw_prod.process import first_word
+from gfgw_prod.process import first_report
 from gfgw_prod.process.exit_codes import BAD_INPUT, CRASHED, INTERRUPTED, HardwareError, NoProgressError, UserError
 from gfgw_prod.process.standard_streams import log, output_error
 from gfgw_prod.settings.evaluation import FEWEST, MOST
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         code = _outcome(asked)
     except OSError:
-        if not prints or (unwritten := output_error(failed=True)) is None:
+        if not prints or (unwritten := output_error(probe=True)) is None:
             raise
     else:
         unwritten = output_error() if prints else None
@@ -49,7 +49,7 @@ def _outcome(arguments: list[str]) -> int:
     try:
         return _run(arguments)
     except (UserError, NoProgressError, HardwareError) as error:
-        first_word.say(f"gfgw: {error}", otherwise=speaks_for_its_node())
+        first_report.report_first(f"gfgw: {error}", without_launcher=speaks_for_its_node())
         tell_torchrun(error)
         return error.exit_code
     except SystemExit as done:  # argparse has printed help or a version

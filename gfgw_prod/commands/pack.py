@@ -13,7 +13,7 @@ from gfgw_prod.data.packing import pack
 from gfgw_prod.data.packs import Pack
 from gfgw_prod.process.exit_codes import BAD_INPUT, FINISHED, PREEMPTED, UserError
 from gfgw_prod.process.meter import MB, Meter, Mode
-from gfgw_prod.process.signals import StoppedError, stop_raises
+from gfgw_prod.process.signals import StopRequestedError, stop_request_raises
 from gfgw_prod.process.standard_streams import log
 from gfgw_prod.settings.data import DataSettings
 
@@ -47,9 +47,9 @@ def pack_source(
         if value is not None and not least <= value <= most:
             raise UserError(f"{name} should lie between {least} and {most:,}, not {value}")
     try:
-        with stop_raises():
+        with stop_request_raises():
             made = _packed(settings, out, workers, shard_rows, progress)
-    except StoppedError:
+    except StopRequestedError:
         log("gfgw: told to stop; the same command goes on from the last whole file of the pack")
         return PREEMPTED
     _print(made, as_json)

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 import multiprocessing
 import os
-import signal
-import sys
 import warnings
 from collections import Counter, deque
 from collections.abc import Iterator
@@ -21,8 +18,8 @@ from numpy.typing import NDArray
 from gfgw_prod.data.images import OddImageError, Rules
 from gfgw_prod.data.listing import Listing, Reader
 from gfgw_prod.process.exit_codes import UserError
-from gfgw_prod.process.leaving import PR_SET_PDEATHSIG
-from gfgw_prod.process.signals import STOP
+from gfgw_prod.process.leaving import die_with_parent
+from gfgw_prod.process.signals import ignore_stop_signals
 
 if TYPE_CHECKING:
     from gfgw_prod.settings.data import DataSettings
@@ -156,12 +153,8 @@ _shape: Shape
 def _begin_worker(reader: Reader, shape: Shape, parent: int) -> None:
     global _reader, _shape
     _reader, _shape = reader, shape
-    for stop in STOP:
-        signal.signal(stop, signal.SIG_IGN)  # the parent's business
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os.kill(os.getpid(), signal.SIGKILL)
+    ignore_stop_signals()  # the parent handles them
+    die_with_parent(parent)
 
 
 def _work(begin: int, end: int, known: dict[int, str]) -> Chunk:

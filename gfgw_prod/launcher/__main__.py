@@ -2,15 +2,15 @@
 
 import os
 
-from gfgw_prod.process.signals import leave_when_told
+from gfgw_prod.process.signals import exit_on_stop_signals
 
 if __name__ == "__main__":
-    leave_when_told()
-    from gfgw_prod.process.leaving import code_of, end
+    exit_on_stop_signals()  # before torch is imported, which takes seconds
+    from gfgw_prod.process.leaving import exit_at_once, exit_code_of
 
-    # Read once, by the import. A peer that is lost gets a line of ours; torch would add a C++ stack for each attempt.
+    # torch reads this when it is imported. We log one line for a lost peer; torch would add a C++ stack per attempt.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from gfgw_prod.launcher.job import main
 
-    # The thread of a rendezvous' heartbeats cannot be stopped while it is in one.
-    end(code_of(main))
+    # At once: the thread that sends the rendezvous' heartbeats cannot be stopped in the middle of one.
+    exit_at_once(exit_code_of(main))

@@ -1,4 +1,7 @@
-"""A node's part in a job: meet the other nodes, run the workers, meet again if the rendezvous was lost, leave."""
+"""A node's part in a job: meet the other nodes, run the workers, join again after a lost rendezvous, exit.
+
+Read ``main``, then ``launch`` (as often as the rendezvous is lost), then ``take_part`` (one rendezvous).
+"""
 
 import logging
 import os
@@ -20,106 +23,103 @@ from torch.distributed.elastic.rendezvous.utils import _matches_machine_hostname
 from torch.distributed.launcher.api import LaunchConfig
 from torch.distributed.run import config_from_args, get_args_parser
 
-from gfgw_prod.launcher import say
-from gfgw_prod.launcher.agent import ContractAgent
-from gfgw_prod.launcher.ending import Ending
-from gfgw_prod.launcher.torch_fixes import NoFiles, keep_ports
+from gfgw_prod.launcher import log
+from gfgw_prod.launcher.agent import ExitCodeAgent
+from gfgw_prod.launcher.job_exit_code import JobExitCode
+from gfgw_prod.launcher.torch_changes import NoLogFiles, keep_ports
 from gfgw_prod.process import clock
 from gfgw_prod.process.exit_codes import BAD_INPUT, CRASHED, PREEMPTED, UserError
 from gfgw_prod.process.leaving import AGENT_PID
 from gfgw_prod.process.restart_causes import EXPECTED_RANKS, RESTART_CAUSE
-from gfgw_prod.process.signals import finish_what_is_left, leave_when_told
+from gfgw_prod.process.signals import exit_on_stop_signals, ignore_stop_signals
 
-LINGER_SECONDS = 10.0  # at most, for the other nodes to read why the job has ended
-LONGEST_PAUSE_SECONDS = 30.0  # of growing ones before a lost rendezvous is joined again
+LINGER_SECONDS = 10.0  # at most, for the other nodes to read the job's exit code
+LONGEST_PAUSE_SECONDS = 30.0  # between attempts to join a lost rendezvous; pauses double
 
 
 class RendezvousLostError(Exception):
-    """The node that hosts the rendezvous has gone in the middle of a job, or cannot be reached."""
+    """The node that hosts the rendezvous went away in the middle of a job, or cannot be reached.
+
+    Args:
+        met: whether this node had joined it.
+    """
 
     def __init__(self, restarts_left: int, *, met: bool):
         super().__init__("lost the rendezvous")
         self.restarts_left, self.met = restarts_left, met
 
 
-def address(endpoint: str) -> tuple[str, int]:
-    """Host and port of the rendezvous."""
-    host, port = parse_rendezvous_endpoint(endpoint, default_port=29400)
-    return str(host), int(port)
-
-
-def is_host(endpoint: str) -> bool:
-    """Whether this node hosts the rendezvous, by torch's own rule.
-
-    Raises:
-        UserError: if that cannot be told.
-    """
+def main() -> int:
+    """Take part in the job that the command line describes. Returns the exit code."""
+    _prepare_environment()
+    options = get_args_parser().parse_args()
+    has_files = options.log_dir is not None
+    options.log_dir = options.log_dir or os.devnull
+    grace = os.environ.get("GRACE_SECONDS", "60")
     try:
-        return bool(_matches_machine_hostname(address(endpoint)[0]))
-    except ValueError as error:
-        raise UserError(str(error)) from None
-    except socket.gaierror as error:
-        name = socket.gethostname()
-        raise UserError(f"this node's own host name {name} must resolve, as in /etc/hosts ({error.strerror})") from None
+        if not grace.isdigit() or int(grace) == 0:
+            raise UserError(f"GRACE_SECONDS must be a positive whole number, not {grace!r}")
+        if options.rdzv_backend != "c10d":
+            raise UserError(f"--rdzv-backend must be c10d, not {options.rdzv_backend!r}")
+        config, entrypoint, arguments = config_from_args(options)
+        assert isinstance(entrypoint, str)
+        if not has_files:
+            config.logs_specs = NoLogFiles()
+        return launch(config, entrypoint, arguments, int(grace))
+    except UserError as error:
+        log(str(error))
+        return BAD_INPUT
+    except SignalException:  # workers had ended, and it was not decided yet what to do next
+        return PREEMPTED
+    except RendezvousTimeoutError:
+        log(f"too few nodes came to {options.rdzv_endpoint} in time: {options.nnodes} wanted")
+        return CRASHED
+    except RendezvousError as error:
+        reason = str(error.__cause__ or error) or type(error).__name__
+        log(f"no rendezvous at {options.rdzv_endpoint}: {reason.splitlines()[0]}")
+        return CRASHED
 
 
-def await_host(endpoint: str, deadline: float) -> bool:
-    """Wait until the rendezvous host listens; nodes of one job may start minutes apart. False: nobody does."""
-    # torch would wait too, but for a minute at most, deaf to signals, and with a stack trace for every attempt.
-    while time.monotonic() < deadline:
-        try:
-            socket.create_connection(address(endpoint), timeout=5).close()
-        except OSError:
-            time.sleep(1)
-        else:
-            return True
-    return False
+def _prepare_environment() -> None:
+    """Set what torch and the ranks read."""
+    if "LOGLEVEL" not in os.environ:
+        # Or the one line about a wrong setting drowns in the agent's account of stopping the other workers.
+        logging.getLogger("torch.distributed.elastic.multiprocessing.api").setLevel(logging.CRITICAL)
+        logging.getLogger("torch.distributed.elastic.agent.server.api").setLevel(logging.CRITICAL)
+        logging.getLogger("torch.distributed.elastic.rendezvous.dynamic_rendezvous").setLevel(logging.ERROR)
+    # A store shared by all rounds would give restarted ranks the addresses of their dead predecessors, for which they
+    # would wait. Without sharing, every round has its own store and port.
+    os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
+    keep_ports()
+    os.environ[AGENT_PID] = str(os.getpid())
+    os.environ[clock.LAUNCHED_AT] = str(clock.began() or clock.now())
 
 
 def launch(config: LaunchConfig, entrypoint: str, arguments: list[str], grace_seconds: int) -> int:
-    """Run the workers of this node to the end of the job; returns its exit code."""
+    """Run this node's workers to the end of the job, over any number of rendezvous. Returns the job's exit code."""
     hosting = is_host(config.rdzv_endpoint)
     patience = float(config.rdzv_configs.get("join_timeout", 600))
     os.environ.pop(RESTART_CAUSE, None)
     os.environ[EXPECTED_RANKS] = str(config.max_nodes * config.nproc_per_node)
     restarts_left, pause, alone_since = config.max_restarts, 1.0, time.monotonic()
-    while hosting or await_host(config.rdzv_endpoint, alone_since + patience):
+    while hosting or wait_for_host(config.rdzv_endpoint, alone_since + patience):
         try:
-            return attend(config, entrypoint, arguments, grace_seconds, restarts_left, hosting=hosting)
+            return take_part(config, entrypoint, arguments, grace_seconds, restarts_left, hosting=hosting)
         except RendezvousLostError as lost:
             restarts_left = lost.restarts_left
             os.environ[clock.LAUNCHED_AT] = str(clock.now())
             if lost.met:
                 alone_since = time.monotonic()
                 os.environ[RESTART_CAUSE] = "membership"
-        leave_when_told()
-        say(f"lost the rendezvous at {config.rdzv_endpoint}; waiting up to {patience:.0f} s for it to come back")
-        time.sleep(pause)  # a host that comes and goes is not met, and lost, in a busy loop
+        exit_on_stop_signals()
+        log(f"lost the rendezvous at {config.rdzv_endpoint}; waiting up to {patience:.0f} s for it to come back")
+        time.sleep(pause)  # no busy loop with a host that comes and goes
         pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
-    say(f"nobody listens at the rendezvous {config.rdzv_endpoint} after {patience:.0f} s")
+    log(f"nobody listens at the rendezvous {config.rdzv_endpoint} after {patience:.0f} s")
     return CRASHED
 
 
-def meet(config: LaunchConfig) -> tuple[DynamicRendezvousHandler, Ending]:
-    """Open the rendezvous, or connect to the node that hosts it. The store is its memory, and holds the job's ending.
-
-    Raises:
-        RendezvousConnectionError: if nobody answers.
-    """
-    parameters = RendezvousParameters(
-        backend=config.rdzv_backend,
-        endpoint=config.rdzv_endpoint,
-        run_id=config.run_id,
-        min_nodes=config.min_nodes,
-        max_nodes=config.max_nodes,
-        local_addr=config.local_addr,
-        **config.rdzv_configs,
-    )
-    backend, store = create_backend(parameters)
-    return create_handler(store, backend, parameters), Ending(store, config.run_id)
-
-
-def attend(
+def take_part(
     config: LaunchConfig,
     entrypoint: str,
     arguments: list[str],
@@ -128,15 +128,15 @@ def attend(
     *,
     hosting: bool,
 ) -> int:
-    """Take part in the job as long as its rendezvous lives; returns the exit code.
+    """Run this node's workers for as long as one rendezvous lives. Returns the job's exit code.
 
     Raises:
         RendezvousLostError: the workers of this node, if it had any, have been stopped.
     """
     try:
-        rendezvous, ending = meet(config)
+        rendezvous, job_code = meet(config)
     except (RendezvousConnectionError, OSError) as gone:
-        if hosting:  # nobody else would open it
+        if hosting:  # no other node would open it
             raise
         raise RendezvousLostError(restarts_left, met=False) from gone
     spec = WorkerSpec(
@@ -152,59 +152,71 @@ def attend(
     )
     assert config.logs_specs is not None
     prefix = config.log_line_prefix_template
-    agent = ContractAgent(spec, config.logs_specs, prefix, ending, grace_seconds, restarts_left)
+    agent = ExitCodeAgent(spec, config.logs_specs, prefix, job_code, grace_seconds, restarts_left)
     try:
-        code = agent.job()
-        finish_what_is_left()
+        code = agent.run_job()
+        ignore_stop_signals()
     except SignalException as stop:
-        # The rendezvous stays open: closing it would end the job on the nodes that were not told to stop.
+        # Leave the rendezvous open: closing it would end the job on nodes that got no signal.
         return agent.end_after_signal(stop.sigval)
     except (RendezvousConnectionError, DistNetworkError, DistStoreError) as lost:
-        rendezvous._stop_heartbeats()  # shutdown() would end the job for all, if it could
+        rendezvous._stop_heartbeats()  # shutdown() would also end the job for all nodes, if it could
         raise RendezvousLostError(agent.restarts_left, met=True) from lost
     rendezvous.shutdown()
     if hosting:
-        # Every node known to it, also those that wait to take part or are spare.
-        ending.wait_for_listeners(len(rendezvous._state_holder.state.last_heartbeats), LINGER_SECONDS)
+        # For every node that the rendezvous knows, also those that wait to join or are spare.
+        job_code.wait_for_readers(len(rendezvous._state_holder.state.last_heartbeats), LINGER_SECONDS)
     return code
 
 
-def main() -> int:
-    """Take part in the job that the command line describes; returns the exit code."""
-    if "LOGLEVEL" not in os.environ:
-        # One worker's line about a wrong setting must not drown in the agent's account of stopping its neighbours.
-        logging.getLogger("torch.distributed.elastic.multiprocessing.api").setLevel(logging.CRITICAL)
-        logging.getLogger("torch.distributed.elastic.agent.server.api").setLevel(logging.CRITICAL)
-        logging.getLogger("torch.distributed.elastic.rendezvous.dynamic_rendezvous").setLevel(logging.ERROR)
-    grace = os.environ.get("GRACE_SECONDS", "60")
-    # One store for all rendezvous rounds would offer restarted ranks the addresses of their dead predecessors, which
-    # they then wait for. Without sharing, every round has a store and a port of its own.
-    os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
-    keep_ports()
-    os.environ[AGENT_PID] = str(os.getpid())
-    os.environ[clock.LAUNCHED_AT] = str(clock.began() or clock.now())
-    options = get_args_parser().parse_args()
-    has_files = options.log_dir is not None
-    options.log_dir = options.log_dir or os.devnull
+def meet(config: LaunchConfig) -> tuple[DynamicRendezvousHandler, JobExitCode]:
+    """Open the rendezvous, or connect to the node that hosts it. The job's exit code is kept in the same store.
+
+    Raises:
+        RendezvousConnectionError: if nobody answers.
+    """
+    parameters = RendezvousParameters(
+        backend=config.rdzv_backend,
+        endpoint=config.rdzv_endpoint,
+        run_id=config.run_id,
+        min_nodes=config.min_nodes,
+        max_nodes=config.max_nodes,
+        local_addr=config.local_addr,
+        **config.rdzv_configs,
+    )
+    backend, store = create_backend(parameters)
+    return create_handler(store, backend, parameters), JobExitCode(store, config.run_id)
+
+
+def address(endpoint: str) -> tuple[str, int]:
+    """Host and port of the rendezvous."""
+    host, port = parse_rendezvous_endpoint(endpoint, default_port=29400)
+    return str(host), int(port)
+
+
+def is_host(endpoint: str) -> bool:
+    """Whether this node hosts the rendezvous, by torch's own rule.
+
+    Raises:
+        UserError: if the endpoint is malformed, or this node's own name does not resolve.
+    """
     try:
-        if not grace.isdigit() or int(grace) == 0:
-            raise UserError(f"GRACE_SECONDS must be a positive whole number, not {grace!r}")
-        if options.rdzv_backend != "c10d":
-            raise UserError(f"--rdzv-backend must be c10d, not {options.rdzv_backend!r}")
-        config, entrypoint, arguments = config_from_args(options)
-        assert isinstance(entrypoint, str)
-        if not has_files:
-            config.logs_specs = NoFiles()
-        return launch(config, entrypoint, arguments, int(grace))
-    except UserError as error:
-        say(str(error))
-        return BAD_INPUT
-    except SignalException:  # after workers had ended, and before it was known what to do next
-        return PREEMPTED
-    except RendezvousTimeoutError:
-        say(f"too few nodes came to {options.rdzv_endpoint} in time: {options.nnodes} wanted")
-        return CRASHED
-    except RendezvousError as error:
-        reason = str(error.__cause__ or error) or type(error).__name__
-        say(f"no rendezvous at {options.rdzv_endpoint}: {reason.splitlines()[0]}")
-        return CRASHED
+        return bool(_matches_machine_hostname(address(endpoint)[0]))
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    except socket.gaierror as error:
+        name = socket.gethostname()
+        raise UserError(f"this node's own host name {name} must resolve, as in /etc/hosts ({error.strerror})") from None
+
+
+def wait_for_host(endpoint: str, deadline: float) -> bool:
+    """Wait until the rendezvous host listens: nodes of one job may start minutes apart. False if none does in time."""
+    # torch would wait too, but for a minute at most, without reacting to signals, and with a stack trace per attempt.
+    while time.monotonic() < deadline:
+        try:
+            socket.create_connection(address(endpoint), timeout=5).close()
+        except OSError:
+            time.sleep(1)
+        else:
+            return True
+    return False

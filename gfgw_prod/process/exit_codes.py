@@ -1,4 +1,4 @@
-"""The exit codes that every launcher honours."""
+"""The exit codes that every launcher acts on, and the errors that end a run with one of them."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from typing import NamedTuple
 
 FINISHED = 0
 CRASHED = 1  # worth a restart
-BAD_INPUT = 2  # will fail again: do not restart
+BAD_INPUT = 2  # would fail again: do not restart
 PREEMPTED = 75  # state saved: requeue
 CRASH_LOOP = 76  # no progress across restarts: stop and alert
-INTERRUPTED = 130  # Ctrl-C, as shells have it
+INTERRUPTED = 130  # Ctrl-C, the code that shells use
 
 
 class Code(NamedTuple):
-    """An exit code as docs/exit-codes.md tells it; ``number`` is a word where there are many."""
+    """A row of docs/exit-codes.md; ``number`` is a word where it stands for many codes."""
 
     number: int | str
     meaning: str
@@ -22,11 +22,11 @@ class Code(NamedTuple):
 
 CODES = (
     Code(FINISHED, "finished", "stop"),
-    Code(BAD_INPUT, "bad configuration or input: will fail again; one line on stderr names the setting", "stop"),
+    Code(BAD_INPUT, "bad configuration or input; one line on stderr names the setting; it would fail again", "stop"),
     Code(
         PREEMPTED,
-        "told to stop (SIGTERM, SIGUSR1; Ctrl-C to the launcher), state saved: the same command goes on from there",
-        "queue the job again",
+        "stop signal (SIGTERM or SIGUSR1; to the launcher also Ctrl-C), state saved; the same command resumes",
+        "requeue",
     ),
     Code(
         CRASH_LOOP,
@@ -35,32 +35,32 @@ CODES = (
     ),
     Code(
         INTERRUPTED,
-        "Ctrl-C to a command that runs alone; a run or a packing goes on from what is saved",
+        "Ctrl-C to a command without a launcher; `train` and `pack` resume from what is saved",
         "as for a crash",
     ),
     Code(
         "other",
-        "crash, a rank that made no progress, or standard output that nobody reads; commands that keep no state are "
-        "ended by any signal, in a shell 128 and its number",
+        "crash, a rank without progress, or nobody reads standard output; commands without state die of any signal, "
+        "which a shell shows as 128 + its number",
         "restart, then give up",
     ),
 )
 
 
 class UserError(ValueError):
-    """Bad configuration or input. Its message is one line that names the setting and what would be right."""
+    """Bad configuration or input. The message is one line that names the setting and says what would be right."""
 
     exit_code = BAD_INPUT
 
 
 class NoProgressError(RuntimeError):
-    """The run cannot keep what it does; to start it again would not help. Its message is one line."""
+    """The run cannot keep its progress, and a restart would not help. The message is one line."""
 
     exit_code = CRASH_LOOP
 
 
 class HardwareError(RuntimeError):
-    """The hardware computes wrongly, and not just once. Its message is one line."""
+    """The hardware computes wrongly, more than once. The message is one line."""
 
     exit_code = CRASHED  # worth a restart, if only on other hardware
 

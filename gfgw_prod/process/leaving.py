@@ -1,4 +1,4 @@
-"""How a process ends when its work is done. Imports nothing heavy."""
+"""How a process ends: with its exit code, and together with the process that started it. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -12,9 +12,12 @@ from typing import NoReturn
 
 from gfgw_prod.process.exit_codes import CRASHED
 
+AGENT_PID = "GFGW_AGENT_PID"  # set by the elastic launcher for its ranks
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
-def code_of(run: Callable[[], int]) -> int:
-    """The exit code that ``run`` returns; that of a crash, with its traceback, if it raises."""
+
+def exit_code_of(run: Callable[[], int]) -> int:
+    """Call ``run`` and return its exit code; if it raises, print the traceback and return the code of a crash."""
     try:
         return run()
     except (SystemExit, KeyboardInterrupt):
@@ -24,37 +27,36 @@ def code_of(run: Callable[[], int]) -> int:
         return CRASHED
 
 
-def end(code: int) -> NoReturn:
-    """Ends this process whatever its threads are doing, and runs no exit handlers.
+def exit_at_once(code: int) -> NoReturn:
+    """End this process without waiting for its threads and without exit handlers.
 
-    Interpreters before 3.14 unwind the threads that are left at their end. One that is inside torch's C++ code at that
-    moment makes this an abort, and the exit code that of SIGABRT.
+    Interpreters before 3.14 unwind daemon threads when they end. If one is inside torch's C++ code at that moment, the
+    process aborts, and its exit code is that of SIGABRT.
     """
     for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError, ValueError):  # nobody reads it any more: the exit code tells enough
+        with suppress(OSError, ValueError):  # nobody reads it any more: the exit code says enough
             stream.flush()
     os._exit(code)
 
 
-AGENT_PID = "GFGW_AGENT_PID"  # the elastic launcher sets it for its ranks
+def die_with_parent(parent: int) -> None:
+    """Have the kernel kill this process when its parent ends (Linux only), and end now if the parent has ended already.
 
-
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
+    The signal comes when the *thread* that started this process ends. Start children from the main thread.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def die_with_agent() -> None:
-    """Has the kernel send SIGKILL to this rank when the agent that started it ends; Linux only. No rank, no effect.
+    """Make a rank die with the agent that started it; without effect in a process that is no rank.
 
-    The agent may have ended before this call, while the interpreter was loading. Then no signal would come, but this
-    process has another parent by now. torchrun does not tell its process id, and is missed only from here on.
+    Our launcher names its process id, so that a rank whose agent ended while the rank's interpreter was loading ends
+    too. torchrun does not name its own: if it ends that early, the rank lives on.
     """
-    if AGENT_PID not in os.environ and "TORCHELASTIC_RUN_ID" not in os.environ:
-        return
-    # Taken out: what a rank starts has the rank for its parent.
-    agent = os.environ.pop(AGENT_PID, str(os.getppid()))
-    if sys.platform == "linux":
-        # The signal comes when the parent's thread ends that started this process: the agent starts ranks from its
-        # main thread, which is the last to end.
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if str(os.getppid()) != agent:
-        os.kill(os.getpid(), signal.SIGKILL)
+    # Removed from the environment: the parent of what a rank starts is the rank.
+    agent = os.environ.pop(AGENT_PID, None)
+    if agent is not None or "TORCHELASTIC_RUN_ID" in os.environ:
+        die_with_parent(os.getppid() if agent is None else int(agent))

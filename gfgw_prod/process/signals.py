@@ -1,68 +1,101 @@
-"""What a stop signal does to a process that has nothing to save. Imports nothing large: that would take seconds."""
+"""What a stop signal does in each phase of a process; the table is in docs/faults.md. Imports nothing heavy.
+
+- starting: ``exit_on_stop_signals``;
+- training and packing: ``on_stop_request``;
+- exit code decided: ``ignore_stop_signals``;
+- launcher with running ranks: ``launcher.torch_changes.stop_signals_deferred``.
+"""
+
+from __future__ import annotations
 
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import NoReturn
 
 from gfgw_prod.process.exit_codes import PREEMPTED
 
 STOP = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1)
-PREEMPTION = (signal.SIGTERM, signal.SIGUSR1)  # of a run; Ctrl-C is an interrupt
-# What nohup, or a script's `command &`, has made this process deaf to stays ignored; a request to preempt never does.
+PREEMPTION = (signal.SIGTERM, signal.SIGUSR1)  # to a run; Ctrl-C is an interrupt
+# Signals that nohup, or a script's `command &`, has made this process ignore stay ignored. Preemption never is.
 IGNORED = frozenset(
     number for number in STOP if number not in PREEMPTION and signal.getsignal(number) is signal.SIG_IGN
 )
-# A scheduler signals every process of a job, and the launcher passes on what it gets: one request arrives twice.
+# A scheduler signals every process of a job, and the launcher forwards what it gets: one request arrives twice.
 SAME_REQUEST_SECONDS = 5.0
 
-before_leaving: list[Callable[[], None]] = []  # what has to be put in order, by any thread, when a signal ends a run
+before_exit: list[Callable[[], None]] = []  # run by ``exit_preempted``, in any thread
+_exit_watch: list[tuple[int, threading.Thread]] = []  # at most one: the pipe's write end, the thread that reads it
 
 
-def leave_when_told(signals: Iterable[signal.Signals] = STOP) -> None:
-    """Make a stop signal end this process: there is nothing to save, and the job may be queued again.
-
-    Importing torch and meeting the other nodes takes seconds to minutes. torch installs handlers of its own when an
-    agent's workers start.
-    """
-    for stop in {*signals} - IGNORED:
-        signal.signal(stop, lambda *_: leave())
+class StopRequestedError(BaseException):
+    """Work was given up because of a stop signal. A BaseException, so that no handler of errors catches it."""
 
 
-def leave() -> None:
-    """End this process at once, as one that was told to stop."""
+def exit_preempted() -> NoReturn:
+    """End this process at once with exit code 75."""
     try:
-        for action in before_leaving:
+        for action in before_exit:
             action()
     finally:
         os._exit(PREEMPTED)
 
 
-class StoppedError(BaseException):
-    """A stop signal came. No handler of errors takes it for one of what was being done."""
+def exit_on_stop_signals(signals: Iterable[signal.Signals] = STOP) -> None:
+    """Exit with 75 at once on a stop signal, whatever the main thread is doing: there is nothing to save yet.
+
+    Importing torch and meeting the other nodes takes seconds to minutes. Python runs a handler between two instructions
+    of the main thread, and there are none while that waits in C++ code for its peers. But the interpreter writes the
+    signal's number to a pipe at once, and a thread reads it there.
+    """
+    _end_exit_watch()
+    watched = {*signals} - IGNORED
+    reads, writes = os.pipe()
+    os.set_blocking(writes, False)
+    signal.set_wakeup_fd(writes, warn_on_full_buffer=False)
+    for number in watched:
+        signal.signal(number, lambda *_: None)
+    thread = threading.Thread(target=_exit_when_signalled, args=(reads, watched), name="exit-watch", daemon=True)
+    _exit_watch.append((writes, thread))
+    thread.start()
+
+
+def set_stop_handlers(handlers: dict[signal.Signals, Callable[[int, FrameType | None], None]]) -> None:
+    """Install handlers in place of ``exit_on_stop_signals``. A signal that came before still exits."""
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    _end_exit_watch()
+
+
+def on_stop_request(act: Callable[[], None]) -> None:
+    """Call ``act`` in the main thread at the first SIGTERM or SIGUSR1. One that comes again, later, exits at once."""
+    requested_at: float | None = None
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        nonlocal requested_at
+        now = time.monotonic()
+        if requested_at is None:
+            requested_at = now
+            act()
+        elif now - requested_at > SAME_REQUEST_SECONDS:
+            exit_preempted()
+
+    set_stop_handlers(dict.fromkeys(PREEMPTION, handle))
 
 
 @contextmanager
-def stop_raises() -> Iterator[None]:
-    """Within, SIGTERM and SIGUSR1 raise ``StoppedError`` in the main thread; again, later, they end the process."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    told_at: list[float] = []
+def stop_request_raises() -> Iterator[None]:
+    """Within, a stop request raises ``StopRequestedError`` in the main thread."""
 
-    def stop(number: int, frame: FrameType | None) -> None:
-        if not told_at:
-            told_at.append(time.monotonic())
-            raise StoppedError
-        if time.monotonic() - told_at[0] > SAME_REQUEST_SECONDS:
-            leave()
+    def stop() -> None:
+        raise StopRequestedError
 
-    before = {number: signal.signal(number, stop) for number in PREEMPTION}
-    starting.end()
+    before = {number: signal.getsignal(number) for number in PREEMPTION}
+    on_stop_request(stop)
     try:
         yield
     finally:
@@ -70,49 +103,22 @@ def stop_raises() -> Iterator[None]:
             signal.signal(number, handler or signal.SIG_DFL)
 
 
-def finish_what_is_left() -> None:
-    """Make this process deaf to stop signals: it has its exit code, and leaves within seconds."""
-    for stop in STOP:
-        signal.signal(stop, signal.SIG_IGN)
+def ignore_stop_signals() -> None:
+    """Ignore stop signals: the exit code is decided, and the process ends within seconds."""
+    for number in STOP:
+        signal.signal(number, signal.SIG_IGN)
 
 
-class Starting:
-    """A run that has nothing to save yet: a signal ends it, whatever its main thread is doing.
-
-    A handler runs between two instructions of Python in the main thread. While that waits in C++ code for its peers,
-    there are none. The interpreter's own part of a handler writes the number of a signal into a pipe at once.
-    """
-
-    def __init__(self) -> None:
-        self._writes: int | None = None
-
-    def begin(self) -> None:
-        """From now on a signal ends the process."""
-        reads, self._writes = os.pipe()
-        os.set_blocking(self._writes, False)
-        signal.set_wakeup_fd(self._writes, warn_on_full_buffer=False)
-        for stop in PREEMPTION:
-            signal.signal(stop, lambda *_: None)
-        threading.Thread(target=self._wait, args=(reads,), name="starting", daemon=True).start()
-
-    def end(self) -> None:
-        """From now on signals are the business of their handlers."""
-        if self._writes is not None:
-            signal.set_wakeup_fd(-1)
-            os.close(self._writes)
-            self._writes = None
-
-    def _wait(self, reads: int) -> None:
-        while numbers := os.read(reads, 64):
-            if not {*PREEMPTION}.isdisjoint(numbers):
-                leave()
-        os.close(reads)
+def _end_exit_watch() -> None:
+    while _exit_watch:
+        writes, thread = _exit_watch.pop()
+        signal.set_wakeup_fd(-1)
+        os.close(writes)
+        thread.join()  # it may have read a signal, and is about to exit: nothing must begin now
 
 
-starting = Starting()
-
-
-def leave_before_training() -> None:
-    """Make a stop signal end a run, or a packing, that is still starting."""
-    if sys.argv[1:2] in (["train"], ["pack"]):
-        starting.begin()
+def _exit_when_signalled(reads: int, watched: set[signal.Signals]) -> None:
+    while numbers := os.read(reads, 64):
+        if not watched.isdisjoint(numbers):
+            exit_preempted()
+    os.close(reads)

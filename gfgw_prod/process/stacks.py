@@ -1,7 +1,7 @@
-"""Files in which ranks that made no progress leave their stacks: in ``stacks/`` of the run directory.
+"""Files for the stacks of ranks that made no progress: ``stacks/`` in the run directory.
 
-A rank keeps ``rank-3.txt`` open while it is watched, because it cannot open anything once it is stuck. Its first line
-says how far the rank came. If it ends well it takes the file away; if it was killed, the next start does.
+A rank keeps its file, such as ``rank-3.txt``, open while it is watched: once stuck, it could not open one. The first
+line says how far the rank came. A rank that ends well removes its file; for one that was killed, the next start does.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-WIDTH = 240  # of the first line, which is written again and again
-NAMED = 8  # ranks in a line
+WIDTH = 240  # of the first line, which is overwritten in place
+NAMED = 8  # at most so many ranks are listed in a message
 
 
 class StacksFile:
     """The file of this rank.
 
     Raises:
-        OSError: if it cannot be made.
+        OSError: if it cannot be created.
     """
 
     def __init__(self, run_dir: Path, rank: int):
@@ -33,28 +33,28 @@ class StacksFile:
         os.lseek(self._fd, WIDTH, os.SEEK_SET)
 
     def fileno(self) -> int:
-        """For ``faulthandler``, which writes behind the first line."""
+        """The descriptor for ``faulthandler``, which writes after the first line."""
         return self._fd
 
     def describe(self, doing: str) -> None:
-        """Writes the first line: how far this rank has come by now."""
+        """Write the first line: how far this rank has come by now."""
         now = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
         line = f"{self._who}: last seen at work at {now}, {doing}".encode()
-        with suppress(OSError):  # a full disk, or none
+        with suppress(OSError):  # a full or missing disk
             os.pwrite(self._fd, line[: WIDTH - 1].ljust(WIDTH - 1) + b"\n", 0)
 
     def discard(self) -> None:
-        """Takes the file away, and the directory with the last one."""
+        """Remove the file, and the directory if it was the last."""
         with suppress(OSError):
             self.path.unlink()
             self.path.parent.rmdir()
 
 
 def tell_of_hangs(run_dir: Path, report: Callable[[str], None]) -> bool:
-    """Says in a line which ranks of the last start left their stacks, and gives their files names that stay.
+    """Report in one line which ranks of the last start left stacks, and rename their files so that they stay.
 
     Returns:
-        Whether any did.
+        Whether any rank did.
     """
     files = {int(file.stem[5:]): file for file in run_dir.glob("stacks/rank-*.txt") if file.stem[5:].isdigit()}
     stuck = []

@@ -1,4 +1,4 @@
-"""Standard streams that are closed, or can no longer be written. Imports nothing heavy."""
+"""Standard streams that may be closed or unwritable, and ``log``. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import sys
 
 
 def open_closed_streams() -> None:
-    """Gives a standard stream that is closed the null device.
+    """Open the null device in place of each standard stream that is closed.
 
-    Else the next file to be opened, a checkpoint's say, would get its number, and what libraries print would go there.
+    Otherwise the next file to be opened, such as a checkpoint, would get the stream's number, and what libraries print
+    would end up in it.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
@@ -20,28 +21,28 @@ def open_closed_streams() -> None:
 
 
 def log(line: str) -> None:
-    """One line on standard error, as far as it can be written. A name may hold line breaks and control characters."""
+    """Write one line to standard error, if possible. Line breaks and control characters in it are escaped."""
     try:
-        print(printable(line) + "\n", end="", file=sys.stderr, flush=True)  # one write, also where nothing is buffered
-    except OSError:  # a full disk, a pipe that nobody reads: the exit code tells enough
+        print(printable(line) + "\n", end="", file=sys.stderr, flush=True)  # one write, even on an unbuffered stream
+    except OSError:  # a full disk, a pipe that nobody reads: the exit code says enough
         _discard(2)
 
 
 def printable(text: str) -> str:
-    """A text with line breaks and control characters spelt out."""
+    """A text with line breaks and control characters escaped."""
     return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
-def output_error(*, failed: bool = False) -> OSError | None:
-    """Why standard output cannot be written, if it cannot; what was printed is then given up.
+def output_error(*, probe: bool = False) -> OSError | None:
+    """Flush standard output. Returns the error if that fails; what was printed is then discarded.
 
     Args:
-        failed: something could not be written: try with a line's end whether it was this, as it may not be buffered.
+        probe: write a newline first, to find out whether an earlier error was of this stream, which may be unbuffered.
     """
     try:
-        print(end="\n" if failed else "", flush=True)
+        print(end="\n" if probe else "", flush=True)
     except OSError as error:
-        _discard(1)  # the interpreter would try once more, and complain
+        _discard(1)  # or the interpreter would flush once more at its end, and complain
         return error
     return None
 

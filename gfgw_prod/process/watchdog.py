@@ -1,10 +1,10 @@
-"""Finds this process stuck: without a sign of progress for too long it leaves its stacks in a file, and ends.
+"""Detects that this process is stuck: without progress for too long, it writes its stacks to a file and exits.
 
-``faulthandler`` keeps the time in a thread outside the GIL, so nothing that Python code does can stop it. Signs of
-progress only note the time; a thread of Python sets the timer anew once a second. Where another thread holds the GIL
-for ever, that thread is stuck as well, and the timer runs out.
+The timer is ``faulthandler``'s: a C thread that does not need the GIL, so no Python code can hold it up. A sign of
+progress only notes the time; once a second a Python thread restarts the timer. If another thread holds the GIL forever,
+that Python thread is stuck as well, and the timer expires.
 
-There is one timer in a process, so the watch is one, too, and signs of progress may come from anywhere.
+A process has one such timer, hence one ``watch``, and code anywhere may report progress to it.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from gfgw_prod.process.signals import before_leaving
+from gfgw_prod.process.signals import before_exit
 from gfgw_prod.process.stacks import StacksFile
 from gfgw_prod.process.standard_streams import log
 
-TICK_SECONDS = 1.0  # between looks; what a limit may be late by
+TICK_SECONDS = 1.0  # between restarts of the timer; a limit may be exceeded by this much
 
 
 class Watch:
-    """The watch over this process."""
+    """The watchdog of this process."""
 
     def __init__(self) -> None:
         self._at, self._doing = time.monotonic(), "starting"
@@ -36,19 +36,19 @@ class Watch:
 
     @contextmanager
     def over(self, limit_seconds: float, run_dir: Path, rank: int) -> Iterator[None]:
-        """Within, a rank may be without progress for so long. Its stacks go to the run directory.
+        """Within, exit if this rank makes no progress for ``limit_seconds``.
 
-        If nothing can be written there, they go to standard error.
+        Its stacks go to the run directory, or to standard error if no file can be made there.
         """
         self._limit, self._tick, self._rank = limit_seconds, min(TICK_SECONDS, limit_seconds / 4), rank
-        before_leaving.append(self._end)
+        before_exit.append(self._end)
         over = threading.Event()
         with suppress(OSError):
             self._file = StacksFile(run_dir, rank)
         with self._lock:
             self.progress("starting")
-            self._set()
-        threading.Thread(target=self._look_on, args=(over,), name="watchdog", daemon=True).start()
+            self._restart_timer()
+        threading.Thread(target=self._tick_until, args=(over,), name="watchdog", daemon=True).start()
         try:
             yield
         finally:
@@ -57,18 +57,18 @@ class Watch:
                 self._end()
 
     def progress(self, doing: str | None = None) -> None:
-        """A sign of progress, and what comes next."""
+        """Report progress, and what this rank does next."""
         if doing is not None:
             self._doing = doing
         self._at = time.monotonic()
 
     def silence(self) -> float:
-        """Seconds since the last sign of progress; 0 while there is no limit."""
+        """Seconds since the last progress; 0 while there is no limit."""
         return time.monotonic() - self._at if self._limit and not self._pauses else 0.0
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Within, there is no limit: for what takes as long as a network or a disk takes."""
+        """Within, there is no limit: for work that takes as long as a network or a disk takes."""
         with self._lock:
             self._pauses += 1
             if self._limit:
@@ -79,10 +79,10 @@ class Watch:
             with self._lock:
                 self.progress()
                 self._pauses -= 1
-                self._set()
+                self._restart_timer()
 
-    def _set(self) -> None:
-        """Sets the timer. It runs out a tick late: progress is seen at the next look."""
+    def _restart_timer(self) -> None:
+        """Restart the timer. It expires one tick after the limit, as progress is seen only at the next tick."""
         if not self._limit or self._pauses:
             return
         left = self._limit + self._tick - (time.monotonic() - self._at)
@@ -92,21 +92,21 @@ class Watch:
         if self._file is not None:
             self._file.describe(self._doing)
 
-    def _look_on(self, over: threading.Event) -> None:
-        seen, told, pause = 0.0, False, self._tick
+    def _tick_until(self, over: threading.Event) -> None:
+        seen, logged, pause = 0.0, False, self._tick
         while not over.wait(pause):
             with self._lock:
                 if self._at != seen:
-                    seen, told = self._at, False
-                    self._set()
+                    seen, logged = self._at, False
+                    self._restart_timer()
                 left = seen + self._limit - time.monotonic()
                 late = self._limit and not self._pauses and left <= 0
-            if late and not told:
-                told = True
-                self._tell()
-            pause = min(left, self._tick) if left > 0 else self._tick  # to tell a whole tick before the timer runs out
+            if late and not logged:
+                logged = True
+                self._log_hang()
+            pause = min(left, self._tick) if left > 0 else self._tick  # so that a hang is logged before the timer ends
 
-    def _tell(self) -> None:
+    def _log_hang(self) -> None:
         place = "the next lines" if self._file is None else self._file.path
         log(
             f"gfgw: rank {self._rank} made no progress for {self._limit:g} s ({self._doing}); "
@@ -114,10 +114,10 @@ class Watch:
         )
 
     def _end(self) -> None:
-        """Ends the watch; takes no lock, as it may be called by a signal's handler. The file goes, with one exception.
+        """End the watch; without the lock, as a signal handler may call it. Remove the file unless this rank was stuck.
 
-        A process that was stopped for too long goes on when its peers have left, and may see that they have before its
-        own timer runs out.
+        A process that was stopped (SIGSTOP) beyond the limit resumes when its peers have left. It may see that they
+        have before its own timer expires, and then writes its stacks here.
         """
         stuck, file = self.silence() >= self._limit > 0, self._file
         self._limit, self._file = 0.0, None

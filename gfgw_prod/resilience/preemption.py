@@ -1,9 +1,8 @@
-"""A signal asks a run to stop: it sets a flag, all ranks agree at the end of a step, and the state is saved."""
+"""Stop requests in training: a signal sets a flag, and all ranks agree at the end of a step to save and stop."""
 
 from __future__ import annotations
 
 import signal
-import time
 from datetime import timedelta
 from types import FrameType
 
@@ -12,15 +11,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from gfgw_prod.distributed.world import World
-from gfgw_prod.process.signals import PREEMPTION, SAME_REQUEST_SECONDS, leave, starting
-
-
-class ToldToStopError(Exception):
-    """Work was left that need not be done."""
+from gfgw_prod.process.signals import on_stop_request
 
 
 class StopRequest:
-    """Whether any rank was told to stop.
+    """Whether a rank of this run received a stop signal.
 
     Args:
         timeout_seconds: longest wait for the other ranks.
@@ -28,51 +23,41 @@ class StopRequest:
 
     def __init__(self, world: World, timeout_seconds: int):
         self._group = world.background_group(timedelta(seconds=timeout_seconds))
-        self._told_at: float | None = None
-        self._asked: tuple[Tensor, dist.Work] | None = None
+        self.requested_here = False  # on this rank
+        self._pending: tuple[Tensor, dist.Work] | None = None
         self._interrupted = False
 
-    def listen(self) -> None:
-        """From now on signals are requests. One that comes again, later, ends this process without saving."""
-        for number in PREEMPTION:
-            signal.signal(number, self._note)
-        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # nohup's may stay ignored
+    def install_handlers(self) -> None:
+        """Replace the handlers of the start, under which a signal exits at once: from now on there is state to save."""
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # nohup makes it ignored: leave that
             signal.signal(signal.SIGINT, self._interrupt)
-        starting.end()
+        on_stop_request(self._request)
 
-    @property
-    def told(self) -> bool:
-        """Whether this rank was told."""
-        return self._told_at is not None
+    def requested_anywhere(self) -> bool:
+        """Whether any rank had been signalled by the previous call; without peers, by now. Collective, equal on all.
 
-    def agreed(self) -> bool:
-        """Whether any rank had been told at the call before this one; alone, by now. The same on all ranks. Collective.
-
-        The ranks' answers travel while they make the step between.
+        The all-reduce runs in the background between two calls, so a step does not wait for it.
 
         Raises:
-            KeyboardInterrupt: once more, if it came to nothing where it was raised.
+            KeyboardInterrupt: again, if the one that Ctrl-C raised got lost.
         """
         if self._interrupted:
             raise KeyboardInterrupt
         if self._group is None:
-            return self._told_at is not None
-        told = False
-        if self._asked is not None:
-            flag, work = self._asked
+            return self.requested_here
+        requested = False
+        if self._pending is not None:
+            flag, work = self._pending
             work.wait()
-            told = bool(flag.item())
-        flag = torch.tensor([int(self._told_at is not None)])
-        self._asked = flag, dist.all_reduce(flag, dist.ReduceOp.MAX, group=self._group, async_op=True)
-        return told
+            requested = bool(flag.item())
+        flag = torch.tensor([int(self.requested_here)])
+        self._pending = flag, dist.all_reduce(flag, dist.ReduceOp.MAX, group=self._group, async_op=True)
+        return requested
+
+    def _request(self) -> None:
+        self.requested_here = True
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
-        # Code in C that calls Python, to look up a tensor in a dictionary say, may take an error for "not there".
+        # C code that calls Python, such as a dictionary lookup with a tensor as key, may swallow the exception.
         self._interrupted = True
         raise KeyboardInterrupt
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        now = time.monotonic()
-        if self._told_at is not None and now - self._told_at > SAME_REQUEST_SECONDS:
-            leave()
-        self._told_at = self._told_at or now

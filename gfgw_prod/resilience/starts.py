@@ -16,7 +16,7 @@ from gfgw_prod.checkpoint.finding import step_directories
 from gfgw_prod.checkpoint.storage import Storage
 from gfgw_prod.distributed.world import World
 from gfgw_prod.process.exit_codes import NoProgressError, UserError, reason_of
-from gfgw_prod.process.signals import before_leaving
+from gfgw_prod.process.signals import before_exit
 
 FILE = "starts.json"
 WRITTEN_SECONDS = 2.0  # at most, until rank 0 has counted a start that all ranks know of
@@ -66,7 +66,7 @@ class StartCounter:
         if problem is not None:
             raise NoProgressError(problem)
         self._present.begin()
-        before_leaving.append(self.on_stop_signal)
+        before_exit.append(self.on_stop_signal)
         with self._lock:
             self._step, self._before = step, before
             self._counts = True

@@ -13,8 +13,9 @@ from gfgw_prod.evaluation.plan import plan_of
 from gfgw_prod.evaluation.spaces import Files, build_space, trained_with
 from gfgw_prod.generator.ema import Ema
 from gfgw_prod.process.meter import Meter, Mode
+from gfgw_prod.process.signals import StopRequestedError
 from gfgw_prod.process.watchdog import watch
-from gfgw_prod.resilience.preemption import StopRequest, ToldToStopError
+from gfgw_prod.resilience.preemption import StopRequest
 from gfgw_prod.settings import schedule
 from gfgw_prod.settings.config import Config
 from gfgw_prod.settings.evaluation import FIGURES
@@ -75,7 +76,7 @@ class PeriodicEvaluation:
         try:
             with self._report.evaluating(), ema.applied() as generator:
                 figures = self._evaluator.measure(generator, precision.autocast)
-        except ToldToStopError:
+        except StopRequestedError:
             self._report.measured = "told to stop before samples were measured"
             return False
         self._measured_at = step
@@ -94,8 +95,8 @@ class PeriodicEvaluation:
     def _tick(self, title: str, done: int = 0, total: int = 0, unit: str = "images") -> None:
         watch.progress(f"evaluating: {title}")
         self._meter.show(f"evaluating: {title}", done, total, unit)
-        if self._stop.agreed():
-            raise ToldToStopError
+        if self._stop.requested_anywhere():
+            raise StopRequestedError
 
     def _has_record(self, step: int) -> bool:
         path = self._config.run.dir / "stats.jsonl"

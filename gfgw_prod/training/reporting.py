@@ -68,7 +68,7 @@ class Reporter:
         self._warned = False
         self.own_time = OwnTime(lambda: world.traffic.seconds)
         self.measured = ""
-        told = world.all_gather_object((socket.gethostname(), restart_causes.told_by_launcher()))
+        told = world.all_gather_object((socket.gethostname(), restart_causes.take_from_launcher()))
         self.hosts = [host for host, _ in told]
         self._cause = restart_causes.first_of(cause for _, cause in told)
         self._expected_ranks = max(restart_causes.expected_ranks(), world.world_size)

@@ -19,7 +19,7 @@ from gfgw_prod.data.stream import CellRows
 from gfgw_prod.distributed.world import World
 from gfgw_prod.features.bank_cache import BankCache
 from gfgw_prod.process.exit_codes import FINISHED, PREEMPTED, UserError
-from gfgw_prod.process.signals import finish_what_is_left
+from gfgw_prod.process.signals import ignore_stop_signals
 from gfgw_prod.process.watchdog import watch
 from gfgw_prod.resilience import preemption, same_run
 from gfgw_prod.resilience.bad_numbers import NumberGuard, checkpoint_before_streak, describe_streak
@@ -146,15 +146,15 @@ class Run:
         config = self.config
         stream = self.stream(config.total_steps)
         self.report.begin(self.step, self.parts.parallel.spread)
-        self.stop.listen()
+        self.stop.install_handlers()
         while self.step < config.total_steps:
             watch.progress(f"in step {self.step + 1}")
-            if self.stop.agreed():
+            if self.stop.requested_anywhere():
                 self.report.health.phase("told to stop: saving")
                 self._save()
                 self.saver.finish(lambda: True)
-                if self.world.world_size > 1:  # ranks that leave first have the launcher stop those that have to tell
-                    finish_what_is_left()
+                if self.world.world_size > 1:  # the launcher signals the other ranks once one exits
+                    ignore_stop_signals()
                 self.report.stopped(self.images)
                 return False
             if not self.evaluation.measure(self.step, self.images, self.parts.ema, self.parts.precision):
@@ -183,7 +183,7 @@ class Run:
         while self.saver.saved_step != self.step:  # a last save that fails is tried again; too often is an error
             self._save()
             self.saver.join()
-        self.saver.finish(lambda: self.stop.told)
+        self.saver.finish(lambda: self.stop.requested_here)
         return True
 
     def finish(self) -> None:

@@ -250,7 +250,7 @@ def test_run_interrupted_around_bad_steps_goes_back_as_the_whole_run_does(
         def strikes(run: Run) -> bool:
             if run.step in left:
                 left.remove(run.step)
-                run.stop._told_at = 0.0  # as a signal does
+                run.stop.requested_here = True  # as a signal does
             return first_bad <= run.step < first_bad + 2
 
         for number in range(len(stops) + 1):

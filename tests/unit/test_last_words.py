@@ -12,7 +12,11 @@ import pytest
 from gfgw_prod.process.exit_codes import CRASHED
 
 TELL = "from gfgw_prod.process.standard_streams import log; log('a word\\nand another')"
-END = "from gfgw_prod.process.leaving import code_of, end\ndef run():\n    raise {error}('why')\nend(code_of(run))"
+END = (
+    "from gfgw_prod.process.leaving import exit_at_once, exit_code_of\n"
+    "def run():\n    raise {error}('why')\n"
+    "exit_at_once(exit_code_of(run))"
+)
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])

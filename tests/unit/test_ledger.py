@@ -11,7 +11,7 @@ from gfgw_prod.process.restart_causes import (
     expected_ranks,
     first_of,
     of_exit_codes,
-    told_by_launcher,
+    take_from_launcher,
 )
 from gfgw_prod.resilience.ledger import EVERY_SECONDS, FILE, Ledger
 
@@ -164,9 +164,9 @@ def test_lost_connection_is_not_the_cause_where_another_launcher_knows_better() 
 
 def test_launcher_is_heard_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(RESTART_CAUSE, "signal")
-    assert (told_by_launcher(), told_by_launcher()) == ("signal", None)
+    assert (take_from_launcher(), take_from_launcher()) == ("signal", None)
     monkeypatch.setenv(RESTART_CAUSE, "no such cause")
-    assert told_by_launcher() is None
+    assert take_from_launcher() is None
     monkeypatch.setenv("GFGW_EXPECTED_RANKS", "16")
     assert expected_ranks() == 16
     monkeypatch.setenv("GFGW_EXPECTED_RANKS", "many")

@@ -8,7 +8,7 @@ import socket
 import pytest
 from torch.distributed import TCPStore
 
-from gfgw_prod.launcher.torch_fixes import keep_port
+from gfgw_prod.launcher.torch_changes import reserve_port
 
 
 def error_of_asking_for(port: int) -> int | None:
@@ -22,7 +22,7 @@ def error_of_asking_for(port: int) -> int | None:
 
 @pytest.mark.parametrize("libuv", [True, False])
 def test_rank_0_gets_it_and_others_do_not(libuv: bool) -> None:
-    port = keep_port()
+    port = reserve_port()
     assert error_of_asking_for(port) == errno.EADDRINUSE
     with pytest.raises(ConnectionRefusedError):  # nobody who comes early meets the launcher
         socket.create_connection(("127.0.0.1", port))
@@ -33,6 +33,6 @@ def test_rank_0_gets_it_and_others_do_not(libuv: bool) -> None:
 
 
 def test_the_last_rounds_port_is_given_back() -> None:
-    port = keep_port()
-    assert keep_port() != port
+    port = reserve_port()
+    assert reserve_port() != port
     assert error_of_asking_for(port) is None

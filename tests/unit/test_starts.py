@@ -18,9 +18,9 @@ ALONE = World(0, 1, torch.device("cpu"))
 
 
 @pytest.fixture(autouse=True)
-def nothing_left_to_do_before_leaving() -> Iterator[None]:
+def nothing_left_to_do_before_exit() -> Iterator[None]:
     yield
-    signals.before_leaving.clear()
+    signals.before_exit.clear()
 
 
 def start(run_dir: Path, ends: type[BaseException] | None, most: int = 2) -> None:

@@ -13,7 +13,7 @@ import pytest
 from torch.distributed.elastic.metrics import prof
 from torch.distributed.elastic.multiprocessing import SignalException
 
-from gfgw_prod.launcher.agent import stop_behind
+from gfgw_prod.launcher.agent import stop_signal_in
 
 
 @pytest.fixture
@@ -58,11 +58,11 @@ def lines_of(frame: FrameType) -> str:
 def test_signal_is_found_behind_torchs_own_error(line: str) -> None:
     error = struck_before(line, prof(lambda: None))
     assert isinstance(error, UnboundLocalError) == ("start" in line)
-    stop = stop_behind(error)
+    stop = stop_signal_in(error)
     assert stop is not None
     assert stop.sigval is signal.SIGUSR2
 
 
 def test_other_errors_tell_of_no_signal() -> None:
-    assert stop_behind(UnboundLocalError("a mistake")) is None
-    assert stop_behind(None) is None
+    assert stop_signal_in(UnboundLocalError("a mistake")) is None
+    assert stop_signal_in(None) is None
