@@ -25,7 +25,7 @@ from gfgw_prod.telemetry.startup import Startup
 from gfgw_prod.training.building import build
 from gfgw_prod.training.checked_step import CheckedStep
 from gfgw_prod.training.reporting import Reporter
-from gfgw_prod.training.state import Parts
+from gfgw_prod.training.step import TrainingStep
 
 RECOMMENDED = Path(__file__).resolve().parent.parent / "configs" / "cifar10.yaml"
 ROWS, BATCH, PERIODS = 50_000, 8, 3
@@ -52,16 +52,16 @@ class FullSize:
         }
         self.config: Config = reading.resolve(reading.read_yaml(RECOMMENDED), local, changes)
         self.world = World(rank=0, world_size=1, device=torch.device("cpu"))
-        self.parts: Parts = build(self.config, self.world, table, lambda line: None)
-        bank = self.parts.bank.local
+        self.training: TrainingStep = build(self.config, self.world, table, lambda line: None)
+        bank = self.training.matcher.bank.local
         bank.copy_(torch.nn.functional.normalize(torch.randn(bank.shape, generator=torch.Generator().manual_seed(0))))
         self.report = Reporter(self.config, self.world, Startup())
         (directory / "run").mkdir()
         self.report.open(0, None)
-        self.report.begin(0, self.parts.parallel.spread)
-        options = {"audit_every_steps": 0, "replicated": True, "hosts": ["here"], "report": print}
-        self.checked = CheckedStep(self.parts.step, NumberGuard(self.config.resilience), self.world, **options)
-        spread, steps = self.parts.parallel.spread, self.config.total_steps
+        self.report.begin(0, self.training.parallel.spread)
+        options = {"audit_every_steps": 0, "replicated": True, "hosts": ["here"], "log": print}
+        self.checked = CheckedStep(self.training, NumberGuard(self.config.resilience), self.world, **options)
+        spread, steps = self.training.parallel.spread, self.config.total_steps
         self.stream = cell_stream(table, spread, seed=0, first_step=0, last_step=steps, size=BATCH, rank=0)
         self.made = 0
         shape = BATCH, *table.image_shape
@@ -71,12 +71,12 @@ class FullSize:
         """Everything a run does for a step: the step, its checks, its record."""
         found = self.checked(self.made, self.stream)
         self.made += 1
-        usage, told = self.parts.matcher.usage, self.checked.values()
+        usage, told = self.training.matcher.usage, self.checked.values()
         self.report.record(self.made, self.made * BATCH, found, usage, told)
 
     def passes(self) -> dict[str, Callable[[], None]]:
         """The networks' passes alone, by name."""
-        generator, objective = self.parts.parallel.module.train(), self.parts.objective
+        generator, objective = self.training.parallel.module.train(), self.training.objective
         noise, labels, ones = self.noise, self.labels, self.ones
         assert objective.perceptual is not None
         perceptual = objective.perceptual

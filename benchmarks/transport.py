@@ -30,7 +30,7 @@ from gfgw_prod.transport import fused_gromov_wasserstein
 from gfgw_prod.transport.columns import Columns
 from gfgw_prod.transport.coupling import Options
 from gfgw_prod.transport.fgw import solve
-from gfgw_prod.transport.matching import Matcher
+from gfgw_prod.transport.matching import Matcher, RowValues
 
 SLOTS, DIM, LAMBDA, EPSILON, TOLERANCE = 256, 384, 0.125, 0.05, 1e-4
 ROUNDS, REPEATS = 5, 9
@@ -177,13 +177,22 @@ def duals() -> None:
             settings = TransportSettings(
                 scope="full", dual=dual, epsilon=epsilon, epsilon_end=epsilon, structure_weight=0.2, tolerance=1e-2
             )
-            matcher = Matcher(settings, bank, table, seed=0, conditional=True)
+            matcher = Matcher(
+                settings,
+                bank,
+                row_labels=table.labels,
+                num_classes=table.num_classes,
+                seed=0,
+                values=RowValues(64, lambda ids: table.rows(ids).flatten(1)),
+            )
             steps = 5 * len(table) // 128
             counts, inner, started = torch.zeros(len(table)), 0, time.perf_counter()
             for step in range(steps):
                 x, labels = generated(table, step, weights)
                 nothing = torch.zeros(128)
-                match = matcher.match(x, nothing.long(), labels, nothing, step=step, images=step * 128)
+                match = matcher.match(
+                    x, nothing.long(), labels, nothing, step=step, epsilon=epsilon, structure_weight=0.2
+                )
                 matcher.accept(match, images=(step + 1) * 128)
                 inner += int(match.values()["transport/inner_iterations"])
                 if step >= steps * 3 // 5:

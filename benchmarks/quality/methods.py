@@ -22,7 +22,7 @@ from gfgw_prod.distributed.world import World
 from gfgw_prod.generator.ema import Ema
 from gfgw_prod.settings import schedule
 from gfgw_prod.settings.config import Config
-from gfgw_prod.training.building import build
+from gfgw_prod.training.building import build, encode_bank
 from gfgw_prod.training.optimizer import AdamW
 
 DIGITS = Path(__file__).resolve().parents[2] / "configs" / "digits.yaml"
@@ -62,16 +62,16 @@ class Ours:
     def __init__(self, table: Table, steps: int, seed: int, changes: Mapping[str, Any]):
         config = run_config(steps, seed, changes)
         world = World.start("cpu", 1, 600)
-        parts = build(config, world, table, lambda line: None)
-        parts.encode_bank()
-        self.sampler, self.ema, self._step = parts.parallel.module, parts.ema, parts.step
+        step = build(config, world, table, lambda line: None)
+        encode_bank(step)
+        self.sampler, self.ema, self._step = step.parallel.module, step.ema, step
         self._stream: Iterator[CellRows] = cell_stream(
-            table, parts.parallel.spread, seed=seed, first_step=0, last_step=steps, size=config.train.cell_size, rank=0
+            table, step.parallel.spread, seed=seed, first_step=0, last_step=steps, size=config.train.cell_size, rank=0
         )
         self._done = 0
 
     def step(self) -> None:
-        rows = [next(self._stream) for _ in range(self._step.turns)]
+        rows = [next(self._stream) for _ in range(self._step.parallel.spread.turns)]
         self._step.apply(self._step.compute(self._done, rows))
         self._done += 1
 
@@ -110,6 +110,6 @@ class Theirs:
             norm = gradient_norm(parameters, self._world)
             scale_gradients(parameters, (config.optimizer.clip_norm / (norm + 1e-6)).clamp(max=1.0))
         o, e, seen = config.optimizer, config.ema, step * batch_size
-        self._optimizer.step(schedule.learning_rate(o.lr, o.final_lr_ratio, o.warmup_kimg, o.decay_kimg, seen))
+        self._optimizer.step(step, schedule.learning_rate(o.lr, o.final_lr_ratio, o.warmup_kimg, o.decay_kimg, seen))
         self.ema.update(schedule.ema_decay(e.halflife_kimg, e.rampup_ratio, batch_size, seen + batch_size))
         self._done += 1

@@ -1,7 +1,8 @@
-"""From settings and a data set to all that a training step needs."""
+"""Builds the parts of a training step from the settings and a data set."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -10,6 +11,7 @@ from gfgw_prod.data.sources import Table
 from gfgw_prod.distributed.parallel import parallelise
 from gfgw_prod.distributed.world import World
 from gfgw_prod.features.bank import FeatureBank
+from gfgw_prod.features.bank_cache import BankCache
 from gfgw_prod.features.extractors import build_extractor
 from gfgw_prod.generator import UNetBlock, start_generator
 from gfgw_prod.generator.ema import Ema
@@ -20,46 +22,70 @@ from gfgw_prod.training.feed import Feed
 from gfgw_prod.training.objective import Objective
 from gfgw_prod.training.optimizer import AdamW
 from gfgw_prod.training.precision import Precision, compile_networks
-from gfgw_prod.training.state import Parts
 from gfgw_prod.training.step import TrainingStep
-from gfgw_prod.transport.matching import Matcher
+from gfgw_prod.transport.matching import Matcher, RowValues
 
 
-def build(config: Config, world: World, table: Table, report: Callable[[str], None], *, fresh: bool = True) -> Parts:
-    """The networks with their first weights, spread over the ranks, and all around them. Collective.
+def build(
+    config: Config, world: World, table: Table, log: Callable[[str], None], *, fresh: bool = True
+) -> TrainingStep:
+    """Build the networks with their first weights, spread over the ranks, and an empty bank. Collective.
 
     Args:
-        fresh: whether a run begins. One that goes on takes all weights from its checkpoint: no published network is
-            read, which may be gone by then.
+        fresh: whether a run begins. A run that resumes takes all weights from its checkpoint and reads no published
+            network, which may be gone by then.
 
     Raises:
         UserError: if weights cannot be reached, or settings do not fit the images or each other.
     """
-    shape, loss = table.image_shape, config.loss
-    extractor = world.main_first(lambda: build_extractor(config.features, shape, report)).to(world.device)
+    shape, device = table.image_shape, world.device
+    precision = Precision(config.train.precision, device)
+
+    # Frozen networks.
+    extractor = world.main_first(lambda: build_extractor(config.features, shape, log)).to(device)
     perceptual = None
-    if loss.lpips:
-        perceptual = world.main_first(lambda: build_perceptual(loss.lpips_trunk, report)).to(world.device)
-    world.together(lambda: check_scales(loss.flow_scales, shape))
+    if config.loss.lpips:
+        perceptual = world.main_first(lambda: build_perceptual(config.loss.lpips_trunk, log)).to(device)
+    world.together(lambda: check_scales(config.loss.flow_scales, shape))
+    objective = Objective(config.loss, extractor, perceptual, precision)
+
+    # The generator, its average and its optimiser.
     settings = config.generator if fresh else config.generator.model_copy(update={"pretrained": None})
-    generator = world.main_first(lambda: start_generator(settings, shape, table.num_classes, config.seed, report)).to(
-        world.device
+    generator = world.main_first(lambda: start_generator(settings, shape, table.num_classes, config.seed, log)).to(
+        device
     )
-    precision = Precision(config.train.precision, world.device)
     if config.train.compile:
         compile_networks(generator, UNetBlock, extractor)
-    example = (
-        torch.zeros(1, *shape, device=world.device),
-        torch.ones(1, device=world.device),
-        torch.zeros(1, dtype=torch.long, device=world.device),
+    example = torch.zeros(1, *shape), torch.ones(1), torch.zeros(1, dtype=torch.long)
+    parallel = parallelise(
+        generator, world, config.cells, config.distributed, UNetBlock, tuple(each.to(device) for each in example)
     )
-    parallel = parallelise(generator, world, config.cells, config.distributed, UNetBlock, example)
-    o = config.optimizer
-    optimizer = AdamW(generator, betas=o.betas, weight_decay=o.weight_decay)
+    optimizer = AdamW(generator, betas=config.optimizer.betas, weight_decay=config.optimizer.weight_decay)
     ema = Ema(generator)
-    bank = FeatureBank(len(table), extractor.dim, world)
-    matcher = Matcher(config.transport, bank, table, seed=config.seed, conditional=config.generator.conditional)
-    objective = Objective(loss, extractor, perceptual, precision)
+
+    # The bank and what is matched with it.
+    matcher = Matcher(
+        config.transport,
+        FeatureBank(len(table), extractor.dim, world),
+        row_labels=table.labels if config.generator.conditional else None,
+        num_classes=table.num_classes,
+        seed=config.seed,
+        values=RowValues(math.prod(shape), lambda ids: table.rows(ids).flatten(1)),
+    )
     feed = Feed(table, config.data.workers, world)
-    step = TrainingStep(config, world, table, feed, parallel, objective, matcher, optimizer, ema, precision)
-    return Parts(parallel, optimizer, ema, bank, matcher, precision, objective, feed, step)
+    return TrainingStep(config, world, table, feed, parallel, objective, matcher, optimizer, ema, precision)
+
+
+def encode_bank(
+    step: TrainingStep, on_block: Callable[[int], None] = lambda rows: None, cache: BankCache | None = None
+) -> None:
+    """Fill this rank's part of the bank with features of the data set.
+
+    Args:
+        on_block: called with the number of rows done.
+        cache: encoded rows of an earlier run with the same data and extractor.
+    """
+    features = step.config.features
+    step.matcher.bank.encode(
+        step.table, step.objective.extractor, features.block_rows, on_block, views=features.views, cache=cache
+    )

@@ -1,6 +1,6 @@
-"""What steps are fed with: the stream, and target images by row id; and how long they wait for them.
+"""Images for the steps of a rank: the stream, and targets by row id; and how long steps wait for them.
 
-Targets are fetched as soon as a step's coupling has named them: the next turns' while the first trains.
+Targets are fetched as soon as the coupling has named them: those of later turns while the first turn trains.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ T = TypeVar("T")
 
 
 class Feed:
-    """Brings a rank its images.
+    """Fetches the images of a rank.
 
     Args:
-        workers: threads that fetch ahead, for the stream so many and one for targets; 0 fetches when asked.
+        workers: threads that fetch the stream ahead, and one more fetches targets; 0 fetches on demand.
     """
 
     def __init__(self, table: Table, workers: int, world: World):
         self._table, self._workers, self._world = table, workers, world
         self._pin = world.device.type == "cuda"
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="targets") if workers else None
-        self._waited, self._since = 0.0, time.perf_counter()  # seconds; when it was last told
+        self._waited, self._since = 0.0, time.perf_counter()  # seconds; when they were last reported
 
     def stream(self, spread: Spread, seed: int, first_step: int, last_step: int, size: int) -> Iterator[CellRows]:
-        """This rank's cells, as ``cell_stream`` has them."""
+        """The rows of this rank's cells; see ``cell_stream``."""
         return self._timed(
             cell_stream(
                 self._table,
@@ -55,13 +55,13 @@ class Feed:
         )
 
     def targets(self, match: Match, turns: Sequence[slice]) -> Iterator[Tensor]:
-        """Images ``(b, c, h, w)`` in [-1, 1] that each turn's slots regress onto; all are on their way already."""
+        """Start fetching the target images ``(b, c, h, w)`` in [-1, 1] of each turn's slots; yields them in order."""
         if match.mixed is not None:
-            return iter([match.target_images(self._table, slots) for slots in turns])
-        match.rows_on_host  # noqa: B018  # read once, and not by another thread
+            return iter([match.mixed[slots].unflatten(1, self._table.image_shape) for slots in turns])
+        rows = match.rows.cpu()  # where the data set is: one of the two waits for the device in a step
 
         def fetch(slots: slice) -> Tensor:
-            images = match.target_images(self._table, slots)
+            images = self._table.rows(rows[slots])
             return images.pin_memory() if self._pin else images
 
         if self._pool is None:
@@ -70,7 +70,7 @@ class Feed:
         return self._timed(fetched.popleft().result() for _ in turns)
 
     def values(self) -> dict[str, float]:
-        """How much of the time since the last call steps waited, by tag of the catalogue. Collective."""
+        """Share of the time since the last call that steps waited for images, by catalogue tag. Collective."""
         now = time.perf_counter()
         share = self._waited / max(now - self._since, 1e-9)
         self._waited, self._since = 0.0, now
@@ -79,7 +79,7 @@ class Feed:
         }
 
     def _timed(self, source: Iterator[T]) -> Iterator[T]:
-        """The same items, with the time that each is waited for."""
+        """The same items, adding up the time that each is waited for."""
         while True:
             started = time.perf_counter()
             try:

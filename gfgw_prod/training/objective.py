@@ -1,4 +1,4 @@
-"""What a cell is trained for: the weighted sum of its losses."""
+"""The objective of a cell: the weighted sum of its losses."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from gfgw_prod.training.precision import Precision
 
 
 class Losses(NamedTuple):
-    """Means over a cell, scalars; a term without weight, or without what it compares, is zero.
+    """Means over a cell, scalars. A term without weight, or without the inputs it compares, is zero.
 
-    Each has its weight in ``LossSettings`` and its metric in the catalogue, of the same name.
+    Each term has a weight in ``LossSettings`` and a metric in the catalogue, of the same name.
     """
 
     total: Tensor
@@ -32,17 +32,22 @@ class Losses(NamedTuple):
 
 
 class Objective:
-    """The losses of the settings.
+    """Computes the losses that have a weight.
 
     Args:
         weights: of the terms.
-        extractor: ``(n, c, h, w)`` images in [-1, 1] to unit features ``(n, d)``.
-        perceptual: LPIPS, or ``None`` where it has no weight.
-        precision: the frozen networks' arithmetic.
+        extractor: frozen network from images ``(n, c, h, w)`` in [-1, 1] to unit features ``(n, d)``.
+        perceptual: LPIPS, or ``None`` if it has no weight.
+        precision: arithmetic of the frozen networks.
     """
 
     def __init__(self, weights: LossSettings, extractor: nn.Module, perceptual: nn.Module | None, precision: Precision):
         self.weights, self.extractor, self.perceptual, self.precision = weights, extractor, perceptual, precision
+
+    @property
+    def frozen(self) -> list[nn.Module]:
+        """The networks that are used and not trained."""
+        return [self.extractor, *([] if self.perceptual is None else [self.perceptual])]
 
     def features(self, images: Tensor) -> Tensor:
         """Unit features ``(b, d)`` of images."""
@@ -60,13 +65,13 @@ class Objective:
         at_zero: Tensor | None = None,
         crowd: Crowd | None = None,
     ) -> Losses:
-        """The losses of images ``(b, c, h, w)`` predicted of targets.
+        """Losses of predicted images ``(b, c, h, w)`` against their targets.
 
         Args:
-            matched: features of the targets, ``(b, d)``, from the bank.
-            features: of the predicted images, ``(b, d)``, where they are known already.
-            crowd: the batch they are samples of, if they are samples.
-            at_zero: what the generator makes of the targets at time 0, where it only approaches the identity there.
+            matched: bank features of the targets, ``(b, d)``.
+            features: of the predicted images, ``(b, d)``, if they are known already.
+            at_zero: the generator's images of the targets at time 0, where the boundary condition is a loss.
+            crowd: the batch that the predicted images belong to, if they are one-step samples.
         """
         w, terms = self.weights, {}
         terms["flow"] = flow_loss(predicted, target, huber=w.flow_huber, scales=w.flow_scales)
@@ -81,7 +86,7 @@ class Objective:
                 terms["lpips"] = self.perceptual(predicted, target).float()
         if at_zero is not None:
             terms["boundary"] = boundary_loss(at_zero, target)
-        return self._weighed(terms)
+        return self._weighted(terms)
 
     def between_times(
         self,
@@ -93,21 +98,21 @@ class Objective:
         huber: float,
         at_zero: Tensor | None = None,
     ) -> Losses:
-        """The losses of images ``(b, c, h, w)`` predicted at a time, of what was predicted nearer to the targets.
+        """Losses of images ``(b, c, h, w)`` predicted at time t against those predicted at a nearer time.
 
         Args:
-            nearer: without gradient.
-            apart: noise between the two times, ``(b,)``: the derivative along the line is compared, not its part.
-            target, at_zero: as for images predicted of targets.
-            huber: radius per pixel of the distance.
+            nearer: the other prediction, without gradient.
+            apart: noise between the two times, ``(b,)``. Distances are divided by it, which compares derivatives.
+            target, at_zero: as in ``__call__``.
+            huber: pseudo-Huber radius per pixel.
         """
         distances = flow_distances(predicted, nearer, huber=huber, scales=1)
         terms = {"consistency": (distances / apart).mean()}
         if at_zero is not None:
             terms["boundary"] = boundary_loss(at_zero, target)
-        return self._weighed(terms)
+        return self._weighted(terms)
 
-    def _weighed(self, terms: dict[str, Tensor]) -> Losses:
+    def _weighted(self, terms: dict[str, Tensor]) -> Losses:
         zero = next(iter(terms.values())).new_zeros(())
         total = sum((getattr(self.weights, name) * term for name, term in terms.items()), start=zero)
         return Losses(total, **{name: terms.get(name, zero) for name in Losses._fields[1:]})

@@ -1,6 +1,6 @@
-"""How the networks of a step compute: autocast, the loss scale that half precision needs, compiled kernels.
+"""Arithmetic of the networks: autocast, the loss scale that fp16 needs, compiled kernels.
 
-Weights, gradients that meet others, and averages stay float32.
+Weights, summed gradients and averages stay float32.
 """
 
 from __future__ import annotations
@@ -22,10 +22,9 @@ GROWS_AFTER = 2000  # steps without an overflow
 class Precision:
     """Autocast for the networks, and a power of two by which losses are multiplied before the backward pass.
 
-    Gradients of fp16 below 6e-8 are lost, and those above 65,504 are infinite. The scale keeps them between: it is
-    halved by a step whose gradient overflows, and doubled after ``GROWS_AFTER`` steps that did not (Micikevicius et al.
-    2018, arXiv:1710.03740). Being a power of two it leaves no trace in the numbers themselves. Other precisions have
-    the scale 1.
+    In fp16 gradients below 6e-8 vanish and those above 65,504 overflow. An overflow halves the
+    scale, ``GROWS_AFTER`` steps without one double it (Micikevicius et al. 2018, arXiv:1710.03740). A power of two
+    changes no digit of a number. fp32 and bf16 have the scale 1.
     """
 
     def __init__(self, kind: Literal["fp32", "bf16", "fp16"], device: torch.device):
@@ -35,16 +34,16 @@ class Precision:
 
     @property
     def scale(self) -> float:
-        """The present loss scale."""
+        """The loss scale."""
         return float(self._state[0])
 
     def autocast(self) -> AbstractContextManager[object]:
-        """Around one pass. Casts of weights are not kept: within a pass each is used once."""
+        """Context of one pass. Casts of weights are not cached: a pass uses each once."""
         enabled = self._dtype is not None
         return torch.autocast(self._device.type, self._dtype, enabled=enabled, cache_enabled=False)
 
     def unscale(self, parameters: Iterable[Tensor]) -> None:
-        """Takes the scale out of the gradients of a backward pass."""
+        """Divide the gradients of a backward pass by the scale."""
         if self._scaled:
             scale_gradients(parameters, 1 / self._state[0].float())
 
@@ -52,15 +51,15 @@ class Precision:
         """What a checkpoint must hold."""
         return {"scale": self._state}
 
-    def accept(self) -> None:
-        """A step counted."""
+    def record_good_step(self) -> None:
+        """Count a step without overflow."""
         if self._scaled:
             self._state[1] += 1
             if self._state[1] >= GROWS_AFTER:
                 self._state[0], self._state[1] = min(self.scale * 2, MOST_SCALE), 0
 
-    def loosen(self) -> bool:
-        """Halves the scale after a gradient that was not finite; returns whether the scale can have been to blame."""
+    def lower_scale(self) -> bool:
+        """Halve the scale after a gradient that is not finite. False if the scale cannot be the cause."""
         if not self._scaled or self.scale <= LEAST_SCALE:
             return False
         self._state[0], self._state[1] = self.scale / 2, 0
@@ -68,13 +67,13 @@ class Precision:
 
 
 def compile_networks(generator: nn.Module, blocks: type[nn.Module], extractor: nn.Module) -> None:
-    """Has the generator's blocks and the extractor compiled when they are first called, in place.
+    """Compile the generator's blocks and the extractor, in place, when they are first called.
 
-    Block by block: FSDP puts its own work between them, and blocks of one shape share their kernels.
+    The generator is compiled block by block: FSDP works between blocks, and blocks of one shape share their kernels.
     """
     import torch._dynamo
 
-    # A U-Net's blocks have more shapes than the default allows, each with and without gradient and dropout.
+    # A U-Net has blocks of more shapes than the default limit allows, each with and without gradient and dropout.
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
     for module in generator.modules():
         if isinstance(module, blocks):

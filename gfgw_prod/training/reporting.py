@@ -160,7 +160,7 @@ class Reporter:
         """Records what the last step found, and more values by tag of the catalogue. Collective."""
         values = result.values(self.world, self._spread) | self._pace.values(step) | self._fixed()
         values["transport/bank_share"] = usage.share(images)
-        values |= self._schedules(result.images_seen)
+        values |= schedule.schedules_at(self.config, result.images_seen).values()
         if self._ledger is not None:
             self._ledger.note(images)
             values |= self._ledger.values(self.own_time.spent)
@@ -263,11 +263,6 @@ class Reporter:
             "run/expected_ranks": self._expected_ranks,
             "run/checkpoint_interval_images": self.config.checkpoint.every_kimg * 1000,
         }
-
-    def _schedules(self, images: int) -> dict[str, float]:
-        e, (low, high) = self.config.ema, schedule.time_range(self.config.time, images)
-        halflife = schedule.ema_halflife(e.halflife_kimg, e.rampup_ratio, images + self.config.train.batch_size)
-        return {"optimizer/ema_halflife_images": halflife, "schedule/time_low": low, "schedule/time_high": high}
 
     def _of_ranks(self) -> Values:
         """Memory of the ranks, and how they compare since the last record; names those that are slow. Collective."""

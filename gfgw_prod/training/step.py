@@ -1,44 +1,43 @@
-"""One optimisation step: generate, match, regress; then update.
+"""One optimisation step: generate, match, regress, update.
 
-``compute`` changes nothing that outlives the step, so a step can be computed again: the same bits, if the hardware is
-sound. ``apply`` makes it count.
+``compute`` changes nothing that outlives the step, so a step can be computed again and gives the same bits.
+``apply`` updates the weights.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize, pad
 
 from gfgw_prod.data.sources import Table
 from gfgw_prod.data.stream import CellRows, KeyedOrder, flip_some
 from gfgw_prod.distributed.cells import Cell, Turn
-from gfgw_prod.distributed.checksums import checksum
 from gfgw_prod.distributed.parallel import Parallel
 from gfgw_prod.distributed.reduction import gradient_norm, gradients, scale_gradients
 from gfgw_prod.distributed.world import World
 from gfgw_prod.generator import interpolate
 from gfgw_prod.generator.ema import Ema
 from gfgw_prod.losses.energy import Crowd
-from gfgw_prod.settings import schedule
 from gfgw_prod.settings.config import Config
-from gfgw_prod.telemetry.phases import StepClock
+from gfgw_prod.settings.schedule import schedules_at
+from gfgw_prod.telemetry.phases import StepClock, phase
 from gfgw_prod.training.consistency import nearer_times
 from gfgw_prod.training.feed import Feed
 from gfgw_prod.training.objective import Objective
 from gfgw_prod.training.optimizer import AdamW
 from gfgw_prod.training.precision import Precision
-from gfgw_prod.training.step_data import CellInputs, Samples, StepResult
+from gfgw_prod.training.step_data import CellInputs, Samples, StepInputs, StepResult
 from gfgw_prod.training.times import draw_times, is_one_step
 from gfgw_prod.transport.matching import Match, Matcher
 
 
 @dataclass
 class TrainingStep:
-    """Everything a step needs."""
+    """The parts that make a step. Every method but ``gradients`` is collective: all ranks call it alike."""
 
     config: Config
     world: World
@@ -53,109 +52,154 @@ class TrainingStep:
 
     def __post_init__(self) -> None:
         self._order = KeyedOrder(self.config.seed, len(self.table))
-        self.clock = StepClock(self.world.device)
+        self.clock = StepClock(self.world.device, lambda: self.world.traffic.bytes)
 
-    @property
-    def turns(self) -> int:
-        """Cells that this rank runs in a step."""
-        return self.parallel.spread.turns
+    # The step, phase by phase ----------------------------------------------------------------------------------------
 
     def compute(self, step: int, rows: Sequence[CellRows]) -> StepResult:
-        """Computes a step from what the stream brings to its turns. Collective."""
-        config, world = self.config, self.world
+        """Compute losses and gradients of step ``step`` from the rows of this rank's turns, one ``CellRows`` each.
+
+        The summed gradient is left in the parameters' ``.grad``.
+        """
         self.clock.begin()
-        images_seen = step * config.train.batch_size
-        turns = self.parallel.spread.turns_of(config.seed, step, size=config.train.cell_size, rank=world.rank)
-        self.parallel.module.zero_grad(set_to_none=True)  # of a computation that did not count
-        inputs = [
-            CellInputs.draw(turn.cell, found, self.table, world.device) for turn, found in zip(turns, rows, strict=True)
-        ]
-        self.clock.lap("inputs")
-        one_step = is_one_step(config.train.one_step_share, step)
-        kept = config.train.kept_passes if one_step and not self._approaches_boundary else 0
-        if self._consistent(one_step) and config.consistency.coupled_by == "noise":
-            made = [Samples(self._features_of_noise(cell)) for cell in inputs]
-        else:
-            made = [
-                self._generate(turn, cell, one_step=one_step, keep=number < kept)
-                for number, (turn, cell) in enumerate(zip(turns, inputs, strict=True))
-            ]
-        generated = torch.stack([samples.features for samples in made])
-        self.clock.lap("generate")
-        started, sent = time.perf_counter(), world.traffic.bytes
-        match, finite = self._match(step, images_seen, generated)
-        seconds, sent = time.perf_counter() - started, world.traffic.bytes - sent
-        targets = iter([cell.images for cell in inputs])
-        if config.transport.target != "independent":
-            targets = self.feed.targets(match, [turn.cell.slots for turn in turns])
-        self.clock.lap("match")
-        made.reverse()  # each is let go as its turn comes
-        terms = [
-            self._regress(turn, cell, made.pop(), match, target, images_seen, one_step=one_step)
-            for turn, cell, target in zip(turns, inputs, targets, strict=True)
-        ]
-        self.clock.lap("regress")
-        own_gradients = self.parallel.finish()
-        checksums = [
-            torch.stack([checksum([features]), checksum([found]), gradient])
-            for features, found, gradient in zip(generated, terms, own_gradients, strict=True)
-        ]
-        self.precision.unscale(self._parameters())
-        norm = gradient_norm(self._parameters(), world)
-        self.clock.lap("reduce")
+        inputs = self._draw(step, rows)
+        samples = self._generate(inputs)
+        features = torch.stack([each.features for each in samples])
+        match, finite = self._match(inputs, features)
+        losses = self._regress(inputs, samples, match)
+        gradient_checksums, norm = self._reduce()
         return StepResult(
-            step,
-            images_seen,
-            torch.stack(terms),
-            torch.tensor([turn.weight for turn in turns], device=world.device),
-            torch.stack([cell.ids for cell in inputs]),
-            norm,
-            finite,
-            match,
-            seconds,
-            sent,
-            torch.stack(checksums),
-            {
-                "optimizer/learning_rate": self._learning_rate(images_seen),
-                "transport/epsilon": self.matcher.epsilon(images_seen),
-                "transport/structure_weight": self.matcher.structure_weight(images_seen),
-            },
+            step=step,
+            images_seen=inputs.images_seen,
+            features=features,
+            match=match,
+            finite=finite,
+            losses=losses,
+            counts=torch.tensor([turn.weight for turn in inputs.turns], device=self.world.device),
+            row_ids=torch.stack([cell.ids for cell in inputs.cells]),
+            gradient_checksums=gradient_checksums,
+            gradient_norm=norm,
         )
 
+    @phase("inputs")
+    def _draw(self, step: int, rows: Sequence[CellRows]) -> StepInputs:
+        """Draw the noise and flips of this rank's cells."""
+        config = self.config
+        self.parallel.module.zero_grad(set_to_none=True)  # left by a computation that was not applied
+        turns = self.parallel.spread.turns_of(config.seed, step, size=config.train.cell_size, rank=self.world.rank)
+        cells = [
+            CellInputs.draw(turn.cell, found, self.table, self.world.device)
+            for turn, found in zip(turns, rows, strict=True)
+        ]
+        one_step = is_one_step(config.train.one_step_share, step)
+        return StepInputs(step, step * config.train.batch_size, one_step, turns, cells)
+
+    @phase("generate")
+    def _generate(self, inputs: StepInputs) -> list[Samples]:
+        """Turn the noise of each cell into images in one step, and the images into features.
+
+        A step before t = 1 may couple the noise itself, which saves this pass.
+        """
+        if self._is_consistency(inputs) and self.config.consistency.coupled_by == "noise":
+            return [Samples(self._features_of_noise(cell)) for cell in inputs.cells]
+        # Passes that are trained at t = 1 can wait in memory for their targets; the others are repeated then.
+        kept = self.config.train.kept_passes if inputs.one_step and not self._boundary_is_learnt else 0
+        return [
+            self._sample(turn, cell, one_step=inputs.one_step, keep=number < kept)
+            for number, (turn, cell) in enumerate(zip(inputs.turns, inputs.cells, strict=True))
+        ]
+
+    @phase("match")
+    @torch.no_grad()
+    def _match(self, inputs: StepInputs, features: Tensor) -> tuple[Match, Tensor]:
+        """Couple the generated features of all ranks, ``(turns, b, d)`` here, with the bank.
+
+        Returns:
+            The match, and whether all features and all that the matcher would learn are finite, a bool tensor ``()``.
+        """
+        config = self.config
+        gathered = self.world.all_gather(features)  # (W, turns, b, d)
+        batch = self.parallel.spread.in_order(gathered).flatten(0, 1)  # (B, d), in the order of cells
+        finite, batch = batch.isfinite().all(), batch.nan_to_num(0.0, 0.0, 0.0)
+        # Every rank draws what all ranks' cells drew.
+        cells = [Cell(config.seed, inputs.step, index, config.train.cell_size) for index in range(config.cells)]
+        ids = self._order.rows(inputs.images_seen, config.train.batch_size)
+        schedules = schedules_at(config, inputs.images_seen)
+        match = self.matcher.match(
+            batch,
+            ids,
+            self.table.labels[ids],
+            torch.cat([cell.uniform("target") for cell in cells]),
+            step=inputs.step,
+            epsilon=schedules.epsilon,
+            structure_weight=schedules.structure_weight,
+            noise_term=self._noise_term(cells),
+        )
+        for tensor in match.learned:
+            finite = finite & tensor.isfinite().all()
+        return match, finite
+
+    @phase("regress")
+    def _regress(self, inputs: StepInputs, samples: list[Samples], match: Match) -> Tensor:
+        """Accumulate the gradient of each cell; returns the loss terms ``(turns, len(Losses._fields))``."""
+        targets = self._targets(inputs, match)
+        samples.reverse()  # popped one by one, so that the graph of each is freed with its turn
+        return torch.stack(
+            [
+                self._regress_cell(inputs, turn, cell, samples.pop(), match, target)
+                for turn, cell, target in zip(inputs.turns, inputs.cells, targets, strict=True)
+            ]
+        )
+
+    @phase("reduce")
+    def _reduce(self) -> tuple[Tensor, Tensor]:
+        """Sum the gradients over all cells of all ranks.
+
+        Returns:
+            Checksums ``(turns,)`` of this rank's own gradients, and the norm of the sum, ``()``.
+        """
+        checksums = self.parallel.finish()
+        self.precision.unscale(self._parameters())
+        return torch.stack(checksums), gradient_norm(self._parameters(), self.world)
+
+    @phase("update")
     def apply(self, result: StepResult) -> None:
-        """Clips, steps AdamW, averages the weights, and has the matcher learn from the step."""
-        self.clock.lap("check")
-        e, batch_size, images_seen = self.config.ema, self.config.train.batch_size, result.images_seen
-        scale_gradients(
-            self._parameters(), (self.config.optimizer.clip_norm / (result.gradient_norm + 1e-6)).clamp(max=1.0)
-        )
-        self.optimizer.step(self._learning_rate(images_seen))
-        self.ema.update(schedule.ema_decay(e.halflife_kimg, e.rampup_ratio, batch_size, images_seen + batch_size))
-        self.precision.accept()
-        self.matcher.accept(result.match, images_seen + batch_size)
-        self.clock.lap("update")
-
-    def gradients(self) -> list[Tensor]:
-        """The sum over all cells of the last computation."""
-        return gradients(self._parameters())
+        """Clip the gradient, update the weights by AdamW, average them, and let the matcher learn."""
+        config, seen = self.config, result.images_seen
+        schedules = schedules_at(config, seen)
+        clip = (config.optimizer.clip_norm / (result.gradient_norm + 1e-6)).clamp(max=1.0)
+        scale_gradients(self._parameters(), clip)
+        self.optimizer.step(result.step, schedules.learning_rate)
+        self.ema.update(schedules.ema_decay)
+        self.precision.record_good_step()
+        self.matcher.accept(result.match, seen + config.train.batch_size)
 
     def skip(self) -> None:
-        """Lets a step pass that must not count: the schedules go on, the weights stay."""
+        """Drop the gradient of a step that must not count: the schedules go on, the weights stay."""
         self.parallel.module.zero_grad(set_to_none=True)
-        self.optimizer.steps += 1
 
-    def loosen(self) -> bool:
-        """Lets a step pass whose gradient may have been too large for the loss scale alone; returns whether it may."""
-        loosened = self.precision.loosen()
-        if loosened:
+    def lower_loss_scale(self) -> bool:
+        """Skip a step whose gradient overflowed in fp16, and halve the loss scale. False if it is no cause."""
+        lowered = self.precision.lower_scale()
+        if lowered:
             self.skip()
-        return loosened
+        return lowered
 
-    def _generate(self, turn: Turn, cell: CellInputs, *, one_step: bool, keep: bool) -> Samples:
+    def gradients(self) -> list[Tensor]:
+        """The summed gradient of the last computation, a tensor per parameter."""
+        return gradients(self._parameters())
+
+    def values(self) -> dict[str, float]:
+        """Metrics by catalogue tag: time per phase and waits for images since the last call, the loss scale."""
+        return {**self.clock.take(), **self.feed.values(), "optimizer/loss_scale": self.precision.scale}
+
+    # One cell --------------------------------------------------------------------------------------------------------
+
+    def _sample(self, turn: Turn, cell: CellInputs, *, one_step: bool, keep: bool) -> Samples:
         """One-step samples of a cell's noise.
 
-        Where the cell is trained at ``t = 1``, this is the very pass that is trained, dropout and all. If it is kept,
-        its graph waits for the targets; if not, it is made again when they are known, with the same bits.
+        In a step at t = 1 this is the pass that is trained, dropout included. If it is kept, its graph waits for the
+        targets; if not, it is made again once they are known, with the same bits.
         """
         self.parallel.module.train(one_step)
         with torch.set_grad_enabled(keep), turn.cell.dropout(self.world.device):
@@ -165,99 +209,92 @@ class TrainingStep:
 
     @torch.no_grad()
     def _features_of_noise(self, cell: CellInputs) -> Tensor:
-        """Of a cell's noise ``(b, d)``, as if it were images."""
+        """Features ``(b, d)`` of a cell's noise, taken for images."""
         return self.objective.features(cell.noise)
 
-    def _consistent(self, one_step: bool) -> bool:
-        """Whether a step regresses on what the generator makes nearer to the image."""
-        return self.config.consistency.stages > 0 and not one_step
+    def _noise_term(self, cells: Sequence[Cell]) -> Tensor | None:
+        """What draws each slot to targets whose pixels resemble its noise, ``(B, d)``; ``None`` without a weight."""
+        weight = self.config.transport.noise_weight
+        if not weight:
+            return None
+        noise = torch.cat([cell.normal("noise", self.table.image_shape, self.world.device) for cell in cells])
+        directions = normalize(noise.flatten(1), dim=1)
+        return weight * pad(directions, (0, self.matcher.bank.dim - directions.shape[1]))
 
-    def _pass(self, x_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
-        """The generator's images ``(b, c, h, w)`` of noisy images and times ``(b,)``."""
-        with self.precision.autocast():
-            images: Tensor = self.parallel.module(x_t, t, labels)
-        return images
+    def _targets(self, inputs: StepInputs, match: Match) -> Iterator[Tensor]:
+        """The images ``(b, c, h, w)`` that each turn's cell regresses onto."""
+        if self.config.transport.target == "independent":  # the rows of the stream, which are here already
+            return iter([cell.images for cell in inputs.cells])
+        return self.feed.targets(match, [turn.cell.slots for turn in inputs.turns])
 
-    def _passes(self, target: Tensor, cell: CellInputs, t: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Images of the target noised to times ``(b,)``, and, where the boundary is only approached, at time 0.
+    def _regress_cell(
+        self, inputs: StepInputs, turn: Turn, cell: CellInputs, samples: Samples, match: Match, target: Tensor
+    ) -> Tensor:
+        """Accumulate the gradient of one cell; returns its loss terms ``(len(Losses._fields),)``."""
+        config, slots = self.config, turn.cell.slots
+        target = target.to(self.world.device, non_blocking=True)
+        if config.data.flip:
+            target = flip_some(target, cell.flips)
+        self.parallel.module.train()
+        t = torch.ones(len(target)) if inputs.one_step else draw_times(config.time, turn.cell, inputs.images_seen)
+        nearer = self._nearer(inputs, turn, cell, target, t) if self._is_consistency(inputs) else None
+        with self.parallel.turn(turn), turn.cell.dropout(self.world.device):
+            predicted, features, at_zero = samples.images, samples.graded_features, None
+            if predicted is None:
+                predicted, at_zero = self._predict(target, cell, t.to(self.world.device, non_blocking=True))
+            if nearer is None:
+                crowd = Crowd(match.generated, match.features, slots, match.labels) if inputs.one_step else None
+                losses = self.objective(
+                    predicted, target, match.features[slots], features=features, at_zero=at_zero, crowd=crowd
+                )
+            else:
+                huber = config.consistency.huber
+                losses = self.objective.between_times(predicted, *nearer, target, huber=huber, at_zero=at_zero)
+            # The mean over all cells of the step, of which this is one.
+            (losses.total * (turn.weight / config.cells * self.precision.scale)).backward()
+        return torch.stack(losses).detach()
 
-        One pass makes both: FSDP reduces gradients once for each.
-        """
+    def _predict(self, target: Tensor, cell: CellInputs, t: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Images ``(b, c, h, w)`` predicted at times ``t (b,)``, and at time 0 where the boundary has to be learnt."""
         x_t = interpolate(target, cell.noise, t)
-        if not self._approaches_boundary:
+        if not self._boundary_is_learnt:
             return self._pass(x_t, t, cell.labels), None
+        # One pass for both: FSDP reduces gradients once per pass.
         both = torch.cat([x_t, target]), torch.cat([t, torch.zeros_like(t)]), cell.labels.repeat(2)
         images, at_zero = self._pass(*both).chunk(2)
         return images, at_zero
 
     @torch.no_grad()
-    def _match(self, step: int, images_seen: int, features: Tensor) -> tuple[Match, Tensor]:
-        """Couples the features ``(turns, b, d)`` of all ranks' cells, in the order of cells, with the bank.
+    def _nearer(
+        self, inputs: StepInputs, turn: Turn, cell: CellInputs, target: Tensor, t: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """What the generator predicts at nearer times ``r < t``, with the dropout of the pass that is trained.
 
         Returns:
-            The match, and whether all features, those that were not count as zero, and all it teaches were finite.
-        """
-        config = self.config
-        gathered = self.world.all_gather(features)  # (W, turns, b, d)
-        batch = self.parallel.spread.in_order(gathered).flatten(0, 1)
-        finite, batch = batch.isfinite().all(), batch.nan_to_num(0.0, 0.0, 0.0)
-        cells = [Cell(config.seed, step, index, config.train.cell_size) for index in range(config.cells)]
-        uniforms = torch.cat([cell.uniform("target") for cell in cells])
-        rows = self._order.rows(images_seen, config.train.batch_size)
-        labels = self.table.labels[rows]
-        noise = None
-        if config.transport.noise_weight:  # every rank draws what all ranks' cells drew
-            noise = torch.cat([cell.normal("noise", self.table.image_shape, self.world.device) for cell in cells])
-        match = self.matcher.match(batch, rows, labels, uniforms, step=step, images=images_seen, noise=noise)
-        for tensor in match.learned:
-            finite = finite & tensor.isfinite().all()
-        return match, finite
-
-    def _regress(
-        self, turn: Turn, cell: CellInputs, made: Samples, match: Match, target: Tensor, seen: int, *, one_step: bool
-    ) -> Tensor:
-        """Accumulates the gradient of one cell; returns its loss terms, ``(len(Losses._fields),)``."""
-        config = self.config
-        target = target.to(self.world.device, non_blocking=True)
-        if config.data.flip:
-            target = flip_some(target, cell.flips)
-        matched = match.target_features(turn.cell.slots)
-        self.parallel.module.train()
-        t = torch.ones(len(target)) if one_step else draw_times(config.time, turn.cell, seen)
-        compared = self._nearer(turn, cell, target, t, seen) if self._consistent(one_step) else None
-        with self.parallel.turn(turn), turn.cell.dropout(self.world.device):
-            predicted, features, at_zero = made.images, made.graded_features, None
-            if predicted is None:
-                predicted, at_zero = self._passes(target, cell, t.to(self.world.device, non_blocking=True))
-            if compared is None:
-                crowd = Crowd(match.generated, match.features, turn.cell.slots, match.labels) if one_step else None
-                losses = self.objective(predicted, target, matched, features=features, at_zero=at_zero, crowd=crowd)
-            else:
-                huber = config.consistency.huber
-                losses = self.objective.between_times(predicted, *compared, target, huber=huber, at_zero=at_zero)
-            (losses.total * (turn.weight / config.cells * self.precision.scale)).backward()
-        return torch.stack(losses).detach()
-
-    @torch.no_grad()
-    def _nearer(self, turn: Turn, cell: CellInputs, target: Tensor, t: Tensor, seen: int) -> tuple[Tensor, Tensor]:
-        """Images nearer on the line from noise to target, ``(b, c, h, w)``, and by how much noise, ``(b,)``.
-
-        Where nearer is the end of the line, it is the target. Dropout is that of the pass that is trained.
+            Images ``(b, c, h, w)``, the target itself where ``r`` is 0; and the noise between the times, ``(b,)``.
         """
         r, apart = (
-            each.to(self.world.device, non_blocking=True) for each in nearer_times(self.config.consistency, t, seen)
+            each.to(self.world.device, non_blocking=True)
+            for each in nearer_times(self.config.consistency, t, inputs.images_seen)
         )
         with turn.cell.dropout(self.world.device):
             images = self._pass(interpolate(target, cell.noise, r), r, cell.labels)
         return torch.where((r > 0)[:, None, None, None], images, target), apart
 
+    def _pass(self, x_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        """The generator's images ``(b, c, h, w)`` from noisy images and times ``(b,)``."""
+        with self.precision.autocast():
+            images: Tensor = self.parallel.module(x_t, t, labels)
+        return images
+
+    def _is_consistency(self, inputs: StepInputs) -> bool:
+        """Whether the step regresses on the generator's own prediction at a nearer time."""
+        return self.config.consistency.stages > 0 and not inputs.one_step
+
     @property
-    def _approaches_boundary(self) -> bool:
+    def _boundary_is_learnt(self) -> bool:
+        """Whether G(x, 0) = x is a loss and does not hold by construction."""
         return not self.config.generator.exact_boundary and self.config.loss.boundary > 0
 
     def _parameters(self) -> list[Tensor]:
         return [p for p in self.parallel.module.parameters() if p.requires_grad]
-
-    def _learning_rate(self, images_seen: int) -> float:
-        o = self.config.optimizer
-        return schedule.learning_rate(o.lr, o.final_lr_ratio, o.warmup_kimg, o.decay_kimg, images_seen)

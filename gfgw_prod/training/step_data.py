@@ -1,8 +1,9 @@
-"""What a step computed, before it counts."""
+"""What a step begins with, what it passes on between its phases, and what it computes."""
 
 from __future__ import annotations
 
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,75 +11,26 @@ from torch import Tensor
 
 from gfgw_prod.data.sources import Table
 from gfgw_prod.data.stream import CellRows
-from gfgw_prod.distributed.cells import Cell, Spread
+from gfgw_prod.distributed.cells import Cell, Spread, Turn
 from gfgw_prod.distributed.world import World
 from gfgw_prod.training.objective import Losses
 from gfgw_prod.transport.matching import Match
 
 
 @dataclass(frozen=True)
-class StepResult:
-    """What a step computed, on the device; its gradient stands in the parameters' ``.grad``."""
-
-    step: int
-    images_seen: int  # before it
-    terms: Tensor  # (turns, len(Losses._fields)), of this rank
-    counts: Tensor  # (turns,), 0 for turns of a short rank
-    streamed: Tensor  # (turns, b) row ids, on the CPU
-    gradient_norm: Tensor
-    finite: Tensor  # whether the generated features were, and what the matcher would learn
-    match: Match
-    match_seconds: float
-    match_bytes: int
-    checksums: Tensor  # (turns, 3), of this rank's features, loss terms and gradients, each before it met any other
-    schedules: dict[str, float]  # learning rate, epsilon and lambda, by tag of the catalogue
-
-    @property
-    def largest_loss(self) -> Tensor:
-        """The largest total loss of this rank's cells."""
-        return torch.where(self.counts > 0, self.terms[:, 0], 0.0).max()
-
-    def values(self, world: World, spread: Spread) -> dict[str, float]:
-        """Metrics by tag of the catalogue; losses are means over all cells, in the order of cells. Collective.
-
-        A step at t = 1 and one before have different terms. Only those it has are told, or curves would fall to zero.
-        """
-        means = spread.in_order(world.all_gather(self.terms)).double().mean(dim=0).tolist()
-        streamed = spread.in_order(world.all_gather(self.streamed.to(world.device))).flatten()
-        rows = torch.cat([streamed, self.match.rows]).cpu()
-        losses = dict(zip(Losses._fields, means, strict=True))
-        return {f"loss/{term}": mean for term, mean in losses.items() if mean or term == "total"} | {
-            "data/batch_crc": zlib.crc32(rows.numpy().astype("<i8").tobytes()),
-            "optimizer/gradient_norm": float(self.gradient_norm),
-            "transport/seconds": self.match_seconds,
-            "transport/bytes_sent": self.match_bytes,
-            **self.schedules,
-            **self.match.values(),
-        }
-
-
-@dataclass(frozen=True)
-class Samples:
-    """What one pass at ``t = 1`` made of a cell's noise."""
-
-    features: Tensor  # (b, d), without gradient
-    images: Tensor | None = None  # (b, c, h, w) with their graph, where the pass waits for its targets
-    graded_features: Tensor | None = None  # (b, d), of these images
-
-
-@dataclass(frozen=True)
 class CellInputs:
-    """A cell's random draws and streamed rows, on the device, and the rows' ids, on the CPU."""
+    """A cell's random draws and the rows that the stream brought it, on the device; row ids on the CPU."""
 
     ids: Tensor  # (b,)
     noise: Tensor  # (b, c, h, w)
-    images: Tensor  # (b, c, h, w), from the stream
+    images: Tensor  # (b, c, h, w)
     labels: Tensor  # (b,)
-    flips: Tensor  # (b,) uniform
+    flips: Tensor  # (b,), uniform in [0, 1)
 
     @classmethod
     def draw(cls, cell: Cell, rows: CellRows, table: Table, device: torch.device) -> CellInputs:
-        assert rows.cell == cell, "the stream and the turns must agree"
+        """Draw the noise and flips of a cell."""
+        assert rows.cell == cell, "the stream brings the rows of another cell"
         return cls(
             ids=rows.ids,
             noise=cell.normal("noise", table.image_shape, device),
@@ -86,3 +38,60 @@ class CellInputs:
             labels=rows.labels.to(device, non_blocking=True),
             flips=cell.uniform("flip", device),
         )
+
+
+@dataclass(frozen=True)
+class StepInputs:
+    """Where a step stands in the run, and this rank's cells."""
+
+    step: int
+    images_seen: int  # before the step
+    one_step: bool  # trained at t = 1; else at times before
+    turns: Sequence[Turn]
+    cells: Sequence[CellInputs]  # one per turn
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Features of a cell's one-step samples and, if the pass is kept for training, the samples with their graph."""
+
+    features: Tensor  # (b, d), without gradient
+    images: Tensor | None = None  # (b, c, h, w), with gradient
+    graded_features: Tensor | None = None  # (b, d), with gradient
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What ``TrainingStep.compute`` found, on the device. The summed gradient is in the parameters' ``.grad``."""
+
+    step: int
+    images_seen: int  # before the step
+    features: Tensor  # (turns, b, d), generated on this rank
+    match: Match
+    finite: Tensor  # (), whether all generated features and all that the matcher would learn are finite
+    losses: Tensor  # (turns, len(Losses._fields)), of this rank
+    counts: Tensor  # (turns,), 0 where a short rank repeats a cell
+    row_ids: Tensor  # (turns, b), rows of the stream, on the CPU
+    gradient_checksums: Tensor  # (turns,), of this rank's own gradients
+    gradient_norm: Tensor  # (), of the sum
+
+    @property
+    def largest_loss(self) -> Tensor:
+        """The largest total loss of this rank's cells, ``()``."""
+        return torch.where(self.counts > 0, self.losses[:, 0], 0.0).max()
+
+    def values(self, world: World, spread: Spread) -> dict[str, float]:
+        """Metrics by catalogue tag. Losses are means over all cells. Collective.
+
+        Steps at t = 1 and steps before have different terms; a term that a step lacks is left out, or its curve would
+        drop to zero.
+        """
+        means = spread.in_order(world.all_gather(self.losses)).double().mean(dim=0).tolist()
+        streamed = spread.in_order(world.all_gather(self.row_ids.to(world.device))).flatten()
+        rows = torch.cat([streamed, self.match.rows]).cpu()
+        losses = dict(zip(Losses._fields, means, strict=True))
+        return {f"loss/{term}": mean for term, mean in losses.items() if mean or term == "total"} | {
+            "data/batch_crc": zlib.crc32(rows.numpy().astype("<i8").tobytes()),
+            "optimizer/gradient_norm": float(self.gradient_norm),
+            **self.match.values(),
+        }

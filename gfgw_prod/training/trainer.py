@@ -27,11 +27,11 @@ from gfgw_prod.resilience.starts import StartCounter
 from gfgw_prod.settings import reading, schedule
 from gfgw_prod.settings.config import Config
 from gfgw_prod.telemetry.startup import Startup
-from gfgw_prod.training.building import build
+from gfgw_prod.training.building import build, encode_bank
 from gfgw_prod.training.checked_step import CheckedStep
 from gfgw_prod.training.periodic_evaluation import PeriodicEvaluation
 from gfgw_prod.training.reporting import Reporter
-from gfgw_prod.training.state import CONSTANT
+from gfgw_prod.training.state import CONSTANT, training_state
 
 
 def train(config: Config) -> int:
@@ -82,16 +82,16 @@ class Run:
         startup.done("data")
         phase("starting: building the networks")
         fresh = not has_checkpoints(self.storages, world)
-        self.parts = build(config, world, self.table, self.report.say, fresh=fresh)
+        self.training = build(config, world, self.table, self.report.say, fresh=fresh)
         self.guard = NumberGuard(config.resilience)
         self.checked_step = CheckedStep(
-            self.parts.step,
+            self.training,
             self.guard,
             world,
             audit_every_steps=config.resilience.audit_every_steps,
-            replicated=self.parts.parallel.replicated,
+            replicated=self.training.parallel.replicated,
             hosts=self.report.hosts,
-            report=self.report.say,
+            log=self.report.say,
         )
         # Before a checkpoint is chosen: what an earlier process still commits must be there to be chosen.
         self.saver = Saver(config.checkpoint, self.storages, world, self.report.say, CONSTANT)
@@ -109,10 +109,10 @@ class Run:
         with self._unwatched("starting: looking for a checkpoint"):
             found = newest_good(self.storages, self.world, self.report.say, progress=self.config.telemetry.progress)
             self.damaged = len(quarantined(self.storages)) if self.world.is_main else 0
-            self.facts = same_run.run_facts(self.config, self.table, self.parts.frozen, self.world.device)
+            self.facts = same_run.run_facts(self.config, self.table, self.training.objective.frozen, self.world.device)
             by_rank = self.world.all_gather_object(self.facts)
         if found is not None:
-            self.step = self.first_step = self.parts.optimizer.steps = found.step
+            self.step = self.first_step = found.step
         for change in self.world.together(lambda: self._accepted_changes(found, by_rank)):
             self.report.say(f"run.allow_changes: going on with {change}")
         cache = self.world.together(lambda: BankCache.of(self.config, self.facts, self.report.say_of_own))
@@ -124,7 +124,7 @@ class Run:
             self.saver.resume_from(found)
             self.report.say(f"resumed {self.dir} at {self.images / 1000:.1f} kimg from {found.name}")
         else:
-            self.parts.encode_bank(self._encoded, cache)
+            encode_bank(self.training, self._encoded, cache)
             with watch.paused():  # for ranks that take longer; each has a watch of its own
                 self.world.barrier()
         self.report.health.phase("starting: making ready for the first step")
@@ -135,7 +135,7 @@ class Run:
     def stream(self, last_step: int) -> Iterator[CellRows]:
         """This rank's cells from the present step to the last, exclusive."""
         size = self.config.train.cell_size
-        return self.parts.feed.stream(self.parts.parallel.spread, self.config.seed, self.step, last_step, size)
+        return self.training.feed.stream(self.training.parallel.spread, self.config.seed, self.step, last_step, size)
 
     def loop(self) -> bool:
         """Steps until ``train.total_kimg``, with records, pictures and checkpoints at their intervals.
@@ -145,7 +145,7 @@ class Run:
         """
         config = self.config
         stream = self.stream(config.total_steps)
-        self.report.begin(self.step, self.parts.parallel.spread)
+        self.report.begin(self.step, self.training.parallel.spread)
         self.stop.install_handlers()
         while self.step < config.total_steps:
             watch.progress(f"in step {self.step + 1}")
@@ -157,7 +157,7 @@ class Run:
                     ignore_stop_signals()
                 self.report.stopped(self.images)
                 return False
-            if not self.evaluation.measure(self.step, self.images, self.parts.ema, self.parts.precision):
+            if not self.evaluation.measure(self.step, self.images, self.training.ema, self.training.precision):
                 continue  # told to stop
             with self.report.own_time:
                 found = self.checked_step(self.step, stream)
@@ -170,13 +170,12 @@ class Run:
                 told = {
                     "run/damaged_checkpoints": self.damaged,
                     **self.checked_step.values(),
-                    **self.parts.feed.values(),
+                    **self.training.values(),
                 }
-                told |= self.checked_step.figures()
-                self.report.record(self.step, self.images, found, self.parts.matcher.usage, told)
+                self.report.record(self.step, self.images, found, self.training.matcher.usage, told)
             if last or self._due(config.telemetry.samples_every_kimg):
-                with self.parts.precision.autocast():
-                    self.report.picture(self.images, self.parts.ema, self.table)
+                with self.training.precision.autocast():
+                    self.report.picture(self.images, self.training.ema, self.table)
             if last or self._due(config.checkpoint.every_kimg):
                 self._save()
             self._tell_of_saves()
@@ -188,7 +187,7 @@ class Run:
 
     def finish(self) -> None:
         """Measures the last weights, closes the telemetry and says what there is now and what to do next."""
-        self.evaluation.measure(self.step, self.images, self.parts.ema, self.parts.precision)
+        self.evaluation.measure(self.step, self.images, self.training.ema, self.training.precision)
         self.report.finished(self.step)
 
     def close(self) -> None:
@@ -207,7 +206,7 @@ class Run:
 
     def _encoded(self, rows: int) -> None:
         watch.progress("encoding the bank")
-        self.report.encoded(rows, len(self.parts.bank.local))
+        self.report.encoded(rows, len(self.training.matcher.bank.local))
 
     def _due(self, interval_kimg: float) -> bool:
         return schedule.is_due(interval_kimg, self.config.train.batch_size, self.images)
@@ -244,7 +243,7 @@ class Run:
             self.report.values(step, images, values)
 
     def _state(self) -> dict[str, torch.Tensor]:
-        return self.parts.state(guard=self.guard)
+        return training_state(self.training, guard=self.guard)
 
     def _accepted_changes(self, found: Checkpoint | None, by_rank: list[dict[str, Any]]) -> list[str]:
         changed = [] if found is None else same_run.accept_changes(found.manifest, self.facts)

@@ -12,8 +12,8 @@ from gfgw_prod.distributed.world import World
 from gfgw_prod.features.bank import FeatureBank
 from gfgw_prod.features.extractors import PixelFeatures
 from gfgw_prod.settings.transport import TransportSettings
-from gfgw_prod.transport.matching import Matcher
 from gfgw_prod.transport.plan import Plan
+from tests.matching import match_with, matcher_with
 
 ROWS, SLOTS, CLASSES, STEPS = int(sys.argv[2]), 48, 3, 3
 
@@ -34,13 +34,13 @@ def main() -> None:
             settings = TransportSettings(
                 scope="full", dual=dual, target=target, epsilon=0.004, epsilon_end=0.004, structure_weight=0.3
             )
-            matcher = Matcher(settings, bank, table, seed=1, conditional=True)
+            matcher = matcher_with(settings, bank, table, seed=1, conditional=True)
             for step in range(STEPS):
                 x = extractor(images(SLOTS, 10 + step).float() / 8 - 1)
                 uniforms = torch.rand(SLOTS, generator=torch.Generator().manual_seed(step))
                 before = world.traffic.bytes
                 slots = torch.arange(SLOTS)
-                match = matcher.match(normalize(x), slots, slots % CLASSES, uniforms, step=step, images=step * SLOTS)
+                match = match_with(matcher, normalize(x), slots, slots % CLASSES, uniforms, step)
                 matcher.accept(match, images=(step + 1) * SLOTS)
                 sent = world.traffic.bytes - before
                 assert isinstance(match.coupling, Plan)
@@ -49,7 +49,7 @@ def main() -> None:
                 found[f"{dual} {target} {step}"] = {
                     "rows": match.rows,
                     "features": match.features,
-                    "images": match.target_images(table, slice(0, SLOTS)),
+                    "images": table.rows(match.rows) if match.mixed is None else match.mixed,
                     "f": match.coupling.potentials.f,
                     "g": torch.cat(pieces),
                     "state": match.coupling.state,

@@ -86,7 +86,7 @@ def disturbed(run: Run, place: str, fault: Hook, when: Callable[[Run], bool]) ->
             return None
         return fault(output)
 
-    block = next(module for module in run.parts.parallel.module.modules() if isinstance(module, UNetBlock))
+    block = next(module for module in run.training.parallel.module.modules() if isinstance(module, UNetBlock))
     handle = block.register_forward_hook(strike)
     try:
         yield struck
@@ -182,13 +182,13 @@ def test_gradient_that_half_precision_cannot_hold_halves_the_loss_scale_and_is_n
 ) -> None:
     run = run_in(tmp_path / "run", alone, precision="fp16")
     scale = 16.0  # with which these small steps stay in range
-    run.parts.precision.tensors()["scale"][0] = scale
+    run.training.precision.tensors()["scale"][0] = scale
     with disturbed(run, "gradient", broken, lambda run: run.step in (4, 5, 6)):
         assert run.loop()  # three in a row, where two bad steps would go back to a checkpoint
-    assert run.parts.precision.scale == scale / 8
+    assert run.training.precision.scale == scale / 8
     assert run.checked_step.values()["run/skipped_steps"] == 0
     assert run.checked_step.values()["run/rollbacks"] == 0
-    assert "the loss scale is halved, and the step left out" in capsys.readouterr().err
+    assert "the step is skipped and the loss scale halved" in capsys.readouterr().err
     run.close()
 
 

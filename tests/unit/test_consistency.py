@@ -10,9 +10,9 @@ from gfgw_prod.generator import interpolate
 from gfgw_prod.losses.flow import flow_distances
 from gfgw_prod.settings import reading
 from gfgw_prod.settings.config import Config
-from gfgw_prod.training.building import build
+from gfgw_prod.training.building import build, encode_bank
 from gfgw_prod.training.consistency import nearer_times
-from gfgw_prod.training.state import Parts
+from gfgw_prod.training.step import TrainingStep
 from gfgw_prod.training.step_data import StepResult
 from gfgw_prod.training.times import draw_times
 
@@ -45,29 +45,29 @@ def config_with(**consistency: float | str) -> Config:
     )
 
 
-def first_step(config: Config) -> tuple[Parts, StepResult]:
-    """The parts, with weights that are not those of an untrained network, and what they compute first."""
+def first_step(config: Config) -> tuple[TrainingStep, StepResult]:
+    """A step with weights that are not those of an untrained network, and what it computes first."""
     table = load_table(config.data)
-    parts = build(config, ALONE, table, print)
+    training = build(config, ALONE, table, print)
     stream = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for parameter in parts.parallel.module.parameters():
+        for parameter in training.parallel.module.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=stream), alpha=0.05)
-    parts.encode_bank()
+    encode_bank(training)
     rows = cell_stream(
-        table, parts.parallel.spread, seed=config.seed, first_step=0, last_step=1, size=CELL_SIZE, rank=0
+        table, training.parallel.spread, seed=config.seed, first_step=0, last_step=1, size=CELL_SIZE, rank=0
     )
-    return parts, parts.step.compute(0, [next(rows) for _ in range(parts.step.turns)])
+    return training, training.compute(0, list(rows))
 
 
 def test_loss_is_that_of_two_times_on_the_line_of_noise_and_target() -> None:
     """The step's own terms against the same made here, from its match, its cells' draws and the same dropout."""
     config = config_with(stages=4, kimg=1.0, huber=0.01)
-    parts, result = first_step(config)
-    module, table = parts.parallel.module, load_table(config.data)
-    turns = parts.parallel.spread.turns_of(config.seed, 0, size=CELL_SIZE, rank=0)
+    training, result = first_step(config)
+    module, table = training.parallel.module, load_table(config.data)
+    turns = training.parallel.spread.turns_of(config.seed, 0, size=CELL_SIZE, rank=0)
     for number, turn in enumerate(turns):
-        cell, labels = turn.cell, table.labels[result.streamed[number]]
+        cell, labels = turn.cell, table.labels[result.row_ids[number]]
         target, noise = table.rows(result.match.rows[cell.slots]), cell.normal("noise", table.image_shape, "cpu")
         t = draw_times(config.time, cell, 0)
         r, apart = nearer_times(config.consistency, t, 0)
@@ -78,23 +78,23 @@ def test_loss_is_that_of_two_times_on_the_line_of_noise_and_target() -> None:
                 near = module(interpolate(target, noise, r), r, labels)
         near = torch.where((r > 0)[:, None, None, None], near, target)
         wanted = (flow_distances(far, near, huber=0.01, scales=1) / apart).mean()
-        terms = dict(zip(("total", "flow", "feature"), result.terms[number], strict=False))
+        terms = dict(zip(("total", "flow", "feature"), result.losses[number], strict=False))
         assert terms["flow"] == terms["feature"] == 0
         torch.testing.assert_close(terms["total"], 3 * wanted)
 
 
 def test_without_stages_the_image_itself_is_the_target() -> None:
     _, result = first_step(config_with(stages=0))
-    assert (result.terms[:, 1] > 0).all()  # of the flow
+    assert (result.losses[:, 1] > 0).all()  # of the flow
     _, consistent = first_step(config_with(stages=1))
-    assert (consistent.terms[:, 1] == 0).all()
+    assert (consistent.losses[:, 1] == 0).all()
     assert float(consistent.gradient_norm) > 0
 
 
 def test_noise_may_stand_for_samples_in_the_coupling() -> None:
     config = config_with(stages=4, coupled_by="noise")
-    parts, result = first_step(config)
+    training, result = first_step(config)
     table = load_table(config.data)
-    cells = [turn.cell for turn in parts.parallel.spread.turns_of(config.seed, 0, size=CELL_SIZE, rank=0)]
+    cells = [turn.cell for turn in training.parallel.spread.turns_of(config.seed, 0, size=CELL_SIZE, rank=0)]
     noise = torch.cat([cell.normal("noise", table.image_shape, "cpu") for cell in cells])
     torch.testing.assert_close(result.match.generated, torch.nn.functional.normalize(noise.flatten(1), dim=1))

@@ -17,7 +17,7 @@ from gfgw_prod.data.sources import load_table
 from gfgw_prod.data.stream import cell_stream
 from gfgw_prod.resilience.bad_numbers import NumberGuard
 from gfgw_prod.settings import reading
-from gfgw_prod.training.building import build
+from gfgw_prod.training.building import build, encode_bank
 from gfgw_prod.training.checked_step import CheckedStep
 
 from ..checkpoints import ALONE
@@ -34,7 +34,7 @@ ON_HOST = {
     "precision.py:scale",
     "bad_numbers.py:objection",
     "bad_numbers.py:accept",
-    "matching.py:_with_all_classes",
+    "matching.py:_candidates",
     "optimizer.py:step",
 }
 
@@ -81,12 +81,12 @@ def reads_of_a_step(transport: dict[str, Any]) -> dict[str, int]:
     """How often each function has the host wait in the second step of a digits run."""
     config = reading.resolve(reading.read_yaml(DIGITS), {"transport": transport})
     table = load_table(config.data)
-    parts = build(config, ALONE, table, print)
-    parts.encode_bank()
+    training = build(config, ALONE, table, print)
+    encode_bank(training)
     guard, size = NumberGuard(config.resilience), config.train.cell_size
-    options = {"audit_every_steps": 0, "replicated": True, "hosts": ["here"], "report": print}
-    step = CheckedStep(parts.step, guard, ALONE, **options)
-    stream = cell_stream(table, parts.parallel.spread, seed=0, first_step=0, last_step=2, size=size, rank=0)
+    options = {"audit_every_steps": 0, "replicated": True, "hosts": ["here"], "log": print}
+    step = CheckedStep(training, guard, ALONE, **options)
+    stream = cell_stream(table, training.parallel.spread, seed=0, first_step=0, last_step=2, size=size, rank=0)
     step(0, stream)
     with Methods() as methods, Operations() as operations:
         step(1, stream)
@@ -104,7 +104,7 @@ def reads_of_a_step(transport: dict[str, Any]) -> dict[str, int]:
     ids=str,
 )
 def test_host_waits_for_the_targets_ids_and_for_the_guards_numbers_and_nothing_else(transport: dict[str, Any]) -> None:
-    assert reads_of_a_step(transport) == {"matching.py:rows_on_host": 1, "checked_step.py:_numbers": 1}
+    assert reads_of_a_step(transport) == {"feed.py:targets": 1, "checked_step.py:_numbers": 1}
 
 
 def test_targets_that_the_stream_brought_need_no_read() -> None:

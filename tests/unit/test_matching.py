@@ -13,6 +13,8 @@ from gfgw_prod.transport.matching import Match, Matcher
 from gfgw_prod.transport.plan import Plan
 from gfgw_prod.transport.usage import Usage
 
+from ..matching import match_with, matcher_with
+
 SLOTS = 12
 EXACT = {"tolerance": 1e-5, "inner_iterations": 5000, "outer_iterations": 100, "epsilon": 0.05, "epsilon_end": 0.05}
 
@@ -30,13 +32,13 @@ def generated() -> Tensor:
 
 def matcher_of(table: Table, world: World, *, conditional: bool = False, **options: object) -> Matcher:
     settings = TransportSettings(**(EXACT | options))
-    return Matcher(settings, bank_of(table, world), table, seed=5, conditional=conditional)
+    return matcher_with(settings, bank_of(table, world), table, seed=5, conditional=conditional)
 
 
 def match_of(table: Table, world: World, *, conditional: bool = False, step: int = 0, **options: object) -> Match:
     uniforms = torch.rand(SLOTS, generator=torch.Generator().manual_seed(4))
     matcher = matcher_of(table, world, conditional=conditional, **options)
-    return matcher.match(generated(), torch.arange(SLOTS), torch.arange(SLOTS) % 3, uniforms, step=step, images=0)
+    return match_with(matcher, generated(), torch.arange(SLOTS), torch.arange(SLOTS) % 3, uniforms, step)
 
 
 def test_full_scope_couples_to_every_row(table: Table, alone: World) -> None:
@@ -61,28 +63,25 @@ def test_subset_larger_than_the_bank_is_the_bank(table: Table, alone: World) -> 
 
 @pytest.mark.parametrize("target", ["argmax", "sample", "independent"])
 @pytest.mark.parametrize("scope", ["full", "subset"])
-def test_targets_are_images_and_features_of_the_chosen_rows(
-    table: Table, alone: World, scope: str, target: str
-) -> None:
+def test_target_features_are_those_of_the_chosen_rows(table: Table, alone: World, scope: str, target: str) -> None:
     match = match_of(table, alone, scope=scope, subset_rows=20, target=target)
-    rows = match.rows[4:9]
-    assert torch.equal(match.target_images(table, slice(4, 9)), table.rows(rows))
-    torch.testing.assert_close(match.target_features(slice(4, 9)), PixelFeatures((1, 4, 4))(table.rows(rows)))
+    assert match.mixed is None
+    torch.testing.assert_close(match.features, PixelFeatures((1, 4, 4))(table.rows(match.rows)))
 
 
 def test_barycentric_targets_are_mixtures(table: Table, alone: World) -> None:
     match = match_of(table, alone, scope="full", target="barycentric")
     assert isinstance(match.coupling, Plan)
     weights, images = match.coupling.conditional(), table.rows(torch.arange(60))
-    expected = torch.einsum("bm,mchw->bchw", weights[2:6], images)
-    torch.testing.assert_close(match.target_images(table, slice(2, 6)), expected, atol=1e-5, rtol=0)
-    torch.testing.assert_close(match.target_features(slice(2, 6)).norm(dim=1), torch.ones(4))
+    assert match.mixed is not None
+    torch.testing.assert_close(match.mixed, weights @ images.flatten(1), atol=1e-5, rtol=0)
+    torch.testing.assert_close(match.features.norm(dim=1), torch.ones(SLOTS))
 
 
 def test_argmax_prefers_a_generated_image_own_neighbour(table: Table, alone: World) -> None:
     matcher = matcher_of(table, alone, scope="full", structure_weight=0, epsilon=0.01, epsilon_end=0.01)
     rows = torch.arange(60)
-    match = matcher.match(matcher.bank.local.clone(), rows, table.labels, torch.zeros(60), step=0, images=0)
+    match = match_with(matcher, matcher.bank.local.clone(), rows, table.labels, torch.zeros(60), 0)
     assert torch.equal(match.rows, rows)
 
 
@@ -99,9 +98,8 @@ def test_pot_backend_chooses_the_same_targets(table: Table, alone: World, lam: f
     }
     native, pot = (match_of(table, alone, backend=backend, **options) for backend in ("native", "pot"))
     assert torch.equal(native.rows, pot.rows)
-    torch.testing.assert_close(
-        native.target_images(table, slice(0, 5)), pot.target_images(table, slice(0, 5)), atol=1e-3, rtol=0
-    )
+    if native.mixed is not None:
+        torch.testing.assert_close(native.mixed, pot.mixed, atol=1e-3, rtol=0)
     assert native.values()["transport/converged"] == pot.values()["transport/converged"] == 1
 
 
@@ -133,14 +131,6 @@ def test_slots_of_a_class_that_was_not_drawn_still_get_targets_of_it(table: Tabl
     assert torch.equal(table.labels[match.rows], torch.arange(SLOTS) % 3)
 
 
-def test_epsilon_and_lambda_follow_the_images(table: Table, alone: World) -> None:
-    matcher = Matcher(TransportSettings(), bank_of(table, alone), table, seed=0, conditional=False)
-    assert matcher.epsilon(0) == pytest.approx(0.1)
-    assert matcher.epsilon(1_600_000) == pytest.approx(0.01)
-    assert matcher.structure_weight(0) == pytest.approx(0.1)
-    assert matcher.structure_weight(800_000) == pytest.approx(0.3)
-
-
 def test_share_of_the_bank_counts_targets_of_the_last_epoch(alone: World) -> None:
     usage = Usage(10, alone)
     usage.mark(torch.tensor([3, 3, 4]), images=3)
@@ -163,9 +153,10 @@ def test_noise_that_weighs_enough_chooses_the_targets_nearest_to_it(table: Table
     labels, uniforms = torch.zeros(SLOTS, dtype=torch.long), torch.rand(SLOTS)
 
     def rows(weight: float) -> Tensor:
-        matcher = matcher_of(table, alone, noise_weight=weight, **free)
+        matcher = matcher_of(table, alone, **free)
         slots = torch.arange(SLOTS)
-        return matcher.match(generated(), slots, labels, uniforms, step=0, images=0, noise=noise).rows
+        noise_term = weight * torch.nn.functional.normalize(noise.flatten(1), dim=1)
+        return match_with(matcher, generated(), slots, labels, uniforms, 0, noise_term).rows
 
     assert torch.equal(rows(100.0), nearest)
     assert not torch.equal(rows(0.0), nearest)

@@ -14,6 +14,8 @@ from gfgw_prod.settings.transport import TransportSettings
 from gfgw_prod.transport.matching import Match, Matcher
 from gfgw_prod.transport.plan import Plan
 
+from ..matching import match_with, matcher_with
+
 SLOTS, STEPS = 128, 56
 LAST_EPOCHS = 28  # steps
 
@@ -44,12 +46,12 @@ def matcher_of(table: Table, world: World, dual: str, scope: str = "full") -> Ma
     )
     bank = FeatureBank(len(table), 64, world)
     bank.encode(table, PixelFeatures(table.image_shape), 128, on_block=lambda rows: None)
-    return Matcher(settings, bank, table, seed=3, conditional=True)
+    return matcher_with(settings, bank, table, seed=3, conditional=True)
 
 
 def match(matcher: Matcher, table: Table, step: int) -> Match:
     x, labels = generated(table, step)
-    found = matcher.match(x, torch.arange(SLOTS), labels, torch.zeros(SLOTS), step=step, images=step * SLOTS)
+    found = match_with(matcher, x, torch.arange(SLOTS), labels, torch.zeros(SLOTS), step)
     matcher.accept(found, images=(step + 1) * SLOTS)
     return found
 
@@ -93,7 +95,7 @@ def test_classes_that_a_batch_lacks_keep_their_potential(digits: Table, alone: W
     before = matcher.tensors()["dual.potential"].clone().flatten()[: len(digits)]
     x, _ = generated(digits, 0)
     threes = torch.full((SLOTS,), 3)
-    found = matcher.match(x, torch.arange(SLOTS), threes, torch.zeros(SLOTS), step=STEPS, images=STEPS * SLOTS)
+    found = match_with(matcher, x, torch.arange(SLOTS), threes, torch.zeros(SLOTS), STEPS)
     assert torch.equal(matcher.tensors()["dual.potential"].flatten()[: len(digits)], before), "not before it counts"
     matcher.accept(found, images=(STEPS + 1) * SLOTS)
     changed = matcher.tensors()["dual.potential"].flatten()[: len(digits)] != before

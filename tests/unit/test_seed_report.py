@@ -11,9 +11,9 @@ from benchmarks.frozen import draw_frozen
 from gfgw_prod.data.sources import Table
 from gfgw_prod.data.stream import cell_stream
 from gfgw_prod.settings import reading
-from gfgw_prod.training.building import build
+from gfgw_prod.training.building import build, encode_bank
 from gfgw_prod.training.objective import Losses
-from gfgw_prod.training.state import Parts
+from gfgw_prod.training.step import TrainingStep
 from gfgw_prod.training.step_data import StepResult
 
 from ..checkpoints import ALONE
@@ -23,8 +23,8 @@ ROWS = 24
 
 
 @pytest.fixture(scope="module")
-def parts(tmp_path_factory: pytest.TempPathFactory) -> Parts:
-    """The run's parts, the bank encoded; weights of the frozen networks are drawn and read from files."""
+def training(tmp_path_factory: pytest.TempPathFactory) -> TrainingStep:
+    """The run's step, the bank encoded; weights of the frozen networks are drawn and read from files."""
     directory = tmp_path_factory.mktemp("weights")
     dinov2, trunk = draw_frozen(directory)
     images = torch.randint(0, 256, (ROWS, 3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
@@ -34,32 +34,32 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Parts:
         "loss": {"lpips_trunk": str(trunk)},
         "train": {"batch_size": 8, "cell_size": 4},
     }
-    parts = build(reading.resolve(reading.read_yaml(CONFIG), local), ALONE, table, print)
-    parts.encode_bank()
-    return parts
+    training = build(reading.resolve(reading.read_yaml(CONFIG), local), ALONE, table, print)
+    encode_bank(training)
+    return training
 
 
 @pytest.fixture(scope="module")
-def computed(parts: Parts) -> StepResult:
+def computed(training: TrainingStep) -> StepResult:
     """The first step, computed and not applied."""
-    return parts.step.compute(0, rows_of(parts))
+    return training.compute(0, rows_of(training))
 
 
-def rows_of(parts: Parts, step: int = 0) -> list:
-    spread = parts.parallel.spread
-    stream = cell_stream(parts.step.table, spread, seed=0, first_step=step, last_step=step + 1, size=4, rank=0)
+def rows_of(training: TrainingStep, step: int = 0) -> list:
+    spread = training.parallel.spread
+    stream = cell_stream(training.table, spread, seed=0, first_step=step, last_step=step + 1, size=4, rank=0)
     return list(stream)
 
 
-def test_network_is_the_reports(parts: Parts) -> None:
-    assert sum(parameter.numel() for parameter in parts.parallel.module.parameters()) == 61_805_827
-    assert parts.bank.dim == 384
+def test_network_is_the_reports(training: TrainingStep) -> None:
+    assert sum(parameter.numel() for parameter in training.parallel.module.parameters()) == 61_805_827
+    assert training.matcher.bank.dim == 384
 
 
 def test_all_losses_are_finite_and_those_with_weight_are_not_zero(computed: StepResult) -> None:
-    assert computed.terms.shape[0] == 2
-    assert computed.terms.isfinite().all()
-    terms = dict(zip(Losses._fields, computed.terms.unbind(dim=1), strict=True))
+    assert computed.losses.shape[0] == 2
+    assert computed.losses.isfinite().all()
+    terms = dict(zip(Losses._fields, computed.losses.unbind(dim=1), strict=True))
     assert (terms.pop("boundary") == 0).all()  # enforced by construction
     for term in ("energy", "consistency"):
         assert (terms.pop(term) == 0).all()  # no part of the report
@@ -67,19 +67,23 @@ def test_all_losses_are_finite_and_those_with_weight_are_not_zero(computed: Step
     assert bool(computed.finite)
 
 
-def test_gradient_is_finite_and_reaches_every_tensor_of_the_network(parts: Parts, computed: StepResult) -> None:
+def test_gradient_is_finite_and_reaches_every_tensor_of_the_network(
+    training: TrainingStep, computed: StepResult
+) -> None:
     assert computed.gradient_norm.isfinite()
     at_rest = [
-        name for name, p in parts.parallel.module.named_parameters() if not p.grad.isfinite().all() or not p.grad.any()
+        name
+        for name, p in training.parallel.module.named_parameters()
+        if not p.grad.isfinite().all() or not p.grad.any()
     ]
     assert at_rest == []
 
 
 @pytest.mark.parametrize("term", ["flow", "feature", "structure", "lpips"])
-def test_each_loss_has_a_gradient_to_the_images(parts: Parts, computed: StepResult, term: str) -> None:
-    table, rows = parts.step.table, computed.match.rows[:4]
+def test_each_loss_has_a_gradient_to_the_images(training: TrainingStep, computed: StepResult, term: str) -> None:
+    table, rows = training.table, computed.match.rows[:4]
     predicted = table.rows(torch.arange(4)).mul(0.5).requires_grad_()
-    losses = parts.objective(predicted, table.rows(rows), computed.match.target_features(slice(0, 4)))
+    losses = training.objective(predicted, table.rows(rows), computed.match.features[:4])
     [gradient] = torch.autograd.grad(getattr(losses, term), predicted)
     assert gradient.isfinite().all()
     assert (gradient.flatten(1).norm(dim=1) > 0).all()
