@@ -93,23 +93,23 @@ class CheckedStep:
         rows = [next(stream) for _ in range(self._step.parallel.spread.turns)]
         result = self._step.compute(step, rows)
         numbers, same_on_all = self._numbers(result)
-        objection = self._guard.anomaly(numbers)
+        anomaly = self._guard.anomaly(numbers)
         audit = self._audit_every > 0 and (step + 1) % self._audit_every == 0
-        if objection or not same_on_all or audit:
+        if anomaly or not same_on_all or audit:
             self.audits += 1
             result = self._compute_until_two_agree(result, rows)
             numbers, _ = self._numbers(result)
-            objection = self._guard.anomaly(numbers)
+            anomaly = self._guard.anomaly(numbers)
         self._step.clock.lap("check")
-        if objection is None:
+        if anomaly is None:
             self._guard.accept(numbers)
             self._step.apply(result)
         elif self._step.lower_loss_scale():
-            self._log(f"step {step + 1} has {objection}; the step is skipped and the loss scale halved")
+            self._log(f"step {step + 1} has {anomaly}; the step is skipped and the loss scale halved")
         else:
             self._guard.skip()
             self._step.skip()
-            self._log(f"step {step + 1} has {objection}, also when it is computed again; skipped")
+            self._log(f"step {step + 1} has {anomaly}, also when it is computed again; skipped")
         return result
 
     def values(self) -> dict[str, float | Sequence[float]]:

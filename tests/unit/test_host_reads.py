@@ -32,7 +32,7 @@ OPERATIONS = ("_local_scalar_dense", "nonzero", "unique", "masked_select", "binc
 # (for GPUs it is fused).
 ON_HOST = {
     "precision.py:scale",
-    "bad_numbers.py:objection",
+    "bad_numbers.py:anomaly",
     "bad_numbers.py:accept",
     "matching.py:_candidates",
     "optimizer.py:step",
