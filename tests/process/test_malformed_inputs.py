@@ -25,7 +25,8 @@ CASES = malformed_inputs.cases()
 pytestmark = pytest.mark.timeout(900)  # all cases are run for the first test; on two idle cores they take a minute
 LIGHT = ("gfgw_prod.commands.cli",)
 HEAVY = (
-    *(f"gfgw_prod.{name}" for name in ("trainer", "dry_run", "export", "doctor", "checkpoint.remote_storage")),
+    *(f"gfgw_prod.commands.{name}" for name in ("dry_run", "export", "doctor")),
+    *("gfgw_prod.training.trainer", "gfgw_prod.checkpoint.remote_storage"),
     *("timm", "lpips", "torchvision", "huggingface_hub", "tensorboard", "prometheus_client", "safetensors.torch"),
 )
 Ending = tuple[str, str, str, set[str]]

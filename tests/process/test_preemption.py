@@ -123,10 +123,7 @@ def test_rank_told_while_it_starts_and_waits_for_its_peer_ends_the_job(tmp_path:
 
 
 def test_job_told_to_stop_does_not_wait_for_a_slow_upload(reference: Path, tmp_path: Path) -> None:
-    begins = "        step = checkpoint.name\n"
-    copy = copies.changed(
-        tmp_path, "checkpoint/uploading.py", begins, begins + "        __import__('time').sleep(600)\n"
-    )
+    copy = copies.changed(tmp_path, copies.UPLOAD_BEGINS, after="        __import__('time').sleep(600)\n")
     run_dir = tmp_path / "run"
     command = runs.elastic(run_dir, *SLOWLY, "--checkpoint.upload-to", str(tmp_path / "target"))
     agent = runs.start(command, copy | {"NPROC": "2", "GRACE_SECONDS": "30"})
