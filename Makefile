@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-builtin-rules
-.PHONY: help setup train test chaos lint bench docs sbom clean lock docker-build docker-train docker-test browser up down compose
+.PHONY: help setup train test test-fast chaos lint bench docs sbom clean lock docker-build docker-train docker-test browser up down compose
 
 # Packages of the user's own site or of a surrounding environment must not stand in for a missing dependency.
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV CONDA_PREFIX
@@ -48,8 +48,11 @@ $(READY): requirements.lock pyproject.toml Makefile
 train: $(READY) ## train CONFIG (configs/digits.yaml) on this machine; NPROC=ranks, ARGS="--train.batch-size 256"
 	@PYTHON=$(CURDIR)/$(BIN)/python exec launch/elastic.sh --config $(CONFIG) $(ARGS)
 
-test: $(READY) ## run the tests, two at a time; ARGS goes to pytest
+test: $(READY) ## run all tests, two at a time; ARGS goes to pytest
 	@$(BIN)/python -m pytest --numprocesses 2 $(ARGS)
+
+test-fast: $(READY) ## run the quick unit tests, in about a minute; ARGS goes to pytest
+	@$(BIN)/python -m pytest --numprocesses 2 -m "not slow" tests/unit $(ARGS)
 
 chaos: $(READY) ## strike a digits run with 40 faults and compare its weights; ARGS="--seed 1 --faults 20"
 	@$(BIN)/python -m tests.chaos $(ARGS)

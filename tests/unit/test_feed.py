@@ -68,6 +68,7 @@ def test_targets_are_fetched_while_a_turn_trains(tables: list[Table], alone: Wor
     assert time.perf_counter() - begun < 0.25
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("workers", "least", "most"), [(0, 0.1, 1.0), (2, 0.0, 0.3)])
 def test_share_of_time_that_was_waited(
     tables: list[Table], alone: World, workers: int, least: float, most: float

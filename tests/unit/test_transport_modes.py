@@ -110,6 +110,7 @@ def test_fixed_trips_stay_finite_at_a_tiny_epsilon() -> None:
     assert not plan.status.converged
 
 
+@pytest.mark.slow
 def test_fixed_trips_compile_whole() -> None:
     def answers(x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
         plan = fused_gromov_wasserstein(
