@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from gfgw_prod.commands.options import MOST_SAMPLES, _check, _check_drawing, class_list, metric_list, parsed
-from gfgw_prod.distributed.torchrun import rank_environment, speaks_for_its_node, tell_torchrun
+from gfgw_prod.distributed.torchrun import rank_environment, reports_for_node, write_error_file
 from gfgw_prod.process import first_report
 from gfgw_prod.process.exit_codes import BAD_INPUT, CRASHED, INTERRUPTED, HardwareError, NoProgressError, UserError
 from gfgw_prod.process.standard_streams import log, output_error
@@ -49,8 +49,8 @@ def _outcome(arguments: list[str]) -> int:
     try:
         return _run(arguments)
     except (UserError, NoProgressError, HardwareError) as error:
-        first_report.report_first(f"gfgw: {error}", without_launcher=speaks_for_its_node())
-        tell_torchrun(error)
+        first_report.report_first(f"gfgw: {error}", without_launcher=reports_for_node())
+        write_error_file(error)
         return error.exit_code
     except SystemExit as done:  # argparse has printed help or a version
         return int(done.code or 0)
