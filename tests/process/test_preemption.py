@@ -131,7 +131,7 @@ def test_job_told_to_stop_does_not_wait_for_a_slow_upload(reference: Path, tmp_p
     agent.terminate()
     outcome = runs.outcome_of(agent, limit_seconds=60)
     assert outcome.code == PREEMPTED, outcome.stderr
-    assert "what is not uploaded yet is left to the next start" in outcome.stderr
+    assert "the unfinished upload is left to the next start" in outcome.stderr
     (saved,) = runs.digests(run_dir)
     assert not list((tmp_path / "target").glob("step-*"))
     outcome = runs.execute(command, {"NPROC": "2"})
