@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from gfgw_prod.process.exit_codes import PREEMPTED
-from gfgw_prod.resilience.preemption import SAME_REQUEST_SECONDS
+from gfgw_prod.process.signals import SAME_REQUEST_SECONDS
 
 from . import copies, runs
 
