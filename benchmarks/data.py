@@ -21,7 +21,6 @@ from PIL import Image
 from gfgw_prod.data.decoding import list_source
 from gfgw_prod.data.packing import pack
 from gfgw_prod.data.sources import load_table
-from gfgw_prod.process.meter import Meter
 from gfgw_prod.settings.data import DataSettings
 
 IMAGES, MANY = 60_000, 1_000_000
@@ -78,7 +77,7 @@ def _packing(archive: Path, place: Path) -> None:
             out = place / f"pack-{workers}-{trial}"
             if workers == 0:
                 listing = list_source(DataSettings(source="zip", path=archive))
-                pack(listing, out, teller=Meter("packing", mode="off"))
+                pack(listing, out)
             else:  # the whole command, from its start
                 source = ("--data.source", "zip", "--data.path", str(archive), "--workers", str(workers))
                 command = [sys.executable, "-m", "gfgw_prod", "pack", str(out), *source]

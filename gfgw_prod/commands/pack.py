@@ -69,7 +69,15 @@ def _packed(
     elif workers is None:
         workers = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
     with Meter("packing", len(listing), "images", mode=progress) as meter:
-        return pack(listing, out, teller=meter, on_error=settings.on_error, workers=workers, shard_rows=shard_rows)
+        return pack(
+            listing,
+            out,
+            log=meter.log,
+            advance=meter.advance,
+            on_error=settings.on_error,
+            workers=workers,
+            shard_rows=shard_rows,
+        )
 
 
 def verify_pack(place: Path, *, as_json: bool) -> int:
@@ -80,7 +88,7 @@ def verify_pack(place: Path, *, as_json: bool) -> int:
     """
     found = Pack.read(place)
     with Meter(f"checking {place}", found.bytes, "MB", scale=MB) as meter:
-        problem = found.damaged(told=meter.advance)
+        problem = found.damage(advance=meter.advance)
     if problem:
         log(f"gfgw: {place}: {problem}; pack the data set again")
         return BAD_INPUT
@@ -103,6 +111,6 @@ def _print(made: Pack, as_json: bool) -> None:
         print(json.dumps(told, indent=1))
         return
     print(
-        f"{made.place}: {made.rows:,} images of {width} x {height} x {channels}, {made.num_classes:,} classes, "
+        f"{made.directory}: {made.rows:,} images of {width} x {height} x {channels}, {made.num_classes:,} classes, "
         f"{len(made.skipped):,} skipped, fingerprint {made.fingerprint}"
     )

@@ -79,8 +79,8 @@ class Config(BaseSettings):
                 raise ValueError(f"time.{name} must be an increasing pair, not {low}, {high}")
         if self.generator.correlation and not self.generator.exact_boundary:
             raise ValueError("generator.correlation is of the exact boundary's preconditioning; use that, or 0")
-        if (unread := self.data.unread()) is not None:
-            raise ValueError(unread)
+        if (unused := self.data.unused()) is not None:
+            raise ValueError(unused)
         if self.features.pixel_constant and self.features.extractor != "pixels":
             raise ValueError("features.pixel_constant is of extractor pixels; use that, or 0")
         if self.distributed.gather_dtype == "bfloat16" and self.train.precision != "bf16":

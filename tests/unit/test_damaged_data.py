@@ -80,7 +80,7 @@ def test_source_of_nothing_but_damage_is_refused(source: str, tmp_path: Path) ->
         place = tmp_path / str(number)
         (place / "class-1").mkdir(parents=True)
         case.add(place)
-        with pytest.raises(UserError, match="no image that can be taken"):
+        with pytest.raises(UserError, match="no valid image"):
             load_table(DataSettings(source=source, path=place, on_error="skip"))
 
 

@@ -12,7 +12,6 @@ from gfgw_prod.data.packing import pack
 from gfgw_prod.data.sources import Table, load_table
 from gfgw_prod.distributed.cells import Spread
 from gfgw_prod.distributed.world import World
-from gfgw_prod.process.meter import Meter
 from gfgw_prod.settings.data import DataSettings
 from gfgw_prod.training.feed import Feed
 from gfgw_prod.transport.matching import Match
@@ -26,7 +25,7 @@ def tables(tmp_path_factory: pytest.TempPathFactory) -> list[Table]:
     """The digits, in memory and packed into four files."""
     place = tmp_path_factory.mktemp("pack") / "digits"
     listing = list_source(DataSettings())
-    pack(listing, place, teller=Meter("packing", mode="off"), shard_rows=500)
+    pack(listing, place, shard_rows=500)
     return [load_table(DataSettings()), load_table(DataSettings(source="packed", path=place))]
 
 

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from gfgw_prod.data.images import OddImageError, Rules
+from gfgw_prod.data.images import InvalidImageError, Rules
 from gfgw_prod.data.sources import Table, load_table, shape_and_classes
 from gfgw_prod.process.exit_codes import UserError
 from gfgw_prod.settings.data import DataSettings
@@ -197,15 +197,15 @@ def test_grey_images_are_repeated_and_colours_weighted() -> None:
 
 
 def test_values_above_the_peak_are_odd() -> None:
-    with pytest.raises(OddImageError, match=r"value of 63, above data\.peak 16"):
+    with pytest.raises(InvalidImageError, match=r"value of 63, above data\.peak 16"):
         Rules(grey=True, peak=16).decode(image_files.png(np.arange(64, dtype=np.uint8).reshape(1, 8, 8)))
 
 
 @pytest.mark.parametrize("channels", [2, 3, 4])
 def test_colours_of_16_bits_are_odd_and_not_cut_to_8(channels: int) -> None:
-    with pytest.raises(OddImageError, match="has 16 bits"):
+    with pytest.raises(InvalidImageError, match="has 16 bits"):
         Rules().decode(image_files.png_of_16_bits(4, channels))
-    with pytest.raises(OddImageError, match="has 16 bits"):
+    with pytest.raises(InvalidImageError, match="has 16 bits"):
         Rules().decode(image_files.tiff_of_16_bits(4))
 
 
@@ -229,7 +229,7 @@ def test_shape_is_that_of_most_images_wherever_others_lie(colours: np.ndarray, t
 
 def test_large_sources_are_sent_to_pack(colours: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = image_files.write_zip(tmp_path / "set.zip", colours, LABELS)
-    monkeypatch.setattr("gfgw_prod.data.sources.MOST_BYTES_UNPACKED", 1000)
+    monkeypatch.setattr("gfgw_prod.data.sources.MAX_BYTES_UNPACKED", 1000)
     with pytest.raises(UserError, match=r"pack them once \(gfgw pack\)"):
         taken("zip", path)
 
