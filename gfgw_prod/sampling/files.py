@@ -15,12 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gfgw_prod.data.listing import DATASET_JSON
+from gfgw_prod.data.listing import DATASET_JSON, parse_labels
 from gfgw_prod.process.durable import write_whole
 from gfgw_prod.process.exit_codes import UserError
 from gfgw_prod.sampling import pictures
 
 Form = Literal["png", "grid", "npz"]
+PICTURE = r"[0-9]{6,}\.png"
 
 
 class Sink(Protocol):
@@ -40,7 +41,7 @@ def sink_for(form: Form, out: Path, count: int, labels: Tensor | None, shape: tu
     """A sink for ``count`` images ``shape``, of classes ``labels`` if they have any, in the directory ``out``.
 
     Raises:
-        UserError: if pictures of an earlier command would stay among them.
+        UserError: if pictures of an earlier command would stay among them, or ``out`` holds the labels of a data set.
     """
     if form == "png":
         return Pngs(out, count, labels)
@@ -59,13 +60,17 @@ class Pngs:
         self._out, self._count, self._labels = out, count, labels
         self._digits = max(6, len(str(count - 1)))  # files are in the order of their names
         for name in sorted(os.listdir(out)):
-            if re.fullmatch(r"[0-9]{6,}\.png", name):
+            if re.fullmatch(PICTURE, name):
                 number = int(name.removesuffix(".png"))
                 if number >= count or name != self._name(number):
                     raise UserError(
                         f"--out {out} holds {name}, which is none of the {count:,} images to be written and "
                         "would stay among them; name another directory"
                     )
+        if not _is_of_samples(out / DATASET_JSON):
+            raise UserError(
+                f"--out {out} holds the {DATASET_JSON} of another data set, which would be lost; name another directory"
+            )
         (out / DATASET_JSON).unlink(missing_ok=True)
 
     def add(self, first: int, levels: Tensor) -> None:
@@ -84,6 +89,17 @@ class Pngs:
 
     def _name(self, number: int) -> str:
         return f"{number:0{self._digits}d}.png"
+
+
+def _is_of_samples(path: Path) -> bool:
+    """Whether a ``dataset.json`` is missing, or names nothing but samples."""
+    try:
+        labels = parse_labels(path.read_bytes())
+    except FileNotFoundError:
+        return True
+    except (OSError, ValueError):
+        return False
+    return all(re.fullmatch(PICTURE, name) for name in labels or ())
 
 
 class Grid:

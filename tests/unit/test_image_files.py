@@ -1,5 +1,6 @@
 """Folders, archives and parquet files as tables: the same images are the same data, whatever they come in."""
 
+import io
 import json
 import shutil
 import zipfile
@@ -85,6 +86,20 @@ def test_files_of_one_name_come_in_the_order_of_their_classes(colours: np.ndarra
     assert np.array_equal(table.images.numpy(), colours[[4 * (row % 3) + row // 3 for row in range(12)]])
 
 
+def test_hidden_and_system_folders_are_skipped_in_folders_and_archives(colours: np.ndarray, tmp_path: Path) -> None:
+    place = image_files.write_folder(tmp_path / "set", colours, LABELS)
+    hidden = (".ipynb_checkpoints", "00000/.thumbs", "__MACOSX/00000", "00000/@eaDir", "lost+found")
+    for name in hidden:
+        (place / name).mkdir(parents=True)
+        (place / name / "a.png").write_bytes(image_files.png(colours[0]))
+    shutil.make_archive(str(tmp_path / "zipped"), "zip", place)
+    (place / "lost+found" / "locked.png").symlink_to("/proc/self/mem")  # fails whoever reads it
+    for source, path in (("folder", place), ("zip", tmp_path / "zipped.zip")):
+        table = taken(source, path)
+        assert np.array_equal(table.images.numpy(), colours)
+        assert table.labels.tolist() == LABELS
+
+
 def test_links_to_folders_are_followed_but_not_in_circles(colours: np.ndarray, tmp_path: Path) -> None:
     image_files.write_class_folders(tmp_path / "set", colours, LABELS)
     (tmp_path / "set" / "class-0" / "round").symlink_to(tmp_path / "set")
@@ -122,18 +137,41 @@ def test_plain_binary_columns_under_other_names_are_read(colours: np.ndarray, tm
     assert (unlabelled.labels.unique().tolist(), unlabelled.num_classes) == ([0], 1)
 
 
+def test_row_group_is_read_in_batches_in_the_order_of_its_rows(colours: np.ndarray, tmp_path: Path) -> None:
+    images = colours[np.arange(100) % 23]
+    labels = [row % 7 for row in range(100)]
+    image_files.write_parquet(tmp_path / "structs", images, labels, group_rows=60)
+    pq.write_table(pa.table({"image": [*map(image_files.png, images)], "label": labels}), tmp_path / "plain.parquet")
+    for name in ("structs", "plain.parquet"):
+        table = taken("parquet", tmp_path / name)
+        assert np.array_equal(table.images.numpy(), images)
+        assert table.labels.tolist() == labels
+
+
 @pytest.mark.parametrize("name", ["dataset.json", "Dataset.JSON"])
 def test_archive_of_one_folder_is_as_that_folder(colours: np.ndarray, tmp_path: Path, name: str) -> None:
     place = image_files.write_folder(tmp_path / "set", colours, LABELS)
     (place / "dataset.json").rename(place / name)
     shutil.make_archive(str(tmp_path / "zipped"), "zip", tmp_path, "set")
-    for source, path in (("folder", place), ("zip", tmp_path / "zipped.zip")):
+    shutil.unpack_archive(tmp_path / "zipped.zip", tmp_path / "unpacked")
+    for source, path in (("folder", place), ("zip", tmp_path / "zipped.zip"), ("folder", tmp_path / "unpacked")):
         table = taken(source, path)
         assert np.array_equal(table.images.numpy(), colours)
         assert (table.labels.tolist(), table.num_classes) == (LABELS, 5)
     with zipfile.ZipFile(tmp_path / "zipped.zip", "a") as archive:
         archive.writestr("beside.png", image_files.png(colours[0]))
     assert taken("zip", tmp_path / "zipped.zip").num_classes == 1  # no folder holds all of it
+
+
+@pytest.mark.parametrize("source", ["folder", "zip"])
+def test_dataset_json_that_is_not_read_is_named(source: str, colours: np.ndarray, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        image_files.write_folder(tmp_path / "sets" / name, colours[:3], LABELS[:3])
+    shutil.make_archive(str(tmp_path / "zipped"), "zip", tmp_path / "sets")
+    lines: list[str] = []
+    path = tmp_path / ("sets" if source == "folder" else "zipped.zip")
+    load_table(DataSettings(source=source, path=path), lines.append)
+    assert lines[-1] == "one/dataset.json is not read: labels are read from dataset.json only"
 
 
 def test_column_of_labels_that_is_empty_is_refused(colours: np.ndarray, tmp_path: Path) -> None:
@@ -194,6 +232,18 @@ def test_grey_images_are_repeated_and_colours_weighted() -> None:
     red = np.zeros((8, 8, 3), dtype=np.uint8)
     red[..., 0] = 255
     assert set(row_of(red, grey=True).flatten().tolist()) == {76}  # ITU-R 601-2
+
+
+@pytest.mark.parametrize("orientation", range(10))
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "TIFF tiff_lzw", "WEBP"])
+def test_orientation_is_applied_in_no_format(kind: str, orientation: int) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 9, 3), dtype=np.uint8)
+    image, exif, written = Image.fromarray(pixels), Image.Exif(), io.BytesIO()
+    exif[274] = orientation
+    name, _, compression = kind.partition(" ")
+    options = {"compression": compression} if compression else {"lossless": True} if kind == "WEBP" else {}
+    image.save(written, name, exif=exif, **options)
+    assert np.array_equal(Rules().decode(written.getvalue()), pixels.transpose(2, 0, 1))
 
 
 def test_values_above_the_peak_are_odd() -> None:

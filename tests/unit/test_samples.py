@@ -139,7 +139,7 @@ def test_npz_of_images_without_classes_holds_none(tmp_path: Path) -> None:
 @pytest.mark.parametrize("labels", [torch.tensor([2, 0, 1, 2, 0]), None])
 def test_pngs_are_a_data_set_of_the_same_images_and_classes(labels: Tensor | None, tmp_path: Path) -> None:
     levels = torch.arange(5 * 3 * 4 * 4, dtype=torch.uint8).view(5, 3, 4, 4)
-    (tmp_path / "dataset.json").write_text('{"labels": [["none.png", 1]]}')  # of what was there before
+    (tmp_path / "dataset.json").write_text('{"labels": [["000007.png", 1]]}')  # of an earlier command
     sink = sink_for("png", tmp_path, 5, labels, (3, 4, 4))
     sink.add(0, levels[:2])
     sink.add(2, levels[2:])
@@ -164,6 +164,14 @@ def test_pictures_of_an_earlier_command_do_not_stay_in_a_data_set(tmp_path: Path
             write(3)
         (tmp_path / name).replace(tmp_path / "0000001.png")
     assert (tmp_path / "dataset.json").exists()
+
+
+@pytest.mark.parametrize("content", ['{"labels": [["00000/img00000000.png", 3], ["000001.png", 1]]}', "{", ""])
+def test_labels_of_a_data_set_in_the_directory_are_kept(content: str, tmp_path: Path) -> None:
+    (tmp_path / "dataset.json").write_text(content)
+    with pytest.raises(UserError, match=r"--out .* holds the dataset\.json of another data set"):
+        sink_for("png", tmp_path, 2, None, (3, 4, 4))
+    assert (tmp_path / "dataset.json").read_text() == content
 
 
 @pytest.mark.parametrize("form", ["png", "grid", "npz"])
