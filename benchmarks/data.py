@@ -1,4 +1,4 @@
-"""Packing against a bare decode loop, random rows of a large pack, and a step's wait for data."""
+"""Speed of packing, of reading random rows of a large pack, and the share of time that steps wait for data."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def main() -> None:
 
 
 def _archive(path: Path) -> Path:
-    """60,000 PNG files of 32x32, patches of two photographs with their grey levels moved."""
+    """An archive of 60,000 PNG files of 32x32: patches of two photographs, made different by an offset."""
     patches = load_table(DataSettings(source="photos")).images.numpy().transpose(0, 2, 3, 1)
     with zipfile.ZipFile(path, "w") as archive:
         for row in range(IMAGES):
@@ -62,7 +62,7 @@ def _archive(path: Path) -> Path:
 
 
 def _packing(archive: Path, place: Path) -> None:
-    """A loop lets its images go; packing also lists, checks, hashes and writes them."""
+    """Compare packing with a loop that only decodes. Packing also lists, checks, hashes and writes."""
     bare: list[tuple[float, float]] = []
     packed: dict[int, list[tuple[float, float]]] = {0: [], os.cpu_count() or 1: []}
     for trial in range(TRIALS):
@@ -78,7 +78,7 @@ def _packing(archive: Path, place: Path) -> None:
             if workers == 0:
                 listing = list_source(DataSettings(source="zip", path=archive))
                 pack(listing, out)
-            else:  # the whole command, from its start
+            else:  # the whole command, with its start
                 source = ("--data.source", "zip", "--data.path", str(archive), "--workers", str(workers))
                 command = [sys.executable, "-m", "gfgw_prod", "pack", str(out), *source]
                 subprocess.run(command, check=True, capture_output=True)
@@ -96,14 +96,14 @@ def _packing(archive: Path, place: Path) -> None:
 
 
 class _Clock:
-    """Wall and CPU time, of this process and of those that it has waited for."""
+    """Wall and CPU time of this process and of the child processes that have ended."""
 
     def __init__(self) -> None:
-        self._begun = time.perf_counter(), self._cpu()
+        self._start = time.perf_counter(), self._cpu()
 
     def read(self) -> tuple[float, float]:
-        """Seconds since the beginning."""
-        return time.perf_counter() - self._begun[0], self._cpu() - self._begun[1]
+        """Wall and CPU seconds since the clock was made."""
+        return time.perf_counter() - self._start[0], self._cpu() - self._start[1]
 
     @staticmethod
     def _cpu() -> float:
@@ -132,7 +132,7 @@ def _waiting(place: Path) -> None:
 
 
 def pack_of_noise(place: Path, rows: int, shape: tuple[int, int, int]) -> Path:
-    """A pack made of random bytes without files to decode."""
+    """Make a pack of random bytes directly."""
     from gfgw_prod.data.packs import Fingerprint, Pack, Shard, sha256_of
 
     place.mkdir()
@@ -160,7 +160,7 @@ def _reading(place: Path) -> None:
         for _ in range(reads):
             ids = torch.randint(0, MANY, (ROWS,), generator=draws)
             if name == "from the disk":
-                del table  # what is mapped somewhere stays in memory
+                del table  # mapped pages stay in memory
                 _drop(place / "large")
                 table = load_table(settings)
             started = time.perf_counter()
@@ -174,9 +174,9 @@ def _reading(place: Path) -> None:
 
 
 def _drop(place: Path) -> None:
-    """Asks the system to forget what it has cached of the shards."""
+    """Drop the shards from the page cache."""
     for file in place.glob("images-*"):
         number = os.open(file, os.O_RDONLY)
-        os.fsync(number)  # what is not written yet stays, too
+        os.fsync(number)  # pages not written yet stay too
         os.posix_fadvise(number, 0, 0, os.POSIX_FADV_DONTNEED)
         os.close(number)

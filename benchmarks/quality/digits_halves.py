@@ -1,4 +1,4 @@
-"""What figures of samples are for images that nothing has memorised: halves of the digits against each other."""
+"""The best values that metrics can reach without memorisation: halves of the digits against each other."""
 
 from __future__ import annotations
 
