@@ -1,4 +1,4 @@
-"""Folders, archives and parquet files as tables: the same images are the same data, whatever they come in."""
+"""Folders, archives and parquet files as tables: the same images are the same data, from any kind of source."""
 
 import io
 import json
@@ -37,7 +37,7 @@ LABELS = [row * 7 % 5 for row in range(23)]
 
 
 def source_of(form: str) -> str:
-    """The ``data.source`` that reads a form."""
+    """The ``data.source`` that reads a kind of files."""
     return "folder" if form == "class folders" else form
 
 
@@ -57,7 +57,7 @@ def test_digits_as_files_are_the_digits(source: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("source", WRITERS)
-def test_colours_come_out_as_they_went_in(source: str, colours: np.ndarray, tmp_path: Path) -> None:
+def test_colour_images_are_decoded_exactly(source: str, colours: np.ndarray, tmp_path: Path) -> None:
     path = WRITERS[source](tmp_path / f"set.{source}", colours, LABELS)
     table = taken(source, path)
     assert np.array_equal(table.images.numpy(), colours)
@@ -70,8 +70,8 @@ def test_classes_are_the_folders_at_the_top_in_the_order_of_their_names(colours:
     image_files.write_class_folders(tmp_path, colours, LABELS)
     (tmp_path / "class-3" / "deeper").mkdir()
     (tmp_path / "class-3" / "deeper" / "one.PNG").write_bytes(image_files.png(colours[0]))
-    (tmp_path / "class-2" / "notes.txt").write_text("passed over")
-    (tmp_path / "class-2" / ".hidden.png").write_text("passed over")
+    (tmp_path / "class-2" / "notes.txt").write_text("skipped")
+    (tmp_path / "class-2" / ".hidden.png").write_text("skipped")
     table = taken("folder", tmp_path)
     assert table.labels.tolist() == [*LABELS, 3]  # by their names in those folders: numbers before "deeper"
     assert np.array_equal(table.images[:23].numpy(), colours)
@@ -149,7 +149,7 @@ def test_row_group_is_read_in_batches_in_the_order_of_its_rows(colours: np.ndarr
 
 
 @pytest.mark.parametrize("name", ["dataset.json", "Dataset.JSON"])
-def test_archive_of_one_folder_is_as_that_folder(colours: np.ndarray, tmp_path: Path, name: str) -> None:
+def test_archive_of_one_folder_is_the_same_as_that_folder(colours: np.ndarray, tmp_path: Path, name: str) -> None:
     place = image_files.write_folder(tmp_path / "set", colours, LABELS)
     (place / "dataset.json").rename(place / name)
     shutil.make_archive(str(tmp_path / "zipped"), "zip", tmp_path, "set")
@@ -174,7 +174,7 @@ def test_dataset_json_that_is_not_read_is_named(source: str, colours: np.ndarray
     assert lines[-1] == "one/dataset.json is not read: labels are read from dataset.json only"
 
 
-def test_column_of_labels_that_is_empty_is_refused(colours: np.ndarray, tmp_path: Path) -> None:
+def test_label_column_of_nulls_is_refused(colours: np.ndarray, tmp_path: Path) -> None:
     columns = {"image": [image_files.png(each) for each in colours], "label": pa.nulls(len(colours), pa.int64())}
     pq.write_table(pa.table(columns), tmp_path / "one.parquet")
     for on_error in ("fail", "skip"):
@@ -246,13 +246,13 @@ def test_orientation_is_applied_in_no_format(kind: str, orientation: int) -> Non
     assert np.array_equal(Rules().decode(written.getvalue()), pixels.transpose(2, 0, 1))
 
 
-def test_values_above_the_peak_are_odd() -> None:
+def test_values_above_the_peak_are_invalid() -> None:
     with pytest.raises(InvalidImageError, match=r"value of 63, above data\.peak 16"):
         Rules(grey=True, peak=16).decode(image_files.png(np.arange(64, dtype=np.uint8).reshape(1, 8, 8)))
 
 
 @pytest.mark.parametrize("channels", [2, 3, 4])
-def test_colours_of_16_bits_are_odd_and_not_cut_to_8(channels: int) -> None:
+def test_colours_of_16_bits_are_invalid_and_not_cut_to_8(channels: int) -> None:
     with pytest.raises(InvalidImageError, match="has 16 bits"):
         Rules().decode(image_files.png_of_16_bits(4, channels))
     with pytest.raises(InvalidImageError, match="has 16 bits"):
@@ -277,7 +277,7 @@ def test_shape_is_that_of_most_images_wherever_others_lie(colours: np.ndarray, t
     assert taken("folder", tmp_path, on_error="skip").image_shape == (3, 5, 6)  # 10 each, and the first
 
 
-def test_large_sources_are_sent_to_pack(colours: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_sources_must_be_packed(colours: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = image_files.write_zip(tmp_path / "set.zip", colours, LABELS)
     monkeypatch.setattr("gfgw_prod.data.sources.MAX_BYTES_UNPACKED", 1000)
     with pytest.raises(UserError, match=r"pack them once \(gfgw pack\)"):

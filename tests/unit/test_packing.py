@@ -24,7 +24,7 @@ def images() -> np.ndarray:
 
 
 LABELS = [row % 7 for row in range(700)]
-ODD = (0, 5, 255, 256, 511, 699)
+INVALID = (0, 5, 255, 256, 511, 699)
 
 
 @pytest.fixture(scope="module")
@@ -34,9 +34,9 @@ def archive(images: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 @pytest.fixture(scope="module")
 def spoilt(images: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with six images that are none, the first and the last among them."""
+    """A folder with six invalid images, the first and the last among them."""
     place = image_files.write_folder(tmp_path_factory.mktemp("source") / "spoilt", images, LABELS)
-    for row in ODD:
+    for row in INVALID:
         (place / image_files.name_of(row)).write_bytes(b"not an image")
     return place
 
@@ -72,10 +72,10 @@ def test_skipped_images_are_listed_and_change_the_fingerprint(
 ) -> None:
     lines: list[str] = []
     made = packed(spoilt, tmp_path / "pack", log=lines.append, on_error="skip", workers=workers, shard_rows=shard_rows)
-    kept = torch.from_numpy(np.delete(images, ODD, axis=0))
-    labels = torch.tensor([label for row, label in enumerate(LABELS) if row not in ODD])
+    kept = torch.from_numpy(np.delete(images, INVALID, axis=0))
+    labels = torch.tensor([label for row, label in enumerate(LABELS) if row not in INVALID])
     assert made.fingerprint == Table(kept, labels, 255, 7).fingerprint()
-    assert [name for name, _ in made.skipped] == [image_files.name_of(row) for row in ODD]
+    assert [name for name, _ in made.skipped] == [image_files.name_of(row) for row in INVALID]
     assert all("is not an image" in why for _, why in made.skipped)
     assert lines == [f"skipped {name}: {why}" for name, why in made.skipped]
     assert torch.equal(
@@ -83,14 +83,14 @@ def test_skipped_images_are_listed_and_change_the_fingerprint(
     )
 
 
-def test_first_odd_image_ends_a_packing_that_may_not_skip(spoilt: Path, tmp_path: Path) -> None:
+def test_first_invalid_image_ends_a_packing_with_on_error_fail(spoilt: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"00000/img00000000\.png is not an image .*data\.on_error skip"):
         packed(spoilt, tmp_path / "pack")
     with pytest.raises(UserError, match=r"pack\.json"):
         table_of(tmp_path / "pack")
 
 
-def test_pack_with_images_left_out_is_refused_where_none_may_be(spoilt: Path, tmp_path: Path) -> None:
+def test_pack_with_skipped_images_is_refused_with_on_error_fail(spoilt: Path, tmp_path: Path) -> None:
     packed(spoilt, tmp_path / "pack", on_error="skip")
     with pytest.raises(UserError, match=r"was packed without 00000/img00000000\.png .*data\.on_error skip"):
         packed(spoilt, tmp_path / "pack")
@@ -124,20 +124,18 @@ def test_shard_with_a_damaged_index_is_packed_again(content: bytes, spoilt: Path
     assert contents(tmp_path / "pack") == contents(tmp_path / "whole")
 
 
-def test_unfinished_pack_with_images_left_out_is_not_gone_on_with_where_none_may_be(
-    spoilt: Path, tmp_path: Path
-) -> None:
+def test_unfinished_pack_with_skipped_images_is_not_resumed_with_on_error_fail(spoilt: Path, tmp_path: Path) -> None:
     with pytest.raises(Killed):
         packed(spoilt, tmp_path / "pack", advance=kill_after(400), on_error="skip", shard_rows=150)
     with pytest.raises(UserError, match=r"00000/img00000000\.png is not an image .*data\.on_error skip"):
         packed(spoilt, tmp_path / "pack", shard_rows=150)
     lines: list[str] = []
     assert packed(spoilt, tmp_path / "pack", log=lines.append, on_error="skip", shard_rows=150).rows == 694
-    assert "resuming after 450 packed images" in lines[0]  # the refusal has cost nothing
+    assert "resuming after 450 packed images" in lines[0]  # the refusal lost nothing
 
 
 @pytest.mark.parametrize("after", [0, 255, 400, 699])
-def test_killed_packing_goes_on_and_makes_the_same_files(spoilt: Path, tmp_path: Path, after: int) -> None:
+def test_killed_packing_resumes_and_makes_the_same_files(spoilt: Path, tmp_path: Path, after: int) -> None:
     options = {"on_error": "skip", "shard_rows": 150}
     packed(spoilt, tmp_path / "whole", **options)
     with pytest.raises(Killed):
@@ -166,9 +164,7 @@ def test_damaged_shard_of_an_unfinished_pack_is_packed_again(archive: Path, tmp_
     assert contents(tmp_path / "pack") == contents(tmp_path / "whole")
 
 
-def test_unfinished_pack_of_a_source_that_changed_is_begun_anew(
-    archive: Path, images: np.ndarray, tmp_path: Path
-) -> None:
+def test_unfinished_pack_of_a_changed_source_starts_anew(archive: Path, images: np.ndarray, tmp_path: Path) -> None:
     with pytest.raises(Killed):
         packed(archive, tmp_path / "pack", advance=kill_after(400), shard_rows=100)
     other = image_files.write_zip(tmp_path / "set.zip", images[:50], LABELS[:50])
@@ -179,9 +175,7 @@ def test_unfinished_pack_of_a_source_that_changed_is_begun_anew(
 
 
 @pytest.mark.parametrize(("name", "value"), [("grey", True), ("peak", 200), ("image_size", 4), ("resize", "box")])
-def test_pack_is_not_taken_for_one_that_was_made_by_other_rules(
-    archive: Path, tmp_path: Path, name: str, value: object
-) -> None:
+def test_pack_made_by_other_rules_is_refused(archive: Path, tmp_path: Path, name: str, value: object) -> None:
     size = {"image_size": 8} if name in ("image_size", "resize") else {}
     made = DataSettings(source="zip", path=archive, **size)
     pack(list_source(made), tmp_path / "pack")
@@ -191,7 +185,7 @@ def test_pack_is_not_taken_for_one_that_was_made_by_other_rules(
         load_table(settings)
 
 
-def test_rules_that_a_pack_was_made_by_may_be_given_again(archive: Path, tmp_path: Path) -> None:
+def test_rules_of_a_pack_may_be_set_again(archive: Path, tmp_path: Path) -> None:
     rules = {"image_size": 8, "resize": "box", "grey": True}
     pack(list_source(DataSettings(source="zip", path=archive, **rules)), tmp_path / "pack")
     assert load_table(DataSettings(source="packed", path=tmp_path / "pack", **rules)).image_shape == (1, 8, 8)
@@ -206,7 +200,7 @@ def test_finished_pack_is_not_packed_again_nor_by_another_source(archive: Path, 
         packed(spoilt, tmp_path / "pack", on_error="skip")
 
 
-def test_directories_of_others_are_left_alone(archive: Path, tmp_path: Path) -> None:
+def test_directories_with_other_files_are_left_alone(archive: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     with pytest.raises(UserError, match="not empty"):
         packed(archive, tmp_path)
@@ -253,7 +247,7 @@ def test_any_damage_to_a_pack_is_noticed(archive: Path, tmp_path: Path, file: st
     assert "\n" not in str(caught.value)
 
 
-def test_index_that_is_no_index_is_refused(tmp_path: Path) -> None:
+def test_damaged_index_is_refused(tmp_path: Path) -> None:
     for content in (b"", b"[]", b"{}", b"\xff", b'{"format": 1}', b"[" * 100_000, b'{"index_sha256": null}'):
         (tmp_path / "pack.json").write_bytes(content)
         with pytest.raises(UserError, match=r"pack\.json"):
@@ -266,12 +260,10 @@ def test_pack_of_another_size_is_refused(archive: Path, tmp_path: Path) -> None:
         load_table(DataSettings(source="packed", path=tmp_path / "pack", image_size=8))
 
 
-def test_file_system_that_takes_no_more_is_told_in_one_line_and_the_packing_goes_on_later(
-    archive: Path, tmp_path: Path
-) -> None:
+def test_full_file_system_is_reported_in_one_line_and_the_packing_can_be_resumed(archive: Path, tmp_path: Path) -> None:
     packed(archive, tmp_path / "whole", shard_rows=100)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4000, before[1]))  # bytes of a file; a shard has 4,800
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4000, before[1]))  # bytes per file; a shard has 4,800
     try:
         with pytest.raises(UserError, match=r"cannot be written \(File too large\); the same command resumes"):
             packed(archive, tmp_path / "pack", shard_rows=100)

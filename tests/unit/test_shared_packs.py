@@ -43,7 +43,7 @@ class Slow:
         return self.listing.reader.row(item)
 
 
-def test_pack_that_another_command_finishes_meanwhile_is_left_as_it_is(listing: Listing, tmp_path: Path) -> None:
+def test_pack_that_another_command_finishes_meanwhile_is_kept(listing: Listing, tmp_path: Path) -> None:
     reader, lines = Slow(listing, tmp_path / "pack"), []
     found = pack(replace(listing, reader=reader), tmp_path / "pack", log=lines.append)
     assert found == reader.made
@@ -79,13 +79,13 @@ def test_every_node_checks_all_files_of_its_own_copy(listing: Listing, tmp_path:
         content = bytearray((tmp_path / "copy" / file).read_bytes())
         content[0] ^= 1
         (tmp_path / "copy" / file).write_bytes(content)
-    of_second_node = World(2 + local_rank, 1, torch.device("cpu"), local_rank, 2)  # alone: it has no peers to ask
+    of_second_node = World(2 + local_rank, 1, torch.device("cpu"), local_rank, 2)  # a single process: no collectives
     open_table(DataSettings(source="packed", path=tmp_path / "pack"), of_second_node, print)
     with pytest.raises(UserError, match=("labels", "images-00000")[local_rank] + r"\.bin is damaged"):
         open_table(DataSettings(source="packed", path=tmp_path / "copy"), of_second_node, print)
 
 
-def test_packing_says_that_images_have_no_classes(listing: Listing, tmp_path: Path) -> None:
+def test_packing_says_that_a_source_has_no_labels(listing: Listing, tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "plain.zip", "w") as archive:
         archive.writestr("a.png", image_files.png(IMAGES[0]))
     said = []
@@ -95,7 +95,7 @@ def test_packing_says_that_images_have_no_classes(listing: Listing, tmp_path: Pa
     assert said == [[], ["the source has no labels: all images are of class 0"]]
 
 
-def test_class_ids_out_of_range_are_refused_without_a_check_too(listing: Listing, tmp_path: Path) -> None:
+def test_class_ids_out_of_range_are_refused_without_verification_too(listing: Listing, tmp_path: Path) -> None:
     pack(listing, tmp_path / "pack")
     path = tmp_path / "pack" / "labels.bin"
     for label in (-1, 3):
