@@ -60,9 +60,9 @@ def on_a_node_taken_for_dead(directory: Path) -> Ended:
         cluster.daemons["n1"].kill()
         cluster.wait_for(lambda: "resumed" in job.said, pause_seconds=0.02)
         successors = job.freeze_after(0, "n2")
-        job.thaw(stale, once_told=False)
+        job.thaw(stale, once_signalled=False)
         cluster.wait_for(lambda: not cluster.processes("n1"))
-        job.thaw(successors, once_told=False)
+        job.thaw(successors, once_signalled=False)
         return job.end()
 
 
