@@ -14,7 +14,7 @@ from gfgw_prod.data.sources import Table, open_table
 from gfgw_prod.distributed.world import World
 from gfgw_prod.evaluation.evaluator import Evaluator
 from gfgw_prod.evaluation.manifolds import Figures
-from gfgw_prod.evaluation.plan import Plan, plan_of
+from gfgw_prod.evaluation.metric_spaces import MetricSpaces, choose_spaces
 from gfgw_prod.evaluation.spaces import Files, Space, build_space, trained_with
 from gfgw_prod.process.exit_codes import FINISHED, UserError
 from gfgw_prod.process.meter import Meter
@@ -38,7 +38,7 @@ def evaluate(place: str, asked: Asked) -> int:
     config = _settings(trained, asked)
     recorded = Files(config.evaluation.inception, config.evaluation.dinov2, config.features.weights)
     files = Files.now(recorded, Files(asked.inception, asked.dinov2, asked.dinov2_small))
-    plan = plan_of(asked.metrics, asked.features, files, trained_with(config), math.prod(trained.image_shape))
+    plan = choose_spaces(asked.metrics, asked.features, files, trained_with(config), math.prod(trained.image_shape))
     with World.joined(config.run.device, config.run.threads, config.distributed.timeout_seconds) as world:
         _measure(place, trained, config, plan, files, asked, world)
     return FINISHED
@@ -90,10 +90,10 @@ def _checked_data(table: Table, trained: TrainedGenerator, *, other: bool) -> st
 
 
 def _measure(
-    place: str, trained: TrainedGenerator, config: Config, plan: Plan, files: Files, asked: Asked, world: World
+    place: str, trained: TrainedGenerator, config: Config, plan: MetricSpaces, files: Files, asked: Asked, world: World
 ) -> None:
     started = time.monotonic()
-    by_rank = world.all_gather_object(plan.spaces)
+    by_rank = world.all_gather_object(plan.by_metric)
     for rank, its in enumerate(by_rank):
         if its != by_rank[0]:  # nodes may have other caches
             raise UserError(f"rank {rank} has not the same weights at hand as rank 0; name files that all ranks see")
@@ -122,7 +122,7 @@ def _measure(
                 steps=asked.steps,
                 least_time=trained.least_time,
                 conditional=config.generator.conditional,
-                tick=meter.show,
+                on_progress=meter.show,
             )
         )
         figures = evaluator.measure(world.together(trained.build).to(world.device))
@@ -145,7 +145,7 @@ def _measure(
                 "sha256": fingerprint,
                 "trained_on_sha256": trained.data_fingerprint or None,
             },
-            "features": dict(plan.spaces),
+            "features": dict(plan.by_metric),
             "features_sha256": {name: space.digest() for name, space in spaces.items()},
         }
         print(json.dumps(said | figures, indent=1))
@@ -155,7 +155,7 @@ def _measure(
     print(f"measured in {seconds:.1f} s on {world.world_size} rank(s)", file=sys.stderr, flush=True)
 
 
-def _show(trained: TrainedGenerator, figures: Figures, plan: Plan, asked: Asked) -> None:
+def _show(trained: TrainedGenerator, figures: Figures, plan: MetricSpaces, asked: Asked) -> None:
     from rich.console import Console
     from rich.table import Table as Grid
 
@@ -166,5 +166,5 @@ def _show(trained: TrainedGenerator, figures: Figures, plan: Plan, asked: Asked)
     for name, value in figures.items():
         if not isinstance(value, list):
             metric, better = FIGURES[name]
-            grid.add_row(name, f"{value:.5g}", plan.spaces[metric], better)
+            grid.add_row(name, f"{value:.5g}", plan.by_metric[metric], better)
     Console().print(grid)

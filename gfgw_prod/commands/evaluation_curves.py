@@ -8,7 +8,7 @@ from pathlib import Path
 
 from gfgw_prod.commands.options import Asked
 from gfgw_prod.evaluation.manifolds import Figures
-from gfgw_prod.evaluation.plan import OF_ONE_SPACE, Plan
+from gfgw_prod.evaluation.metric_spaces import FIXED_SPACES, MetricSpaces
 from gfgw_prod.sampling.trained import TrainedGenerator
 from gfgw_prod.settings.evaluation import FIGURES, EvaluationSettings, SpaceName
 
@@ -30,7 +30,7 @@ def add_to_curves(place: str, trained: TrainedGenerator, figures: Figures, name:
         print(f"evaluate: {run_dir} gets no curves ({error.strerror})", file=sys.stderr, flush=True)
 
 
-def curve_name(trained: TrainedGenerator, asked: Asked, plan: Plan, trained_with: SpaceName, data: str) -> str:
+def curve_name(trained: TrainedGenerator, asked: Asked, plan: MetricSpaces, trained_with: SpaceName, data: str) -> str:
     """``evaluate``, and what is not as the run's settings say: figures measured otherwise are of no one curve.
 
     Args:
@@ -42,7 +42,7 @@ def curve_name(trained: TrainedGenerator, asked: Asked, plan: Plan, trained_with
     recorded |= trained.config.get("evaluation", {})
     own = trained_with if recorded["features"] == "auto" else recorded["features"]
     # For want of weights auto may be another space than the run's; that of kid is Inception's where it is at hand.
-    spaces = {space for metric, space in plan.spaces.items() if metric not in OF_ONE_SPACE and metric != "kid"}
+    spaces = {space for metric, space in plan.by_metric.items() if metric not in FIXED_SPACES and metric != "kid"}
     differs = [
         *([f"num{asked.num}"] if asked.num != recorded["num"] else []),
         *([f"seed{asked.seed}"] if asked.seed != recorded["seed"] else []),

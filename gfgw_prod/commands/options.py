@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from gfgw_prod import __version__
 from gfgw_prod.process.exit_codes import UserError
 from gfgw_prod.settings import reading
-from gfgw_prod.settings.evaluation import FEATURES, METRICS, Features, Metric
+from gfgw_prod.settings.evaluation import FEATURES, METRICS, EvaluationMetric, Features
 
 if TYPE_CHECKING:
     from gfgw_prod.settings.config import Config
@@ -94,21 +94,21 @@ def class_list(text: str) -> tuple[int, ...]:
     return tuple(found)
 
 
-def metric_list(text: str) -> tuple[Metric, ...]:
+def metric_list(text: str) -> tuple[EvaluationMetric, ...]:
     """Metrics of a list such as ``fd,kid``.
 
     Raises:
         UserError: for one that is not known.
     """
     words = [word.strip().replace("_", "-") for word in text.split(",")]
-    known: dict[str, Metric] = {metric: metric for metric in METRICS}
+    known: dict[str, EvaluationMetric] = {metric: metric for metric in METRICS}
     for word in words:
         if word not in known:
             raise UserError(f"--metrics should be some of {', '.join(METRICS)}, not {word[:100]!r}")
     return _once(known[word] for word in words)
 
 
-def _once(metrics: Iterable[Metric]) -> tuple[Metric, ...]:
+def _once(metrics: Iterable[EvaluationMetric]) -> tuple[EvaluationMetric, ...]:
     return tuple(dict.fromkeys(metrics))
 
 
@@ -236,7 +236,7 @@ def _with_settings(command: str, parser: argparse.ArgumentParser, arguments: Seq
 class Asked:
     """What the command line asks for; ``None`` is the run's own, or all that can be measured."""
 
-    metrics: Sequence[Metric] | None
+    metrics: Sequence[EvaluationMetric] | None
     features: Features
     num: int
     seed: int

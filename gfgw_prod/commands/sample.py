@@ -15,8 +15,8 @@ from gfgw_prod.distributed.world import World
 from gfgw_prod.process.exit_codes import FINISHED, UserError, reason_of
 from gfgw_prod.process.meter import Meter
 from gfgw_prod.sampling import pictures
-from gfgw_prod.sampling.files import Form, Sink, sink_for
-from gfgw_prod.sampling.sampler import CELL, Sampler, in_turn, sampling_times, turns
+from gfgw_prod.sampling.files import Form, ImageWriter, image_writer
+from gfgw_prod.sampling.sampler import CELL, Sampler, batches, cycle_classes, sampling_times
 from gfgw_prod.sampling.trained import TrainedGenerator, read_trained
 from gfgw_prod.settings.reading import resolve
 
@@ -32,7 +32,7 @@ class Request:
         count: images.
         classes: that take turns; ``None`` is all.
         steps: predictions of an image.
-        batch_size: images of one rank in one turn, rounded up to whole cells.
+        batch_size: images of one rank in one batch, rounded up to whole cells.
     """
 
     count: int
@@ -63,7 +63,7 @@ def sample_images(place: str, request: Request) -> int:
 
 
 def _draw(trained: TrainedGenerator, request: Request, classes: tuple[int, ...], world: World) -> None:
-    labels_of = in_turn(classes)
+    labels_of = cycle_classes(classes)
     sink = world.together(lambda: _opened(request, trained, classes) if world.is_main else None)
     sampler = Sampler(
         world.together(trained.build).to(world.device),
@@ -75,7 +75,7 @@ def _draw(trained: TrainedGenerator, request: Request, classes: tuple[int, ...],
         times=sampling_times(request.steps, trained.least_time),
     )
 
-    def write(action: Callable[[Sink], T]) -> T | None:
+    def write(action: Callable[[ImageWriter], T]) -> T | None:
         """What rank 0 cannot write ends all ranks."""
 
         def attempt() -> T | None:
@@ -88,32 +88,32 @@ def _draw(trained: TrainedGenerator, request: Request, classes: tuple[int, ...],
 
     try:
         with Meter("drawing samples", request.count, "images", enabled=world.is_main) as meter:
-            for turn in turns(request.count, -(-request.batch_size // CELL) * CELL, world):
-                levels = turn.gathered(pictures.levels_of(sampler.images(turn.start, turn.size)), world).cpu()
-                write(partial(_add, first=turn.first, levels=levels))
-                meter.advance_to(turn.first + turn.count)
+            for batch in batches(request.count, -(-request.batch_size // CELL) * CELL, world):
+                levels = batch.gather(pictures.levels_of(sampler.images(batch.start, batch.size)), world).cpu()
+                write(partial(_add, first=batch.first, levels=levels))
+                meter.advance_to(batch.first + batch.count)
         told = write(lambda its: its.close())
     except BaseException:
         if sink is not None:
-            sink.give_up()
+            sink.discard()
         raise
     if told is not None:
         print(told)
 
 
-def _add(sink: Sink, first: int, levels: Tensor) -> None:
+def _add(sink: ImageWriter, first: int, levels: Tensor) -> None:
     sink.add(first, levels)
 
 
-def _opened(request: Request, trained: TrainedGenerator, classes: tuple[int, ...]) -> Sink:
+def _opened(request: Request, trained: TrainedGenerator, classes: tuple[int, ...]) -> ImageWriter:
     try:
         request.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--out {request.out} cannot be made a directory ({error.strerror})") from None
     conditional = trained.settings.generator.conditional
-    labels = in_turn(classes)(torch.arange(request.count)) if conditional else None
+    labels = cycle_classes(classes)(torch.arange(request.count)) if conditional else None
     try:
-        return sink_for(request.form, request.out, request.count, labels, trained.image_shape)
+        return image_writer(request.form, request.out, request.count, labels, trained.image_shape)
     except OSError as error:
         raise UserError(f"--out {request.out} cannot be written ({reason_of(error)})") from None
 

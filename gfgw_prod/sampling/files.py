@@ -24,7 +24,7 @@ Form = Literal["png", "grid", "npz"]
 PICTURE = r"[0-9]{6,}\.png"
 
 
-class Sink(Protocol):
+class ImageWriter(Protocol):
     """Takes images in order, as levels ``(n, c, h, w)``, uint8."""
 
     def add(self, first: int, levels: Tensor) -> None:
@@ -33,11 +33,11 @@ class Sink(Protocol):
     def close(self) -> str:
         """Completes the files; what to tell."""
 
-    def give_up(self) -> None:
+    def discard(self) -> None:
         """Removes the file that cannot be completed."""
 
 
-def sink_for(form: Form, out: Path, count: int, labels: Tensor | None, shape: tuple[int, int, int]) -> Sink:
+def image_writer(form: Form, out: Path, count: int, labels: Tensor | None, shape: tuple[int, int, int]) -> ImageWriter:
     """A sink for ``count`` images ``shape``, of classes ``labels`` if they have any, in the directory ``out``.
 
     Raises:
@@ -84,7 +84,7 @@ class Pngs:
         write_whole(self._out / DATASET_JSON, json.dumps({"labels": labels}).encode())
         return f"{self._count} images in {self._out}"
 
-    def give_up(self) -> None:
+    def discard(self) -> None:
         """Each picture is whole or not there."""
 
     def _name(self, number: int) -> str:
@@ -117,7 +117,7 @@ class Grid:
         pictures.write_png(pictures.side_by_side(images, self._columns), self._path)
         return str(self._path)
 
-    def give_up(self) -> None:
+    def discard(self) -> None:
         """It is whole or not there."""
 
 
@@ -140,7 +140,7 @@ class Npz:
                 self._stream.close()
             self._member("arr_0.npy", np.dtype(np.uint8), (count, height, width, channels))
         except BaseException:
-            self.give_up()
+            self.discard()
             raise
 
     def add(self, first: int, levels: Tensor) -> None:
@@ -152,7 +152,7 @@ class Npz:
         self._partial.replace(self._path)
         return str(self._path)
 
-    def give_up(self) -> None:
+    def discard(self) -> None:
         for each in (self._stream, self._archive):
             with suppress(OSError):  # they write what they hold
                 each.close()

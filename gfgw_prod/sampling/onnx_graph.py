@@ -20,7 +20,7 @@ TOLERANCE = 1e-4  # largest difference to torch, of images in [-1, 1]
 LARGEST_BYTES = 2**31 - 2**24  # of weights in one protobuf, which ends at 2 GiB, less room for the graph
 
 
-class Sampler(nn.Module):
+class ClampedGenerator(nn.Module):
     """``G(z, 1)`` clamped to the data's range: noise ``(n, c, h, w)``, class ids ``(n,)`` -> images like the noise."""
 
     def __init__(self, generator: OneStepGenerator):
@@ -45,7 +45,7 @@ def to_onnx(trained: TrainedGenerator) -> tuple[bytes, float]:
 
     if sum(tensor.nbytes for tensor in trained.tensors.values()) > LARGEST_BYTES:
         raise UserError("--format onnx holds at most 2 GiB of weights; use --format safetensors")
-    sampler = Sampler(trained.build()).eval()
+    sampler = ClampedGenerator(trained.build()).eval()
     model = onnx.load_model_from_string(_traced(sampler, trained))
     onnx.helper.set_model_props(model, trained.metadata)
     onnx.checker.check_model(model, full_check=True)
@@ -56,13 +56,13 @@ def to_onnx(trained: TrainedGenerator) -> tuple[bytes, float]:
     return content, difference
 
 
-def _inputs(sampler: Sampler, trained: TrainedGenerator, batch: int) -> dict[str, Tensor]:
+def _inputs(sampler: ClampedGenerator, trained: TrainedGenerator, batch: int) -> dict[str, Tensor]:
     noise = torch.randn((batch, *trained.image_shape), generator=random_stream(0, "export", batch))
     classes = sampler.generator.num_classes
     return {"noise": noise, "labels": torch.arange(batch) % classes} if classes else {"noise": noise}
 
 
-def _traced(sampler: Sampler, trained: TrainedGenerator) -> bytes:
+def _traced(sampler: ClampedGenerator, trained: TrainedGenerator) -> bytes:
     inputs = _inputs(sampler, trained, TRACED_BATCH)
     buffer = io.BytesIO()
     # torch's newer exporter takes ten times as long, needs two more packages, and does not translate attention without
@@ -83,7 +83,7 @@ def _traced(sampler: Sampler, trained: TrainedGenerator) -> bytes:
     return buffer.getvalue()
 
 
-def _difference(content: bytes, sampler: Sampler, trained: TrainedGenerator) -> float:
+def _difference(content: bytes, sampler: ClampedGenerator, trained: TrainedGenerator) -> float:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

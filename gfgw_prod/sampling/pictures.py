@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from gfgw_prod.sampling.sampler import CELL, Sampler, in_turn
+from gfgw_prod.sampling.sampler import CELL, Sampler, cycle_classes
 
 SHOWN_SIDE = 64  # tiny images are enlarged to about this many pixels in grids and files
 
@@ -28,7 +28,7 @@ def draw_samples(
 
     Sample ``i`` has noise of its own stream ``(seed, stream, i)`` and class ``i mod num_classes``.
     """
-    labels_of = in_turn(range(num_classes))
+    labels_of = cycle_classes(range(num_classes))
     sampler = Sampler(generator, image_shape, labels_of, seed=seed, stream=stream, device=device)
     pieces = []
     for start in range(0, count, CELL):

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from gfgw_prod.settings.types import Place, Section, Text, Whole, as_written
+from gfgw_prod.settings.types import Section, Text, UserPath, Whole, as_written
 
 BUILT_IN = ("digits", "photos")  # sources without a path
 RULES = ("image_size", "resize", "grey", "peak")  # how image files become rows
@@ -28,7 +28,7 @@ class DataSettings(Section):
     source: Literal["digits", "photos", "cifar10", "folder", "zip", "parquet", "packed"] = Field(
         "digits", description="data set: built in, image files, or a pack made by `gfgw pack`"
     )
-    path: Place | None = Field(
+    path: UserPath | None = Field(
         None, description="where the data set is (cifar10: the directory of its archive, or to download it to)"
     )
     download: bool = Field(True, description="download a missing archive (cifar10)")

@@ -6,17 +6,17 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import Field
 
-from gfgw_prod.settings.types import NonNegative, Place, Section, Whole
+from gfgw_prod.settings.types import NonNegative, Section, UserPath, Whole
 
-Metric = Literal["fd", "kid", "pr", "coverage", "memorisation", "fid", "fd-dinov2"]
+EvaluationMetric = Literal["fd", "kid", "pr", "coverage", "memorisation", "fid", "fd-dinov2"]
 SpaceName = Literal["pixels", "dinov2-small", "dinov2", "inception"]
 Features = Literal["auto", "pixels", "dinov2-small", "dinov2", "inception"]
-METRICS: tuple[Metric, ...] = get_args(Metric)
+METRICS: tuple[EvaluationMetric, ...] = get_args(EvaluationMetric)
 FEATURES: tuple[Features, ...] = get_args(Features)
 FEWEST, MOST = 10, 10_000_000  # samples; of data there must be as many as FEWEST
 
 # Figures that are one number: the metric they belong to, and whether low or high is good.
-FIGURES: dict[str, tuple[Metric, Literal["lower", "higher", ""]]] = {
+FIGURES: dict[str, tuple[EvaluationMetric, Literal["lower", "higher", ""]]] = {
     "fd": ("fd", "lower"),
     "kid": ("kid", "lower"),
     "kid_std": ("kid", ""),
@@ -38,10 +38,10 @@ class EvaluationSettings(Section):
         0.0, description="interval between evaluations while training, kimg, and one at the end; 0 is off"
     )
     num: Annotated[Whole, Field(ge=FEWEST, le=MOST)] = Field(5000, description="samples of an evaluation")
-    metrics: tuple[Metric, ...] = Field(
+    metrics: tuple[EvaluationMetric, ...] = Field(
         ("fd", "kid", "pr", "coverage", "memorisation"), min_length=1, description="what is measured"
     )
     features: Features = Field("auto", description="space of fd, kid, pr, coverage, memorisation; auto: the run's own")
     seed: Annotated[Whole, Field(ge=0, lt=2**63)] = Field(0, description="seed of the samples that are measured")
-    inception: Place | None = Field(None, description="torch-fidelity's Inception weights; else torch's cache")
-    dinov2: Place | None = Field(None, description="DINOv2 ViT-L/14 weights of fd-dinov2; else the hub's cache")
+    inception: UserPath | None = Field(None, description="torch-fidelity's Inception weights; else torch's cache")
+    dinov2: UserPath | None = Field(None, description="DINOv2 ViT-L/14 weights of fd-dinov2; else the hub's cache")

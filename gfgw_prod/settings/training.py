@@ -12,11 +12,11 @@ from gfgw_prod.settings.types import (
     Fraction,
     Kimg,
     NonNegative,
-    Place,
     Positive,
     Real,
     Section,
     TimeRange,
+    UserPath,
     Weight,
     Whole,
 )
@@ -71,7 +71,7 @@ class LossSettings(Section):
     )
     lpips: Weight = Field(0.0, description="weight of LPIPS (VGG)")
     consistency: Weight = Field(1.0, description="weight of the regression between two times (consistency.stages)")
-    lpips_trunk: Place | None = Field(
+    lpips_trunk: UserPath | None = Field(
         None, description="VGG-16 weights file of LPIPS; else torchvision's, cached or fetched"
     )
     boundary: Weight = Field(1.0, description="weight of |G(x, 0) - x|² when the boundary is not exact")

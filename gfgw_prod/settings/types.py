@@ -37,7 +37,7 @@ def _path(value: object) -> object:
 Whole = Annotated[int, BeforeValidator(_no_truth_value)]
 Real = Annotated[float, BeforeValidator(_no_truth_value)]
 Text = Annotated[str, BeforeValidator(_name)]
-Place = Annotated[Path, BeforeValidator(_path)]
+UserPath = Annotated[Path, BeforeValidator(_path)]
 Count = Annotated[Whole, Field(ge=1, le=1_000_000)]
 Positive = Annotated[Real, Field(gt=0, le=1e9)]
 NonNegative = Annotated[Real, Field(ge=0, le=1e9)]

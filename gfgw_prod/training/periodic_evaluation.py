@@ -9,7 +9,7 @@ import time
 from gfgw_prod.data.sources import Table
 from gfgw_prod.distributed.world import World
 from gfgw_prod.evaluation.evaluator import Evaluator
-from gfgw_prod.evaluation.plan import plan_of
+from gfgw_prod.evaluation.metric_spaces import choose_spaces
 from gfgw_prod.evaluation.spaces import Files, build_space, trained_with
 from gfgw_prod.generator.ema import Ema
 from gfgw_prod.process.meter import Meter, Mode
@@ -43,18 +43,18 @@ class PeriodicEvaluation:
         if not e.every_kimg:
             return
         files = Files(e.inception, e.dinov2, config.features.weights)
-        plan = plan_of(e.metrics, e.features, files, trained_with(config), math.prod(table.image_shape))
-        for note in plan.notes:
+        metrics = choose_spaces(e.metrics, e.features, files, trained_with(config), math.prod(table.image_shape))
+        for note in metrics.notes:
             report.say(f"evaluation: {note}")
         self._evaluator = Evaluator(
             table,
-            plan,
-            {name: build_space(name, files, table.image_shape, report.say).to(world.device) for name in plan.used},
+            metrics,
+            {name: build_space(name, files, table.image_shape, report.say).to(world.device) for name in metrics.used},
             world,
             num=e.num,
             seed=e.seed,
             conditional=config.generator.conditional,
-            tick=self._tick,
+            on_progress=self._on_progress,
         )
 
     def measure(self, step: int, images: int, ema: Ema, precision: Precision) -> bool:
@@ -92,7 +92,7 @@ class PeriodicEvaluation:
         every = config.evaluation.every_kimg
         return step > 0 and (schedule.is_due(every, config.train.batch_size, images) or step == config.total_steps)
 
-    def _tick(self, title: str, done: int = 0, total: int = 0, unit: str = "images") -> None:
+    def _on_progress(self, title: str, done: int, total: int, unit: str) -> None:
         watch.progress(f"evaluating: {title}")
         self._meter.show(f"evaluating: {title}", done, total, unit)
         if self._stop.requested_anywhere():

@@ -62,7 +62,7 @@ def test_figures_are_the_same_alone_on_several_ranks_and_while_training(measured
     assert found["data"]["rows"] == 1797
     assert set(found["features"].values()) == {"pixels"}
     # One line each for the weights that would be needed.
-    lines = [line for line in outcomes[0].stderr.splitlines() if "not at hand" in line]
+    lines = [line for line in outcomes[0].stderr.splitlines() if "are missing" in line]
     assert len(lines) == 2
     assert "weights-inception-2015-12-05-6726825d.pth" in lines[0]
     curves = EventAccumulator(str(measured / "tensorboard" / "evaluate")).Reload()

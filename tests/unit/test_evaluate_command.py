@@ -15,7 +15,7 @@ from gfgw_prod.commands import cli
 from gfgw_prod.commands.evaluation_curves import curve_name
 from gfgw_prod.commands.options import Asked
 from gfgw_prod.data.sources import load_table
-from gfgw_prod.evaluation.plan import Plan, plan_of
+from gfgw_prod.evaluation.metric_spaces import MetricSpaces, choose_spaces
 from gfgw_prod.evaluation.spaces import Files
 from gfgw_prod.generator import build_generator
 from gfgw_prod.sampling.trained import TrainedGenerator, read_trained, to_safetensors
@@ -32,7 +32,7 @@ LABELS = [row % 3 for row in range(30)]
 
 @pytest.fixture(autouse=True)
 def no_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No weights are at hand but those that a test names."""
+    """No weights are cached."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *names: None)
 
@@ -123,7 +123,9 @@ def test_figures_that_are_not_measured_as_the_run_says_have_curves_of_their_own(
         asked = Asked(
             None, num=num, as_json=False, device="cpu", data_path=None, inception=None, dinov2=None, **options
         )
-        return curve_name(trained, asked, Plan({"fd": space, "kid": "inception", "fid": "inception"}), "pixels", data)
+        return curve_name(
+            trained, asked, MetricSpaces({"fd": space, "kid": "inception", "fid": "inception"}), "pixels", data
+        )
 
     assert name() == "evaluate"
     assert name(500, raw=True, steps=4) == "evaluate-num500-raw-steps4"
@@ -161,7 +163,7 @@ def test_weights_that_are_gone_are_asked_for_in_one_line(
         assert re.fullmatch(rf"gfgw: .* no file {tmp_path}/nothing; .*\n", told)
     code, _, told = evaluate(file, "--metrics", "fd,kid", capsys=capsys)  # without them where they are not needed
     assert code == 0
-    assert told.startswith("evaluate: kid is measured on pixels: the weights of inception are not at hand; the run's")
+    assert told.startswith("evaluate: kid is measured on pixels: the weights of inception are missing; the run's")
 
 
 def test_weights_are_where_the_command_line_says_or_else_where_the_run_had_them(tmp_path: Path) -> None:
@@ -171,6 +173,6 @@ def test_weights_are_where_the_command_line_says_or_else_where_the_run_had_them(
     files = Files.now(Files(here, gone, gone), Files(dinov2=there))
     assert [files.find(name) for name in ("inception", "dinov2", "dinov2-small")] == [here, there, None]
     assert files.gone == {"dinov2-small": gone}
-    plan = plan_of(None, "auto", files, "dinov2-small", 64)
-    assert plan.spaces["fd"] == "pixels"
-    assert any("pr is measured on pixels" in note for note in plan.notes)
+    chosen = choose_spaces(None, "auto", files, "dinov2-small", 64)
+    assert chosen.by_metric["fd"] == "pixels"
+    assert any("pr is measured on pixels" in note for note in chosen.notes)
