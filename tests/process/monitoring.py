@@ -22,10 +22,10 @@ DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 EVERY = "1s"  # of scrapes and of looking at the rules, to be quick
 
 
-def missing() -> str:
-    """Why there can be no monitoring here, or nothing."""
+def require() -> None:
+    """Skip the test where Prometheus cannot run."""
     commands = ("prometheus", "promtool", "prometheus-alertmanager", "amtool")
-    return debian.missing("Prometheus", commands, ("prometheus", "prometheus-alertmanager"))
+    debian.require("Prometheus", commands, ("prometheus", "prometheus-alertmanager"))
 
 
 class Monitoring:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import socket
 import subprocess
 import time
@@ -13,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from . import runs
+from . import monitoring, runs
 
 
 class Endpoint:
@@ -79,11 +78,9 @@ def test_counters_grow_from_scrape_to_scrape(endpoint: Endpoint) -> None:
 
 
 def test_promtool_accepts_the_page(endpoint: Endpoint) -> None:
-    promtool = shutil.which("promtool")
-    if promtool is None:
-        pytest.skip("promtool is not installed (Debian: apt-get install prometheus)")
+    monitoring.require()
     checked = subprocess.run(
-        [promtool, "check", "metrics"],
+        ["promtool", "check", "metrics"],
         input=endpoint.page(),
         capture_output=True,
         text=True,

@@ -19,14 +19,16 @@ from gfgw_prod.telemetry.catalogue import CATALOGUE, GPU
 
 from . import monitoring, runs
 
-MISSING = monitoring.missing()
-pytestmark = pytest.mark.skipif(bool(MISSING), reason=MISSING)
-
 DASHBOARD = json.loads((monitoring.DOCKER / "grafana" / "dashboards" / "gfgw.json").read_text())
 RULES = yaml.safe_load(monitoring.RULES.read_text())["groups"][0]["rules"]
 # Where a run goes on from a checkpoint these fall, and not to zero: rate() and its like would see a leap.
 FALLING = "gfgw_(images_seen|steps|skipped_steps|rollbacks)_total"
 OF_CLIENT = {"up", "ALERTS", "process_start_time_seconds", "process_cpu_seconds_total"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def prometheus() -> None:
+    monitoring.require()
 
 
 def expressions() -> list[str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from . import runs
-from .slurm import Cluster, missing
+from .slurm import Cluster, require
 from .slurm_jobs import ARGUMENTS, SCRIPT, STEPS, Ended, Job
 
 pytestmark = pytest.mark.timeout(600)  # a test also waits for the scenarios before its own
@@ -109,8 +109,7 @@ Ends = dict[Callable[[Path], Ended], Future[Ended]]
 @pytest.fixture(scope="module")
 def ends(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ends]:
     """All scenarios at once: they mostly wait for SLURM."""
-    if why := missing():
-        pytest.skip(why)
+    require()
     with ThreadPoolExecutor(4) as pool:
         yield {scenario: pool.submit(scenario, tmp_path_factory.mktemp("slurm") / "cluster") for scenario in SCENARIOS}
 
