@@ -127,7 +127,7 @@ def in_training() -> None:
         starts = StartCounter(config.run.dir, config.resilience.max_no_progress, world)
         run = Run(config, world, starts, Startup())
         run.resume()
-        run.report.begin(run.step, run.parts.parallel.spread)
+        run.reporter.begin(run.step, run.parts, run.checked_step)
         stream = run.stream(config.total_steps)
         step_seconds(run, stream, SECONDS)  # warm up
         ratios = []
@@ -151,10 +151,10 @@ def step_seconds(run: Run, stream: Iterator[CellRows], seconds: float) -> float:
     """Mean seconds of a step and its record."""
     began, made = time.perf_counter(), 0
     while (took := time.perf_counter() - began) < seconds:
-        with run.report.own_time:
+        with run.reporter.own_time:
             found = run.checked_step(run.step, stream)
         run.step, made = run.step + 1, made + 1
-        run.report.record(run.step, run.images, found, run.parts.matcher.usage, run.checked_step.values())
+        run.reporter.record(run.step, run.images, found)
     return took / made
 
 

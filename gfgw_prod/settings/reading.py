@@ -14,6 +14,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_settings import CliSettingsSource, SettingsError
 
+from gfgw_prod.process.durable import write_whole
 from gfgw_prod.process.exit_codes import UserError, one_line
 from gfgw_prod.settings.config import Config
 
@@ -176,9 +177,7 @@ def as_yaml(config: Config) -> str:
 
 def write_yaml(config: Config, path: Path) -> None:
     """Writes the resolved configuration, every setting spelled out."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(as_yaml(config), encoding="utf-8")
-    partial.replace(path)
+    write_whole(path, as_yaml(config).encode())
 
 
 def _merge(base: dict[str, Any], layer: Mapping[Any, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Evaluations of a run's averaged weights while it trains, and at its end."""
+"""Evaluations of a run's averaged weights during training and at its end."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ from gfgw_prod.training.reporting import Reporter
 
 
 class PeriodicEvaluation:
-    """Measures every ``evaluation.every_kimg`` before the next step, and after the last.
+    """Evaluates at every ``evaluation.every_kimg``, before the next step, and after the last step. Collective.
 
-    A run that is told to stop breaks off, and measures when it goes on. Every method is collective.
+    A stop request interrupts an evaluation; the resumed run makes it.
 
     Args:
-        stop: asked before every part of the work.
+        stop: checked before every part of the work.
 
     Raises:
         UserError: if a metric cannot be measured.
     """
 
-    def __init__(self, config: Config, table: Table, world: World, stop: StopRequest, report: Reporter):
-        self._config, self._world, self._stop, self._report = config, world, stop, report
+    def __init__(self, config: Config, table: Table, world: World, stop: StopRequest, reporter: Reporter):
+        self._config, self._world, self._stop, self._reporter = config, world, stop, reporter
         self._evaluator: Evaluator | None = None
         self._measured_at: int | None = None  # step
         e = config.evaluation
@@ -45,11 +45,11 @@ class PeriodicEvaluation:
         files = Files(e.inception, e.dinov2, config.features.weights)
         metrics = choose_spaces(e.metrics, e.features, files, trained_with(config), math.prod(table.image_shape))
         for note in metrics.notes:
-            report.say(f"evaluation: {note}")
+            reporter.log(f"evaluation: {note}")
         self._evaluator = Evaluator(
             table,
             metrics,
-            {name: build_space(name, files, table.image_shape, report.say).to(world.device) for name in metrics.used},
+            {name: build_space(name, files, table.image_shape, reporter.log).to(world.device) for name in metrics.used},
             world,
             num=e.num,
             seed=e.seed,
@@ -58,33 +58,33 @@ class PeriodicEvaluation:
         )
 
     def measure(self, step: int, images: int, ema: Ema, precision: Precision) -> bool:
-        """Measures and records, if it is time to and not done yet.
+        """Evaluate and record the figures, if an evaluation is due and not yet made.
 
         Returns:
-            Whether the run may go on; ``False`` if it was told to stop.
+            Whether the run may go on; ``False`` if a stop request interrupted the evaluation.
         """
         if self._evaluator is None:
             return True
-        if self._measured_at is None:  # a run that goes on may have been stopped before it measured here, or after
+        if self._measured_at is None:  # a resumed run may have been stopped before or after its evaluation at this step
             self._measured_at = self._world.broadcast(step if self._has_record(step) else 0)
         if step == self._measured_at or not self._due(step, images):
             return True
         started = time.monotonic()
-        # Lines where there is a bar: that of the training stays.
+        # Lines rather than a bar: training has one already.
         mode: Mode = "off" if self._config.telemetry.progress == "off" else "plain"
         self._meter = Meter("evaluating", mode=mode, enabled=self._world.is_main)
         try:
-            with self._report.evaluating(), ema.applied() as generator:
+            with self._reporter.evaluating(), ema.applied() as generator:
                 figures = self._evaluator.measure(generator, precision.autocast)
         except StopRequestedError:
-            self._report.measured = "told to stop before samples were measured"
+            self._reporter.measured = "told to stop before samples were measured"
             return False
         self._measured_at = step
         found = {name: value for name in FIGURES if isinstance(value := figures.get(name), float)}
         values = {f"evaluation/{name}": value for name, value in found.items()}
-        self._report.values(step, images, values | {"evaluation/seconds": time.monotonic() - started})
+        self._reporter.record_values(step, images, values | {"evaluation/seconds": time.monotonic() - started})
         words = ", ".join(f"{name} {value:.3g}" for name, value in found.items())
-        self._report.measured = f"{words} ({self._config.evaluation.num:,} samples)"
+        self._reporter.measured = f"{words} ({self._config.evaluation.num:,} samples)"
         return True
 
     def _due(self, step: int, images: int) -> bool:

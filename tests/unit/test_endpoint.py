@@ -56,7 +56,7 @@ class BrokenOffError(Exception):
 
 def test_evaluation_is_told_of_and_over_however_it_ends() -> None:
     health = Health(600, lambda: 0.0)
-    health.made(3, 96)
+    health.step_done(3, 96)
     for error in (None, BrokenOffError()):
         with suppress(BrokenOffError), health.evaluating():
             assert health.is_evaluating
@@ -71,10 +71,10 @@ def test_evaluation_is_told_of_and_over_however_it_ends() -> None:
 def test_pace_leaves_out_what_stands(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
     monkeypatch.setattr("gfgw_prod.telemetry.pace.time.monotonic", lambda: now[0])
-    pace = Pace(step=10, batch_size=32, world_size=1, idle_share=0.0)
+    pace = Pace(step=10, batch_size=32)
     for error in (None, BrokenOffError()):
         now[0] += 2
-        with suppress(BrokenOffError), pace.standing():
+        with suppress(BrokenOffError), pace.paused():
             now[0] += 1_000
             if error:
                 raise error
@@ -91,25 +91,25 @@ def served() -> Iterator[Served]:
 
 
 def test_process_that_starts_is_live_and_says_why_it_is_not_ready(served: Served) -> None:
-    served.health.phase("starting: encoding the bank, 1,024 of 50,000 rows")
+    served.health.enter_phase("starting: encoding the bank, 1,024 of 50,000 rows")
     assert served.asked("/live")[0] == 200
     status, told = served.asked("/ready")
     assert (status, told["why"]) == (503, "starting: encoding the bank, 1,024 of 50,000 rows")
 
 
 def test_resumed_process_is_not_ready_before_a_step_of_its_own(served: Served) -> None:
-    served.health.position(1234, 315_904)
-    served.health.phase("resuming from step-00001234")
+    served.health.set_position(1234, 315_904)
+    served.health.enter_phase("resuming from step-00001234")
     status, told = served.asked("/ready")
     assert (status, told["why"]) == (503, "resuming from step-00001234")
     assert (told["step"], told["images"]) == (1234, 315_904)
-    served.health.made(1235, 316_160)
+    served.health.step_done(1235, 316_160)
     assert served.asked("/ready") == (200, {"ok": True, "doing": "training", "step": 1235, "images": 316_160})
 
 
 def test_process_that_is_told_to_stop_is_ready_no_more_and_lives_on(served: Served) -> None:
-    served.health.made(5, 50)
-    served.health.phase("told to stop: saving")
+    served.health.step_done(5, 50)
+    served.health.enter_phase("told to stop: saving")
     assert served.asked("/live")[0] == 200
     status, told = served.asked("/ready")
     assert (status, told["why"], told["step"]) == (503, "told to stop: saving", 5)
@@ -117,7 +117,7 @@ def test_process_that_is_told_to_stop_is_ready_no_more_and_lives_on(served: Serv
 
 def test_process_without_progress_is_not_live_until_it_gets_on(tmp_path: Path) -> None:
     served = Served(hang_seconds=0.5)
-    served.health.phase("starting: reading the data")
+    served.health.enter_phase("starting: reading the data")
     with served.watch.over(600, tmp_path, rank=0):
         time.sleep(1)
         status, told = served.asked("/live")
@@ -125,7 +125,7 @@ def test_process_without_progress_is_not_live_until_it_gets_on(tmp_path: Path) -
         assert re.fullmatch(r"starting: reading the data; no progress for \d+ s", told["why"])
         with served.watch.paused():
             assert served.asked("/live")[0] == 200
-        served.health.made(1, 10)
+        served.health.step_done(1, 10)
         time.sleep(1)
         for path in ("/live", "/ready"):
             status, told = served.asked(path)

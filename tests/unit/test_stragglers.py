@@ -19,7 +19,7 @@ class Judged:
     def after(self, seconds: list[float], interval: float = EVERY_SECONDS) -> list[str]:
         """What is said after an interval in which each rank's steps took so long."""
         self.now += interval
-        return self.watch.judge(seconds, steps=10, now=self.now)
+        return self.watch.compare(seconds, steps=10, now=self.now)
 
 
 @pytest.fixture
@@ -59,8 +59,8 @@ def test_ranks_within_the_ratio_are_not_named(judged: Judged) -> None:
 
 def test_first_step_is_not_judged() -> None:
     watch = StragglerWatch(["a", "b"], ratio=1.5)
-    assert watch.judge([1, 9], steps=1, now=50.0) == []
-    assert watch.judge([1, 1], steps=1, now=60.0) == []
+    assert watch.compare([1, 9], steps=1, now=50.0) == []
+    assert watch.compare([1, 1], steps=1, now=60.0) == []
 
 
 def test_a_short_interval_is_judged_with_those_after_it(judged: Judged) -> None:
@@ -72,7 +72,7 @@ def test_a_short_interval_is_judged_with_those_after_it(judged: Judged) -> None:
 
 def test_few_steps_are_judged_with_those_after_them(judged: Judged) -> None:
     judged.now += 60
-    assert judged.watch.judge([1, 9, 1, 1], steps=2, now=judged.now) == []
+    assert judged.watch.compare([1, 9, 1, 1], steps=2, now=judged.now) == []
     (line,) = judged.after([1, 2, 1, 1])
     assert "12 steps" in line
 
