@@ -7,7 +7,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from gfgw_prod.losses.boundary import boundary_loss
-from gfgw_prod.losses.energy import Crowd, energy_loss
+from gfgw_prod.losses.energy import BatchFeatures, energy_loss
 from gfgw_prod.losses.feature import feature_loss
 from gfgw_prod.losses.flow import flow_distances, flow_loss
 from gfgw_prod.losses.structure import structure_loss
@@ -58,14 +58,14 @@ class Objective:
         *,
         features: Tensor | None = None,
         at_zero: Tensor | None = None,
-        crowd: Crowd | None = None,
+        batch: BatchFeatures | None = None,
     ) -> Losses:
         """The losses of images ``(b, c, h, w)`` predicted of targets.
 
         Args:
             matched: features of the targets, ``(b, d)``, from the bank.
             features: of the predicted images, ``(b, d)``, where they are known already.
-            crowd: the batch they are samples of, if they are samples.
+            batch: features of the step's whole batch, in a one-step step.
             at_zero: what the generator makes of the targets at time 0, where it only approaches the identity there.
         """
         w, terms = self.weights, {}
@@ -74,8 +74,8 @@ class Objective:
             features = self.features(predicted) if features is None else features
             terms["feature"] = feature_loss(features, matched)
             terms["structure"] = structure_loss(features, matched)
-            if w.energy and crowd is not None:
-                terms["energy"] = energy_loss(features, crowd)
+            if w.energy and batch is not None:
+                terms["energy"] = energy_loss(features, batch)
         if self.perceptual is not None:
             with self.precision.autocast():
                 terms["lpips"] = self.perceptual(predicted, target).float()

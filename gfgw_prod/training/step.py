@@ -22,7 +22,7 @@ from gfgw_prod.distributed.reduction import gradient_norm, gradients, scale_grad
 from gfgw_prod.distributed.world import World
 from gfgw_prod.generator import interpolate
 from gfgw_prod.generator.ema import Ema
-from gfgw_prod.losses.energy import Crowd
+from gfgw_prod.losses.energy import BatchFeatures
 from gfgw_prod.settings import schedule
 from gfgw_prod.settings.config import Config
 from gfgw_prod.telemetry.phases import StepClock
@@ -230,8 +230,10 @@ class TrainingStep:
             if predicted is None:
                 predicted, at_zero = self._passes(target, cell, t.to(self.world.device, non_blocking=True))
             if compared is None:
-                crowd = Crowd(match.generated, match.features, turn.cell.slots, match.labels) if one_step else None
-                losses = self.objective(predicted, target, matched, features=features, at_zero=at_zero, crowd=crowd)
+                batch = (
+                    BatchFeatures(match.generated, match.features, turn.cell.slots, match.labels) if one_step else None
+                )
+                losses = self.objective(predicted, target, matched, features=features, at_zero=at_zero, batch=batch)
             else:
                 huber = config.consistency.huber
                 losses = self.objective.between_times(predicted, *compared, target, huber=huber, at_zero=at_zero)

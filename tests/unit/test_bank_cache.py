@@ -112,7 +112,7 @@ def test_other_settings_have_other_banks(digits: Table, tmp_path: Path, settings
     one, other = cache_of(digits, tmp_path, **needed), cache_of(digits, tmp_path, **needed, **settings)
     assert one is not None
     assert other is not None
-    assert one.place != other.place
+    assert one.directory != other.directory
 
 
 def test_other_data_weights_and_machines_have_other_banks(digits: Table, tmp_path: Path) -> None:
@@ -121,9 +121,9 @@ def test_other_data_weights_and_machines_have_other_banks(digits: Table, tmp_pat
     changes = {"data_fingerprint": "x", "frozen_weights": ["x"], "arithmetic": "x", "packages": {"torch": "x"}}
     others = [facts, *({**facts, name: value} for name, value in changes.items())]
     found = [BankCache.of(config, each, print) for each in others]
-    assert len({cache.place for cache in found if cache}) == 5
+    assert len({cache.directory for cache in found if cache}) == 5
     assert found[0] is not None
-    assert json.loads((found[0].place / "bank.json").read_text())["features"]["views"] == 1
+    assert json.loads((found[0].directory / "bank.json").read_text())["features"]["views"] == 1
 
 
 def test_two_views_are_the_mean_of_an_image_and_its_mirror_image(digits: Table, tmp_path: Path) -> None:
@@ -146,10 +146,10 @@ def test_place_that_can_no_longer_be_written_costs_the_cache_alone(digits: Table
     said: list[str] = []
     cache = cache_of(digits, tmp_path, said)
     assert cache is not None
-    for file in cache.place.iterdir():
+    for file in cache.directory.iterdir():
         file.unlink()
-    cache.place.rmdir()
-    cache.place.write_text("in the way")
+    cache.directory.rmdir()
+    cache.directory.write_text("in the way")
     assert torch.equal(encoded(digits, cache)[0], encoded(digits, None)[0])
     assert len(said) == 1
     assert "the bank is not kept" in said[0]
@@ -162,7 +162,7 @@ def test_without_a_place_nothing_is_kept(digits: Table) -> None:
 def test_what_a_killed_process_began_to_write_is_cleared_once_nobody_can_be_writing_it(
     digits: Table, tmp_path: Path
 ) -> None:
-    place = cache_of(digits, tmp_path).place
+    place = cache_of(digits, tmp_path).directory
     other = tmp_path / ("ab" * 16)
     other.mkdir()
     left, written, others = (

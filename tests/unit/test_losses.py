@@ -9,7 +9,7 @@ from torch import nn
 from gfgw_prod.features.extractors import build_extractor
 from gfgw_prod.generator import build_generator
 from gfgw_prod.losses.boundary import boundary_loss
-from gfgw_prod.losses.energy import Crowd, energy_loss
+from gfgw_prod.losses.energy import BatchFeatures, energy_loss
 from gfgw_prod.losses.feature import feature_loss
 from gfgw_prod.losses.flow import check_scales, flow_loss
 from gfgw_prod.losses.structure import structure_loss
@@ -113,13 +113,13 @@ def test_energy_loss_is_the_hand_formula(classes: int) -> None:
         cross = [float((predicted[i] - matched[k]).norm()) for k in peers]
         own = [float((predicted[i] - generated[k]).norm()) for k in peers if k != first + i]
         total += sum(cross) / len(cross) - sum(own) / len(own)
-    found = energy_loss(predicted, Crowd(generated, matched, slice(3, 7), None if classes == 1 else labels))
+    found = energy_loss(predicted, BatchFeatures(generated, matched, slice(3, 7), None if classes == 1 else labels))
     assert float(found) == pytest.approx(total / 4, abs=1e-5)
 
 
 def test_energy_loss_of_slots_alone_in_their_class_is_zero() -> None:
     rows = unit_rows(3, 5, 0).requires_grad_()
-    loss = energy_loss(rows, Crowd(unit_rows(3, 5, 1), unit_rows(3, 5, 2), slice(0, 3), torch.arange(3)))
+    loss = energy_loss(rows, BatchFeatures(unit_rows(3, 5, 1), unit_rows(3, 5, 2), slice(0, 3), torch.arange(3)))
     loss.backward()
     assert loss == 0
     assert rows.grad is not None
@@ -133,7 +133,7 @@ def test_energy_loss_drives_a_crowd_apart_until_it_spreads_as_its_matches_do() -
     for step in range(150):
         samples = noise(256, 3, seed=step + 1) * spread
         optimizer.zero_grad()
-        energy_loss(samples, Crowd(samples.detach(), matched, slice(0, 256))).backward()
+        energy_loss(samples, BatchFeatures(samples.detach(), matched, slice(0, 256))).backward()
         optimizer.step()
     assert spread.item() == pytest.approx(float(matched.std()), rel=0.1)
 
@@ -141,6 +141,6 @@ def test_energy_loss_drives_a_crowd_apart_until_it_spreads_as_its_matches_do() -
 def test_energy_loss_has_a_slope_where_a_sample_is_its_match() -> None:
     rows = unit_rows(4, 5, 0)
     predicted = rows.clone().requires_grad_()
-    energy_loss(predicted, Crowd(rows, rows, slice(0, 4))).backward()
+    energy_loss(predicted, BatchFeatures(rows, rows, slice(0, 4))).backward()
     assert predicted.grad is not None
     assert predicted.grad.isfinite().all()
