@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gfgw_prod.features.extractors import DINOV2, DINOV2_SIDE, IMAGENET_MEAN, IMAGENET_STD, dinov2_of_file
+from gfgw_prod.features.extractors import DINOV2, DINOV2_SIDE, IMAGENET_MEAN, IMAGENET_STD, load_dinov2
 from gfgw_prod.process.exit_codes import UserError, one_line
 from gfgw_prod.settings.evaluation import SpaceName
 from gfgw_prod.weights import published
@@ -175,12 +175,12 @@ def build_space(
     if not os.path.isfile(file):
         raise UserError(f"{setting}: no file {file}; {files.wanted(space)}")
     if space == "dinov2":  # no hash of it is published
-        return Dinov2(dinov2_of_file(DINOV2_LARGE, file, setting))
+        return Dinov2(load_dinov2(DINOV2_LARGE, file, setting))
     weights = published.INCEPTION if space == "inception" else published.DINOV2
     with published.verify(weights, file, log, named=given is not None):
         if space == "inception":
             return Inception(file)
-        return Dinov2(dinov2_of_file(DINOV2, file, setting))
+        return Dinov2(load_dinov2(DINOV2, file, setting))
 
 
 def trained_with(config: Config) -> SpaceName:

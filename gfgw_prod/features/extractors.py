@@ -90,11 +90,11 @@ def build_extractor(
     if settings.extractor == "pixels":
         return PixelFeatures(image_shape, settings.pixel_constant)
     with obtain(published.DINOV2, settings.weights, log) as path:
-        backbone = vit_of_file(DINOV2, path, settings.image_size, "features.weights")
+        backbone = load_vit(DINOV2, path, settings.image_size, "features.weights")
     return Dinov2Features(backbone, settings.image_size)
 
 
-def vit_of_file(name: str, weights: Path, image_size: int, setting: str) -> nn.Module:
+def load_vit(name: str, weights: Path, image_size: int, setting: str) -> nn.Module:
     """Load a timm vision transformer without head, resampled for images of ``image_size`` pixels a side.
 
     Args:
@@ -118,7 +118,7 @@ def vit_of_file(name: str, weights: Path, image_size: int, setting: str) -> nn.M
     return network
 
 
-def dinov2_of_file(name: str, weights: Path, setting: str) -> nn.Module:
+def load_dinov2(name: str, weights: Path, setting: str) -> nn.Module:
     """Load a DINOv2 network without head for images of 224 pixels, as its authors' code runs it.
 
     Position embeddings are resampled from 37 x 37 as in that code: bicubic by a factor of (16 + 0.1) / 37, without
@@ -129,7 +129,7 @@ def dinov2_of_file(name: str, weights: Path, setting: str) -> nn.Module:
     """
     import timm
 
-    tensors = vit_of_file(name, weights, DINOV2_TRAINED_SIDE, setting).state_dict()
+    tensors = load_vit(name, weights, DINOV2_TRAINED_SIDE, setting).state_dict()
     first, patches = tensors["pos_embed"].split([1, tensors["pos_embed"].shape[1] - 1], dim=1)
     trained, side = DINOV2_TRAINED_SIDE // DINOV2_PATCH, DINOV2_SIDE // DINOV2_PATCH
     grid = patches.unflatten(1, (trained, trained)).permute(0, 3, 1, 2)

@@ -17,7 +17,7 @@ from gfgw_prod.evaluation.distances import frechet_distance, moments_of
 from gfgw_prod.evaluation.evaluator import Evaluator
 from gfgw_prod.evaluation.metric_spaces import choose_spaces
 from gfgw_prod.evaluation.spaces import INCEPTION_FILE, Dinov2, Files, Inception, Pixels, build_space
-from gfgw_prod.features.extractors import DINOV2, IMAGENET_MEAN, dinov2_of_file
+from gfgw_prod.features.extractors import DINOV2, IMAGENET_MEAN, load_dinov2
 from gfgw_prod.process.exit_codes import UserError
 from gfgw_prod.sampling.pictures import levels_of
 from gfgw_prod.weights.published import INCEPTION, VGG16
@@ -183,7 +183,7 @@ def test_position_embeddings_are_resampled_as_the_authors_of_dinov2_do(tmp_path:
     column = torch.arange(37.0).expand(37, 37).reshape(1, -1, 1)
     tensors["pos_embed"][:, 1:] = column  # the embedding of a patch is its column
     save_file(tensors, tmp_path / "model.safetensors")
-    network = dinov2_of_file(DINOV2, tmp_path / "model.safetensors", "features.weights")
+    network = load_dinov2(DINOV2, tmp_path / "model.safetensors", "features.weights")
     found = network.state_dict()["pos_embed"][0, 1:, 0].reshape(16, 16)[8]
     of_pixels = (torch.arange(16) + 0.5) * 37 / 16.1 - 0.5  # without antialiasing, by a factor with an offset of 0.1
     torch.testing.assert_close(found[1:-1], of_pixels[1:-1], atol=0.06, rtol=0)
