@@ -163,7 +163,7 @@ class ExitCodeAgent(LocalElasticAgent):
         self._cause = of_exit_codes(failed.values())
         if {*failed.values()} == {PREEMPTED} and not self._alone():
             # Another node got a stop signal: all ranks have saved, and those of this node continue without that node.
-            log("ranks have saved their state for a node that was told to stop; meeting again")
+            log("another node got a stop signal: all ranks have saved, and the remaining nodes meet again")
             self._remaining_restarts += 1  # the restart that follows is no crash
             return result
         final = final_code_of(failed.values(), self._exit_codes())
