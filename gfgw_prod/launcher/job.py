@@ -80,7 +80,7 @@ def _prepare_environment() -> None:
     os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
     keep_ports()
     os.environ[AGENT_PID] = str(os.getpid())
-    os.environ[clock.LAUNCHED_AT] = str(clock.began() or clock.now())
+    os.environ[clock.LAUNCHED_AT] = str(clock.process_started() or clock.now())
 
 
 class Node:

@@ -21,12 +21,12 @@ class Startup:
 
     def __init__(self) -> None:
         self._seconds: dict[Phase, float] = {}
-        self._last, began = clock.now(), clock.began()
+        self._last, started = clock.now(), clock.process_started()
         launched = os.environ.pop(clock.LAUNCHED_AT, None)
-        if began is not None:
+        if started is not None:
             if launched is not None:
-                self._seconds["launcher"] = max(began - float(launched), 0.0)
-            self._seconds["imports"] = self._last - began
+                self._seconds["launcher"] = max(started - float(launched), 0.0)
+            self._seconds["imports"] = self._last - started
 
     def done(self, phase: Phase) -> None:
         """End a phase; the next one begins."""

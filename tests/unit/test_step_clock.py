@@ -1,4 +1,4 @@
-"""Phases of a step, and memory of a rank, as they are measured."""
+"""Measured time of a step's phases, and measured memory of a rank."""
 
 import mmap
 import os
@@ -13,7 +13,7 @@ from gfgw_prod.telemetry.phases import STEP_PHASES, StepClock
 CPU = torch.device("cpu")
 
 
-def test_phases_are_means_over_the_steps_since_they_were_last_asked_for() -> None:
+def test_phases_are_means_over_the_steps_since_the_last_call() -> None:
     clock = StepClock(CPU)
     for seconds in (0.02, 0.04):
         clock.begin()
@@ -28,7 +28,7 @@ def test_phases_are_means_over_the_steps_since_they_were_last_asked_for() -> Non
     assert set(clock.take().values()) == {0.0}
 
 
-def test_memory_is_what_the_system_says() -> None:
+def test_memory_is_what_the_system_reports() -> None:
     assert {*HOST_TAGS, *GPU_TAGS} <= BY_TAG.keys()
     resident, available = memory_bytes(CPU)
     size = 64 << 20
