@@ -177,7 +177,7 @@ def build_space(
     if space == "dinov2":  # no hash of it is published
         return Dinov2(load_dinov2(DINOV2_LARGE, file, setting))
     weights = published.INCEPTION if space == "inception" else published.DINOV2
-    with published.verify(weights, file, log, named=given is not None):
+    with published.verify(weights, file, log, user_given=given is not None):
         if space == "inception":
             return Inception(file)
         return Dinov2(load_dinov2(DINOV2, file, setting))

@@ -164,7 +164,7 @@ class Reporter:
             "transport/bank_share": parts.matcher.usage.share(images),
         }
         if self._ledger is not None:
-            self._ledger.note(images)
+            self._ledger.record_images(images)
             values |= self._ledger.values(self.own_time.spent)
         if self._first_record:
             self._first_record = False

@@ -277,7 +277,7 @@ def test_second_return_to_a_checkpoint_is_the_end(tmp_path: Path, alone: World) 
     run = run_in(tmp_path / "run", alone)
     with (
         disturbed(run, "gradient", broken, lambda run: run.step in (7, 8, 10, 11)),
-        pytest.raises(NoProgressError, match="2 steps in a row, up to step 12, were bad, again"),
+        pytest.raises(NoProgressError, match="2 steps in a row, up to step 12, had a bad loss or gradient norm, again"),
     ):
         run.loop()
     run.close()

@@ -70,7 +70,7 @@ def weights() -> list[Finding]:
     for name, published in (("vgg16", VGG16), ("dinov2", DINOV2), ("inception", INCEPTION), *EDM.items()):
         if (path := published.cached()) is not None:
             try:
-                with verify(published, path, lambda line: None, named=False):
+                with verify(published, path, lambda line: None, user_given=False):
                     findings.append(Finding(name, "ok", f"cached at {path}, whole"))
             except UserError as error:
                 findings.append(Finding(name, "bad", "not usable", str(error)))
