@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from gfgw_prod.process.durable import write_whole
 from gfgw_prod.process.exit_codes import FINISHED, UserError
 from gfgw_prod.sampling.trained import read_trained, to_safetensors
 
@@ -53,15 +54,7 @@ def _destination(out: Path) -> Path:
 
 
 def _write(content: bytes, final: Path, out: Path) -> None:
-    partial = final.with_name(f".{final.name}.{os.getpid()}.partial")
     try:
-        try:
-            with partial.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(final)
-        finally:
-            partial.unlink(missing_ok=True)
+        write_whole(final, content)
     except OSError as error:
         raise UserError(f"--out {out} cannot be written ({error.strerror})") from None

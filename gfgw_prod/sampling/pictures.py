@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from gfgw_prod.process.durable import write_whole
 from gfgw_prod.sampling.sampler import CELL, Sampler, cycle_classes
 
 SHOWN_SIDE = 64  # tiny images are enlarged to about this many pixels in grids and files
@@ -75,10 +77,6 @@ def write_png(picture: Tensor, path: Path) -> None:
     """Writes a picture ``(3, h, w)`` of bytes, whole or not at all."""
     from PIL import Image
 
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        Image.fromarray(picture.permute(1, 2, 0).contiguous().numpy()).save(partial, format="PNG")
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+    encoded = io.BytesIO()
+    Image.fromarray(picture.permute(1, 2, 0).contiguous().numpy()).save(encoded, format="PNG")
+    write_whole(path, encoded.getvalue(), sync=False)

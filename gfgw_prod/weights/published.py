@@ -101,9 +101,7 @@ def obtain(published: PublishedFile, given: Path | None, log: Callable[[str], No
 
 
 @contextmanager
-def verify(
-    published: PublishedFile, path: Path, log: Callable[[str], None], *, user_given: bool
-) -> Iterator[None]:
+def verify(published: PublishedFile, path: Path, log: Callable[[str], None], *, user_given: bool) -> Iterator[None]:
     """Around the use of a file: check its bytes as ``obtain`` does, without a download.
 
     Args:

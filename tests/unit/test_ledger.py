@@ -13,7 +13,7 @@ from gfgw_prod.process.restart_causes import (
     of_exit_codes,
     take_from_launcher,
 )
-from gfgw_prod.resilience.ledger import WRITE_SECONDS, FILE, Ledger
+from gfgw_prod.resilience.ledger import FILE, WRITE_SECONDS, Ledger
 
 
 class Clock:
