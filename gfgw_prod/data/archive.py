@@ -3,26 +3,15 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from gfgw_prod.data.dataset_json import is_dataset_json, read_labels
 from gfgw_prod.data.images import MAX_BYTES, SUFFIXES, InvalidImageError, Row, Rules, raise_if_temporary
-from gfgw_prod.data.listing import (
-    DATASET_JSON,
-    Entry,
-    Listing,
-    file_state,
-    find_files,
-    is_dataset_json,
-    is_hidden,
-    label_images,
-    labels_root,
-    make_listing,
-    parse_labels,
-    unread_labels,
-)
+from gfgw_prod.data.listing import Entry, Listing, file_state, find_files, is_hidden, make_listing
 from gfgw_prod.process.exit_codes import UserError, one_line
 
 
@@ -73,8 +62,10 @@ def list_archives(path: Path, rules: Rules) -> Listing:
         try:
             opened[number] = zipfile.ZipFile(archive)
             names, invalid = _members(opened[number])
-            found = list(_entries(opened[number], names, invalid, prefix))
-            notes += tuple(prefix + note for note in unread_labels(names, labels_root(names)))
+            labels = read_labels(names, partial(_read, opened[number], invalid))
+            images = ((name, invalid.get(name)) for name in names if not is_dataset_json(name))
+            found = list(labels.entries(images, prefix))
+            notes += tuple(prefix + note for note in labels.notes)
         except UserError:
             raise
         except (ValueError, OSError, EOFError, RuntimeError, MemoryError, zipfile.BadZipFile) as error:
@@ -106,25 +97,16 @@ def _members(file: zipfile.ZipFile) -> tuple[list[str], dict[str, str]]:
     return sorted(names), invalid
 
 
-def _entries(file: zipfile.ZipFile, names: Sequence[str], invalid: dict[str, str], prefix: str) -> Iterator[Entry]:
-    """Entries of an archive.
+def _read(file: zipfile.ZipFile, invalid: dict[str, str], name: str) -> bytes:
+    """The content of a member.
 
     Raises:
-        ValueError: with the reason, if its labels are damaged.
+        ValueError: with the reason, if it cannot be read.
     """
-    labels, root = None, labels_root(names)
-    at_root = [name for name in names if is_dataset_json(name) and "/" not in name.removeprefix(root)]
-    if at_root:
-        if len(at_root) > 1 or at_root[0] in invalid:
-            raise ValueError(f"{DATASET_JSON} {invalid.get(at_root[0], 'stands in the archive twice')}")
-        try:
-            content = file.read(at_root[0])
-        except Exception as error:  # as above
-            raise_if_temporary(error, f"{file.filename}:{DATASET_JSON}")
-            raise ValueError(f"{DATASET_JSON} cannot be unpacked: {one_line(error, 300)}") from None
-        try:
-            labels = parse_labels(content)
-        except ValueError as error:
-            raise ValueError(f"{DATASET_JSON} {error}") from None
-    images = (name for name in names if not is_dataset_json(name))
-    return label_images(((name.removeprefix(root), invalid.get(name)) for name in images), labels, prefix + root)
+    if name in invalid:
+        raise ValueError(invalid[name])
+    try:
+        return file.read(name)
+    except Exception as error:  # as above
+        raise_if_temporary(error, f"{file.filename}:{name}")
+        raise ValueError(f"cannot be unpacked: {one_line(error, 300)}") from None

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -136,20 +137,21 @@ def decode(listing: Listing, shape: Shape, *, first: int = 0, workers: int = 0) 
         UserError: if a decoding process was killed.
     """
     spans = [(begin, min(begin + CHUNK_ITEMS, len(listing))) for begin in range(first, len(listing), CHUNK_ITEMS)]
+    decode_chunk = partial(_decode_chunk, listing.reader, shape, listing.invalid)
     if workers == 0:
-        for begin, end in spans:
-            yield _decode_chunk(listing.reader, shape, begin, end, _invalid_in(listing, begin, end))
+        for span in spans:
+            yield decode_chunk(*span)
         return
     pool = ProcessPoolExecutor(
         workers,
         mp_context=multiprocessing.get_context("spawn"),  # a fork of a process with threads may hang
         initializer=_start_worker,
-        initargs=(listing.reader, shape, os.getpid()),
+        initargs=(decode_chunk, os.getpid()),
     )
     waiting: deque[Future[Chunk]] = deque()
     try:
-        for begin, end in spans:
-            waiting.append(pool.submit(_decode_in_worker, begin, end, _invalid_in(listing, begin, end)))
+        for span in spans:
+            waiting.append(pool.submit(_decode_in_worker, *span))
             if len(waiting) > CHUNKS_AHEAD * workers:
                 yield waiting.popleft().result()
         while waiting:
@@ -163,26 +165,21 @@ def decode(listing: Listing, shape: Shape, *, first: int = 0, workers: int = 0) 
         pool.shutdown(cancel_futures=True)
 
 
-def _invalid_in(listing: Listing, begin: int, end: int) -> dict[int, str]:
-    return {item: listing.invalid[item] for item in range(begin, end) if item in listing.invalid}
+_worker_decodes: Callable[[int, int], Chunk]
 
 
-_reader: Reader
-_shape: Shape
-
-
-def _start_worker(reader: Reader, shape: Shape, parent: int) -> None:
-    global _reader, _shape
-    _reader, _shape = reader, shape
+def _start_worker(decode_chunk: Callable[[int, int], Chunk], parent: int) -> None:
+    global _worker_decodes  # noqa: PLW0603
+    _worker_decodes = decode_chunk
     ignore_stop_signals()  # the parent handles them
     die_with_parent(parent)
 
 
-def _decode_in_worker(begin: int, end: int, invalid: dict[int, str]) -> Chunk:
-    return _decode_chunk(_reader, _shape, begin, end, invalid)
+def _decode_in_worker(begin: int, end: int) -> Chunk:
+    return _worker_decodes(begin, end)
 
 
-def _decode_chunk(reader: Reader, shape: Shape, begin: int, end: int, already_invalid: dict[int, str]) -> Chunk:
+def _decode_chunk(reader: Reader, shape: Shape, already_invalid: dict[int, str], begin: int, end: int) -> Chunk:
     rows = np.empty((end - begin, *shape), dtype=np.uint8)
     items: list[int] = []
     invalid: list[tuple[int, str]] = []

@@ -9,18 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gfgw_prod.data.dataset_json import is_dataset_json, read_labels
 from gfgw_prod.data.images import MAX_BYTES, SUFFIXES, InvalidImageError, Row, Rules, raise_if_temporary
-from gfgw_prod.data.listing import (
-    Entry,
-    Listing,
-    is_dataset_json,
-    is_hidden,
-    label_images,
-    labels_root,
-    make_listing,
-    parse_labels,
-    unread_labels,
-)
+from gfgw_prod.data.listing import Entry, Listing, is_hidden, make_listing
 from gfgw_prod.process.exit_codes import UserError, reason_of
 
 
@@ -63,12 +54,13 @@ def list_folder(directory: Path, rules: Rules) -> Listing:
         raise UserError(f"data.path {directory} is not a directory; data.source folder wants one with images in it")
     found = sorted(_files_below(directory), key=lambda file: file.name)
     images = [file for file in found if not is_dataset_json(file.name)]
-    labels_files = [file.name for file in found if is_dataset_json(file.name)]
-    root = labels_root([file.name for file in found])
+    try:
+        labels = read_labels([file.name for file in found], lambda name: _read(directory / name))
+    except ValueError as error:
+        raise UserError(f"data.path {directory}: {error}") from None
     classes: int | None = None
-    if at_root := [name for name in labels_files if "/" not in name.removeprefix(root)]:
-        labels = _read_labels(directory, max(at_root))
-        entries = list(label_images(((file.name.removeprefix(root), file.invalid) for file in images), labels, root))
+    if labels.file is not None:
+        entries = list(labels.entries((file.name, file.invalid) for file in images))
     else:
         folders = sorted({file.name.partition("/")[0] for file in images if "/" in file.name})
         ids = {name: number for number, name in enumerate(folders)}
@@ -77,9 +69,8 @@ def list_folder(directory: Path, rules: Rules) -> Listing:
         entries = [_entry_by_folder(file, ids) for file in images]
     identity: list[Any] = ["folder", vars(rules), [(file.size, file.mtime_ns) for file in images]]
     reader = FolderReader(directory, [entry.name for entry in entries], rules)
-    notes = unread_labels(labels_files, root)
     return make_listing(
-        entries, reader, peak=rules.peak, num_classes=classes, identity=identity, rules=rules, notes=notes
+        entries, reader, peak=rules.peak, num_classes=classes, identity=identity, rules=rules, notes=labels.notes
     )
 
 
@@ -96,18 +87,13 @@ def _entry_by_folder(file: _File, ids: dict[str, int]) -> Entry:
     return Entry(file.name, label, invalid)
 
 
-def _read_labels(directory: Path, name: str) -> dict[str, int | str] | None:
-    where = f"data.path {directory}: {name}"
+def _read(path: Path) -> bytes:
     try:
-        if not (directory / name).is_file():
-            raise UserError(f"{where} is not a regular file")
-        return parse_labels((directory / name).read_bytes())
+        if not path.is_file():
+            raise ValueError("is not a regular file")
+        return path.read_bytes()
     except OSError as error:
-        raise UserError(f"{where} cannot be read ({reason_of(error)})") from None
-    except UserError:
-        raise
-    except ValueError as error:
-        raise UserError(f"{where} {error}") from None
+        raise ValueError(f"cannot be read ({reason_of(error)})") from None
 
 
 def _files_below(root: Path) -> Iterator[_File]:

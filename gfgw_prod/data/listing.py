@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -21,7 +21,6 @@ from gfgw_prod.data.images import Row, Rules
 from gfgw_prod.process.exit_codes import UserError, reason_of
 
 MAX_CLASSES = 100_000
-DATASET_JSON = "dataset.json"  # the labels in the format of EDM and StyleGAN
 # Folders of file systems, desktops and storage servers. They hold no images of the data set, but may hold thumbnails.
 SYSTEM_FOLDERS = ("lost+found", "__MACOSX", "$RECYCLE.BIN", "System Volume Information", "@eaDir", "#recycle")
 
@@ -117,81 +116,9 @@ def make_listing(
     return Listing(names, ids, classes, peak, reader, invalid, digest.hexdigest(), rules_by_name, notes)
 
 
-def parse_labels(content: bytes) -> dict[str, int | str] | None:
-    """Parse ``dataset.json``: class ids by name, or what is wrong with one; ``None`` if it holds no labels.
-
-    Raises:
-        ValueError: with the reason, if the file is damaged.
-    """
-    try:
-        parsed = json.loads(content)
-    except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
-        raise ValueError(f"is not JSON ({error})") from None
-    if not isinstance(parsed, dict):
-        raise ValueError("should be an object with a list of labels")
-    if parsed.get("labels") is None:
-        return None
-    if not isinstance(parsed["labels"], list):
-        raise ValueError("should hold a list of labels")
-    labels: dict[str, int | str] = {}
-    for pair in parsed["labels"]:
-        if not isinstance(pair, list) or len(pair) != 2 or not isinstance(pair[0], str):
-            raise ValueError(f"should list pairs of a name and a class id, not {str(pair)[:60]}")
-        name, label = pair
-        if name in labels:
-            labels[name] = f"has two labels in {DATASET_JSON}"
-        elif isinstance(label, bool) or not isinstance(label, int):
-            labels[name] = f"has a label in {DATASET_JSON} that is no class id: {str(label)[:40]}"
-        else:
-            labels[name] = label
-    return labels
-
-
-def label_images(
-    images: Iterable[tuple[str, str | None]], labels: dict[str, int | str] | None, prefix: str = ""
-) -> Iterator[Entry]:
-    """Entries of images (name in ``dataset.json``, why invalid) in their order, then labels without an image.
-
-    Args:
-        prefix: stands before the name in messages.
-    """
-    seen = set()
-    for name, invalid in images:
-        seen.add(name)
-        label = None if labels is None else labels.get(name, f"has no label in {DATASET_JSON}")
-        if isinstance(label, str):
-            yield Entry(prefix + name, None, invalid or label)
-        else:
-            yield Entry(prefix + name, label, invalid)
-    for name in sorted(set(labels or ()) - seen):
-        yield Entry(prefix + name, None, f"is missing, and named in {DATASET_JSON}")
-
-
 def is_hidden(name: str) -> bool:
     """Whether a file or folder, by its last name, is hidden or the system's."""
     return name.startswith(".") or name in SYSTEM_FOLDERS
-
-
-def is_dataset_json(path: str) -> bool:
-    """Whether a relative path names a ``dataset.json``, in upper or lower case."""
-    return path.rpartition("/")[2].lower() == DATASET_JSON
-
-
-def labels_root(paths: Collection[str]) -> str:
-    """The folder, with its slash, that ``dataset.json`` names images below: the top, "".
-
-    If everything lies in one folder, as in an archive made by ``zip -r``, and a ``dataset.json`` is in it, that folder.
-    """
-    tops = {path.partition("/")[0] + "/" for path in paths}
-    top = min(tops, default="")
-    alone = len(tops) == 1 and any(path.lower() == f"{top}{DATASET_JSON}".lower() for path in paths)
-    return top if alone else ""
-
-
-def unread_labels(paths: Iterable[str], root: str) -> tuple[str, ...]:
-    """A note on the ``dataset.json`` files that lie deeper than ``root`` and so are not read."""
-    deeper = [path for path in paths if is_dataset_json(path) and "/" in path.removeprefix(root)]
-    return (f"{deeper[0]} is not read: labels are read from {root}{DATASET_JSON} only",) if deeper else ()
 
 
 def find_files(path: Path, suffix: str, source: str) -> list[Path]:

@@ -13,7 +13,7 @@ import numpy as np
 
 from gfgw_prod.data.decoding import OnError, common_shape, decode, fail_or_skip
 from gfgw_prod.data.listing import Listing
-from gfgw_prod.data.packs import INDEX, LABELS, Pack
+from gfgw_prod.data.packs import INDEX, LABELS, Pack, Shard
 from gfgw_prod.data.shard_writer import ShardWriter
 from gfgw_prod.process.durable import write_whole
 from gfgw_prod.process.exit_codes import UserError, reason_of
@@ -134,7 +134,7 @@ def _finish(listing: Listing, writer: ShardWriter, shape: tuple[int, int, int]) 
         num_classes=listing.num_classes,
         fingerprint=writer.fingerprint.of(labels, shape, listing.peak, listing.num_classes),
         shard_rows=writer.shard_rows,
-        shards=tuple(shard.as_shard() for shard in writer.shards),
+        shards=tuple(Shard(shard.file, shard.rows, shard.sha256) for shard in writer.shards),
         labels_sha256=hashlib.sha256(label_bytes).hexdigest(),
         identity=listing.identity,
         skipped=tuple((listing.names[item], why) for item, why in invalid),

@@ -12,7 +12,7 @@ import json
 import mmap
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -103,22 +103,12 @@ class Pack:
             raise UserError(f"data.path {directory}: {INDEX} is damaged; pack the data set again")
         if index["format"] != FORMAT:
             raise UserError(f"data.path {directory} is a pack of format {index['format']}, not {FORMAT}; pack it again")
-        shards = tuple(Shard(**shard) for shard in index["shards"])
-        found = cls(
-            directory,
-            image_shape=tuple(index["image_shape"]),
-            rows=index["rows"],
-            peak=index["peak"],
-            num_classes=index["num_classes"],
-            fingerprint=index["fingerprint"],
-            shard_rows=index["shard_rows"],
-            shards=shards,
-            labels_sha256=index["labels_sha256"],
-            identity=index["identity"],
-            skipped=tuple((name, why) for name, why in index["skipped"]),
-            rules=index.get("rules"),
-        )
-        for file, length in ((LABELS, 8 * found.rows), *((s.file, s.rows * found.row_bytes) for s in shards)):
+        index["image_shape"] = tuple(index["image_shape"])
+        index["shards"] = tuple(Shard(**shard) for shard in index["shards"])
+        index["skipped"] = tuple((name, why) for name, why in index["skipped"])
+        known = {field.name for field in fields(cls)}
+        found = cls(directory, **{name: value for name, value in index.items() if name in known})
+        for file, length in ((LABELS, 8 * found.rows), *((s.file, s.rows * found.row_bytes) for s in found.shards)):
             if not os.path.isfile(directory / file) or os.path.getsize(directory / file) != length:
                 raise UserError(f"data.path {directory}: {file} should have {length:,} bytes; pack the data set again")
         return found

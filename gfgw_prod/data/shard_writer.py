@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gfgw_prod.data.decoding import Chunk
-from gfgw_prod.data.packs import INDEX, LABELS, Fingerprint, Shard
+from gfgw_prod.data.packs import INDEX, LABELS, Fingerprint
 from gfgw_prod.process.durable import write_whole
 
 
@@ -36,10 +36,6 @@ class FinishedShard:
     def items(self) -> NDArray[np.int64]:
         """The items whose rows it holds."""
         return np.setdiff1d(np.arange(self.begin, self.end), [item for item, _ in self.invalid])
-
-    def as_shard(self) -> Shard:
-        """Its entry in the pack's index."""
-        return Shard(self.file, self.rows, self.sha256)
 
 
 @dataclass

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gfgw_prod.data.listing import DATASET_JSON, parse_labels
+from gfgw_prod.data.dataset_json import DATASET_JSON, parse_labels
 from gfgw_prod.process.durable import write_whole
 from gfgw_prod.process.exit_codes import UserError
 from gfgw_prod.sampling import pictures

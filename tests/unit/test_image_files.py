@@ -234,7 +234,7 @@ def test_grey_images_are_repeated_and_colours_weighted() -> None:
     assert set(row_of(red, grey=True).flatten().tolist()) == {76}  # ITU-R 601-2
 
 
-@pytest.mark.parametrize("orientation", range(10))
+@pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "TIFF tiff_lzw", "WEBP"])
 def test_orientation_is_applied_in_no_format(kind: str, orientation: int) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (5, 9, 3), dtype=np.uint8)
