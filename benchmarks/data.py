@@ -40,12 +40,12 @@ RUN = (
 
 
 def main() -> None:
-    with tempfile.TemporaryDirectory(prefix="gfgw-data-") as made:
-        place = Path(made)
-        archive = _archive(place / "images.zip")
-        _packing(archive, place)
-        _waiting(place)
-        _reading(place)
+    with tempfile.TemporaryDirectory(prefix="gfgw-data-") as scratch:
+        directory = Path(scratch)
+        archive = _archive(directory / "images.zip")
+        _packing(archive, directory)
+        _waiting(directory)
+        _reading(directory)
 
 
 def _archive(path: Path) -> Path:
@@ -61,7 +61,7 @@ def _archive(path: Path) -> Path:
     return path
 
 
-def _packing(archive: Path, place: Path) -> None:
+def _packing(archive: Path, directory: Path) -> None:
     """Compare packing with a loop that only decodes. Packing also lists, checks, hashes and writes."""
     bare: list[tuple[float, float]] = []
     packed: dict[int, list[tuple[float, float]]] = {0: [], os.cpu_count() or 1: []}
@@ -74,7 +74,7 @@ def _packing(archive: Path, place: Path) -> None:
         bare.append(clock.read())
         for workers, took in packed.items():
             clock = _Clock()
-            out = place / f"pack-{workers}-{trial}"
+            out = directory / f"pack-{workers}-{trial}"
             if workers == 0:
                 listing = list_source(DataSettings(source="zip", path=archive))
                 pack(listing, out)
@@ -111,13 +111,13 @@ class _Clock:
         return sum(each.ru_utime + each.ru_stime for each in used)
 
 
-def _waiting(place: Path) -> None:
+def _waiting(directory: Path) -> None:
     cases = {
         "digits": (),
-        "60,000 images of 32x32": ("--data.source", "packed", "--data.path", str(place / "pack-0-0")),
+        "60,000 images of 32x32": ("--data.source", "packed", "--data.path", str(directory / "pack-0-0")),
     }
     for number, (name, source) in enumerate(cases.items()):
-        run = place / f"run-{number}"
+        run = directory / f"run-{number}"
         scope = ("--transport.scope", "full") if not source else ("--transport.scope", "subset")
         length = ("--train.total-kimg", "12.8" if not source else "1.28", "--telemetry.log-every-kimg", "0.256")
         options = ("--run.dir", str(run), *NETWORK, *RUN, *scope, *length, "--generator.channel-mult", "[1,2]")
@@ -131,29 +131,31 @@ def _waiting(place: Path) -> None:
         print(f"{name}: steps of {1e3 * seconds:.1f} ms wait for data {share:.2%} of the time")
 
 
-def pack_of_noise(place: Path, rows: int, shape: tuple[int, int, int]) -> Path:
+def pack_of_noise(directory: Path, rows: int, shape: tuple[int, int, int]) -> Path:
     """Make a pack of random bytes directly."""
     from gfgw_prod.data.packs import Fingerprint, Pack, Shard, sha256_of
 
-    place.mkdir()
+    directory.mkdir()
     numbers, fingerprint = np.random.default_rng(0), Fingerprint()
     labels = np.arange(rows) % 10
-    (place / "labels.bin").write_bytes(labels.astype("<i8").tobytes())
+    (directory / "labels.bin").write_bytes(labels.astype("<i8").tobytes())
     per_shard = (1 << 28) // int(np.prod(shape))
     shards = []
     for number, first in enumerate(range(0, rows, per_shard)):
         count, name = min(per_shard, rows - first), f"images-{number:05d}.bin"
         content = numbers.integers(0, 256, (count, *shape), dtype=np.uint8)
-        (place / name).write_bytes(content.data)
+        (directory / name).write_bytes(content.data)
         fingerprint.add(content.data)
-        shards.append(Shard(name, count, sha256_of(place / name)))
+        shards.append(Shard(name, count, sha256_of(directory / name)))
     known = fingerprint.of(labels, shape, 255, 10)
-    Pack(place, shape, rows, 255, 10, known, per_shard, tuple(shards), sha256_of(place / "labels.bin"), "", ()).write()
-    return place
+    Pack(
+        directory, shape, rows, 255, 10, known, per_shard, tuple(shards), sha256_of(directory / "labels.bin"), "", ()
+    ).write()
+    return directory
 
 
-def _reading(place: Path) -> None:
-    settings = DataSettings(source="packed", path=pack_of_noise(place / "large", MANY, (3, 32, 32)))
+def _reading(directory: Path) -> None:
+    settings = DataSettings(source="packed", path=pack_of_noise(directory / "large", MANY, (3, 32, 32)))
     table, draws = load_table(settings), torch.Generator().manual_seed(0)
     for name, reads in (("in the page cache", READS), ("from the disk", READS_FROM_DISK)):
         took = []
@@ -161,7 +163,7 @@ def _reading(place: Path) -> None:
             ids = torch.randint(0, MANY, (ROWS,), generator=draws)
             if name == "from the disk":
                 del table  # mapped pages stay in memory
-                _drop(place / "large")
+                _drop(directory / "large")
                 table = load_table(settings)
             started = time.perf_counter()
             table.rows(ids)
@@ -173,9 +175,9 @@ def _reading(place: Path) -> None:
         )
 
 
-def _drop(place: Path) -> None:
+def _drop(directory: Path) -> None:
     """Drop the shards from the page cache."""
-    for file in place.glob("images-*"):
+    for file in directory.glob("images-*"):
         number = os.open(file, os.O_RDONLY)
         os.fsync(number)  # pages not written yet stay too
         os.posix_fadvise(number, 0, 0, os.POSIX_FADV_DONTNEED)

@@ -149,13 +149,13 @@ def in_training() -> None:
 
 def step_seconds(run: Run, stream: Iterator[CellRows], seconds: float) -> float:
     """Mean seconds of a step and its record."""
-    began, made = time.perf_counter(), 0
+    began, steps = time.perf_counter(), 0
     while (took := time.perf_counter() - began) < seconds:
         with run.reporter.own_time:
             found = run.checked_step(run.step, stream)
-        run.step, made = run.step + 1, made + 1
+        run.step, steps = run.step + 1, steps + 1
         run.reporter.record(run.step, run.images, found)
-    return took / made
+    return took / steps
 
 
 def idle() -> tuple[float, float]:

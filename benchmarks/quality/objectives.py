@@ -94,12 +94,12 @@ class MinibatchOtRegression(Objective):
         noise = torch.randn(images.shape, generator=stream)
         rows, columns = _paired_by_plan(noise, images, stream)
         noise, images, labels = noise[rows], images[columns], labels[columns]
-        made, weights = self(noise, torch.ones(len(noise)), labels), self.config.loss
-        found, wanted = self.extractor(made), self.extractor(images)
+        generated, weights = self(noise, torch.ones(len(noise)), labels), self.config.loss
+        features, targets = self.extractor(generated), self.extractor(images)
         return (
-            weights.flow * flow_loss(made, images, huber=weights.flow_huber, scales=weights.flow_scales)
-            + weights.feature * feature_loss(found, wanted)
-            + weights.structure * structure_loss(found, wanted)
+            weights.flow * flow_loss(generated, images, huber=weights.flow_huber, scales=weights.flow_scales)
+            + weights.feature * feature_loss(features, targets)
+            + weights.structure * structure_loss(features, targets)
         )
 
 

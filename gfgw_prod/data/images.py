@@ -1,4 +1,4 @@
-"""Decodes an image file to a row of pixels with Pillow, and tells invalid images from temporary failures."""
+"""Decodes an image file to a row of pixels with Pillow, and separates invalid images from temporary failures."""
 
 from __future__ import annotations
 

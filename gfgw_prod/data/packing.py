@@ -70,10 +70,10 @@ def pack(
                 writer.finish_shard(len(listing))
             finally:
                 writer.close()
-            made = _finish(listing, writer, shape)
+            packed = _finish(listing, writer, shape)
             writer.remove_indexes()
             (directory / LOCK).unlink()
-            return made
+            return packed
     except OSError as error:
         raise UserError(
             f"{directory} cannot be written ({reason_of(error)}); the same command resumes from there"
@@ -84,7 +84,7 @@ def _finished_pack(listing: Listing, directory: Path, log: Callable[[str], None]
     """The pack that exists already.
 
     Raises:
-        UserError: if it is of another source, or was made without images that must not be skipped.
+        UserError: if it is of another source, or was packed without images that must not be skipped.
     """
     found = Pack.read(directory)
     if found.identity != listing.identity:
@@ -102,7 +102,7 @@ def _finished_pack(listing: Listing, directory: Path, log: Callable[[str], None]
 def _locked(directory: Path) -> Iterator[None]:
     """Make the directory if needed, and keep other processes from packing into it.
 
-    Whoever finishes a pack removes the lock file, after the index is written. So look for the index once more inside.
+    The lock file is removed once the index is written, so check for the index again while holding the lock.
 
     Raises:
         UserError: if another process packs into it, or it holds something else.
@@ -126,7 +126,7 @@ def _finish(listing: Listing, writer: ShardWriter, shape: tuple[int, int, int]) 
     labels = np.concatenate([listing.labels[shard.items()] for shard in writer.shards])
     label_bytes = labels.astype("<i8").tobytes()
     write_whole(writer.directory / LABELS, label_bytes)
-    made = Pack(
+    packed = Pack(
         directory=writer.directory,
         image_shape=shape,
         rows=len(labels),
@@ -140,5 +140,5 @@ def _finish(listing: Listing, writer: ShardWriter, shape: tuple[int, int, int]) 
         skipped=tuple((listing.names[item], why) for item, why in invalid),
         rules=listing.rules,
     )
-    made.write()
-    return made
+    packed.write()
+    return packed

@@ -146,7 +146,7 @@ def shape_and_classes(settings: DataSettings) -> tuple[tuple[int, int, int], int
 
 
 def _open_pack(settings: DataSettings) -> Pack:
-    """The pack that the settings name. Rules that they set must be those that it was made with."""
+    """The pack that the settings name. Rules that they set must be the same as the pack's."""
     if settings.path is None:
         raise UserError("data.path must name the pack of data.source packed; `gfgw pack` makes one")
     pack = Pack.read(settings.path)

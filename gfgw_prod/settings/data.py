@@ -12,7 +12,7 @@ BUILT_IN = ("digits", "photos")  # sources without a path
 RULES = ("image_size", "resize", "grey", "peak")  # how image files become rows
 _FOR_FILES = frozenset({"path", "on_error", *RULES})
 _FOR_ALL = frozenset({"source", "workers", "flip"})
-# The other settings that each source uses. A pack compares the rules with those that it was made with.
+# The other settings that each source uses. A pack compares the rules with its own.
 _USED: dict[str, frozenset[str]] = {
     "digits": frozenset(),
     "photos": frozenset({"image_size"}),
