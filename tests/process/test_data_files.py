@@ -130,7 +130,7 @@ def test_stopped_packing_says_so_in_one_line_and_can_be_resumed(
     assert outcome.code in (0, {signal.SIGINT: 130, signal.SIGTERM: 75}[number])  # it may have come too late
     if outcome.code:
         [line] = outcome.stderr.splitlines()
-        assert line.endswith("; the same command goes on from the last whole file of the pack")
+        assert line.endswith("; the same command resumes after the last complete file of the pack")
         again = runs.execute(command)
         assert again.code == 0
         assert "resuming after" in again.stderr
