@@ -77,7 +77,7 @@ class Prometheus:
         """Ignore the picture."""
 
     def close(self) -> None:
-        """Do nothing: whoever opened the endpoint closes it."""
+        """Do nothing: the node closes its endpoint."""
 
     def describe(self) -> Iterable[Family]:
         """Describe nothing: the registry calls this at registration."""

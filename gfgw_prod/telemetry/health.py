@@ -1,4 +1,4 @@
-"""What a process is doing, and when it last made progress: what probes are told."""
+"""What a process is doing, and when it last made progress: the answers to probes."""
 
 from __future__ import annotations
 

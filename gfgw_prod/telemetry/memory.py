@@ -12,7 +12,7 @@ GPU_TAGS = ("memory/gpu_peak_bytes", "memory/gpu_reserved_bytes")
 
 
 def memory_bytes(device: torch.device) -> list[float]:
-    """Values of ``HOST_TAGS``, and of ``GPU_TAGS`` on a GPU; 0 where the system does not tell.
+    """Values of ``HOST_TAGS``, and of ``GPU_TAGS`` on a GPU; 0 if the system hides a value.
 
     The peak is that since the last call.
     """

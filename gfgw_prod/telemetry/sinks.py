@@ -128,15 +128,15 @@ class JsonLines:
             self._file.close()
 
 
-def last_recorded_step(path: Path) -> int:
-    """Step of the last complete record, read from the end of the file; 0 if there is none."""
+def last_recorded_step(path: Path, tag: str = "") -> int:
+    """Step of the last complete record, or of the last one with ``tag``, near the end of the file; 0 without one."""
     try:
         with path.open("rb") as file:
             file.seek(max(path.stat().st_size - TAIL_BYTES, 0))
             lines = file.read().decode(errors="replace").splitlines()
     except OSError:
         return 0
-    steps = [_step_of(line) for line in lines]
+    steps = [_step_of(line) for line in lines if tag in line]
     return int(max((step for step in steps if math.isfinite(step)), default=0))
 
 

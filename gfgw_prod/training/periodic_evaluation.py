@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 
@@ -19,6 +18,7 @@ from gfgw_prod.resilience.preemption import StopRequest
 from gfgw_prod.settings import schedule
 from gfgw_prod.settings.config import Config
 from gfgw_prod.settings.evaluation import FIGURES
+from gfgw_prod.telemetry.sinks import last_recorded_step
 from gfgw_prod.training.precision import Precision
 from gfgw_prod.training.reporting import Reporter
 
@@ -66,7 +66,8 @@ class PeriodicEvaluation:
         if self._evaluator is None:
             return True
         if self._measured_at is None:  # a resumed run may have been stopped before or after its evaluation at this step
-            self._measured_at = self._world.broadcast(step if self._has_record(step) else 0)
+            stats = self._config.run.dir / "stats.jsonl"
+            self._measured_at = self._world.broadcast(last_recorded_step(stats, "evaluation/seconds"))
         if step == self._measured_at or not self._due(step, images):
             return True
         started = time.monotonic()
@@ -97,11 +98,3 @@ class PeriodicEvaluation:
         self._meter.show(f"evaluating: {title}", done, total, unit)
         if self._stop.requested_anywhere():
             raise StopRequestedError
-
-    def _has_record(self, step: int) -> bool:
-        path = self._config.run.dir / "stats.jsonl"
-        if not self._world.is_main or not path.is_file():
-            return False
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-        found = (json.loads(line) for line in lines if '"evaluation/seconds"' in line and line.endswith("}"))
-        return any(record["step"] == step for record in found)

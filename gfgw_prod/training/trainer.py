@@ -72,10 +72,10 @@ class Run:
         self.config, self.world, self.dir, self.startup = config, world, config.run.dir, startup
         self.step = self.first_step = 0
 
-        # What the run says: health for probes, log lines, metrics.
+        # Output: health for probes, log lines, metrics.
         self.health = Health(config.resilience.hang_seconds, watch.silence)
-        node = Node(config.telemetry, self.health, is_first=world.is_first_on_node)
-        self.reporter = Reporter(config, world, startup, node)
+        self.node = Node(config.telemetry, self.health, is_first=world.is_first_on_node)
+        self.reporter = Reporter(config, world, startup, self.node)
 
         # Validate: all ranks have the same settings, and each has a cell.
         same_run.require_same_settings(world.all_gather_object(config.model_dump(mode="json")))
@@ -86,7 +86,7 @@ class Run:
 
         # Claim the run directory, the port and the storages.
         self.lock = world.together(lambda: prepare_directory(self.dir, self.reporter.log) if world.is_main else None)
-        world.together(node.listen)
+        world.together(self.node.listen)
         self.reporter.keep_stacks()
         self.storages = world.together(lambda: open_storages(config.checkpoint, self.dir, make=world.is_main))
         starts.count(self.storages)

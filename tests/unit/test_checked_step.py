@@ -232,7 +232,7 @@ def test_scraper_of_a_resumed_run_is_told_at_once_what_was_skipped_before(tmp_pa
         assert run.loop()
     run.close()
     resumed = run_in(tmp_path / "run", alone, port=free_port())
-    assert (registry := resumed.reporter._node.registry) is not None
+    assert (registry := resumed.node.registry) is not None
     assert registry.get_sample_value("gfgw_skipped_steps_total") == 2
     assert registry.get_sample_value("gfgw_rollbacks_total") == 1
     resumed.close()

@@ -80,7 +80,7 @@ def test_every_long_operation_shows_its_progress(tmp_path: Path, capsys: pytest.
     size = ("--train.batch-size", "8", "--train.cell-size", "8", "--train.total-kimg", "0.008")
     from_pack = ("--data.source", "packed", "--data.path", pack, "--transport.scope", "full")
     train = ["train", "--run.dir", run, *tiny, *size, *from_pack, "--telemetry.sample-grid", "1"]
-    for command, told in (
+    for command, expected in (
         (["pack", pack], ["packing: 256 of 1,797 images"]),
         (["pack", pack, "--verify"], [f"checking {pack}: 0 of 0 MB"]),
         (
@@ -102,5 +102,5 @@ def test_every_long_operation_shows_its_progress(tmp_path: Path, capsys: pytest.
     ):
         assert cli.main(command) == 0, capsys.readouterr().err
         lines = capsys.readouterr().err
-        for each in told:
+        for each in expected:
             assert each in lines, command
