@@ -2,16 +2,16 @@
 # Override BASE_IMAGE with any Debian 12 or Ubuntu 24.04 image; both bring a supported Python.
 ARG BASE_IMAGE=nvidia/cuda:12.8.1-runtime-ubuntu24.04
 
-# What is needed to make the environment, and stays behind.
+# Build stage: makes the environment, and is not part of the image.
 FROM ${BASE_IMAGE} AS environment
 SHELL ["/bin/bash", "-euo", "pipefail", "-c"]
 # hadolint ignore=DL3008,DL3009
 RUN apt-get update \
     && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends ca-certificates python3 python3-venv
 
-# Dependencies change less often than the code: a layer of their own. The optional secrets `ca` (a bundle of
-# certificates) and `pipconf` (an index of one's own, as index-url and extra-index-url) serve builds behind a proxy,
-# and leave no trace in the image.
+# Dependencies have a layer of their own, as they change less often than the code. For builds behind a proxy there are
+# optional secrets, which leave no trace in the image: `ca` is a bundle of certificates, `pipconf` a pip.conf with the
+# index-url and extra-index-url to use.
 WORKDIR /build
 COPY docker/build.lock docker/runtime.lock ./
 RUN --mount=type=secret,id=ca,target=/run/secrets/ca.pem,required=false \
@@ -29,7 +29,7 @@ RUN --mount=type=secret,id=ca,target=/run/secrets/ca.pem,required=false \
         --require-hashes -r runtime.lock; \
     echo /opt/gfgw >"$(/opt/venv/bin/python -c 'import site; print(site.getsitepackages()[0])')/gfgw.pth"
 
-# The package is a directory of its own: another version of it is another megabyte to send, not another environment.
+# The package has a directory of its own: a new version of it is a layer of one megabyte, not a new environment.
 FROM environment AS package
 COPY pyproject.toml README.md LICENSE ./
 COPY gfgw_prod gfgw_prod
@@ -38,17 +38,18 @@ RUN tools/bin/python -m hatchling build -t wheel \
         --target /opt/gfgw dist/*.whl
 
 FROM ${BASE_IMAGE}
-# For train.compile, which wants a compiler while it trains: --build-arg EXTRA_PACKAGES="gcc g++ libc6-dev python3-dev".
+# train.compile needs a compiler at run time: --build-arg EXTRA_PACKAGES="gcc g++ libc6-dev python3-dev".
 ARG EXTRA_PACKAGES=
-# tini is the first process: it passes signals on and buries what nobody waits for.
+# tini is process 1: it forwards signals and reaps orphans.
 # hadolint ignore=DL3008,SC2086
 RUN apt-get update \
     && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
         ca-certificates python3 tini ${EXTRA_PACKAGES} \
     && rm -rf /var/lib/apt/lists/* /var/cache/apt /var/cache/debconf/*-old /var/lib/dpkg/*-old /var/log/*
 
-# 1000 is taken in Ubuntu 24.04. The container may also run as the caller's uid, so that mounted files are the caller's:
-# hence a run directory anyone may write to, a home that exists for everyone, and a user name that needs no passwd entry.
+# Uid 1000 is taken in Ubuntu 24.04. The container may also run as the caller's uid, so that mounted files are the
+# caller's. Hence run directories that anyone may write, a home that exists for everyone, and USER for a uid that has no
+# passwd entry.
 WORKDIR /workspace
 RUN useradd --uid 10001 --user-group --no-create-home --no-log-init --home-dir /tmp --shell /usr/sbin/nologin gfgw \
     && install -d -m 1777 runs data \
@@ -83,7 +84,7 @@ USER 10001:10001
 VOLUME ["/workspace/runs", "/workspace/data"]
 EXPOSE 9100
 STOPSIGNAL SIGTERM
-# Nobody answers while nodes meet, for RDZV_TIMEOUT (10 min) at most.
+# The port is closed while nodes meet, which takes up to RDZV_TIMEOUT (10 min).
 HEALTHCHECK --interval=30s --timeout=15s --start-period=15m --retries=10 \
     CMD ["python3", "/workspace/docker/healthcheck.py"]
 ENTRYPOINT ["tini", "--", "/workspace/docker/entrypoint.sh"]

@@ -4,9 +4,9 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-builtin-rules
-.PHONY: help setup train test chaos lint bench docs sbom clean lock docker-build docker-train docker-test browser up down compose
+.PHONY: help setup train test test-fast chaos lint bench docs sbom clean lock docker-build docker-train docker-test browser up down compose
 
-# Packages of the user's own site or of a surrounding environment must not stand in for a missing dependency.
+# A missing dependency must fail, not be found in the user's site directory or another environment.
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV CONDA_PREFIX
 export PYTHONNOUSERSITE := 1
 
@@ -25,14 +25,14 @@ COMPOSE ?= $(DOCKER) compose
 IMAGE ?= gfgw-prod
 BUILD_FLAGS ?=
 RUN_FLAGS ?=
-# The stack's containers and volumes are those of this clone, which its directory names.
+# Each clone has its own containers and volumes, named after its directory.
 COMPOSE_PROJECT_NAME ?= $(or $(shell basename "$(CURDIR)" | tr A-Z a-z | tr -cd 'a-z0-9_-' | sed 's/^[_-]*//'),gfgw)
 STACK = $(COMPOSE) --project-name "$(COMPOSE_PROJECT_NAME)" -f docker/compose.yaml
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-setup: $(READY) ## make the environment in .venv/ from requirements.lock
+setup: $(READY) ## create the environment .venv/ from requirements.lock
 
 $(READY): requirements.lock pyproject.toml Makefile
 	@[ -n "$(PYTHON)" ] && "$(PYTHON)" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null || \
@@ -40,7 +40,7 @@ $(READY): requirements.lock pyproject.toml Makefile
 	@$(BIN)/python -c '' 2>/dev/null || "$(PYTHON)" -m venv --clear .venv
 	@[ "$$($(BIN)/uv --version 2>/dev/null | cut -d ' ' -f 2)" = "$(UV_VERSION)" ] || \
 	    $(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
-	@# Compiled here and now: a start that had to compile torch would take twice as long, wherever caches are not written.
+	@# Compile bytecode now: where it cannot be cached, each start would compile torch, and take twice as long.
 	@$(BIN)/uv pip sync --quiet --python $(BIN)/python --compile-bytecode --require-hashes requirements.lock
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	@touch $@
@@ -48,10 +48,13 @@ $(READY): requirements.lock pyproject.toml Makefile
 train: $(READY) ## train CONFIG (configs/digits.yaml) on this machine; NPROC=ranks, ARGS="--train.batch-size 256"
 	@PYTHON=$(CURDIR)/$(BIN)/python exec launch/elastic.sh --config $(CONFIG) $(ARGS)
 
-test: $(READY) ## run the tests, two at a time; ARGS goes to pytest
+test: $(READY) ## run all tests, two at a time; ARGS goes to pytest
 	@$(BIN)/python -m pytest --numprocesses 2 $(ARGS)
 
-chaos: $(READY) ## strike a digits run with 40 faults and compare its weights; ARGS="--seed 1 --faults 20"
+test-fast: $(READY) ## run the quick unit tests, in about a minute; ARGS goes to pytest
+	@$(BIN)/python -m pytest --numprocesses 2 -m "not slow" tests/unit $(ARGS)
+
+chaos: $(READY) ## inject 40 faults into a digits run and compare its weights; ARGS="--seed 1 --faults 20"
 	@$(BIN)/python -m tests.chaos $(ARGS)
 
 lint: $(READY) ## check format, lint, types, imports, shell scripts, the Dockerfile and, with promtool, the alerts
@@ -66,7 +69,7 @@ lint: $(READY) ## check format, lint, types, imports, shell scripts, the Dockerf
 bench: $(READY) ## run the benchmarks; ARGS goes to them
 	@$(BIN)/python -m benchmarks $(ARGS)
 
-docs: $(READY) ## make the pages of docs/ that are made from code
+docs: $(READY) ## generate the pages of docs/ that come from code
 	@$(BIN)/python -m docs.metrics_page >docs/metrics.md
 	@$(BIN)/python -m docs.manual settings >docs/settings.md
 	@$(BIN)/python -m docs.manual exit-codes >docs/exit-codes.md
@@ -78,7 +81,7 @@ sbom: $(READY) ## write the bill of materials of the image's packages to dist/sb
 	    --of JSON -o dist/sbom.json
 
 COMPILE = $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header
-lock: $(READY) ## resolve the dependencies of pyproject.toml anew into requirements.lock
+lock: $(READY) ## resolve the dependencies of pyproject.toml into requirements.lock again
 	@$(COMPILE) --group dev pyproject.toml -o requirements.lock
 	@$(COMPILE) --constraints requirements.lock pyproject.toml -o docker/runtime.lock
 	@$(COMPILE) --constraints requirements.lock --group build -o docker/build.lock
@@ -90,15 +93,15 @@ clean: ## remove .venv/, caches and build products; never runs/ or data/
 docker-build: ## build the image IMAGE (gfgw-prod); BUILD_FLAGS goes to docker build
 	@$(DOCKER) build --build-arg REVISION="$$(git rev-parse HEAD 2>/dev/null || true)" $(BUILD_FLAGS) --tag $(IMAGE) .
 
-docker-test: $(READY) ## build the image on a small local base with buildah, and run it with podman (root on Debian)
+docker-test: $(READY) ## build the image on a small local base with buildah, and test it with podman (root on Debian)
 	@$(BIN)/python -m pytest tests/image $(ARGS)
 
-browser: $(READY) ## look at TensorBoard with a headless Chromium, after a run was killed and resumed
+browser: $(READY) ## check TensorBoard in a headless Chromium, after a run was killed and resumed
 	@$(BIN)/python -m pytest tests/browser $(ARGS)
 
-# The image's own user is 10001. Files in the mounted runs/ should belong to whoever started the run, so the container
-# takes the caller's uid; for root, which the trainer need not be, runs/ and data/ are handed to 10001. What the run
-# fetches (a data set's archive, weights of frozen networks) stays in data/.
+# Files in the mounted runs/ should belong to the caller, so the container runs as the caller's uid. For root it runs as
+# the image's own user, 10001, who is given runs/ and data/: the trainer does not need root. Downloads (the data set,
+# weights of frozen networks) stay in data/.
 docker-train: ## train CONFIG in the image, on all GPUs if there are any; RUN_FLAGS goes to docker run
 	@mkdir -p runs data
 	@owner="$$(id -u):$$(id -g)"; \
@@ -115,7 +118,7 @@ ifneq ($(and $(filter up,$(MAKECMDGOALS)),$(ARGS)),)
 $(error make up passes no ARGS on; write the settings into a file of configs/, and name it: CONFIG=configs/mine.yaml)
 endif
 
-# One command for a run and what watches it; the state is saved when it goes down.
+# A run and its monitoring in one command. `make down` saves the state.
 up: docker-build ## start a run of CONFIG in the image, with Prometheus, Alertmanager, Grafana and TensorBoard
 	@files=(); if nvidia-smi -L >/dev/null 2>&1; then files=(-f docker/compose.gpu.yaml); fi; \
 	GFGW_IMAGE=$(IMAGE) GFGW_CONFIG=$(CONFIG) $(STACK) "$${files[@]}" up --detach; \
@@ -127,5 +130,5 @@ up: docker-build ## start a run of CONFIG in the image, with Prometheus, Alertma
 down: ## stop what `make up` started, and keep its volumes
 	@GRAFANA_ADMIN_PASSWORD=none exec $(STACK) down
 
-compose: ## anything else of docker compose for that stack; ARGS="logs trainer"
+compose: ## run another docker compose command on this stack; ARGS="logs trainer"
 	@GFGW_IMAGE=$(IMAGE) exec $(STACK) $(ARGS)

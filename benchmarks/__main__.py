@@ -1,4 +1,4 @@
-"""``python -m benchmarks [NAME ...]``: all benchmarks but ``quality``, or those named; ``quality`` takes options."""
+"""``python -m benchmarks [NAME ...]``: the named benchmarks, or all but ``quality``, which takes options of its own."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ BENCHMARKS = {
 
 
 def main() -> int:
-    if sys.argv[1:2] == ["quality"]:  # half an hour, and more: only where it is asked for, with options of its own
+    if sys.argv[1:2] == ["quality"]:  # takes half an hour or more, so it runs only by name
         quality.main(sys.argv[2:])
         return 0
     names = sys.argv[1:] or list(BENCHMARKS)

@@ -1,4 +1,4 @@
-"""Packing against a bare decode loop, random rows of a large pack, and a step's wait for data."""
+"""Speed of packing, of reading random rows of a large pack, and the share of time that steps wait for data."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ from PIL import Image
 from gfgw_prod.data.decoding import list_source
 from gfgw_prod.data.packing import pack
 from gfgw_prod.data.sources import load_table
-from gfgw_prod.process.meter import Meter
 from gfgw_prod.settings.data import DataSettings
 
 IMAGES, MANY = 60_000, 1_000_000
@@ -41,16 +40,16 @@ RUN = (
 
 
 def main() -> None:
-    with tempfile.TemporaryDirectory(prefix="gfgw-data-") as made:
-        place = Path(made)
-        archive = _archive(place / "images.zip")
-        _packing(archive, place)
-        _waiting(place)
-        _reading(place)
+    with tempfile.TemporaryDirectory(prefix="gfgw-data-") as scratch:
+        directory = Path(scratch)
+        archive = _archive(directory / "images.zip")
+        _packing(archive, directory)
+        _waiting(directory)
+        _reading(directory)
 
 
 def _archive(path: Path) -> Path:
-    """60,000 PNG files of 32x32, patches of two photographs with their grey levels moved."""
+    """An archive of 60,000 PNG files of 32x32: patches of two photographs, made different by an offset."""
     patches = load_table(DataSettings(source="photos")).images.numpy().transpose(0, 2, 3, 1)
     with zipfile.ZipFile(path, "w") as archive:
         for row in range(IMAGES):
@@ -62,8 +61,8 @@ def _archive(path: Path) -> Path:
     return path
 
 
-def _packing(archive: Path, place: Path) -> None:
-    """A loop lets its images go; packing also lists, checks, hashes and writes them."""
+def _packing(archive: Path, directory: Path) -> None:
+    """Compare packing with a loop that only decodes. Packing also lists, checks, hashes and writes."""
     bare: list[tuple[float, float]] = []
     packed: dict[int, list[tuple[float, float]]] = {0: [], os.cpu_count() or 1: []}
     for trial in range(TRIALS):
@@ -75,11 +74,11 @@ def _packing(archive: Path, place: Path) -> None:
         bare.append(clock.read())
         for workers, took in packed.items():
             clock = _Clock()
-            out = place / f"pack-{workers}-{trial}"
+            out = directory / f"pack-{workers}-{trial}"
             if workers == 0:
                 listing = list_source(DataSettings(source="zip", path=archive))
-                pack(listing, out, teller=Meter("packing", mode="off"))
-            else:  # the whole command, from its start
+                pack(listing, out)
+            else:  # the whole command, with its start
                 source = ("--data.source", "zip", "--data.path", str(archive), "--workers", str(workers))
                 command = [sys.executable, "-m", "gfgw_prod", "pack", str(out), *source]
                 subprocess.run(command, check=True, capture_output=True)
@@ -97,14 +96,14 @@ def _packing(archive: Path, place: Path) -> None:
 
 
 class _Clock:
-    """Wall and CPU time, of this process and of those that it has waited for."""
+    """Wall and CPU time of this process and of the child processes that have ended."""
 
     def __init__(self) -> None:
-        self._begun = time.perf_counter(), self._cpu()
+        self._start = time.perf_counter(), self._cpu()
 
     def read(self) -> tuple[float, float]:
-        """Seconds since the beginning."""
-        return time.perf_counter() - self._begun[0], self._cpu() - self._begun[1]
+        """Wall and CPU seconds since the clock was made."""
+        return time.perf_counter() - self._start[0], self._cpu() - self._start[1]
 
     @staticmethod
     def _cpu() -> float:
@@ -112,13 +111,13 @@ class _Clock:
         return sum(each.ru_utime + each.ru_stime for each in used)
 
 
-def _waiting(place: Path) -> None:
+def _waiting(directory: Path) -> None:
     cases = {
         "digits": (),
-        "60,000 images of 32x32": ("--data.source", "packed", "--data.path", str(place / "pack-0-0")),
+        "60,000 images of 32x32": ("--data.source", "packed", "--data.path", str(directory / "pack-0-0")),
     }
     for number, (name, source) in enumerate(cases.items()):
-        run = place / f"run-{number}"
+        run = directory / f"run-{number}"
         scope = ("--transport.scope", "full") if not source else ("--transport.scope", "subset")
         length = ("--train.total-kimg", "12.8" if not source else "1.28", "--telemetry.log-every-kimg", "0.256")
         options = ("--run.dir", str(run), *NETWORK, *RUN, *scope, *length, "--generator.channel-mult", "[1,2]")
@@ -132,37 +131,39 @@ def _waiting(place: Path) -> None:
         print(f"{name}: steps of {1e3 * seconds:.1f} ms wait for data {share:.2%} of the time")
 
 
-def pack_of_noise(place: Path, rows: int, shape: tuple[int, int, int]) -> Path:
-    """A pack made of random bytes without files to decode."""
+def pack_of_noise(directory: Path, rows: int, shape: tuple[int, int, int]) -> Path:
+    """Make a pack of random bytes directly."""
     from gfgw_prod.data.packs import Fingerprint, Pack, Shard, sha256_of
 
-    place.mkdir()
+    directory.mkdir()
     numbers, fingerprint = np.random.default_rng(0), Fingerprint()
     labels = np.arange(rows) % 10
-    (place / "labels.bin").write_bytes(labels.astype("<i8").tobytes())
+    (directory / "labels.bin").write_bytes(labels.astype("<i8").tobytes())
     per_shard = (1 << 28) // int(np.prod(shape))
     shards = []
     for number, first in enumerate(range(0, rows, per_shard)):
         count, name = min(per_shard, rows - first), f"images-{number:05d}.bin"
         content = numbers.integers(0, 256, (count, *shape), dtype=np.uint8)
-        (place / name).write_bytes(content.data)
+        (directory / name).write_bytes(content.data)
         fingerprint.add(content.data)
-        shards.append(Shard(name, count, sha256_of(place / name)))
+        shards.append(Shard(name, count, sha256_of(directory / name)))
     known = fingerprint.of(labels, shape, 255, 10)
-    Pack(place, shape, rows, 255, 10, known, per_shard, tuple(shards), sha256_of(place / "labels.bin"), "", ()).write()
-    return place
+    Pack(
+        directory, shape, rows, 255, 10, known, per_shard, tuple(shards), sha256_of(directory / "labels.bin"), "", ()
+    ).write()
+    return directory
 
 
-def _reading(place: Path) -> None:
-    settings = DataSettings(source="packed", path=pack_of_noise(place / "large", MANY, (3, 32, 32)))
+def _reading(directory: Path) -> None:
+    settings = DataSettings(source="packed", path=pack_of_noise(directory / "large", MANY, (3, 32, 32)))
     table, draws = load_table(settings), torch.Generator().manual_seed(0)
     for name, reads in (("in the page cache", READS), ("from the disk", READS_FROM_DISK)):
         took = []
         for _ in range(reads):
             ids = torch.randint(0, MANY, (ROWS,), generator=draws)
             if name == "from the disk":
-                del table  # what is mapped somewhere stays in memory
-                _drop(place / "large")
+                del table  # mapped pages stay in memory
+                _drop(directory / "large")
                 table = load_table(settings)
             started = time.perf_counter()
             table.rows(ids)
@@ -174,10 +175,10 @@ def _reading(place: Path) -> None:
         )
 
 
-def _drop(place: Path) -> None:
-    """Asks the system to forget what it has cached of the shards."""
-    for file in place.glob("images-*"):
+def _drop(directory: Path) -> None:
+    """Drop the shards from the page cache."""
+    for file in directory.glob("images-*"):
         number = os.open(file, os.O_RDONLY)
-        os.fsync(number)  # what is not written yet stays, too
+        os.fsync(number)  # pages not written yet stay too
         os.posix_fadvise(number, 0, 0, os.POSIX_FADV_DONTNEED)
         os.close(number)

@@ -21,6 +21,8 @@ from gfgw_prod.distributed.world import World
 from gfgw_prod.resilience.bad_numbers import NumberGuard
 from gfgw_prod.settings import reading
 from gfgw_prod.settings.config import Config
+from gfgw_prod.telemetry.health import Health
+from gfgw_prod.telemetry.node import Node
 from gfgw_prod.telemetry.startup import Startup
 from gfgw_prod.training.building import build
 from gfgw_prod.training.checked_step import CheckedStep
@@ -55,12 +57,13 @@ class FullSize:
         self.training: TrainingStep = build(self.config, self.world, table, lambda line: None)
         bank = self.training.matcher.bank.local
         bank.copy_(torch.nn.functional.normalize(torch.randn(bank.shape, generator=torch.Generator().manual_seed(0))))
-        self.report = Reporter(self.config, self.world, Startup())
+        node = Node(self.config.telemetry, Health(600, lambda: 0.0), is_first=True)
+        self.reporter = Reporter(self.config, self.world, Startup(), node)
         (directory / "run").mkdir()
-        self.report.open(0, None)
-        self.report.begin(0, self.training.parallel.spread)
+        self.reporter.open(0, None, damaged=0)
         options = {"audit_every_steps": 0, "replicated": True, "hosts": ["here"], "log": print}
         self.checked = CheckedStep(self.training, NumberGuard(self.config.resilience), self.world, **options)
+        self.reporter.begin(0, self.training, self.checked)
         spread, steps = self.training.parallel.spread, self.config.total_steps
         self.stream = cell_stream(table, spread, seed=0, first_step=0, last_step=steps, size=BATCH, rank=0)
         self.made = 0
@@ -71,8 +74,7 @@ class FullSize:
         """Everything a run does for a step: the step, its checks, its record."""
         found = self.checked(self.made, self.stream)
         self.made += 1
-        usage, told = self.training.matcher.usage, self.checked.values()
-        self.report.record(self.made, self.made * BATCH, found, usage, told)
+        self.reporter.record(self.made, self.made * BATCH, found)
 
     def passes(self) -> dict[str, Callable[[], None]]:
         """The networks' passes alone, by name."""
@@ -135,7 +137,7 @@ def main() -> None:
             steps["two passes"].append(seconds(sizes["two passes"].step))
             steps["ours"].append(sum(seconds(sizes["ours"].step) for _ in range(period)) / period)
         for each in sizes.values():
-            each.report.close()
+            each.reporter.close()
     for what in sums["naive"][0]:
         values = [statistics.median(each[what] for each in sums[name]) for name in sums]
         print(f"{what:<32}{values[0]:>8.2f} s at 224 px, contiguous{values[1]:>8.2f} s at 112 px, channels last")

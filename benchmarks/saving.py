@@ -1,4 +1,4 @@
-"""Checkpoints of 61.8 million parameters: what a save costs training, and what verification costs a load."""
+"""Time and memory of saving, loading and verifying checkpoints of 61.8 million parameters."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from gfgw_prod.generator import build_generator
 from gfgw_prod.settings.networks import GeneratorSettings
 from gfgw_prod.settings.running import CheckpointSettings
 
-TURNS = 5
+REPEATS = 5
 FACTS = {
     **{fact: {} for fact in ("config", "packages")},
     **{fact: [] for fact in ("frozen_weights", "changes", "image_shape")},
@@ -33,7 +33,7 @@ FACTS = {
 
 
 def training_state() -> State:
-    """Weights, their average and two moments of the CIFAR-10 generator, and a bank of 50,000 rows."""
+    """Weights, EMA and both AdamW moments of the CIFAR-10 generator, and a bank of 50,000 rows."""
     with torch.device("meta"):
         generator = build_generator(GeneratorSettings(conditional=True), (3, 32, 32), 10, seed=0)
     stream = torch.Generator().manual_seed(0)
@@ -46,12 +46,12 @@ def training_state() -> State:
 
 
 def resident(field: str) -> int:
-    """Bytes of this process in memory, now (``VmRSS``) or at most since ``forget_peak`` (``VmHWM``)."""
+    """Resident bytes of this process: now (``VmRSS``), or the peak since ``reset_peak`` (``VmHWM``)."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return int(next(line for line in lines if line.startswith(field)).split()[1]) * 1024
 
 
-def forget_peak() -> None:
+def reset_peak() -> None:
     Path("/proc/self/clear_refs").write_text("5")
 
 
@@ -62,7 +62,7 @@ def seconds(action: Callable[[], object]) -> float:
 
 
 def drop_caches() -> bool:
-    """Makes the next read come from the disk, where this user may."""
+    """Drop the page cache, so that the next read comes from the disk. False without the permission."""
     try:
         os.sync()
         Path("/proc/sys/vm/drop_caches").write_text("1")
@@ -83,19 +83,19 @@ def main() -> None:
         saver = Saver(CheckpointSettings(keep=2), [storage], world, print)
         gc.collect()
         before = resident("VmRSS")
-        forget_peak()
+        reset_peak()
         saver.preallocate(state)
-        time.sleep(3)  # as many steps as a run makes before its first save
-        blocked, whole = [], []
-        for step in range(1, TURNS + 2):
+        time.sleep(3)  # the time of the steps before a first save
+        blocked, total = [], []
+        for step in range(1, REPEATS + 2):
             started = time.perf_counter()
             blocked.append(seconds(lambda step=step: saver.save(state, step=step, images=step, facts=FACTS)))
             saver.join()
-            whole.append(time.perf_counter() - started)
+            total.append(time.perf_counter() - started)
         extra = resident("VmHWM") - before
-        print(f"first save: training waits {blocked[0]:.2f} s of {whole[0]:.2f} s, {blocked[0] / whole[0]:.1%}")
-        later, total = statistics.median(blocked[1:]), statistics.median(whole[1:])
-        print(f"later saves (median of {TURNS}): {later:.2f} s of {total:.2f} s, {later / total:.1%}")
+        print(f"first save: training waits {blocked[0]:.2f} s of {total[0]:.2f} s, {blocked[0] / total[0]:.1%}")
+        later, of = statistics.median(blocked[1:]), statistics.median(total[1:])
+        print(f"later saves (median of {REPEATS}): {later:.2f} s of {of:.2f} s, {later / of:.1%}")
         print(f"memory beyond the state: {extra / 1e6:,.0f} MB, {extra / size:.2f} of its size")
 
         def unverified() -> None:
@@ -111,7 +111,7 @@ def main() -> None:
                 print(f"loads {name}: not measured, dropping the page cache needs root")
                 continue
             times: dict[str, list[float]] = {"unverified": [], "verified": []}
-            for _ in range(TURNS):
+            for _ in range(REPEATS):
                 for kind, action in (("unverified", unverified), ("verified", verified)):
                     prepare()
                     times[kind].append(seconds(action))

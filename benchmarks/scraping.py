@@ -1,8 +1,8 @@
-"""What scrapers cost a run: processor time of the endpoint's threads, and how much longer its steps take.
+"""The cost of Prometheus scrapers to a run: CPU time of the endpoint, and the slowdown of steps.
 
-``python -m benchmarks scraping``. First the process under test does nothing but answer, with every metric of the
-catalogue set; scrapers are another process. What they take is set against one core, of which a rank of a CPU run has
-one. Then a digits run trains on one core, with scrapers and without in turns; one more client talks nonsense.
+First a process does nothing but answer scrapers of another process, with every metric of the catalogue set. Its CPU
+time is given as a share of one core, which is what a rank of a CPU run has. Then a digits run trains on one core, in
+turns with scrapers and without. One more client sends malformed requests.
 """
 
 from __future__ import annotations
@@ -52,34 +52,34 @@ def scrape(number):
             answered += size > 1000
         now = time.monotonic()
         time.sleep(max(min(every - (now - began), end - now), 0))
-def babble():
+def send_malformed():
     while time.monotonic() < end:
         with socket.create_connection(("127.0.0.1", port), timeout=30) as client:
             client.sendall(b"GET http://[ \\0\\xff\\r\\n\\r\\n")
             client.recv(1 << 10)
         time.sleep(1)
 threads = [threading.Thread(target=scrape, args=(n,)) for n in range(count)]
-threads += [threading.Thread(target=babble)] * (sys.argv[5] == "nonsense")
+threads += [threading.Thread(target=send_malformed)] * int(sys.argv[5])
 [thread.start() for thread in threads]
 [thread.join() for thread in threads]
 print(answered)
 """
 
 
-def ask(port: int, scrapers: int, every: float, seconds: float, also: str = "") -> subprocess.Popen[str]:
-    """Starts scrapers, and a client that asks for nothing there is if ``also`` is ``nonsense``."""
-    command = [sys.executable, "-c", SCRAPERS, *map(str, (port, scrapers, every, seconds)), also]
+def scrape(port: int, scrapers: int, every: float, seconds: float, malformed: bool = False) -> subprocess.Popen[str]:
+    """Start scrapers in another process, and a client of malformed requests if ``malformed``."""
+    command = [sys.executable, "-c", SCRAPERS, *map(str, (port, scrapers, every, seconds, int(malformed)))]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
 
-def share(scrapers: int, every: float) -> tuple[float, float]:
-    """Processor time of the answering process over wall time, and answers a second."""
+def core_share(scrapers: int, every: float) -> tuple[float, float]:
+    """CPU time of the answering process over wall time, and answers per second."""
     port = free_port()
     endpoint = Endpoint("127.0.0.1", port, Health(600, Watch().silence))
-    filled(endpoint.registry)
-    asking = ask(port, scrapers, every, SECONDS)
+    fill(endpoint.registry)
+    scraping = scrape(port, scrapers, every, SECONDS)
     began, spent = time.monotonic(), time.process_time()
-    answered = int(asking.communicate()[0])
+    answered = int(scraping.communicate()[0])
     wall = time.monotonic() - began
     spent = time.process_time() - spent
     endpoint.close()
@@ -91,8 +91,8 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def filled(registry: CollectorRegistry) -> Prometheus:
-    """Every metric of the catalogue, of a run of sixteen ranks."""
+def fill(registry: CollectorRegistry) -> Prometheus:
+    """Set every metric of the catalogue, as a run of sixteen ranks does."""
     sink = Prometheus(registry, time.time(), build={"version": "1"})
     sink.record(1, 10, {each.tag: [1.5] * RANKS if each.by else 1.5 for each in CATALOGUE if each.kind != "info"})
     return sink
@@ -100,20 +100,20 @@ def filled(registry: CollectorRegistry) -> Prometheus:
 
 def main() -> None:
     registry = CollectorRegistry()
-    filled(registry)
+    fill(registry)
     began = time.perf_counter()
     for _ in range(20):
         page = generate_latest(registry)
     print(f"one page: {len(page) / 1000:.1f} kB, {(time.perf_counter() - began) / 20 * 1000:.2f} ms")
-    print("| scrapers | each every | answers a second | share of a core |\n|---|---|---|---|")
+    print("| scrapers | interval | answers per second | share of a core |\n|---|---|---|---|")
     for scrapers, every in ((0, 1.0), (1, 10.0), (200, 10.0), (200, 1.0)):
-        cost, rate = share(scrapers, every) if scrapers else idle()
+        cost, rate = core_share(scrapers, every) if scrapers else idle()
         print(f"| {scrapers} | {every:.0f} s | {rate:.1f} | {cost:.2%} |")
     in_training()
 
 
 def in_training() -> None:
-    """Steps of one digits run, with scrapers and without in turns."""
+    """Time steps of one digits run, in turns with scrapers and without."""
     torch.set_num_threads(1)
     port = free_port()
     with tempfile.TemporaryDirectory() as scratch:
@@ -127,46 +127,42 @@ def in_training() -> None:
         starts = StartCounter(config.run.dir, config.resilience.max_no_progress, world)
         run = Run(config, world, starts, Startup())
         run.resume()
-        run.report.begin(run.step, run.parts.parallel.spread)
+        run.reporter.begin(run.step, run.training, run.checked_step)
         stream = run.stream(config.total_steps)
-        step_seconds(run, stream, SECONDS)  # whatever the first steps have to make ready
+        step_seconds(run, stream, SECONDS)  # warm up
         ratios = []
         for turn in range(TURNS):
             found = {}
-            for asked in (False, True) if turn % 2 else (True, False):
-                asking = ask(port, 200, 10.0, SECONDS + 2, "nonsense") if asked else None
-                time.sleep(1)  # they have begun
-                found[asked] = step_seconds(run, stream, SECONDS)
-                if asking is not None:
-                    assert int(asking.communicate()[0]) >= 200
+            for scraped in (False, True) if turn % 2 else (True, False):
+                scraping = scrape(port, 200, 10.0, SECONDS + 2, malformed=True) if scraped else None
+                time.sleep(1)  # until they have started
+                found[scraped] = step_seconds(run, stream, SECONDS)
+                if scraping is not None:
+                    assert int(scraping.communicate()[0]) >= 200
             ratios.append(found[True] / found[False])
         run.close()
     print(
-        f"a step of a digits run with 200 scrapers every 10 s and nonsense every second takes "
-        f"{statistics.median(ratios):.3f} of one without ({min(ratios):.3f} to {max(ratios):.3f}, {TURNS} turns)"
+        f"a step of a digits run with 200 scrapers every 10 s and a malformed request every second takes "
+        f"{statistics.median(ratios):.3f} of the time without ({min(ratios):.3f} to {max(ratios):.3f}, {TURNS} turns)"
     )
 
 
 def step_seconds(run: Run, stream: Iterator[CellRows], seconds: float) -> float:
-    """Mean time of a step with its record."""
-    began, made = time.perf_counter(), 0
+    """Mean seconds of a step and its record."""
+    began, steps = time.perf_counter(), 0
     while (took := time.perf_counter() - began) < seconds:
-        with run.report.own_time:
+        with run.reporter.own_time:
             found = run.checked_step(run.step, stream)
-        run.step, made = run.step + 1, made + 1
-        run.report.record(run.step, run.images, found, run.parts.matcher.usage, run.checked_step.values())
-    return took / made
+        run.step, steps = run.step + 1, steps + 1
+        run.reporter.record(run.step, run.images, found)
+    return took / steps
 
 
 def idle() -> tuple[float, float]:
-    """The share of an endpoint that nobody asks."""
+    """The same for an endpoint without requests."""
     endpoint = Endpoint("127.0.0.1", free_port(), Health(600, Watch().silence))
     began, spent = time.monotonic(), time.process_time()
     time.sleep(SECONDS)
     cost = (time.process_time() - spent) / (time.monotonic() - began)
     endpoint.close()
     return cost, 0.0
-
-
-if __name__ == "__main__":
-    main()

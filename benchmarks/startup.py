@@ -1,4 +1,4 @@
-"""Seconds from process start to the end of the first optimisation step on digits, alone and under the launcher."""
+"""Seconds from process start to the end of the first optimisation step on digits, with and without the launcher."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ REPEATS = 5
 
 
 def first_step_seconds(command: list[str], run_dir: Path, environment: dict[str, str]) -> float:
-    """Wall time from starting ``command`` to the record of its first step (written when the step has ended)."""
+    """Wall time from the start of ``command`` to the record of its first step, written at the end of the step."""
     options = ["--config", "configs/digits.yaml", "--run.dir", str(run_dir), "--train.total-kimg", "0.1"]
     quiet = ["--evaluation.every-kimg", "0", "--telemetry.progress", "off"]
     started = time.time()

@@ -1,4 +1,4 @@
-"""The solver against POT, its growth with the bank, and what persistent duals save; ratios within one run."""
+"""Benchmark the solver: against POT, with growing banks, and with persistent duals; ratios within one run."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from gfgw_prod.transport.matching import Matcher, RowValues
 
 SLOTS, DIM, LAMBDA, EPSILON, TOLERANCE = 256, 384, 0.125, 0.05, 1e-4
 ROUNDS, REPEATS = 5, 9
-# Marginal errors (L1) at which POT stops, and ours: to a loose one ours must be closer for objectives equal to 1e-5.
+# L1 marginal errors at which POT and our solver stop: those at which both objectives agree to 1e-5.
 STOPS = {1e-4: 3e-5, 1e-6: 1e-6}
 ALONE = World(0, 1, torch.device("cpu"))
 
@@ -58,7 +58,7 @@ def seconds(action: Callable[[], Any], repeats: int) -> tuple[float, Any]:
 
 
 def dense_objective(x: Tensor, y: Tensor, T: Tensor) -> float:
-    """The objective of a coupling matrix by distance matrices, in float64."""
+    """The objective of a coupling matrix ``T (n, N)`` from distance matrices, in float64."""
     x, y, T = x.double(), y.double(), T.double()
     p, q = T.sum(dim=1), T.sum(dim=0)
     cost, cost_x, cost_y = 1 - x @ y.T, 1 - x @ x.T, 1 - y @ y.T
@@ -68,7 +68,7 @@ def dense_objective(x: Tensor, y: Tensor, T: Tensor) -> float:
 
 
 def against_pot(theirs: float, tolerance: float) -> None:
-    """Ours and POT's solvers on one problem, to one error of the marginals; in turns, so that noise hits all alike."""
+    """Our solver and POT's on one problem, to one marginal error; interleaved, so that noise affects all equally."""
     x, y = features(SLOTS, 0), features(2048, 1)
     costs = [1 - x @ y.T, 1 - x @ x.T, 1 - y @ y.T, torch.full((SLOTS,), 1 / SLOTS), torch.full((2048,), 1 / 2048)]
     stop = theirs / math.sqrt(SLOTS)  # POT stops on L2 errors
@@ -95,7 +95,7 @@ def against_pot(theirs: float, tolerance: float) -> None:
             given: list[Any] = [tensor.to(dtype) for tensor in costs]
             given = [tensor.numpy() for tensor in given] if backend == "numpy" else given
             solvers[f"POT PGD, {backend}, {str(dtype).removeprefix('torch.')}"] = partial(projected_gradient, given)
-    # A proximal method for the problem without entropy. Its first iteration, alone, is our first linearisation.
+    # A proximal method for the problem without entropy; only its first iteration equals one of ours, the first.
     ours_once, theirs_once = "ours, one linearisation", "POT batched, one iteration"
     solvers |= {ours_once: partial(ours, 1), theirs_once: batched}
 
@@ -103,7 +103,7 @@ def against_pot(theirs: float, tolerance: float) -> None:
     plans: dict[str, Tensor] = {}
     for _ in range(ROUNDS):
         for name, solver in solvers.items():
-            solver()  # the last one's threads and caches are not its affair
+            solver()  # warm up after another solver
             took, found = seconds(solver, REPEATS if name.startswith("ours") else 1)
             times[name].append(took)
             plans[name] = torch.as_tensor(np.asarray(found))
@@ -113,28 +113,28 @@ def against_pot(theirs: float, tolerance: float) -> None:
     print(f"{'':<30}{'seconds':>9}{'times ours':>12}{'objective':>12}{'row error':>11}")
     for name, T in plans.items():
         took = statistics.median(times[name])
-        yardstick = times[ours_once if name == theirs_once else "ours, float32"]
-        ratio = statistics.median(a / b for a, b in zip(times[name], yardstick, strict=True))
+        reference = times[ours_once if name == theirs_once else "ours, float32"]
+        ratio = statistics.median(a / b for a, b in zip(times[name], reference, strict=True))
         error = float((T.double().sum(dim=1) - 1 / SLOTS).abs().sum())
         print(f"{name:<30}{took:>9.4f}{ratio:>12.1f}{dense_objective(x, y, T):>12.6f}{error:>11.1e}", flush=True)
 
 
 def resident(line: str) -> float:
-    """A line of the kernel's account of this process, in MB."""
+    """A memory entry of ``/proc/self/status``, in MB."""
     with open("/proc/self/status") as status:
         return float(next(entry for entry in status if entry.startswith(line)).split()[1]) / 1024
 
 
 def full_scope(size: int) -> tuple[float, float, int, int]:
-    """In a process of its own: seconds and MB beyond the bank of a solution against ``size`` columns; iterations."""
+    """Seconds, MB beyond the bank, and iterations of a solve against ``size`` columns. Runs in its own process."""
     torch.set_num_threads(2)
     x, p = features(SLOTS, 0), torch.full((SLOTS,), 1 / SLOTS)
     columns = Columns(features(size, 1), torch.full((size,), 1 / size), None, rows_per_block(size), 0, ALONE)
     options = Options(LAMBDA, EPSILON, tolerance=TOLERANCE)
-    solve(x, p, Columns(x, p, None, SLOTS, 0, ALONE), options)  # what libraries allocate at first use
-    ctypes.CDLL("libc.so.6").malloc_trim(0)  # or room left by the making of the bank would count for nothing
+    solve(x, p, Columns(x, p, None, SLOTS, 0, ALONE), options)  # lets libraries allocate first
+    ctypes.CDLL("libc.so.6").malloc_trim(0)  # otherwise memory freed by building the bank would hide allocations
     with open("/proc/self/clear_refs", "w") as reset:
-        reset.write("5")  # the peak starts anew
+        reset.write("5")  # resets the peak, VmHWM
     before = resident("VmRSS")
     status = solve(x, p, columns, options).status
     extra = resident("VmHWM") - before
@@ -143,13 +143,13 @@ def full_scope(size: int) -> tuple[float, float, int, int]:
 
 
 def growth() -> None:
-    """Full scope, from 2,048 columns to 200,000."""
+    """Time and memory in full scope, from 2,048 to 200,000 columns."""
     sizes = (2048, 8192, 50_000, 200_000)
     print(f"{'N':>8}{'seconds':>9}{'extra MB':>10}{'outer':>7}{'inner':>7}")
     found = []
     for size in sizes:
-        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as apart:
-            found.append(apart.submit(full_scope, size).result())
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as executor:
+            found.append(executor.submit(full_scope, size).result())
         took, extra, outer, inner = found[-1]
         print(f"{size:>8,}{took:>9.3f}{extra:>10.1f}{outer:>7}{inner:>7}", flush=True)
     for name, values in (("time", [each[0] for each in found]), ("memory", [each[1] for each in found])):
@@ -157,7 +157,7 @@ def growth() -> None:
 
 
 def generated(table: Table, step: int, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Features and classes of a generator that stands still, makes noisy digits and favours some of them."""
+    """Features and classes of a fixed generator, which makes noisy digits and favours some of them."""
     generator = torch.Generator().manual_seed(step)
     rows = torch.multinomial(weights, 128, generator=generator)
     images = table.rows(rows)
@@ -166,7 +166,7 @@ def generated(table: Table, step: int, weights: Tensor) -> tuple[Tensor, Tensor]
 
 
 def duals() -> None:
-    """Digits, a generator that stands still: the bank's use over the last two of five epochs, and the work."""
+    """Digits with a fixed generator: use of the bank over the last two of five epochs, iterations and time."""
     table = load_table(DataSettings())
     weights = torch.rand(len(table), generator=torch.Generator().manual_seed(0)) ** 3
     bank = FeatureBank(len(table), 64, ALONE)

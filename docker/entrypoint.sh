@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# What the image does with its arguments:
-#   none, or options only          train through the elastic launcher (default: --config configs/digits.yaml)
-#   a command of gfgw and its own  run it (train is then a single process)
-#   anything else                  run it as a program
-# Every branch ends in exec, so signals reach the program and its exit code is the container's.
+# Entry point of the image. By its arguments:
+#   none, or options only     train with the elastic launcher (default: --config configs/digits.yaml)
+#   a command of gfgw         run it (train is then a single process)
+#   anything else             run it as a program
+# Every branch ends in exec: signals reach the program, and its exit code is the container's.
 #
 # Environment, besides that of launch/elastic.sh:
-#   METRICS_PORT   port of metrics and health on the container's loopback; 0 is off     [9100]
-#                  --telemetry.prometheus-port wins, where it is given. The health check asks there, at
-#                  --telemetry.prometheus-address if that is an option; it reads no file of settings.
+#   METRICS_PORT   port of metrics and health on the container's loopback; 0 switches them off     [9100]
+#                  --telemetry.prometheus-port overrides it. The health check asks this port, at
+#                  --telemetry.prometheus-address if that is given; it does not read the --config file.
 set -euo pipefail
 
 case ${1:-} in
@@ -36,6 +36,6 @@ if [[ ! $port ]]; then
     port=${METRICS_PORT:-9100}
     set -- "$@" --telemetry.prometheus-port "$port"
 fi
-# For docker/healthcheck.py; where /tmp cannot be written it takes METRICS_PORT.
+# For docker/healthcheck.py, which falls back to METRICS_PORT if /tmp is not writable.
 { printf '%s %s\n' "$port" "$address" >/tmp/gfgw-metrics-port; } 2>/dev/null || true
 exec launch/elastic.sh "$@"

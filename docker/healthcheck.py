@@ -1,4 +1,4 @@
-"""The image's health check: asks `/live` of the trainer in this container; a container that does not train is well."""
+"""The image's health check: asks the trainer's `/live`. A container that does not train is healthy."""
 
 import os
 import sys
@@ -9,9 +9,9 @@ from pathlib import Path
 
 def main() -> int:
     try:
-        told, address = Path("/tmp/gfgw-metrics-port").read_text(encoding="ascii").split()
-        port = int(told)
-    except (OSError, ValueError):  # another command than a training, or a /tmp that cannot be written
+        number, address = Path("/tmp/gfgw-metrics-port").read_text(encoding="ascii").split()
+        port = int(number)
+    except (OSError, ValueError):  # this container does not train, or /tmp is not writable
         port, address = int(os.environ.get("METRICS_PORT") or 0), "127.0.0.1"
     if address in ("0.0.0.0", "::"):  # all addresses
         address = "127.0.0.1"

@@ -36,8 +36,9 @@ CODES_HEAD = """\
 
 <!-- Made by `make docs` from gfgw_prod/process/exit_codes.py: change it there. -->
 
-All commands and both launchers end with one of these. Under `launch/elastic.sh` all nodes of a job leave with the code
-of the node that ended it; a node that was told to stop leaves alone.
+All commands and both launchers exit with one of these codes. Under `launch/elastic.sh` all nodes of a job exit with the
+code of the node that ended it; a node that gets a stop signal exits alone.
+[faults.md](faults.md#what-a-stop-signal-does) has what a stop signal does in each phase.
 """
 WORDS = {bool: "true or false", int: "whole number", float: "number", str: "text", Path: "path"}
 

@@ -1,34 +1,38 @@
 #!/usr/bin/env bash
-# Trains on one node or many: the elastic torchrun entry point. Arguments go to `gfgw_prod train`.
+# Trains on one node or many, elastically. The arguments go to `gfgw_prod train`.
 #
-#   launch/elastic.sh --config configs/digits.yaml                                   this machine, all its GPUs
-#   NNODES=2:4 RDZV_ENDPOINT=node0:29400 launch/elastic.sh --config configs/cifar10.yaml    the same line on every node
+#   launch/elastic.sh --config configs/digits.yaml            on this machine, with all its GPUs
+#   NNODES=2:4 RDZV_ENDPOINT=node0:29400 launch/elastic.sh --config configs/cifar10.yaml       on every node, the same
 #
-# Exit codes: 0 finished; 2 bad configuration or input; 75 preempted, state saved (queue it again);
-# 76 no progress (checkpoints cannot be saved, or restarts bring no new one); anything else is a crash that outlived its
-# restarts. All nodes of a job leave with the code of the node that ended it; a node that was told to stop leaves alone.
+# Exit codes (docs/exit-codes.md):
+#   0    finished
+#   2    bad configuration or input
+#   75   stop signal received, state saved: run the same command again to resume
+#   76   no progress: checkpoints cannot be saved, or restarts bring no new one
+#   else a crash, and no restarts left
+# All nodes of a job exit with the code of the node that ended it. A node that gets a stop signal exits alone.
 #
 # Environment:
 #   NNODES             number of nodes, or MIN:MAX for a job that grows and shrinks            [1]
-#                      MAX x NPROC must be at most train.batch_size / train.cell_size: a node that brings more ranks
-#                      than there are cells ends the job with exit code 2.
+#                      MAX x NPROC must not exceed train.batch_size / train.cell_size. If a node brings more ranks
+#                      than there are cells, the job ends with exit code 2.
 #   NPROC              ranks on this node           [its GPUs if nvidia-smi lists any, else min(2, cores)]
-#   RDZV_ENDPOINT      HOST:PORT of the node that hosts the rendezvous; required unless NNODES=1. Without that node
-#                      nobody can meet: the others stop, and wait RDZV_TIMEOUT for it to be started there again.
-#                      There is no fallback to localhost: nodes that each met themselves would train apart.
+#   RDZV_ENDPOINT      HOST:PORT of the node that hosts the rendezvous; required unless NNODES=1. If that node is lost,
+#                      the others stop and wait RDZV_TIMEOUT for the launcher to be started there again. There is no
+#                      fallback to localhost: each node would train by itself.
 #   RDZV_ID            name of the job at the rendezvous, equal on all nodes                   [gfgw]
-#   RDZV_TIMEOUT       seconds to wait for MIN nodes, or for the rendezvous itself             [600]
-#   RDZV_LAST_CALL     seconds to wait for more, up to MAX, once MIN nodes have come           [30]
-#   LOCAL_ADDR         address of this node as its peers see it               [its host name; one node: localhost]
+#   RDZV_TIMEOUT       seconds to wait for MIN nodes, or for the rendezvous host               [600]
+#   RDZV_LAST_CALL     seconds to wait for more nodes, up to MAX, once MIN have come           [30]
+#   LOCAL_ADDR         address at which other nodes reach this one            [its host name; one node: localhost]
 #   MAX_RESTARTS       restarts of this node's workers, over the whole job, before it fails    [3]
-#                      A node that joins or leaves can spend one too: its peers' workers fail, and are restarted.
+#                      A node that joins or leaves may cost one too, if the workers of its peers fail over it.
 #   GRACE_SECONDS      seconds between a stop signal and SIGKILL, for all ranks to save        [60]
-#   OMP_NUM_THREADS    threads of OpenMP in a rank                                             [1]
-#                      torch's own, the only ones that touch the weights, are the setting run.threads.
-#   PYTHON             interpreter                              [the .venv beside this directory, else python3]
+#   OMP_NUM_THREADS    OpenMP threads per rank                                                 [1]
+#                      torch's own threads, the only ones that affect the weights, are the setting run.threads.
+#   PYTHON             interpreter                              [.venv/bin/python of this repository, else python3]
 set -euo pipefail
 
-# Nothing has begun. Once Python runs, the agent says what a signal means.
+# Nothing has started yet. Once Python runs, the launcher handles signals.
 trap 'exit 75' TERM INT HUP QUIT USR1
 
 fail() {
@@ -90,9 +94,9 @@ fi
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 [[ $OMP_NUM_THREADS =~ ^[123456789][0123456789]{0,3}(,[123456789][0123456789]{0,3})*$ ]] ||
     fail "OMP_NUM_THREADS must be a positive number of threads, not '$OMP_NUM_THREADS'"
-# Where the trap holds no longer and Python does not run yet, a signal ends this process; exec would forget one it noted.
+# Between here and Python's first lines a signal just kills this process: bash would lose a trapped one in exec.
 trap - TERM INT HUP QUIT USR1
-# exec: a signal sent to this process reaches the agent, which passes it on and waits for the ranks to save.
+# exec: the launcher takes this process id, so it gets its signals; it forwards them and waits for the ranks to save.
 exec "$python" -m gfgw_prod.launcher \
     --nnodes "$nnodes" --nproc-per-node "$nproc" --max-restarts "$max_restarts" \
     --rdzv-backend c10d --rdzv-endpoint "$endpoint" --rdzv-id "$job" \

@@ -1,4 +1,4 @@
-"""Options of the whole suite, and which tests may run beside each other."""
+"""Options of the whole suite, and the order of its tests."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from .workers import BESIDE_THE_IMAGE, IN_TURN, OF_THE_IMAGE, Failures, FilesInTurn
 
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # of a shell's background job; what tests start would inherit it
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in a shell's background job; processes under test inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
@@ -20,18 +20,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Failures are told at once."""
     config.pluginmanager.register(Failures(config), "failures-at-once")
 
 
 # Not pytest-xdist's own groups: it writes them into the ids of tests in a way that pytest 9.2 no longer reads.
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> FilesInTurn:
-    """How tests are spread over workers."""
     return FilesInTurn(config, log)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Those in turn come first: together they take longest."""
+    """Start with the files of one worker, which take longest together, and leave the image for the end."""
     order = (*IN_TURN, *OF_THE_IMAGE, *BESIDE_THE_IMAGE)
     items.sort(key=lambda item: order.index(stem) if (stem := item.path.stem) in order else len(IN_TURN) - 0.5)

@@ -1,4 +1,4 @@
-"""Data sets as files: arrays of images as a folder, an EDM zip archive, or parquet files of the hub's kind."""
+"""Writes arrays of images as a folder, an EDM zip archive, or parquet files as on the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def png(image: NDArray[np.uint8]) -> bytes:
 
 
 def png_of_16_bits(side: int, channels: int) -> bytes:
-    """A square PNG file of 2 (grey and alpha), 3 or 4 channels, opaque, which Pillow does not write."""
+    """A square, opaque PNG file of 16 bits with 2 (grey and alpha), 3 or 4 channels. Pillow cannot write one."""
     line = b"\0" + b"\xff\xff" * channels * side
     header = struct.pack(">IIBBBBB", side, side, 16, {2: 4, 3: 2, 4: 6}[channels], 0, 0, 0)
     written = b"\x89PNG\r\n\x1a\n"
@@ -37,7 +37,7 @@ def png_of_16_bits(side: int, channels: int) -> bytes:
 
 
 def tiff_of_16_bits(side: int) -> bytes:
-    """A square TIFF file of three channels, which Pillow does not write."""
+    """A square TIFF file of 16 bits with three channels. Pillow cannot write one."""
     long, short, pixels = 4, 3, bytes(2 * 3 * side * side)
     tags = [(256, short, 1, side), (257, short, 1, side), (258, short, 3, 8 + 6 + 9 * 12), (259, short, 1, 1)]
     tags += [(262, short, 1, 2), (273, long, 1, 8 + 6 + 9 * 12 + 6), (277, short, 1, 3)]
@@ -48,17 +48,17 @@ def tiff_of_16_bits(side: int) -> bytes:
 
 
 def name_of(row: int) -> str:
-    """The name that EDM's tool gives to an image."""
+    """The name of an image in the format of EDM's tool."""
     return f"{row // 1000:05d}/img{row:08d}.png"
 
 
 def dataset_json(labels: Sequence[int]) -> bytes:
-    """EDM's file of labels."""
+    """The content of EDM's ``dataset.json``."""
     return json.dumps({"labels": [[name_of(row), int(label)] for row, label in enumerate(labels)]}).encode()
 
 
 def write_folder(place: Path, images: NDArray[np.uint8], labels: Sequence[int]) -> Path:
-    """A folder as EDM's tool writes it: numbered files, and ``dataset.json``."""
+    """Write a folder as EDM's tool does: numbered files, and ``dataset.json``."""
     for row, image in enumerate(images):
         file = place / name_of(row)
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -68,7 +68,7 @@ def write_folder(place: Path, images: NDArray[np.uint8], labels: Sequence[int]) 
 
 
 def write_class_folders(place: Path, images: NDArray[np.uint8], labels: Sequence[int]) -> Path:
-    """A folder for each class, named ``class-0`` and so on."""
+    """Write a folder for each class, named ``class-0`` and so on."""
     for row, (image, label) in enumerate(zip(images, labels, strict=True)):
         file = place / f"class-{label}" / f"{row:06d}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -77,7 +77,7 @@ def write_class_folders(place: Path, images: NDArray[np.uint8], labels: Sequence
 
 
 def write_zip(place: Path, images: NDArray[np.uint8], labels: Sequence[int]) -> Path:
-    """An archive as EDM's tool writes it."""
+    """Write an archive as EDM's tool does."""
     with zipfile.ZipFile(place, "w") as archive:
         for row, image in enumerate(images):
             archive.writestr(name_of(row), png(image))
@@ -88,7 +88,7 @@ def write_zip(place: Path, images: NDArray[np.uint8], labels: Sequence[int]) -> 
 def write_parquet(
     place: Path, images: NDArray[np.uint8], labels: Sequence[int], *, group_rows: int = 100, files: int = 1
 ) -> Path:
-    """A directory of parquet files as the hub has them."""
+    """Write a directory of parquet files as on the hub."""
     place.mkdir(parents=True)
     for number, rows in enumerate(np.array_split(np.arange(len(images)), files)):
         column = [{"bytes": png(images[row]), "path": f"{row}.png"} for row in rows]

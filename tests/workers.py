@@ -1,4 +1,4 @@
-"""How tests are spread over pytest-xdist's workers, and what becomes of a worker's tests when it dies."""
+"""Schedule tests over pytest-xdist's workers, and go on when a worker crashes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from xdist.scheduler import LoadScopeScheduling
 from xdist.workermanage import WorkerController
 
-# Tests of how long something takes, or of what a machine has once; one worker has them all, one after the other.
+# These measure durations, or use what a machine has once. One worker runs them all, one after the other.
 IN_TURN = (
     "test_slurm",
     "test_two_hosts",
@@ -27,15 +27,15 @@ IN_TURN = (
     "test_signals_while_starting",
 )
 
-# One worker has the image.
+# One worker builds the image and uses it.
 OF_THE_IMAGE = ("test_image", "test_stack")
 
-# It keeps the disk busy for minutes; these mind least, and are long enough to run beside it.
+# The image keeps the disk busy for minutes. These are long enough to run beside it, and suffer least.
 BESIDE_THE_IMAGE = ("test_world_sizes", "test_many_steps")
 
 
 class FilesInTurn(LoadScopeScheduling):
-    """Hands a worker a file at a time, and to one worker all files whose tests must not run beside each other."""
+    """Gives a worker one file at a time, and gives all files that must not run side by side to the same worker."""
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.partition("::")[0]
@@ -43,25 +43,25 @@ class FilesInTurn(LoadScopeScheduling):
         return "in turn" if name in IN_TURN else "image" if name in OF_THE_IMAGE else file
 
     def remove_node(self, node: WorkerController) -> str | None:
-        """Takes back what a worker has not run. The test it died of has failed, and is not run again by the others."""
-        left = self.assigned_work.pop(node)
-        undone = [(scope, test) for scope, tests in left.items() for test, done in tests.items() if not done]
-        if not undone:
+        """Reassign the tests that a crashed worker has not run, without the one it was running, which has failed."""
+        assigned = self.assigned_work.pop(node)
+        unfinished = [(scope, test) for scope, tests in assigned.items() for test, done in tests.items() if not done]
+        if not unfinished:
             return None
-        scope, died_of = undone[0]
-        left[scope][died_of] = True
-        self.workqueue.update({scope: tests for scope, tests in left.items() if not all(tests.values())})
+        scope, crashed = unfinished[0]
+        assigned[scope][crashed] = True
+        self.workqueue.update({scope: tests for scope, tests in assigned.items() if not all(tests.values())})
         for other in self.assigned_work:
             self._reschedule(other)
-        return died_of
+        return crashed
 
     def _assign_work_unit(self, node: WorkerController) -> None:
-        """Gives a worker tests; one that is still collecting them is told when it has."""
+        """Assign tests to a worker, unless it is still collecting; ``schedule`` is called once it has collected."""
         if node in self.registered_collections:
             super()._assign_work_unit(node)
 
     def schedule(self) -> None:
-        """Hands out tests; a worker that came later is told, too, if there is nothing for it after those it has."""
+        """Assign tests. A worker that replaces a crashed one learns here if there is nothing more for it."""
         super().schedule()
         for node in self.nodes:  # a worker holds back its last test until it knows what comes after it
             if self._pending_of(self.assigned_work[node]) < 2:
@@ -69,17 +69,16 @@ class FilesInTurn(LoadScopeScheduling):
 
 
 class Failures:
-    """Names a test as soon as it has failed, so that a run that is cut short has told of it."""
+    """Prints one line as soon as a test fails, so that an interrupted run still shows its failures."""
 
     def __init__(self, config: pytest.Config):
         self._config = config
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Prints one line for a failure."""
         terminal = self._config.pluginmanager.get_plugin("terminalreporter")
         if terminal is None or not report.failed:
             return
         crash = getattr(report.longrepr, "reprcrash", None)
-        told = str(crash.message if crash else report.longrepr).strip()
+        message = str(crash.message if crash else report.longrepr).strip()
         terminal.ensure_newline()
-        terminal.write_line(f"FAILED {report.nodeid} {report.when}: {told.splitlines()[0] if told else ''}"[:300])
+        terminal.write_line(f"FAILED {report.nodeid} {report.when}: {message.splitlines()[0] if message else ''}"[:300])

@@ -1,1 +1,1 @@
-"""One-step samples after equal time: our method against four others, same network, data, batch and evaluation."""
+"""Sample quality after equal CPU time: our method and five others, with the same network, data, batch and metrics."""

@@ -1,4 +1,4 @@
-"""``python -m benchmarks quality``: the table, or with ``--tune`` the learning rates behind it."""
+"""``python -m benchmarks quality``: compare the methods in a table, or try learning rates with ``--tune``."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from typing import Any
 from benchmarks.quality.settings import METHODS, OPTIONS, RATES
 
 ROOT = Path(__file__).resolve().parents[2]
-TUNING_SEED = 100  # no seed of the table
+TUNING_SEED = 100  # not used in the table
 
 
 def in_own_process(kind: str, **arguments: Any) -> dict[str, float]:
-    """What ``runs.run`` or ``runs.seconds_a_step`` gives, on one thread."""
+    """Call a function of ``runs`` in a process of its own, on one thread."""
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.quality.runs"],
         input=json.dumps({"kind": kind, **arguments}) + "\n",
@@ -35,22 +35,22 @@ def in_own_process(kind: str, **arguments: Any) -> dict[str, float]:
 
 
 def compare(
-    asked: Mapping[str, tuple[str, Mapping[str, Any]]], data: str, seconds: float, seeds: Sequence[int], jobs: int
+    requests: Mapping[str, tuple[str, Mapping[str, Any]]], data: str, seconds: float, seeds: Sequence[int], jobs: int
 ) -> dict[str, list[dict[str, float]]]:
-    """Runs of equal time of every label, by seed; each line is printed as it comes."""
-    costs = in_own_process("time", wanted=asked, data=data)
+    """Run each label for the same CPU time with every seed; print each result on stderr at once."""
+    costs = in_own_process("time", requests=requests, data=data)
 
-    def one(label: str, seed: int) -> dict[str, float]:
-        name, changes = asked[label]
+    def run_one(label: str, seed: int) -> dict[str, float]:
+        name, changes = requests[label]
         steps = max(round(seconds / costs[label]), 1)
         found = in_own_process("run", name=name, data=data, steps=steps, seed=seed, changes=changes)
         print(json.dumps({"method": label, "seed": seed, **found}), file=sys.stderr, flush=True)
         return found
 
     with ThreadPoolExecutor(jobs) as pool:
-        # Seed by seed, so that what else the machine does meets all methods alike.
-        runs = {(label, seed): pool.submit(one, label, seed) for seed in seeds for label in asked}
-        return {label: [runs[label, seed].result() for seed in seeds] for label in asked}
+        # Seed by seed, so that other load on the machine affects all methods alike.
+        runs = {(label, seed): pool.submit(run_one, label, seed) for seed in seeds for label in requests}
+        return {label: [runs[label, seed].result() for seed in seeds] for label in requests}
 
 
 def print_table(found: Mapping[str, list[dict[str, float]]], reference: Mapping[str, float]) -> None:
@@ -71,23 +71,23 @@ def print_table(found: Mapping[str, list[dict[str, float]]], reference: Mapping[
 def main(arguments: Sequence[str] = ()) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks quality", description=__doc__)
     parser.add_argument("--data", choices=list(OPTIONS), default="digits")
-    parser.add_argument("--seconds", type=float, default=60, help="CPU time of a run, about")
+    parser.add_argument("--seconds", type=float, default=60, help="approximate CPU time of a run")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, each on one thread")
+    parser.add_argument("--jobs", type=int, default=2, help="parallel runs, each on one thread")
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
-    parser.add_argument("--tune", action="store_true", help="try every learning rate, with a seed of its own")
+    parser.add_argument("--tune", action="store_true", help="try every learning rate, on a separate seed")
     options = parser.parse_args(arguments)
     if options.tune:
-        asked = {
+        requests = {
             f"{name} {rate}": (name, {**OPTIONS[options.data].get(name, {}), "optimizer.lr": rate})
             for name in options.methods
             for rate in RATES
         }
-        for label, (run,) in compare(asked, options.data, options.seconds, [TUNING_SEED], options.jobs).items():
+        for label, (run,) in compare(requests, options.data, options.seconds, [TUNING_SEED], options.jobs).items():
             print(f"{label:<28}{run['frechet']:>8.3f}")
         return
-    asked = {name: (name, OPTIONS[options.data].get(name, {})) for name in options.methods}
-    found = compare(asked, options.data, options.seconds, range(options.seeds), options.jobs)
+    requests = {name: (name, OPTIONS[options.data].get(name, {})) for name in options.methods}
+    found = compare(requests, options.data, options.seconds, range(options.seeds), options.jobs)
     print_table(found, in_own_process("halves", data=options.data))
 
 

@@ -1,4 +1,4 @@
-"""What figures of samples are for images that nothing has memorised: halves of the digits against each other."""
+"""The best values that metrics can reach without memorisation: halves of the digits against each other."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def main() -> None:
         halves = RowTable.of(first, world), RowTable.of(second, world)
         around = manifolds.data_neighbours(halves[1], nothing)
         found = manifolds.crossing(*halves, around, nothing)
-        kid, _ = kernel_distance(*halves, seed=0, tick=nothing)
+        kid, _ = kernel_distance(*halves, seed=0, on_progress=nothing)
         figures = {"fd": frechet_distance(moments_of(first), moments_of(second)), "kid": kid}
         figures |= manifolds.precision_recall(found) | manifolds.memorisation(found, around)
         figures |= manifolds.coverage(found, around, labels, table.num_classes, its)

@@ -21,7 +21,7 @@ SAMPLES = 2_000
 
 
 def ema_samples(run_dir: Path, seed: int) -> np.ndarray:
-    """One-step samples of the newest checkpoint's averaged weights, ``(SAMPLES, 64)`` in [-1, 1]."""
+    """One-step samples of the newest checkpoint's EMA, ``(SAMPLES, 64)`` in [-1, 1]."""
     found = find_checkpoints(run_dir)[-1]
     config = resolve(found.manifest["config"])
     shape = tuple(found.manifest["image_shape"])
@@ -49,7 +49,7 @@ def main(run_dir: Path = Path("runs/digits")) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         classifier = LogisticRegression(max_iter=5_000).fit(data, digits.target)
-    print(f"{'':<12}{'Fréchet':>9}{'least class':>13}{'confidence':>12}")
+    print(f"{'':<12}{'Fréchet':>9}{'rarest class':>13}{'confidence':>12}")
     print(f"{'two halves':<12}{halves:>9.3f}")
     for seed in range(3):
         drawn = ema_samples(run_dir, seed)

@@ -1,7 +1,7 @@
-"""What is compared: ours, through the product's own step, and four others, each as its paper has it.
+"""The compared methods: ours, with the trainer's own step, and the others, each as in its paper.
 
-All share the U-Net of ``configs/digits.yaml``, its batch, AdamW, warm-up, cosine, clipping and averaging, and they
-differ in what a step minimises. Times and schedules are shares of a run, so that a run of any length is whole.
+All use the U-Net, batch size, AdamW, warm-up, cosine decay, clipping and EMA of ``configs/digits.yaml``. They differ in
+what a step minimises. Schedules are scaled to the length of the run.
 """
 
 from __future__ import annotations
@@ -32,32 +32,32 @@ class Method(Protocol):
     """A generator in training."""
 
     ema: Ema
-    sampler: nn.Module  # its one-step samples: called with noise, ones and class ids
+    sampler: nn.Module  # makes one-step samples from noise, ones and class ids
 
     def step(self) -> None:
         """One optimisation step."""
 
 
 def run_config(steps: int, seed: int, changes: Mapping[str, Any]) -> Config:
-    """The settings of ``configs/digits.yaml`` for a run of ``steps``, all of its lengths scaled with it.
+    """The settings of ``configs/digits.yaml``, with all schedules scaled to a run of ``steps``.
 
     Args:
         changes: values by dotted name.
     """
     values = yaml.safe_load(DIGITS.read_text())
-    shrunk = steps * values["train"]["batch_size"] / 1000 / values["train"]["total_kimg"]
+    scale = steps * values["train"]["batch_size"] / 1000 / values["train"]["total_kimg"]
     for section, names in values.items():
         for name in names:
             if name.endswith("kimg") and section in ("transport", "time", "consistency", "optimizer", "ema", "train"):
-                values[section][name] *= shrunk
+                values[section][name] *= scale
     for name, value in changes.items():
         section, setting = name.split(".")
-        values.setdefault(section, {})[setting] = value * shrunk if setting.endswith("kimg") else value
+        values.setdefault(section, {})[setting] = value * scale if setting.endswith("kimg") else value
     return Config(seed=seed, **values)
 
 
 class Ours:
-    """The product's own step, alone on one thread."""
+    """The trainer's own step, on one rank and thread."""
 
     def __init__(self, table: Table, steps: int, seed: int, changes: Mapping[str, Any]):
         config = run_config(steps, seed, changes)
@@ -77,7 +77,7 @@ class Ours:
 
 
 class Theirs:
-    """A loop around another method's objective."""
+    """A training loop for another method's objective."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""What the other methods minimise. Each is a module whose call is its one-step sampler."""
+"""The objectives of the other methods. Calling such a module samples in one step."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Objective(nn.Module):
         self.network = self.unet(table)
 
     def unet(self, table: Table, extra: int = 0, *, channels_last: bool = True) -> SongUNet:
-        """The U-Net of the settings; ``extra`` conditioning values beside the classes."""
+        """The U-Net of the settings, with ``extra`` conditioning values after the classes."""
         g = self.config.generator
         return SongUNet(
             table.image_shape[-1],
@@ -47,12 +47,12 @@ class Objective(nn.Module):
         return nn.functional.one_hot(labels, self.classes).float()
 
     def loss(self, images: Tensor, labels: Tensor, progress: float, stream: torch.Generator) -> Tensor:
-        """The loss of a batch ``(n, c, h, w)`` of class ids ``(n,)`` after a share ``progress`` of the run."""
+        """Loss of a batch ``(n, c, h, w)`` with class ids ``(n,)``; ``progress`` runs from 0 to 1."""
         raise NotImplementedError
 
 
-def _sorted_by_plan(noise: Tensor, images: Tensor, stream: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Indices into noise and images, ``(n,)`` each, drawn from the exact plan between them, as torchcfm draws them."""
+def _paired_by_plan(noise: Tensor, images: Tensor, stream: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Draw pairs from the exact OT plan between noise and images, as torchcfm does: indices, ``(n,)`` each."""
     import ot
 
     cost = torch.cdist(noise.flatten(1), images.flatten(1)).square().double().numpy()
@@ -71,7 +71,7 @@ class MinibatchOtFlow(Objective):
 
     def loss(self, images: Tensor, labels: Tensor, progress: float, stream: torch.Generator) -> Tensor:
         noise = torch.randn(images.shape, generator=stream)
-        rows, columns = _sorted_by_plan(noise, images, stream)
+        rows, columns = _paired_by_plan(noise, images, stream)
         noise, images, labels = noise[rows], images[columns], labels[columns]
         t = torch.rand(len(images), generator=stream)
         velocity = self.network(interpolate(images, noise, t), t, self.one_hot(labels))
@@ -92,26 +92,26 @@ class MinibatchOtRegression(Objective):
 
     def loss(self, images: Tensor, labels: Tensor, progress: float, stream: torch.Generator) -> Tensor:
         noise = torch.randn(images.shape, generator=stream)
-        rows, columns = _sorted_by_plan(noise, images, stream)
+        rows, columns = _paired_by_plan(noise, images, stream)
         noise, images, labels = noise[rows], images[columns], labels[columns]
-        made, weights = self(noise, torch.ones(len(noise)), labels), self.config.loss
-        found, wanted = self.extractor(made), self.extractor(images)
+        generated, weights = self(noise, torch.ones(len(noise)), labels), self.config.loss
+        features, targets = self.extractor(generated), self.extractor(images)
         return (
-            weights.flow * flow_loss(made, images, huber=weights.flow_huber, scales=weights.flow_scales)
-            + weights.feature * feature_loss(found, wanted)
-            + weights.structure * structure_loss(found, wanted)
+            weights.flow * flow_loss(generated, images, huber=weights.flow_huber, scales=weights.flow_scales)
+            + weights.feature * feature_loss(features, targets)
+            + weights.structure * structure_loss(features, targets)
         )
 
 
 class EasyConsistency(Objective):
-    """Easy Consistency Tuning from scratch (Geng et al. 2024, arXiv:2406.14548): differences that shrink by stages.
+    """Easy Consistency Tuning from scratch (Geng et al. 2024, arXiv:2406.14548): ``t - r`` shrinks from stage to stage.
 
-    ``r = t (1 - (1 + 8 sigmoid(-t)) / q^(1 + stage))`` of EDM's noise levels: the first stage is the training of a
-    diffusion model. Distances are ``√(|e|² + c²) - c``, weighted by ``1 / (t - r)``.
+    ``r = t (1 - (1 + 8 sigmoid(-t)) / q^(1 + stage))`` in EDM's noise levels. The first stage trains a diffusion model.
+    The loss is ``√(|e|² + c²) - c``, weighted by ``1 / (t - r)``.
 
     Args:
-        q: by which the difference shrinks from one stage to the next.
-        stages: of equal length.
+        q: factor by which ``t - r`` shrinks from one stage to the next.
+        stages: number of stages of equal length.
         c: radius of the pseudo-Huber distance.
         location, scale: of the normal distribution of log noise levels.
     """
@@ -135,7 +135,7 @@ class EasyConsistency(Objective):
         return images
 
     def denoised(self, images: Tensor, noise: Tensor, sigma: Tensor, labels: Tensor) -> Tensor:
-        """EDM's denoiser at noise levels ``(n,)``: ours at ``t = σ / (1 + σ)``."""
+        """EDM's denoiser at noise levels ``(n,)``: our generator at ``t = σ / (1 + σ)``."""
         t = sigma / (1 + sigma)
         return self(interpolate(images, noise, t), t, labels)
 
@@ -152,17 +152,17 @@ class EasyConsistency(Objective):
         return (distance / (t - r)).mean()
 
 
-class _DensePlanesGroupNorm(nn.GroupNorm):
-    """GroupNorm whose forward derivative takes tangents in any layout: torch's own refuses channels last."""
+class _ContiguousGroupNorm(nn.GroupNorm):
+    """GroupNorm with forward-mode derivatives in any memory layout: torch's own refuses channels last."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x.clone(memory_format=torch.contiguous_format))
 
 
 class MeanFlow(Objective):
-    """The average velocity over ``[r, t]`` (Geng et al. 2025, arXiv:2505.13447), with the settings of its U-Net runs.
+    """Average velocity over ``[r, t]`` (Geng et al. 2025, arXiv:2505.13447), with the settings of its U-Net runs.
 
-    The network sees ``t`` and ``t - r``; the latter comes embedded beside the classes.
+    The network gets ``t`` as its time, and an embedding of ``t - r`` after the classes.
 
     Args:
         unequal: share of the batch with ``r < t``.
@@ -185,13 +185,13 @@ class MeanFlow(Objective):
         self.network = self.unet(table, extra=channels, channels_last=False)
         for module in self.network.modules():
             if isinstance(module, nn.GroupNorm):
-                module.__class__ = _DensePlanesGroupNorm
+                module.__class__ = _ContiguousGroupNorm
         self.embedding = PositionalEmbedding(channels)
         self.unequal, self.location, self.scale, self.power = unequal, location, scale, power
 
     def velocity(self, z: Tensor, r: Tensor, t: Tensor, one_hot: Tensor) -> Tensor:
         """The average velocity ``(n, c, h, w)``."""
-        with sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no forward derivative
+        with sdpa_kernel(SDPBackend.MATH):  # the fused kernels have no forward-mode derivative
             found: Tensor = self.network(z, t, torch.cat([one_hot, self.embedding(t - r)], dim=1))
         return found
 

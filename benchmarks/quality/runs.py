@@ -1,4 +1,4 @@
-"""One run after the other, in a process of its own: ``python -m benchmarks.quality.runs`` reads them as JSON lines."""
+"""Runs of the comparison in a separate process: ``python -m benchmarks.quality.runs`` reads requests as JSON lines."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ def build(name: str, data: str, steps: int, seed: int, changes: Mapping[str, Any
     return BUILDERS[name](TABLES[data](), steps, seed, {**ALWAYS.get(name, {}), **changes})
 
 
-def seconds_a_step(wanted: Mapping[str, tuple[str, Mapping[str, Any]]], data: str) -> dict[str, float]:
-    """CPU seconds of a step of each, medians of turns taken in turn: what else the machine does meets all alike."""
+def step_seconds(requests: Mapping[str, tuple[str, Mapping[str, Any]]], data: str) -> dict[str, float]:
+    """Median CPU seconds of a step by label. Methods take turns, so that other load affects all alike."""
     total = WARM + TURNS * STEPS_A_TURN
-    methods = {label: build(name, data, total, 0, changes) for label, (name, changes) in wanted.items()}
+    methods = {label: build(name, data, total, 0, changes) for label, (name, changes) in requests.items()}
     times: dict[str, list[float]] = {label: [] for label in methods}
     for turn in range(TURNS + 1):
         for label, method in methods.items():
@@ -48,7 +48,7 @@ def seconds_a_step(wanted: Mapping[str, tuple[str, Mapping[str, Any]]], data: st
 
 
 def run(name: str, data: str, steps: int, seed: int, changes: Mapping[str, Any]) -> dict[str, float]:
-    """Trains and measures."""
+    """Train, then measure the samples."""
     method = build(name, data, steps, seed, changes)
     started = time.process_time()
     for _ in range(steps):
@@ -59,15 +59,15 @@ def run(name: str, data: str, steps: int, seed: int, changes: Mapping[str, Any])
 
 
 def halves(data: str) -> dict[str, float]:
-    """Figures of one half of the data against the other: what a perfect generator might have."""
+    """Metrics of one half of the data against the other: what a perfect generator could reach."""
     return quality_of_halves(TABLES[data]())
 
 
 def main() -> None:
     for line in sys.stdin:
-        asked = json.loads(line)
-        kind = asked.pop("kind")
-        print(json.dumps({"run": run, "time": seconds_a_step, "halves": halves}[kind](**asked)), flush=True)
+        request = json.loads(line)
+        kind = request.pop("kind")
+        print(json.dumps({"run": run, "time": step_seconds, "halves": halves}[kind](**request)), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the compared methods are called, and the settings each was tuned to."""
+"""Names of the compared methods, and the settings that each was tuned to."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ METHODS = {
     "ect": "ECT",
     "meanflow": "MeanFlow",
 }
-RATES = (1e-3, 2e-3, 4e-3)  # tried for every method alike: ``--tune``
-# What is not as configs/digits.yaml has it.
+RATES = (1e-3, 2e-3, 4e-3)  # that ``--tune`` tries for every method
+# Differences from configs/digits.yaml.
 PHOTOS: dict[str, dict[str, Any]] = {
-    # In 768 dimensions targets drawn from a plan of the batch's own use the photographs evenly. A potential that
-    # lags behind, and each row's heaviest column, do not (a distance of 360 instead of 19). Without the structure
-    # term and at a loose tolerance a coupling afresh takes a tenth of a step.
+    # In 768 dimensions a fresh plan with sampled targets uses all photographs evenly; a persistent potential with
+    # argmax targets does not (a distance of 360 instead of 19). Without the structure term and with a loose
+    # tolerance a fresh plan takes a tenth of a step.
     "ours": {
         "transport.dual": "fresh",
         "transport.target": "sample",
@@ -28,7 +28,7 @@ PHOTOS: dict[str, dict[str, Any]] = {
         "generator.correlation": 0.2,
         "optimizer.lr": 5e-3,
     },
-    "independent": {"generator.correlation": 0.0},  # there is none
+    "independent": {"generator.correlation": 0.0},  # noise and images are independent
     "ect": {"optimizer.lr": 5e-3},
 }
 OPTIONS = {"digits": {}, "photos": PHOTOS, "photos-halved": PHOTOS}

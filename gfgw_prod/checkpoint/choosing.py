@@ -1,4 +1,4 @@
-"""Which checkpoint a run goes on from: the newest that is whole."""
+"""Choose the checkpoint that a run resumes from: the newest good one. Damaged newer ones are quarantined."""
 
 from __future__ import annotations
 
@@ -14,61 +14,79 @@ from gfgw_prod.weights.unpickling import DamagedError
 
 
 class NoneGoodError(UserError):
-    """There are checkpoints, and none can be used."""
+    """There are checkpoints, but none is good."""
 
 
 def newest_good(
     storages: Sequence[Storage],
     world: World,
-    report: Callable[[str], None],
+    log: Callable[[str], None],
     eligible: Callable[[Checkpoint], bool] = lambda found: True,
     progress: Mode = "off",
 ) -> Checkpoint | None:
-    """The newest checkpoint whose every file matches its hash; ``None`` for a run that has none yet. Collective.
+    """The newest checkpoint whose files all match their hashes; ``None`` if the run has no checkpoint. Collective.
 
-    Rank 0 chooses, all ranks share the hashing. Damaged ones above it are set aside, so that their steps can be saved
-    again, and reported in a line each.
+    Rank 0 chooses, and all ranks share the hashing. Newer damaged checkpoints are quarantined, so that their steps can
+    be saved again; each gets one log line.
 
     Args:
-        eligible: whether a checkpoint comes into question.
-        progress: how rank 0 tells how far the hashing is.
+        eligible: whether a checkpoint may be chosen.
+        progress: how rank 0 shows the progress of hashing.
 
     Raises:
-        NoneGoodError: if there are checkpoints, and none is good: to begin anew is not ours to decide.
-        UserError: if one is of another version, or not all ranks see the same files.
+        NoneGoodError: if there are checkpoints, but none is good. A run must not silently start over.
+        UserError: if another version wrote a checkpoint, or not all ranks see the same files.
     """
     bad: list[tuple[int, str, str]] = []
     found = None
-    for place, name in world.broadcast(_places(storages) if world.is_main else []):
-        answer = world.broadcast(_answer(storages[place], name) if world.is_main else None)
-        if isinstance(answer, UserError):
-            raise answer
-        if isinstance(answer, Checkpoint):
-            if not eligible(answer):
+    for index, name in world.broadcast(_newest_first(storages) if world.is_main else []):
+        opened = world.broadcast(_try_open(storages[index], name) if world.is_main else "")
+        if isinstance(opened, UserError):
+            raise opened
+        if isinstance(opened, Checkpoint):
+            if not eligible(opened):
                 continue
-            found, answer = answer, _problem_anywhere(answer, world, progress)
-        if answer is None:
-            break
-        bad.append((place, name, answer))
-        found = None
+            problem = _problem_on_any_rank(opened, world, progress)
+            if problem is None:
+                found = opened
+                break
+        else:
+            problem = opened
+        bad.append((index, name, problem))
     if found is None and world.broadcast(bool(bad or quarantined(storages))):
         why = f" ({bad[0][1]}: {bad[0][2]})" if bad else ""
         raise NoneGoodError(
-            f"no checkpoint in {storages[0]} is good{why}; nothing was deleted: mend one, or use another run.dir"
+            f"no checkpoint in {storages[0]} is good{why}; nothing was deleted: repair one, or use another run.dir"
         )
     if world.is_main:
-        for place, name, problem in bad:
-            if problem.startswith(UNREADABLE):  # now; the disk or the network may be better off later
-                report(f"checkpoint {name} {problem}; trying the one before")
+        for index, name, problem in bad:
+            if problem.startswith(UNREADABLE):  # the disk or network may recover: leave it in place
+                log(f"checkpoint {name} {problem}; trying the one before")
                 continue
-            kept = storages[place].quarantine(name)
-            report(f"checkpoint {name} is damaged ({problem}); kept as {kept}, trying the one before")
+            new_name = storages[index].quarantine(name)
+            log(f"checkpoint {name} is damaged ({problem}); kept as {new_name}, trying the one before")
     world.barrier()
     return found
 
 
-def _answer(storage: Storage, name: str) -> Checkpoint | str | UserError:
-    """The checkpoint, why it is none, or what to tell the user."""
+def has_checkpoints(storages: Sequence[Storage], world: World) -> bool:
+    """Whether a run has any checkpoint, good or not: then it resumes from one or refuses to start. Collective."""
+    return world.broadcast(world.is_main and bool(_newest_first(storages) or quarantined(storages)))
+
+
+def quarantined(storages: Sequence[Storage]) -> list[str]:
+    """Names of damaged checkpoints that were moved aside."""
+    return [name for storage in storages for name in storage.quarantined()]
+
+
+def _newest_first(storages: Sequence[Storage]) -> list[tuple[int, str]]:
+    """Storage index and name of every checkpoint directory, newest first; of one step, the first storage first."""
+    found = [(step, -index, name) for index, storage in enumerate(storages) for step, name in step_directories(storage)]
+    return [(-index, name) for _, index, name in sorted(found, reverse=True)]
+
+
+def _try_open(storage: Storage, name: str) -> Checkpoint | str | UserError:
+    """The checkpoint, or its damage, or an error for the user."""
     try:
         return open_checkpoint(storage, name)
     except DamagedError as damage:
@@ -77,8 +95,8 @@ def _answer(storage: Storage, name: str) -> Checkpoint | str | UserError:
         return error
 
 
-def _problem_anywhere(checkpoint: Checkpoint, world: World, progress: Mode) -> str | None:
-    """What any rank finds wrong, each with its share of the files.
+def _problem_on_any_rank(checkpoint: Checkpoint, world: World, progress: Mode) -> str | None:
+    """The first problem that any rank finds in its share of the files. Collective.
 
     Raises:
         UserError: if a rank does not see the files that rank 0 sees.
@@ -90,19 +108,3 @@ def _problem_anywhere(checkpoint: Checkpoint, world: World, progress: Mode) -> s
     if first is None and other is not None and other.endswith("is missing"):
         raise UserError(f"rank 0 sees {checkpoint}, another rank does not ({other}): all ranks must share run.dir")
     return first or other
-
-
-def _places(storages: Sequence[Storage]) -> list[tuple[int, str]]:
-    """Index of the storage and name of every candidate, newest first, the first storage before the others."""
-    found = [(step, -place, name) for place, storage in enumerate(storages) for step, name in step_directories(storage)]
-    return [(-place, name) for _, place, name in sorted(found, reverse=True)]
-
-
-def has_checkpoints(storages: Sequence[Storage], world: World) -> bool:
-    """Whether a run has checkpoints, good or not: then it goes on from one, or does not start at all. Collective."""
-    return world.broadcast(world.is_main and bool(_places(storages) or quarantined(storages)))
-
-
-def quarantined(storages: Sequence[Storage]) -> list[str]:
-    """Names of damaged checkpoints that are kept for a person to look at."""
-    return [name for storage in storages for name in storage.quarantined()]

@@ -43,7 +43,7 @@ class LocalStorage(Storage):
         (self.directory / path).unlink()
 
     def mkdir(self, path: Any) -> None:
-        # Never with parents: the directory of a claim that was fenced off must not come back.
+        # Never with parents: that would bring back the directory of a claim that was fenced off.
         (self.directory / path).mkdir(exist_ok=True)
 
     def write(self, path: str, content: bytes) -> None:
@@ -53,29 +53,29 @@ class LocalStorage(Storage):
             os.fsync(stream.fileno())
 
     def remove(self, path: str) -> None:
-        place = self.directory / path
-        if place.is_dir() and not path.startswith(DISCARDED):
-            moved = self.directory / f"{DISCARDED}{uuid.uuid4().hex}"
-            place.rename(moved)
-            place = moved
-        if place.is_dir():
-            shutil.rmtree(place, ignore_errors=True)
+        target = self.directory / path
+        if target.is_dir() and not path.startswith(DISCARDED):
+            discarded = self.directory / f"{DISCARDED}{uuid.uuid4().hex}"
+            target.rename(discarded)
+            target = discarded
+        if target.is_dir():
+            shutil.rmtree(target, ignore_errors=True)
         else:
-            place.unlink(missing_ok=True)
+            target.unlink(missing_ok=True)
 
     def quarantine(self, name: str) -> str:
-        kept = f"{DAMAGED}{name}-{time.time_ns()}"
-        self.rename(name, kept)
-        return kept
+        new_name = f"{DAMAGED}{name}-{time.time_ns()}"
+        self.rename(name, new_name)
+        return new_name
 
     def begin(self, name: str, token: str) -> str:
         path = f"{WRITING}{token}/{name}"
         if self.exists(path):
-            self.remove(path)  # of a save that failed
+            self.remove(path)  # left by a failed save
         (self.directory / path).mkdir()
         return path
 
-    def commit(self, path: str, name: str) -> str:
+    def _publish(self, path: str, name: str) -> str:
         sync_directory(self.directory / path)
         self.rename(path, name)
         sync_directory(self.directory)

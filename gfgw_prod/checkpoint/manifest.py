@@ -1,4 +1,4 @@
-"""The manifest of a checkpoint: what it is of, and every file with its size and BLAKE3 hash."""
+"""The manifest of a checkpoint: facts about the run, and the size and BLAKE3 hash of every file."""
 
 from __future__ import annotations
 
@@ -18,54 +18,54 @@ FACTS: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("changes", "image_shape", "frozen_weights"), list),
     **dict.fromkeys(("data_fingerprint", "arithmetic"), str),
 }
-METADATA = ".metadata"  # DCP's own account of its shards
+METADATA = ".metadata"  # DCP's index of tensors and shards
 
 
 def encode(manifest: dict[str, Any]) -> bytes:
-    """The manifest as a file that ends with a hash of its own."""
-    whole = {"format": FORMAT, **manifest}
-    return json.dumps({**whole, "blake3": _digest(whole)}, indent=1).encode()
+    """Encode a manifest as JSON, with its format number and its own hash."""
+    content = {"format": FORMAT, **manifest}
+    return json.dumps({**content, "blake3": _digest(content)}, indent=1).encode()
 
 
 def decode(content: bytes) -> dict[str, Any]:
-    """What ``encode`` wrote.
+    """Decode and check what ``encode`` wrote.
 
     Raises:
-        DamagedError: if it is not whole.
-        UserError: if it is whole, and of a format that another version of this package writes.
+        DamagedError: if it is damaged or incomplete.
+        UserError: if it is intact, but in the format of another version of this package.
     """
     try:
         manifest = json.loads(content)
         claimed = manifest.pop("blake3", None)
-        found = manifest["format"]
+        format_number = manifest["format"]
         # Format 1 had no hash of its own.
-        whole = (claimed is None and found == 1) or claimed == _digest(manifest)
-        told = found != FORMAT or _says_enough(manifest)
+        intact = (claimed is None and format_number == 1) or claimed == _digest(manifest)
+        complete = format_number != FORMAT or _is_complete(manifest)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError):
         raise DamagedError("is unreadable") from None
-    if not whole:
+    if not intact:
         raise DamagedError("does not match its own hash")
-    if found != FORMAT:
+    if format_number != FORMAT:
         raise UserError(
-            f"is of format {found}, and this version reads format {FORMAT}; "
-            "go on with the version that wrote it, or use another run.dir"
+            f"is of format {format_number}, and this version reads format {FORMAT}; "
+            "continue with the version that wrote it, or use another run.dir"
         )
-    if not told:
-        raise DamagedError("says too little")
+    if not complete:
+        raise DamagedError("lacks required entries")
     return dict(manifest)
 
 
-def _says_enough(manifest: dict[str, Any]) -> bool:
+def _is_complete(manifest: dict[str, Any]) -> bool:
     files = manifest["files"]
     return (
         manifest.keys() >= FACTS.keys()
         and METADATA in files
-        and all(map(_is_entry, files, files.values()))
+        and all(map(_is_file_entry, files, files.values()))
         and all(isinstance(manifest[fact], kind) for fact, kind in FACTS.items())
     )
 
 
-def _is_entry(name: str, entry: dict[str, Any]) -> bool:
+def _is_file_entry(name: str, entry: dict[str, Any]) -> bool:
     plain = "/" not in name and "\\" not in name and name not in ("", ".", "..")
     return plain and isinstance(entry["bytes"], int) and isinstance(entry["blake3"], str)
 

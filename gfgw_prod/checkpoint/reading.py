@@ -1,4 +1,4 @@
-"""Checkpoints as they are found: listed, verified file by file, read."""
+"""Verify a checkpoint's files and read its tensors."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ State = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A committed checkpoint and what its manifest says."""
+    """A committed checkpoint and its manifest."""
 
     storage: Storage
     name: str
@@ -37,7 +37,7 @@ class Checkpoint:
 
     @property
     def step(self) -> int:
-        """Optimisation steps made."""
+        """Optimiser steps of the run up to here."""
         return int(self.manifest["step"])
 
     @property
@@ -47,12 +47,12 @@ class Checkpoint:
 
     @property
     def regular(self) -> bool:
-        """Whether its step is one at which every run of these settings saves, wherever it is interrupted."""
+        """Whether it was saved at the regular interval, not because the run was interrupted."""
         return bool(self.manifest.get("regular", True))
 
     @property
     def streak_from(self) -> int:
-        """The step after which a streak of bad steps began that had not ended; its own where there was none."""
+        """The last step before the present streak of bad steps; its own step if there is no streak."""
         return int(self.manifest.get("streak_from", self.step))
 
     @property
@@ -61,11 +61,11 @@ class Checkpoint:
         return sum(int(entry["bytes"]) for entry in self.manifest["files"].values())
 
     def problem(self, part: int = 0, parts: int = 1, on_bytes: Callable[[int], None] = lambda more: None) -> str | None:
-        """What is wrong with its files, or ``None`` if every one has its size and hash, and DCP's account can be read.
+        """Describe what is wrong with the files; ``None`` if all sizes and hashes match and ``.metadata`` is readable.
 
         Args:
-            part: which of ``parts`` equal shares of the files to hash; all are looked at.
-            on_bytes: how many bytes more were hashed; by several threads.
+            part: which of ``parts`` shares of the files to hash. The sizes of all files are checked.
+            on_bytes: called with the number of bytes hashed since the last call, from several threads.
         """
         try:
             return self.size_problem() or self._content_problem(part, parts, on_bytes)
@@ -73,7 +73,7 @@ class Checkpoint:
             return f"{UNREADABLE} ({one_line(error, 200)})"
 
     def size_problem(self) -> str | None:
-        """Which file is missing or of another size, or ``None``."""
+        """Name a file that is missing or has the wrong size, or return ``None``."""
         for name, expected in self.manifest["files"].items():
             size = self.storage.size(f"{self.name}/{name}")
             if size is None:
@@ -97,25 +97,25 @@ class Checkpoint:
         return None
 
     def read_metadata(self) -> Any:
-        """DCP's account of the tensors.
+        """Read DCP's ``.metadata``: names, shapes and places of the tensors.
 
         Raises:
-            DamagedError: if it is not the one that was written, asks for code, or names files that are not listed.
+            DamagedError: if its hash differs, it refers to code, or it names files that the manifest does not list.
         """
         content = self.storage.read(f"{self.name}/{METADATA}")
         if blake3(content).hexdigest() != self.manifest["files"][METADATA]["blake3"]:
             raise DamagedError("does not match its hash")
         found = read_metadata(content)
         try:
-            strangers = {info.relative_path for info in found.storage_data.values()} - self.manifest["files"].keys()
+            unlisted = {info.relative_path for info in found.storage_data.values()} - self.manifest["files"].keys()
         except (AttributeError, TypeError):
-            raise DamagedError("does not say where tensors are") from None
-        if strangers:
-            raise DamagedError(f"names {min(map(str, strangers))}, which the manifest does not")
+            raise DamagedError("does not say where the tensors are") from None
+        if unlisted:
+            raise DamagedError(f"names {min(map(str, unlisted))}, which the manifest does not list")
         return found
 
     def read_tensors(self, *prefixes: str) -> State:
-        """Whole tensors whose names start with one of the prefixes, on the CPU, without a process group."""
+        """Read the whole tensors whose names start with one of the prefixes, to the CPU, without a process group."""
         from torch.distributed.checkpoint import load
         from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
@@ -124,33 +124,33 @@ class Checkpoint:
         for name, entry in reader.read_metadata().state_dict_metadata.items():
             if name.startswith(prefixes) and isinstance(entry, TensorStorageMetadata):
                 state[name] = torch.empty(entry.size, dtype=entry.properties.dtype)
-        with _quiet():
+        with _without_dcp_warnings():
             load(state, storage_reader=reader, no_dist=True)
         return state
 
     def load(self, state: State, world: World) -> None:
-        """Fills the tensors of ``state`` in place, on any number of ranks. Collective.
+        """Fill the tensors of ``state`` in place, on any number of ranks. Collective.
 
         Raises:
-            UserError: if names or shapes differ, that is, if the checkpoint is of another architecture.
+            UserError: if a tensor's name or shape differs: the checkpoint is of another architecture.
         """
-        from torch.distributed.checkpoint import load as fill
+        from torch.distributed.checkpoint import load as dcp_load
 
         reader = _reader(self)
         stored = reader.read_metadata().state_dict_metadata
         for name, tensor in state.items():
             size = getattr(stored.get(name), "size", None)
             if size != tensor.shape:
-                held = "nothing" if size is None else tuple(size)
+                stored_shape = "missing" if size is None else tuple(size)
                 raise UserError(
-                    f"{self} is of another architecture: {name} is {tuple(tensor.shape)} here, {held} there"
+                    f"{self} is of another architecture: {name} is {stored_shape} in it, {tuple(tensor.shape)} here"
                 )
-        with _quiet():
-            fill(state, storage_reader=reader, no_dist=world.world_size == 1)
+        with _without_dcp_warnings():
+            dcp_load(state, storage_reader=reader, no_dist=world.world_size == 1)
 
 
 def _reader(checkpoint: Checkpoint) -> Any:
-    """DCP's reader over our storage, which never unpickles what is not verified."""
+    """A DCP reader over our storage that never unpickles unverified bytes."""
     from torch.distributed.checkpoint import FileSystemReader
     from torch.distributed.checkpoint.metadata import StorageMeta
 
@@ -161,7 +161,7 @@ def _reader(checkpoint: Checkpoint) -> Any:
             return found
 
     reader = Reader(checkpoint.name)
-    reader.fs = checkpoint.storage  # type: ignore[assignment]  # annotated as the local one, used as any
+    reader.fs = checkpoint.storage  # type: ignore[assignment]  # annotated as FileSystem, works with any
     reader.path = checkpoint.name
     return reader
 
@@ -176,8 +176,8 @@ def _blake3(storage: Storage, path: str, on_bytes: Callable[[int], None]) -> str
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """DCP warns of working without a process group, which a run alone means to, and of its own use of old torch API."""
+def _without_dcp_warnings() -> Iterator[None]:
+    """Silence DCP's warnings about a missing process group, which is intended, and about its own deprecated calls."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         warnings.filterwarnings("ignore", message="TypedStorage is deprecated")

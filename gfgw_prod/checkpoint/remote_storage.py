@@ -1,4 +1,4 @@
-"""Checkpoints behind a URL of fsspec."""
+"""Checkpoints at a URL, through fsspec."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from gfgw_prod.checkpoint.storage import DAMAGED, MANIFEST, WRITING, Storage
 
 
 class RemoteStorage(Storage):
-    """A URL of fsspec, such as ``s3://bucket/run``.
+    """A URL that fsspec reads, such as ``s3://bucket/run``.
 
-    Object stores cannot rename a directory at once. A checkpoint is written where it stays, under a name of its claim's
-    own, and its manifest, written last, makes it one. A process that was fenced off can therefore still commit within
-    the moment between its check and its last write; what it commits is whole, and of its own name.
+    Object stores cannot rename a directory atomically. A checkpoint is written in its final place, under a name with
+    the token of its claim; the manifest, written last, commits it. A writer that was fenced off can still commit
+    between its check and that last write. What it commits is complete and overwrites nothing.
     """
 
     def __init__(self, url: str, *, make: bool):
@@ -80,7 +80,7 @@ class RemoteStorage(Storage):
 
     def claim(self) -> str:
         token = super().claim()
-        # Saves that were cut short lie where checkpoints do.
+        # Unfinished saves lie beside the checkpoints.
         for name in set(self.names()) - {*self.committed(), *self.quarantined(), f"{WRITING}{token}"}:
             if name.startswith("step-"):
                 self.remove(name)
@@ -90,9 +90,9 @@ class RemoteStorage(Storage):
         if not self.holds(token):
             raise FileNotFoundError(f"{WRITING}{token}")
         path = f"{name}-{token}"
-        self.remove(path)  # of a save that failed
+        self.remove(path)  # left by a failed save
         self.mkdir(path)
         return path
 
-    def commit(self, path: str, name: str) -> str:
+    def _publish(self, path: str, name: str) -> str:
         return path

@@ -1,4 +1,4 @@
-"""Which checkpoints stay."""
+"""Remove old checkpoints."""
 
 from __future__ import annotations
 
@@ -12,12 +12,11 @@ from gfgw_prod.checkpoint.storage import Storage
 def retain(
     storage: Storage, keep: int, every_images: int, verified: set[str], *, spare: Container[str | None] = ()
 ) -> None:
-    """Removes what is ``surplus`` and not spared.
-
-    Damaged ones are not counted, and not removed.
+    """Remove the ``surplus`` checkpoints of a storage. Damaged ones are neither counted nor removed.
 
     Args:
-        verified: names of those that were read back once, which is enough; their files are still looked at every time.
+        verified: names of checkpoints whose hashes were checked before; only their sizes are checked again. Grows.
+        spare: names of checkpoints to keep in any case.
     """
     found = [checkpoint for checkpoint in checkpoints_in(storage) if _is_good(checkpoint, verified)]
     for checkpoint in surplus(found, keep, every_images):
@@ -26,12 +25,12 @@ def retain(
 
 
 def surplus(found: Sequence[Checkpoint], keep: int, every_images: int) -> list[Checkpoint]:
-    """Which of the good checkpoints, oldest first, nobody needs any more.
+    """Choose the checkpoints to remove from the good ones, which are given oldest first.
 
-    The newest stays, for it is where a run goes on. Besides, only regular ones stay, so that it makes no difference
-    where a run was interrupted: the newest ``keep``, the first at or past each multiple of ``every_images`` (0: none),
-    and the one from before the present streak of bad steps, or one that may begin with the next: a run may go back to
-    it.
+    The newest stays: the run resumes from it. Besides it only regular ones stay, so that interruptions make no
+    difference: the newest ``keep``, the first at or after each multiple of ``every_images`` (0: none), and the newest
+    before the present streak of bad steps, or before a streak that starts with the next step: the run may roll back
+    to it.
     """
     regular = [checkpoint for checkpoint in found if checkpoint.regular]
     multiples = {each.images // every_images: each for each in reversed(regular)} if every_images else {}

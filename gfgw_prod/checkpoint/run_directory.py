@@ -1,4 +1,4 @@
-"""The directory of a run: made, locked against a second start by mistake, and where its checkpoints are."""
+"""Create a run directory, and lock it against a second start by mistake."""
 
 from __future__ import annotations
 
@@ -9,50 +9,52 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import Any, TextIO
 
 from gfgw_prod.checkpoint.storage import process_identity
+from gfgw_prod.process.durable import clear_partials
 from gfgw_prod.process.exit_codes import UserError
 
-if TYPE_CHECKING:
-    pass
-
-DIRECTORIES = ("checkpoints", "samples", "tensorboard")  # that a run makes in its own
+DIRECTORIES = ("checkpoints", "samples", "tensorboard")  # that a run writes
 FILES = (".lock", "config.yaml", "samples.png", "stats.jsonl")
-LOCK_SECONDS = 10.0  # how long a run waits for a predecessor that is on its way out
+LOCK_SECONDS = 10.0  # to wait for a previous process that is still shutting down
 
 
-def prepare_directory(run_dir: Path, report: Callable[[str], None]) -> TextIO | None:
-    """Makes the run directory.
+def prepare_directory(run_dir: Path, log: Callable[[str], None]) -> TextIO | None:
+    """Create the run directory and lock it.
 
     Returns:
-        The directory's lock, held until the file is closed or the process ends; ``None`` where there are no locks, or
-        a process of another host, or of this job, holds it and does not let go: claims fence that one off.
+        The lock, held until the file is closed or the process ends. ``None`` if the file system has no locks, or if a
+        process of another host or of the same job keeps the lock: its claim on the storage fences it off.
 
     Raises:
-        UserError: if it is a file, cannot be written or is in use by another run's process on this host.
+        UserError: if the directory is a file, cannot be written, or is in use by another run on this host.
     """
-    place = run_dir / "checkpoints"
-    _refuse_other_kinds(run_dir)
+    checkpoints = run_dir / "checkpoints"
+    _check_entries(run_dir)
     try:
-        place.mkdir(parents=True, exist_ok=True)
+        checkpoints.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
         raise UserError(f"run.dir {run_dir} is, or lies under, a file; name a directory") from None
     except OSError as error:
         raise UserError(f"run.dir {run_dir} cannot be made ({error.strerror})") from None
-    if not all(os.access(path, os.W_OK | os.X_OK) for path in (run_dir, place)):
+    if not all(os.access(path, os.W_OK | os.X_OK) for path in (run_dir, checkpoints)):
         raise UserError(f"run.dir {run_dir} cannot be written")
-    return _locked(run_dir, report)
+    lock = _lock(run_dir, log)
+    for directory in (run_dir, run_dir / "samples"):
+        clear_partials(directory)
+    return lock
 
 
-def _refuse_other_kinds(run_dir: Path) -> None:
+def _check_entries(run_dir: Path) -> None:
+    """Raise ``UserError`` if an entry that a run writes exists and is of the wrong kind."""
     for names, kind, fits in ((DIRECTORIES, "directory", os.path.isdir), (FILES, "regular file", os.path.isfile)):
         for name in names:
             if os.path.lexists(run_dir / name) and not fits(run_dir / name):
-                raise UserError(f"run.dir {run_dir} holds {name}, which is no {kind}; name another directory")
+                raise UserError(f"run.dir {run_dir} holds {name}, which is not a {kind}; name another directory")
 
 
-def _locked(run_dir: Path, report: Callable[[str], None]) -> TextIO | None:
+def _lock(run_dir: Path, log: Callable[[str], None]) -> TextIO | None:
     me, file = process_identity(), (run_dir / ".lock").open("a+", encoding="utf-8")
     deadline = time.monotonic() + LOCK_SECONDS
     while True:
@@ -62,25 +64,26 @@ def _locked(run_dir: Path, report: Callable[[str], None]) -> TextIO | None:
             if time.monotonic() < deadline:
                 time.sleep(0.2)
                 continue
-            holder = _holder(file)
+            holder = _read_holder(file)
             file.close()
             if holder.get("host") == me["host"] and (me["job"] is None or holder.get("job") != me["job"]):
                 raise UserError(
                     f"run.dir {run_dir} is in use by process {holder.get('pid')}; stop it, or name another directory"
                 ) from None
-            report(f"taking over from process {holder.get('pid')} on {holder.get('host')}, which holds {run_dir}")
+            log(f"taking over from process {holder.get('pid')} on {holder.get('host')}, which holds {run_dir}")
             return None
         except OSError:  # a file system without locks
             file.close()
             return None
-        with suppress(OSError):  # a full disk: nobody will know who it is
+        with suppress(OSError):  # a full disk: the lock holds, but names nobody
             file.truncate(0)
             file.write(json.dumps(me))
             file.flush()
         return file
 
 
-def _holder(file: TextIO) -> dict[str, Any]:
+def _read_holder(file: TextIO) -> dict[str, Any]:
+    """Identity of the process that holds the lock; empty if it cannot be read."""
     file.seek(0)
     try:
         found = json.loads(file.read())

@@ -1,4 +1,4 @@
-"""Copies of the state that a save writes from while training changes the original."""
+"""Copy the state to main memory, so that it can be written while training goes on."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from gfgw_prod.distributed.world import World
 
 
 class Stage:
-    """Copies of the state in main memory, made into the same memory for every save.
+    """Buffers in main memory for copies of the state, reused by every save.
 
-    A tensor that all ranks have alike is copied, and so written, by one of them.
+    One rank copies and writes each replicated tensor.
 
     Args:
-        constant: names of what no step changes: it is written from where it lies, if that is main memory.
+        constant: names of tensors that never change. In main memory they are not copied.
     """
 
     def __init__(self, world: World, constant: Collection[str] = ()):
@@ -27,20 +27,20 @@ class Stage:
         self._buffers: dict[str, Tensor] = {}
 
     def preallocate(self, state: State) -> None:
-        """Makes the memory for this rank's part, and touches it."""
+        """Allocate the buffers for this rank's part, and touch their memory."""
         for name in self._owned(state):
-            if not self._stays(name, part := local(state[name])):
+            if not self._needs_no_copy(name, part := local(state[name])):
                 self._buffer(name, part).zero_()
 
     def copy(self, state: State) -> State:
-        """This rank's part of the state, on the CPU, for DCP to write; valid until the next call."""
+        """Copy this rank's part of the state to the CPU, for DCP to write. Valid until the next call."""
         mine = {name: self._copied(name, state[name]) for name in self._owned(state)}
         if self._world.device.type == "cuda":
             torch.cuda.synchronize(self._world.device)
         return mine
 
     def _owned(self, state: State) -> list[str]:
-        """Shards, and this rank's share of the rest: the largest first, each to the rank with the least so far."""
+        """Names of sharded tensors, and of this rank's share of the others: largest first to the least loaded rank."""
         loads = [0] * self._world.world_size
         owned = []
         for name in sorted(state, key=lambda name: (-tensor_bytes(state[name]), name)):
@@ -55,21 +55,21 @@ class Stage:
 
     def _copied(self, name: str, tensor: Tensor) -> Tensor:
         buffer = part = local(tensor).detach()
-        if not self._stays(name, part):
+        if not self._needs_no_copy(name, part):
             buffer = self._buffer(name, part).copy_(part, non_blocking=True)
-        # DCP asks a DTensor where its shard lies, and its own CPU tensor for the bytes.
+        # DCP takes the shard's place from the DTensor, and the bytes from its local CPU tensor.
         return DTensor(buffer, tensor._spec, requires_grad=False) if isinstance(tensor, DTensor) else buffer
 
-    def _stays(self, name: str, part: Tensor) -> bool:
+    def _needs_no_copy(self, name: str, part: Tensor) -> bool:
         return name in self._constant and part.device.type == "cpu"
 
     def _buffer(self, name: str, part: Tensor) -> Tensor:
         if name not in self._buffers:
             self._buffers[name] = torch.empty(part.shape, dtype=part.dtype, pin_memory=part.is_cuda)
-        assert self._buffers[name].shape == part.shape, name  # copying would broadcast
+        assert self._buffers[name].shape == part.shape, name  # copy_ would broadcast
         return self._buffers[name]
 
 
 def tensor_bytes(tensor: Tensor) -> int:
-    """Bytes of a whole tensor, over all ranks."""
+    """Size in bytes of the whole tensor, over all ranks."""
     return tensor.numel() * tensor.element_size()

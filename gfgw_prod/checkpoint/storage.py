@@ -1,6 +1,6 @@
-"""Where checkpoints are kept: a local directory, or whatever fsspec reaches by a URL.
+"""The interface to a directory or URL that holds checkpoints, and the claim that fences off earlier writers.
 
-Paths are relative to the root and written with ``/``. A writer claims the root first; a later claim fences it off.
+Paths are relative to the root and use ``/``.
 """
 
 from __future__ import annotations
@@ -16,22 +16,25 @@ from typing import IO, Any
 
 from torch.distributed.checkpoint.filesystem import FileSystemBase
 
-WRITING = ".writing-"  # a directory for each claim; only the newest stays
-DISCARDED = ".discarded-"  # on its way to be deleted
-DAMAGED = "damaged-"
+WRITING = ".writing-"  # prefix of a claim's directory; only the newest claim's stays
+DISCARDED = ".discarded-"  # prefix of a directory that is being deleted
+DAMAGED = "damaged-"  # prefix of a quarantined checkpoint
 OWNER = "owner.json"
 MANIFEST = "manifest.json"
 BLOCK = 1 << 22  # bytes read at a time
 
 
 def process_identity() -> dict[str, Any]:
-    """This process, for others to name; ``job`` is the launcher's."""
+    """Host, process id and the launcher's job id of this process."""
     job = os.environ.get("TORCHELASTIC_RUN_ID", "none")
     return {"host": socket.gethostname(), "pid": os.getpid(), "job": None if job == "none" else job}
 
 
 class Storage(FileSystemBase):
-    """A root for checkpoints: what DCP reads and writes through, and the few steps of their life cycle."""
+    """A root directory of checkpoints. DCP reads and writes through it.
+
+    The life of a checkpoint: ``claim`` the root, ``begin`` a directory, write files into it, ``commit`` it.
+    """
 
     def __init__(self, root: str):
         self.root = root
@@ -39,11 +42,11 @@ class Storage(FileSystemBase):
     def __str__(self) -> str:
         return self.root
 
-    # What DCP calls.
+    # What DCP calls, besides exists, rename, rm_file and mkdir.
 
     @contextmanager
     def create_stream(self, path: Any, mode: str) -> Iterator[Any]:
-        """An open file."""
+        """Open a file, and close it at the end."""
         with self.open(path, mode) as stream:
             yield stream
 
@@ -57,70 +60,81 @@ class Storage(FileSystemBase):
     def validate_checkpoint_id(cls, checkpoint_id: Any) -> bool:
         return True
 
-    # What the life cycle adds.
+    # Files and directories.
 
     @abstractmethod
     def open(self, path: str, mode: str) -> IO[bytes]:
-        """Opens a file."""
+        """Open a file."""
 
     @abstractmethod
     def names(self, directory: str = "") -> list[str]:
-        """Sorted names of what is in a directory; none if it is not there."""
+        """Sorted names of a directory's entries; empty if there is no such directory."""
 
     @abstractmethod
     def size(self, path: str) -> int | None:
-        """Bytes of a file, or ``None`` if there is none."""
+        """Size of a file in bytes, or ``None`` if there is no such file."""
 
     @abstractmethod
     def write(self, path: str, content: bytes) -> None:
-        """Writes a small file; once this returns it survives a loss of power, as far as the storage can."""
+        """Write a small file durably: it survives a power loss, as far as the storage can promise."""
 
     @abstractmethod
     def remove(self, path: str) -> None:
-        """Removes a file or a whole directory, so that at no moment half a checkpoint looks like one."""
+        """Remove a file or a directory. A half-removed checkpoint never looks like a whole one."""
 
-    @abstractmethod
-    def quarantine(self, name: str) -> str:
-        """Keeps a bad checkpoint where nobody takes it for one; returns its new name."""
+    def read(self, path: str) -> bytes:
+        """Read a whole small file."""
+        with self.open(path, "rb") as stream:
+            return stream.read()
+
+    def free_bytes(self) -> int | None:
+        """Free space in bytes, or ``None`` if unknown."""
+        return None
+
+    # Checkpoints.
 
     def committed(self) -> list[str]:
         """Names that may be checkpoints."""
         return self.names()
 
+    @abstractmethod
+    def quarantine(self, name: str) -> str:
+        """Move a damaged checkpoint aside, so that it is no longer committed; return its new name."""
+
     def quarantined(self) -> list[str]:
-        """Names of what was set aside."""
+        """Names of quarantined checkpoints."""
         return [name for name in self.names() if name.startswith(DAMAGED)]
 
     @abstractmethod
     def begin(self, name: str, token: str) -> str:
-        """The directory to write a checkpoint into.
+        """Create the directory to write a checkpoint into; return its path.
 
         Raises:
-            FileNotFoundError: if another claim has fenced this one off.
+            FileNotFoundError: if a later claim has fenced this one off.
         """
+
+    def commit(self, path: str, name: str, manifest: bytes, token: str) -> str:
+        """Write the manifest as the last file, and turn the directory into a checkpoint; return its name.
+
+        Raises:
+            OSError: if a later claim has fenced this one off.
+        """
+        if not self.holds(token):
+            raise OSError(f"another process has claimed {self}")
+        self.write(f"{path}/{MANIFEST}", manifest)
+        return self._publish(path, name)
 
     @abstractmethod
-    def commit(self, path: str, name: str) -> str:
-        """Makes a directory with its manifest a checkpoint; returns its name.
+    def _publish(self, path: str, name: str) -> str:
+        """Move a complete directory to its final place; return its name there."""
 
-        Raises:
-            FileNotFoundError: if another claim has fenced this one off.
-        """
-
-    def free_bytes(self) -> int | None:
-        """Bytes that can still be written, or ``None`` where that is not known."""
-        return None
-
-    def read(self, path: str) -> bytes:
-        """A whole small file."""
-        with self.open(path, "rb") as stream:
-            return stream.read()
+    # Claims.
 
     def claim(self) -> str:
-        """Makes this process the one that writes here, and fences off all others; returns the claim's token.
+        """Become the only writer, and fence off all earlier ones; return the claim's token.
 
-        What is written goes through the claim's own directory. A later claim moves that directory away, so whatever
-        an earlier process does after that fails: there is no moment between a check and the rename that it guards.
+        A writer writes through the directory of its claim. A later claim removes that directory, so every later
+        operation of the earlier writer fails. No gap remains between a check and the rename that it guards.
         """
         token = uuid.uuid4().hex
         self.mkdir(f"{WRITING}{token}")
@@ -131,16 +145,16 @@ class Storage(FileSystemBase):
         return token
 
     def holds(self, token: str) -> bool:
-        """Whether nobody has claimed the root since."""
+        """Whether the claim is still the newest one."""
         return bool(self.exists(f"{WRITING}{token}/{OWNER}"))
 
     def release(self, token: str) -> None:
-        """Gives up a claim at the end of a run; one that stays is in nobody's way."""
-        with suppress(Exception):  # of whatever kind the storage raises
+        """Remove a claim at the end of a run. A claim that is left behind does no harm."""
+        with suppress(Exception):  # clients of object stores raise errors of their own kinds
             self.remove(f"{WRITING}{token}")
 
     def owner(self) -> dict[str, Any]:
-        """Who claimed the root last, as far as it can be read."""
+        """Identity of the process with the newest claim; empty if it cannot be read."""
         for name in self.names():
             if name.startswith(WRITING):
                 with suppress(OSError, ValueError):

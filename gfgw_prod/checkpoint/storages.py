@@ -1,4 +1,4 @@
-"""Where a run's checkpoints are: the storages of its settings."""
+"""Open the storages that the settings name: one to save to, and one to upload to."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ if TYPE_CHECKING:
 
 
 def open_storage(place: str | Path, *, make: bool = True) -> Storage:
-    """The storage of a directory or a URL.
+    """The storage at a directory or a URL.
 
     Args:
-        make: make what is behind a URL if it is not there.
+        make: create the directory behind a URL if it does not exist.
 
     Raises:
-        ValueError: for a URL whose scheme fsspec does not know or cannot serve here.
+        ValueError: if fsspec does not know the URL's scheme, or lacks a package for it.
     """
     if "://" not in str(place):
         return LocalStorage(Path(place))
     if not str(place).partition("://")[0]:
-        raise ValueError("a URL begins with a kind of storage, such as s3://")
+        raise ValueError("a URL starts with a scheme, such as s3://")
     from gfgw_prod.checkpoint.remote_storage import RemoteStorage
 
     try:
@@ -37,13 +37,13 @@ def open_storage(place: str | Path, *, make: bool = True) -> Storage:
 
 
 def open_storages(settings: CheckpointSettings, run_dir: Path, *, make: bool = False) -> list[Storage]:
-    """Where a run keeps its checkpoints, and where it uploads them, if it does.
+    """The storage of a run's checkpoints and, if there is one, the storage they are uploaded to.
 
     Args:
-        make: make directories that are not there.
+        make: create directories that do not exist.
 
     Raises:
-        UserError: for a URL of a kind that nothing here can serve, or a directory that cannot be made or written.
+        UserError: if a URL cannot be opened, or a directory cannot be created or written.
     """
     found: list[Storage] = []
     for name, place in (("root", settings.root or run_dir / "checkpoints"), ("upload_to", settings.upload_to)):
@@ -53,21 +53,21 @@ def open_storages(settings: CheckpointSettings, run_dir: Path, *, make: bool = F
                 storage.directory.mkdir(parents=True, exist_ok=True)
                 if not os.access(storage.directory, os.W_OK | os.X_OK):
                     raise PermissionError(errno.EACCES, "it cannot be written")
-        except Exception as error:  # the client of an object store raises kinds of its own
+        except Exception as error:  # clients of object stores raise errors of their own kinds
             raise UserError(f"checkpoint.{name} {place} cannot be used: {reason_of(error)}") from None
         if storage is not None and str(storage) in map(str, found):
-            raise UserError(f"checkpoint.{name} {place} is checkpoint.root; name another place")
+            raise UserError(f"checkpoint.{name} {place} is the same as checkpoint.root; name another place")
         found += [storage] if storage is not None else []
     return found
 
 
 def claim_storage(storage: Storage) -> str:
-    """The token of a claim on a storage.
+    """Claim a storage for writing; return the claim's token.
 
     Raises:
         UserError: if nothing can be written there.
     """
     try:
         return storage.claim()
-    except Exception as error:  # the client of an object store raises kinds of its own
+    except Exception as error:  # clients of object stores raise errors of their own kinds
         raise UserError(f"checkpoints cannot be written to {storage}: {reason_of(error)}") from None

@@ -1,4 +1,4 @@
-"""Takes committed checkpoints from a local tier to a distant one in the background."""
+"""Copy committed checkpoints to a second storage in the background."""
 
 from __future__ import annotations
 
@@ -11,14 +11,23 @@ from gfgw_prod.checkpoint.finding import open_checkpoint, step_directories
 from gfgw_prod.checkpoint.manifest import encode
 from gfgw_prod.checkpoint.reading import Checkpoint
 from gfgw_prod.checkpoint.retention import retain
-from gfgw_prod.checkpoint.storage import BLOCK, MANIFEST, Storage
+from gfgw_prod.checkpoint.storage import BLOCK, Storage
 from gfgw_prod.process.exit_codes import one_line
 
-News = tuple[int, int, dict[str, float]]
+Metrics = tuple[int, int, dict[str, float]]  # step, images, values by tag
 
 
 class Uploader:
-    """Uploads one checkpoint at a time; where a slow network falls behind, the newest goes next. On rank 0."""
+    """Uploads one checkpoint at a time, always the newest: a slow network skips some. On rank 0.
+
+    Args:
+        token: of the claim on ``target``.
+        keep: number of newest checkpoints to keep there.
+        keep_every_images: interval of checkpoints that stay there for good; 0 for none.
+
+    Attributes:
+        uploading: name of the checkpoint that is being copied, and must not be removed.
+    """
 
     def __init__(
         self,
@@ -28,44 +37,42 @@ class Uploader:
         *,
         keep: int,
         keep_every_images: int,
-        report: Callable[[str], None],
+        log: Callable[[str], None],
     ):
-        self._source, self._target = source, target
-        self._keep, self._keep_every = keep, keep_every_images
-        self._report = report
-        self._token = token
+        self._source, self._target, self._token = source, target, token
+        self._keep, self._keep_every, self._log = keep, keep_every_images, log
         self._verified: set[str] = set()
         self._wake = threading.Condition()
         self._next: Checkpoint | None = None
-        self._ends = False
+        self._finishing = False
         self._counts = {"run/uploads": 0.0, "run/upload_failures": 0.0}
-        self._news: deque[News] = deque()
-        self.uploading: str | None = None  # what must not be removed meanwhile
+        self._metrics: deque[Metrics] = deque()
+        self.uploading: str | None = None
         self._thread = threading.Thread(target=self._run, name="upload", daemon=True)
         self._thread.start()
 
     def offer(self, checkpoint: Checkpoint) -> None:
-        """Uploads a checkpoint as soon as the one before is through, unless a newer one comes first."""
+        """Upload a checkpoint after the present one, unless a newer one is offered before."""
         with self._wake:
             self._next = checkpoint
             self._wake.notify()
 
     def finish(self) -> threading.Thread:
-        """The thread, which ends when the newest has been uploaded, and gives the claim back."""
+        """Return the thread, which ends after it has uploaded the newest checkpoint and released its claim."""
         with self._wake:
-            self._ends = True
+            self._finishing = True
             self._wake.notify()
         return self._thread
 
-    def take_metrics(self) -> Iterator[News]:
-        """What has ended since the last call: step, images and metrics by tag."""
-        while self._news:
-            yield self._news.popleft()
+    def take_metrics(self) -> Iterator[Metrics]:
+        """Metrics of each upload that has ended since the last call."""
+        while self._metrics:
+            yield self._metrics.popleft()
 
     def _run(self) -> None:
         while True:
             with self._wake:
-                self._wake.wait_for(lambda: self._next is not None or self._ends)
+                self._wake.wait_for(lambda: self._next is not None or self._finishing)
                 checkpoint, self._next = self._next, None
                 if checkpoint is None:
                     break
@@ -73,38 +80,34 @@ class Uploader:
             problem = None
             try:
                 self._upload(checkpoint)
-            except Exception as error:  # clients of object stores raise kinds of their own
+            except Exception as error:  # clients of object stores raise errors of their own kinds
                 problem = one_line(error, 300)
-                self._report(f"checkpoint {checkpoint.name} could not be uploaded to {self._target}: {problem}")
+                self._log(f"checkpoint {checkpoint.name} could not be uploaded to {self._target}: {problem}")
             self.uploading = None
             tag = "run/uploads" if problem is None else "run/upload_failures"
             self._counts[tag] += 1
-            self._news.append((checkpoint.step, checkpoint.images, {tag: self._counts[tag]}))
-        # Here, for a network that does not answer must not hold up the main thread.
+            self._metrics.append((checkpoint.step, checkpoint.images, {tag: self._counts[tag]}))
+        # In this thread: a network that does not answer must not block the main thread.
         self._target.release(self._token)
 
     def _upload(self, checkpoint: Checkpoint) -> None:
-        if any(step == checkpoint.step and self._is_whole(name) for step, name in step_directories(self._target)):
+        if any(step == checkpoint.step and self._is_good(name) for step, name in step_directories(self._target)):
             return
-        step = checkpoint.name
-        place = self._target.begin(step, self._token)
+        path = self._target.begin(checkpoint.name, self._token)
         for name in checkpoint.manifest["files"]:
             with (
-                self._source.open(f"{step}/{name}", "rb") as source,
-                self._target.open(f"{place}/{name}", "wb") as target,
+                self._source.open(f"{checkpoint.name}/{name}", "rb") as source,
+                self._target.open(f"{path}/{name}", "wb") as target,
             ):
                 shutil.copyfileobj(source, target, BLOCK)
-        problem = Checkpoint(self._target, place, checkpoint.manifest).problem()
+        problem = Checkpoint(self._target, path, checkpoint.manifest).problem()
         if problem is not None:
-            raise OSError(f"what arrived differs: {problem}")
-        if not self._target.holds(self._token):
-            raise OSError("another process uploads there now")
-        self._target.write(f"{place}/{MANIFEST}", encode(checkpoint.manifest))
-        self._target.commit(place, step)
-        self._verified.add(place)
+            raise OSError(f"the copy differs: {problem}")
+        uploaded = self._target.commit(path, checkpoint.name, encode(checkpoint.manifest), self._token)
+        self._verified.add(uploaded)
         retain(self._target, self._keep, self._keep_every, self._verified)
 
-    def _is_whole(self, name: str) -> bool:
+    def _is_good(self, name: str) -> bool:
         try:
             return open_checkpoint(self._target, name).problem() is None
         except Exception:

@@ -1,4 +1,4 @@
-"""Ranks wait together for threads of theirs, and let each other know that they do."""
+"""Let all ranks wait together for background threads."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import torch
 from gfgw_prod.distributed.world import World
 from gfgw_prod.process.watchdog import watch
 
-SLOWEST = timedelta(hours=6)  # a write on any rank, before the others take it for lost
-WAIT_SECONDS = 1.0  # for a thread, before all ranks let each other know that they still wait
-ENDED, WAITS, ENOUGH, LEAVES, LATE = range(5)  # what a rank says; the largest counts
+SLOWEST = timedelta(hours=6)  # the longest write of any rank
+POLL_SECONDS = 1.0  # between collectives in which the ranks exchange their states
+DONE, RUNNING, ENOUGH, FAILING, LATE = range(5)  # the state of a rank; the largest decides for all
 
 
 def wait_together(
@@ -22,36 +22,36 @@ def wait_together(
     thread: threading.Thread | None,
     what: str,
     *,
-    leaves: Callable[[], bool] = lambda: False,
+    failing: Callable[[], bool] = lambda: False,
     enough: Callable[[], bool] = lambda: False,
     limit: timedelta = SLOWEST,
 ) -> bool:
-    """Waits for this rank's thread and every other's, for hours if need be: a round shows that all are there.
+    """Wait for the threads of all ranks. Every second a collective shows that all ranks are alive. Collective.
 
     Args:
-        what: is waited for, in words.
-        leaves: whether this rank is about to leave with an error, and the others' threads may wait for its own.
-        enough: whether the threads can be left to themselves.
+        what: what is waited for, such as ``a save``.
+        failing: whether this rank is about to raise an error, so that the others must not wait for it.
+        enough: whether to stop waiting, and leave the threads running.
 
     Returns:
         Whether this rank's thread has ended.
 
     Raises:
-        TimeoutError: on all ranks, if a thread has not ended within the limit.
+        TimeoutError: on all ranks, if a thread is still running after the limit.
     """
     deadline = time.monotonic() + limit.total_seconds()
-    verdict = WAITS
-    while verdict == WAITS:
+    verdict = RUNNING
+    while verdict == RUNNING:
         if thread is not None:
-            thread.join(min(WAIT_SECONDS, limit.total_seconds()))
+            thread.join(min(POLL_SECONDS, limit.total_seconds()))
         watch.progress(f"waiting for {what}")
-        mine = ENDED
-        if leaves():
-            mine = LEAVES
+        mine = DONE
+        if failing():
+            mine = FAILING
         elif enough():
             mine = ENOUGH
         elif thread is not None and thread.is_alive():
-            mine = WAITS if time.monotonic() < deadline else LATE
+            mine = RUNNING if time.monotonic() < deadline else LATE
         verdict = int(world.all_reduce_max(torch.tensor([mine], device=world.device)))
     if verdict == LATE:
         raise TimeoutError(f"{what} has not ended within {limit}")

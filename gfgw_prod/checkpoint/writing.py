@@ -1,4 +1,4 @@
-"""DCP's writer over our storage: every file is hashed on its way, before a disk or a network can change it."""
+"""DCP's writer over our storage. Bytes are hashed before a disk or a network can change them."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from gfgw_prod.checkpoint.storage import Storage
 
 
 class _HashedFile:
-    """A file being written. The first error is kept for ``end``, and the rest of the content only counted.
+    """A file that hashes what is written. It keeps its first error instead of raising it.
 
-    torch's archive writer calls ``write`` from C++, and ends the process if its own end fails after an error.
+    torch's archive writer calls ``write`` from C++, and aborts the process if closing fails after an error.
     """
 
     def __init__(self, storage: Storage, path: str):
@@ -28,14 +28,14 @@ class _HashedFile:
         self._raw: IO[bytes] | None = None
         self.bytes = 0
         self.error: Exception | None = None
-        with self._kept():
+        with self._keep_error():
             self._raw = storage.open(path, "wb")
 
     @contextmanager
-    def _kept(self) -> Iterator[None]:
+    def _keep_error(self) -> Iterator[None]:
         try:
             yield
-        except Exception as error:  # of whatever kind the storage raises
+        except Exception as error:  # clients of object stores raise errors of their own kinds
             self.error = self.error or error
 
     def write(self, content: Any) -> int:
@@ -43,7 +43,7 @@ class _HashedFile:
         self._hash.update(content)
         self.bytes += count
         if self.error is None and self._raw is not None:
-            with self._kept():
+            with self._keep_error():
                 self._raw.write(content)
         return count
 
@@ -51,27 +51,27 @@ class _HashedFile:
         return self.bytes
 
     def flush(self) -> None:
-        """Done by ``end``."""
+        """Do nothing: ``finish`` flushes."""
 
     def close(self) -> None:
-        """Done by ``end``."""
+        """Do nothing: ``finish`` closes."""
 
-    def end(self, *, sync: bool) -> str:
-        """Closes the file, on the disk if it is to be synced; returns the hash of what should be in it."""
+    def finish(self, *, sync: bool) -> str:
+        """Flush, sync if asked to, and close the file; return the hash of everything passed to ``write``."""
         if self._raw is not None:
-            with self._kept():
+            with self._keep_error():
                 self._raw.flush()
                 if sync:
                     os.fsync(self._raw.fileno())
-            with self._kept():
+            with self._keep_error():
                 self._raw.close()
         return self._hash.hexdigest()
 
 
 class _HashingFiles:
-    """What DCP's writer asks of a file system, of the storage. ``written`` has each file's size and hash by path.
+    """The file system that DCP's writer writes to. ``written`` holds size and hash of each file by path.
 
-    DCP writes files in threads, and loses what is raised there: errors are kept, and raised where they are seen.
+    DCP writes files in threads and loses what they raise, so errors are kept and raised by ``check``.
     """
 
     def __init__(self, storage: Storage):
@@ -86,12 +86,12 @@ class _HashingFiles:
         try:
             yield file
         finally:
-            digest = file.end(sync=isinstance(self._storage, LocalStorage))
+            digest = file.finish(sync=isinstance(self._storage, LocalStorage))
         self.error = self.error or file.error
         self.written[path] = {"bytes": file.bytes, "blake3": digest}
 
     def check(self) -> None:
-        """Raises the first error of any file."""
+        """Raise the first error of any file."""
         if self.error is not None:
             raise self.error
 
@@ -114,17 +114,17 @@ class _HashingFiles:
 
 
 class HashingWriter(FileSystemWriter):
-    """Writes one rank's shards into a directory of the storage, ``files`` of them at a time."""
+    """Writes one rank's shards into a directory of the storage, with ``threads`` files at a time."""
 
-    def __init__(self, storage: Storage, directory: str, files: int):
-        # Synced by us: DCP would sync a file whose last bytes are still in Python's buffer.
-        super().__init__(directory, sync_files=False, thread_count=files)
+    def __init__(self, storage: Storage, directory: str, threads: int):
+        # We sync files ourselves: DCP would sync a file while its last bytes are still in Python's buffer.
+        super().__init__(directory, sync_files=False, thread_count=threads)
         self._files = _HashingFiles(storage)
-        self.fs = self._files  # type: ignore[assignment]  # annotated as the local one, used as any
+        self.fs = self._files  # type: ignore[assignment]  # annotated as FileSystem, works with any
         self.path = directory
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
-        """Writes the shards.
+        """Write the shards.
 
         Raises:
             Exception: the first error of any file.

@@ -1,43 +1,60 @@
-"""The commands: train, pack, sample, evaluate, export, inspect, doctor. Each imports heavy packages itself."""
+"""The command line: ``gfgw COMMAND ...``.
+
+Only the module of the given command is imported, and that imports heavy packages when it runs.
+"""
 
 from __future__ import annotations
 
-import argparse
+import importlib
 import os
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
-from gfgw_prod.commands.options import MOST_SAMPLES, _check, _check_drawing, class_list, metric_list, parsed
-from gfgw_prod.distributed.torchrun import rank_environment, speaks_for_its_node, tell_torchrun
+from gfgw_prod import __version__
+from gfgw_prod.commands.options import Parser, with_dashes
+from gfgw_prod.distributed.torchrun import reports_for_node, write_error_file
 from gfgw_prod.process import first_report
 from gfgw_prod.process.exit_codes import BAD_INPUT, CRASHED, INTERRUPTED, HardwareError, NoProgressError, UserError
 from gfgw_prod.process.standard_streams import log, output_error
-from gfgw_prod.settings.evaluation import FEWEST, MOST
 
-if TYPE_CHECKING:
-    from gfgw_prod.settings.config import Config
 
-# What the same command does after an interrupt; others begin anew.
-GOES_ON = {
-    "train": "; the same command goes on from the last checkpoint",
-    "pack": "; the same command goes on from the last whole file of the pack",
+class Command(NamedTuple):
+    """A command, implemented in the module of its name by ``add_options(parser)`` and ``run(options) -> exit code``."""
+
+    summary: str
+    after_interrupt: str = ""  # what the same command does next time, if it does not start over
+
+
+COMMANDS = {
+    "train": Command(
+        "train or resume a run, alone or under torchrun", "; the same command resumes from the last checkpoint"
+    ),
+    "pack": Command(
+        "decode a data set once, into files that training maps into memory",
+        "; the same command resumes after the last complete file of the pack",
+    ),
+    "sample": Command("draw images from a checkpoint or an exported generator"),
+    "evaluate": Command("measure samples of a generator against the data set"),
+    "export": Command("write the generator as one file for other programs"),
+    "inspect": Command("list checkpoints with step, images and whether they are undamaged"),
+    "doctor": Command("check that this machine can train"),
 }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command; returns the exit code."""
-    asked = list(sys.argv[1:] if arguments is None else arguments)
-    # A run prints nothing that anybody waits for: whether it can be written says nothing of how the run ended.
-    prints = asked[:1] != ["train"] or not {"--dry-run", "--dry_run", "--help", "-h"}.isdisjoint(asked)
+    """Run a command; return the exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    # Training prints no results on standard output, so a broken one does not change its exit code.
+    prints = words[:1] != ["train"] or not {"--dry-run", "--dry_run", "--help", "-h"}.isdisjoint(words)
     try:
-        code = _outcome(asked)
+        code = _exit_code(words)
     except OSError:
         if not prints or (unwritten := output_error(probe=True)) is None:
             raise
     else:
         unwritten = output_error() if prints else None
-    if isinstance(unwritten, BrokenPipeError):  # whoever read it has seen enough
+    if isinstance(unwritten, BrokenPipeError):  # the reader has seen enough
         return CRASHED
     if unwritten is not None:
         log(f"gfgw: standard output cannot be written ({unwritten.strerror})")
@@ -45,132 +62,53 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code
 
 
-def _outcome(arguments: list[str]) -> int:
+def _exit_code(arguments: list[str]) -> int:
     try:
         return _run(arguments)
     except (UserError, NoProgressError, HardwareError) as error:
-        first_report.report_first(f"gfgw: {error}", without_launcher=speaks_for_its_node())
-        tell_torchrun(error)
+        first_report.report_first(f"gfgw: {error}", without_launcher=reports_for_node())
+        write_error_file(error)
         return error.exit_code
-    except SystemExit as done:  # argparse has printed help or a version
-        return int(done.code or 0)
+    except SystemExit as exit_:  # argparse has printed help or the version
+        return int(exit_.code or 0)
     except RuntimeError as error:
         from gfgw_prod.distributed.lost_peers import lost_connection
 
         if (loss := lost_connection(error)) is None:
             raise
-        # Its peer, or the launcher, tells why. The same happens on every rank, in another place.
+        # The peer or the launcher prints the cause; this error appears on all other ranks.
         log(f"gfgw: rank {os.environ.get('RANK', '0')} lost the connection to other ranks: {loss}")
         return CRASHED
     except KeyboardInterrupt:
-        log(f"gfgw: interrupted{GOES_ON.get(arguments[0], '')}")
+        log(f"gfgw: interrupted{COMMANDS[arguments[0]].after_interrupt}")
         return INTERRUPTED
 
 
 def _run(arguments: list[str]) -> int:
-    command, chosen, config = parsed(arguments)
-    if config is not None:
-        return _train(chosen, config) if command == "train" else _pack(chosen, config)
-    if command == "sample":
-        return run_sample(chosen)
-    if command == "evaluate":
-        return run_evaluate(chosen)
-    if command == "export":
-        from gfgw_prod.commands.export import export_generator
+    if arguments[:1] in (["-h"], ["--help"], ["--version"]):
+        _overview().parse_args(arguments)  # prints and exits
+    if not arguments or arguments[0] not in COMMANDS:
+        problem = f"unknown command {arguments[0][:100]!r}" if arguments else "no command"
+        raise UserError(f"{problem}; name one of {', '.join(COMMANDS)} (see gfgw --help)")
+    name, *rest = arguments
+    command = importlib.import_module(f"gfgw_prod.commands.{name}")
+    summary = COMMANDS[name].summary
+    parser = Parser(prog=f"gfgw {name}", description=f"{summary[0].upper()}{summary[1:]}.")
+    command.add_options(parser)
+    options, unknown = parser.parse_known_args(with_dashes(rest))
+    if unknown and "settings" in options:
+        from gfgw_prod.settings.reading import reject_unknown
 
-        return export_generator(chosen.place, chosen.format, chosen.out, raw=chosen.raw)
-    if command == "inspect":
-        from gfgw_prod.commands.inspect import inspect_checkpoints
-
-        return inspect_checkpoints(chosen.place, verify=chosen.verify, as_json=chosen.json)
-    from gfgw_prod.commands.doctor import examine
-
-    return examine(as_json=chosen.json)
-
-
-def _train(chosen: argparse.Namespace, config: Config) -> int:
-    if chosen.dry_run:
-        from gfgw_prod.commands.dry_run import plan
-
-        return plan(config, ranks=1 if chosen.ranks is None else chosen.ranks, as_json=chosen.json)
-    rank_environment()  # a malformed environment is refused before torch is imported
-    from gfgw_prod.training.trainer import train
-
-    return train(config)
+        reject_unknown(unknown)
+    if unknown:
+        raise UserError(f"{name}: unexpected argument {unknown[0]!r}; see gfgw {name} --help")
+    return int(command.run(options))
 
 
-def _pack(chosen: argparse.Namespace, config: Config) -> int:
-    from gfgw_prod.commands.pack import pack_source, verify_pack
-
-    if chosen.verify:
-        return verify_pack(chosen.out, as_json=chosen.json)
-    return pack_source(
-        config.data,
-        chosen.out,
-        workers=chosen.workers,
-        shard_rows=chosen.shard_rows,
-        progress=config.telemetry.progress,
-        as_json=chosen.json,
-    )
-
-
-def run_sample(chosen: argparse.Namespace) -> int:
-    """Checks the options of ``sample`` and does it.
-
-    Raises:
-        UserError: for a value that makes no sense, and whatever ``sample_images`` refuses.
-    """
-    _check("--num", chosen.num, 1, MOST_SAMPLES)
-    _check_drawing(chosen)
-    _check("--batch-size", chosen.batch_size, 1, MOST_SAMPLES)
-    classes = None if chosen.classes is None else class_list(chosen.classes)
-    rank_environment()  # a malformed environment is refused before torch is imported
-    from gfgw_prod.commands.sample import Request, sample_images
-
-    return sample_images(
-        chosen.place,
-        Request(
-            count=chosen.num,
-            out=chosen.out,
-            form="npz" if chosen.npz else "grid" if chosen.grid else "png",
-            seed=chosen.seed,
-            classes=classes,
-            steps=chosen.steps,
-            batch_size=chosen.batch_size,
-            raw=chosen.raw,
-            device=chosen.device,
-        ),
-    )
-
-
-def run_evaluate(chosen: argparse.Namespace) -> int:
-    """Checks the options of ``evaluate`` and does it.
-
-    Raises:
-        UserError: for a value that makes no sense, and whatever ``evaluate`` refuses.
-    """
-    _check("--num", chosen.num, FEWEST, MOST)
-    _check_drawing(chosen)
-    metrics = None if chosen.metrics is None else metric_list(chosen.metrics)
-    rank_environment()  # a malformed environment is refused before torch is imported
-    from gfgw_prod.commands.evaluate import evaluate
-    from gfgw_prod.commands.options import Asked
-
-    return evaluate(
-        chosen.place,
-        Asked(
-            metrics=metrics,
-            features=chosen.features,
-            num=chosen.num,
-            seed=chosen.seed,
-            steps=chosen.steps,
-            raw=chosen.raw,
-            as_json=chosen.json,
-            device=chosen.device,
-            data_path=chosen.data_path,
-            inception=chosen.inception,
-            dinov2=chosen.dinov2,
-            dinov2_small=chosen.dinov2_small,
-            other_data=chosen.other_data,
-        ),
-    )
+def _overview() -> Parser:
+    parser = Parser(prog="gfgw", description="Trainer of one-step image generators by GFGW flow matching.")
+    parser.add_argument("--version", action="version", version=f"gfgw_prod {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    for name, command in COMMANDS.items():
+        commands.add_parser(name, help=command.summary)
+    return parser

@@ -1,4 +1,4 @@
-"""``train --dry-run``: what a run would take, found by building it of tensors without memory."""
+"""``train --dry-run``: estimates of memory and traffic, from networks on the meta device."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ from gfgw_prod.training.precision import Precision
 FLOAT_BYTES, ID_BYTES = 4, 8
 
 
-def plan(config: Config, *, ranks: int, as_json: bool) -> int:
-    """Prints parameters, steps, cells per rank, memory per rank and bytes on the wire per rank and step.
+def estimate(config: Config, *, ranks: int, as_json: bool) -> int:
+    """Print parameters, steps, cells per rank, memory per rank, and bytes sent per rank and step.
 
     Raises:
-        UserError: if the settings cannot make a run on so many ranks.
+        UserError: if the settings do not allow that number of ranks.
     """
     if not 1 <= ranks <= config.cells:
         raise UserError(f"--ranks should lie between 1 and the {config.cells} cells of a step, not {ranks}")
@@ -47,19 +47,19 @@ def plan(config: Config, *, ranks: int, as_json: bool) -> int:
     dim = feature_dim(config.features, shape)
     spread = Spread.under(config.distributed, config.cells, ranks)
     shards = shards_of(config.distributed, ranks)
-    # Weights, gradient, two moments and the average, and gradients that wait for others.
+    # Weights, gradients, two moments and the EMA, and gradients that wait to be summed.
     state = round((5 + _waiting(spread, config.distributed, shards)) * parameters / shards)
     held = _rows_of_a_rank(rows, ranks)
     coupled, gathered = _coupled_rows(config, rows, held)
     memory = {
         "state": state * FLOAT_BYTES,
         "frozen": sum(p.numel() for network in frozen for p in network.parameters()) * FLOAT_BYTES,
-        # Passes that wait for their targets are held all at once.
+        # Passes kept until they have targets are in memory together.
         "activations": activations
         * (max(1, min(config.train.kept_passes, spread.turns)) if config.train.one_step_share else 1),
-        # Of each row its features, when it was last a target, and perhaps its potential.
+        # Features of each row, the step that last used it as a target, and a persistent potential.
         "bank": held * (dim * FLOAT_BYTES + ID_BYTES + (FLOAT_BYTES if config.transport.dual == "persistent" else 0)),
-        # What is packed is mapped: the system's page cache, which it takes back. Classes are counted all the same.
+        # Packed images are mapped into memory, which the system can reclaim. Labels are not.
         "table": rows * (ID_BYTES + (0 if config.data.source == "packed" else math.prod(shape))),
         "coupling": (2 * config.train.batch_size * coupled + gathered * dim) * FLOAT_BYTES,
     }
@@ -88,7 +88,7 @@ def plan(config: Config, *, ranks: int, as_json: bool) -> int:
 
 
 def _waiting(spread: Spread, settings: DistributedSettings, shards: int) -> float:
-    """The most gradients beside ``.grad`` that a rank keeps, in units of what it has in ``.grad``."""
+    """Peak size of gradients outside ``.grad``, relative to a rank's ``.grad``."""
     sums = _partial_sums(spread) if settings.reduction == "exact" else 0
     if spread.world_size == 1:
         return sums
@@ -97,25 +97,25 @@ def _waiting(spread: Spread, settings: DistributedSettings, shards: int) -> floa
     if spread.turns == 1:
         return 0
     if not spread.contiguous:
-        return sums * shards / spread.world_size  # groups of shards have slices of their slices
-    return shards * max(sums, 1)  # whole ones
+        return sums * shards / spread.world_size  # sums are sharded over all ranks, not only within a group
+    return shards * max(sums, 1)  # unsharded
 
 
 def _partial_sums(spread: Spread) -> int:
-    """The most sums of cells at a time: of a rank's own cells or, where turns are synchronised, of all."""
+    """Peak number of partial sums: over a rank's own cells or, if turns are synchronised, over all."""
     held = spread.shares if spread.contiguous else [range(spread.cells)]
     return max(len(levels(range(cells.start, stop))) for cells in held for stop in range(cells.start, cells.stop + 1))
 
 
 def _rows_of_a_rank(rows: int, ranks: int) -> int:
-    """Rows of the bank that the first rank holds: whole blocks."""
+    """Rows of the bank on the first rank, in whole blocks."""
     block = rows_per_block(rows)
     blocks = math.ceil(rows / block)
     return math.ceil(blocks / ranks) * block
 
 
 def _coupled_rows(config: Config, rows: int, held: int) -> tuple[int, int]:
-    """Columns of a rank's part of the coupling, and how many rows of the bank are gathered for it."""
+    """Columns of a rank's part of the coupling, and bank rows gathered for it."""
     if config.transport.target == "independent":
         return 0, 0
     if config.transport.scope == "subset":
@@ -125,10 +125,10 @@ def _coupled_rows(config: Config, rows: int, held: int) -> tuple[int, int]:
 
 
 def frozen_networks(config: Config) -> list[nn.Module]:
-    """The networks that losses look through, with gradient to the image."""
+    """The frozen networks of the losses."""
     networks: list[nn.Module] = []
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # lpips builds its trunk with torchvision's old arguments
+        warnings.simplefilter("ignore")  # lpips uses deprecated arguments of torchvision
         if config.features.extractor == "dinov2":
             import timm
 
@@ -144,7 +144,7 @@ def frozen_networks(config: Config) -> list[nn.Module]:
 
 
 class _AgainstAnImage(nn.Module):
-    """LPIPS as a function of the generated image alone."""
+    """LPIPS as a function of the generated images alone."""
 
     def __init__(self, loss: PerceptualLoss):
         super().__init__()
@@ -162,27 +162,26 @@ def saved_bytes(
     shape: tuple[int, int, int],
     precision: Literal["fp32", "bf16", "fp16"],
 ) -> int:
-    """Bytes that one cell's forward pass through the generator and the losses' networks keeps for its backward pass.
+    """Bytes that one cell's forward pass through the generator and the losses' networks saves for the backward pass.
 
-    The networks, of the meta device, are not of use for anything else afterwards. Weights are not counted, but their
-    copies in another precision are. Under autocast it is what a CPU keeps; a GPU computes norms in float32, and keeps
-    some of their inputs twice.
+    Consumes the networks, which are on the meta device. Weights are not counted, but their copies in another precision
+    are. With autocast this is what a CPU saves; a GPU computes norms in float32 and saves some of their inputs twice.
     """
     networks = [generator, *frozen]
-    with FakeTensorMode(allow_non_fake_inputs=True):  # unlike those of the meta device, its tensors know autocast
+    with FakeTensorMode(allow_non_fake_inputs=True):  # unlike meta tensors, fake ones support autocast
         for network in networks:
             network.to_empty(device="cpu")
-        return _kept_by(networks, cell_size, shape, Precision(precision, torch.device("cpu")))
+        return _saved_by(networks, cell_size, shape, Precision(precision, torch.device("cpu")))
 
 
-def _kept_by(networks: Sequence[nn.Module], cell_size: int, shape: tuple[int, int, int], precision: Precision) -> int:
+def _saved_by(networks: Sequence[nn.Module], cell_size: int, shape: tuple[int, int, int], precision: Precision) -> int:
     own = {_storage(each) for network in networks for each in (*network.parameters(), *network.buffers())}
     seen: dict[int, int] = {}
     keep: list[Tensor] = []
 
     def pack(tensor: Tensor) -> Tensor:
-        if (storage := _storage(tensor)) not in own and storage not in seen:  # several views may be kept of one
-            keep.append(tensor)  # a number is only unique while its storage lives
+        if (storage := _storage(tensor)) not in own and storage not in seen:  # several views may share a storage
+            keep.append(tensor)  # an address is unique only while its storage lives
             seen[storage] = tensor.untyped_storage().nbytes()
         return tensor
 
@@ -202,7 +201,7 @@ def _storage(tensor: Tensor) -> int:
 
 
 def _sent_bytes(config: Config, parameters: int, spread: Spread, shards: int, dim: int, gathered: int) -> int:
-    """Bytes a rank sends in a step: gradients, weights (FSDP), features and drawn bank rows."""
+    """Bytes sent per rank and step: gradients, weights (FSDP), features and drawn bank rows."""
     ranks = spread.world_size
     part, within, groups = (ranks - 1) / ranks, (shards - 1) / shards, ranks // shards
     exact = config.distributed.reduction == "exact"
@@ -212,11 +211,11 @@ def _sent_bytes(config: Config, parameters: int, spread: Spread, shards: int, di
     elif exact:  # one for each node of the tree
         exchanges = max(len(levels(share)) for share in spread.shares)
     gradients = parameters * part * exchanges
-    # The other half of an all-reduce over copies of the generator, which under exact is once a step.
+    # The other half of an all-reduce over replicas of the shards: with reduction exact, once a step.
     gradients += parameters / shards * (groups - 1) / groups * (1 if exact else exchanges)
     weights = 0.0
     if config.distributed.strategy == "fsdp":
-        weights = parameters * within * 3 * spread.turns  # gathered to generate, to regress forward, to go backward
+        weights = parameters * within * 3 * spread.turns  # gathered to generate, and for the forward and backward pass
     features = config.train.batch_size * part * dim
     drawn = gathered * part * dim
     return round((gradients + weights + features + drawn) * FLOAT_BYTES)

@@ -1,20 +1,19 @@
-"""Curves of ``evaluate`` in a run's TensorBoard directory: one for figures that were measured as the run says."""
+"""Curves of ``evaluate`` in a run's TensorBoard directory, one set for each way of measuring."""
 
 from __future__ import annotations
 
+import argparse
 import os
-import sys
 from pathlib import Path
 
-from gfgw_prod.commands.options import Asked
 from gfgw_prod.evaluation.manifolds import Figures
-from gfgw_prod.evaluation.plan import OF_ONE_SPACE, Plan
-from gfgw_prod.sampling.trained import TrainedGenerator
-from gfgw_prod.settings.evaluation import FIGURES, EvaluationSettings, SpaceName
+from gfgw_prod.evaluation.metric_spaces import FIXED_SPACES, MetricSpaces
+from gfgw_prod.process.standard_streams import log
+from gfgw_prod.settings.evaluation import FIGURES
 
 
-def add_to_curves(place: str, trained: TrainedGenerator, figures: Figures, name: str) -> None:
-    """Adds the figures to the curves called ``name`` beside those of the run itself, if there is a run here."""
+def add_to_curves(place: str, name: str, figures: Figures, images: int) -> None:
+    """Add figures to the curves called ``name``, if ``place`` is a local run or a checkpoint of one."""
     run_dir = _run_directory(place)
     if run_dir is None:
         return
@@ -24,34 +23,20 @@ def add_to_curves(place: str, trained: TrainedGenerator, figures: Figures, name:
         writer = SummaryWriter(str(run_dir / "tensorboard" / name))
         for figure in FIGURES:
             if figure in figures:
-                writer.add_scalar(f"evaluation/{figure}", figures[figure], trained.images)
+                writer.add_scalar(f"evaluation/{figure}", figures[figure], images)
         writer.close()
     except OSError as error:
-        print(f"evaluate: {run_dir} gets no curves ({error.strerror})", file=sys.stderr, flush=True)
+        log(f"evaluate: {run_dir} gets no curves ({error.strerror})")
 
 
-def curve_name(trained: TrainedGenerator, asked: Asked, plan: Plan, trained_with: SpaceName, data: str) -> str:
-    """``evaluate``, and what is not as the run's settings say: figures measured otherwise are of no one curve.
-
-    Args:
-        trained_with: the space of the run.
-        data: fingerprint of the data that samples were compared with.
-    """
-    defaults = EvaluationSettings()
-    recorded = {"num": defaults.num, "seed": defaults.seed, "features": defaults.features}
-    recorded |= trained.config.get("evaluation", {})
-    own = trained_with if recorded["features"] == "auto" else recorded["features"]
-    # For want of weights auto may be another space than the run's; that of kid is Inception's where it is at hand.
-    spaces = {space for metric, space in plan.spaces.items() if metric not in OF_ONE_SPACE and metric != "kid"}
-    differs = [
-        *([f"num{asked.num}"] if asked.num != recorded["num"] else []),
-        *([f"seed{asked.seed}"] if asked.seed != recorded["seed"] else []),
-        *(["raw"] if asked.raw else []),
-        *([f"steps{asked.steps}"] if asked.steps > 1 else []),
-        *(sorted(spaces - {own}) if asked.features == recorded["features"] else [asked.features]),
-        *([f"data-{data[:8]}"] if trained.data_fingerprint not in ("", data) else []),
-    ]
-    return "-".join(["evaluate", *differs])
+def curve_name(options: argparse.Namespace, metrics: MetricSpaces, other_data: bool) -> str:
+    """A name such as ``evaluate-num5000-seed0-pixels``: it holds whatever else than the weights changes the figures."""
+    spaces = {space for metric, space in metrics.by_metric.items() if metric not in FIXED_SPACES}
+    parts = ["evaluate", f"num{options.num}", f"seed{options.seed}", *sorted(spaces)]
+    parts += [f"steps{options.steps}"] if options.steps > 1 else []
+    parts += ["raw"] if options.raw else []
+    parts += ["other-data"] if other_data else []
+    return "-".join(parts)
 
 
 def _run_directory(place: str) -> Path | None:

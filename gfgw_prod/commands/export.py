@@ -2,45 +2,65 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 from pathlib import Path
 
-import torch
-
+from gfgw_prod.commands.options import add_place, add_raw, path
+from gfgw_prod.process.durable import write_whole
 from gfgw_prod.process.exit_codes import FINISHED, UserError
-from gfgw_prod.sampling.trained import read_trained, to_safetensors
 
 
-def export_generator(place: str, form: str, out: Path, *, raw: bool) -> int:
-    """Writes the generator as ``safetensors`` (weights) or ``onnx`` (the one-step sampler), whole or not at all.
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``export``."""
+    add_place(parser)
+    parser.add_argument(
+        "--format",
+        choices=("safetensors", "onnx"),
+        required=True,
+        help="safetensors: weights and settings, for gfgw_prod.sampling.trained.load_generator; "
+        "onnx: noise in, images out",
+    )
+    parser.add_argument("--out", type=path, required=True, metavar="FILE", help="file to write, completely or not")
+    add_raw(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Write the generator as ``safetensors`` (weights) or ``onnx`` (the one-step sampler); return the exit code.
 
     Raises:
-        UserError: if there is no good checkpoint, or ``out`` cannot be written.
+        UserError: if there is no good checkpoint, or ``--out`` cannot be written.
     """
-    trained = read_trained(place, raw=raw)
-    final = _destination(out)
+    import torch
+
+    from gfgw_prod.sampling.trained import read_trained, to_safetensors
+
+    trained = read_trained(options.place, raw=options.raw)
+    final = _destination(options.out)
     torch.set_num_threads(trained.settings.run.threads)
     checked = ""
-    if form == "onnx":
+    if options.format == "onnx":
         from gfgw_prod.sampling.onnx_graph import to_onnx
 
         content, difference = to_onnx(trained)
         checked = f", images within {difference:.1e} of torch's"
     else:
         content = to_safetensors(trained)
-    _write(content, final, out)
-    kind = {"ema": "averaged weights", "raw": "weights as trained"}[trained.weights]
-    print(f"{out}: {kind} of step {trained.step} ({trained.images} images), {len(content) / 1e6:.1f} MB{checked}")
+    _write(content, final, options.out)
+    print(
+        f"{options.out}: {trained.kind_of_weights} of step {trained.step} ({trained.images} images), "
+        f"{len(content) / 1e6:.1f} MB{checked}"
+    )
     return FINISHED
 
 
 def _destination(out: Path) -> Path:
-    """Where to write: known to be no directory, device or pipe before the work begins. A link leads to its target."""
+    """The regular file to write, links resolved; refused before the work begins if it cannot be one."""
     final = Path(os.path.realpath(out))
     try:
         if final.is_dir():
             raise UserError(f"--out {out} is a directory; name a file")
-        if final.is_symlink():  # nothing else stays one
+        if final.is_symlink():  # realpath resolves every other link
             raise UserError(f"--out {out} is a loop of links; name a file")
         if final.exists() and not final.is_file():
             raise UserError(f"--out {out} is not a regular file; name another")
@@ -53,15 +73,7 @@ def _destination(out: Path) -> Path:
 
 
 def _write(content: bytes, final: Path, out: Path) -> None:
-    partial = final.with_name(f".{final.name}.{os.getpid()}.partial")
     try:
-        try:
-            with partial.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(final)
-        finally:
-            partial.unlink(missing_ok=True)
+        write_whole(final, content)
     except OSError as error:
         raise UserError(f"--out {out} cannot be written ({error.strerror})") from None

@@ -1,32 +1,42 @@
-"""The command ``inspect``, and how to call commands from here."""
+"""The command ``inspect``."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from gfgw_prod.checkpoint.finding import list_checkpoints
-from gfgw_prod.checkpoint.reading import Checkpoint
+from gfgw_prod.commands.options import add_json, add_place
 from gfgw_prod.process.exit_codes import BAD_INPUT, FINISHED
-from gfgw_prod.process.meter import MB, Meter
-from gfgw_prod.weights.digest import weights_digest
+
+if TYPE_CHECKING:
+    from gfgw_prod.checkpoint.reading import Checkpoint
+    from gfgw_prod.process.meter import Meter
 
 
-def inspect_checkpoints(place: str, *, verify: bool, as_json: bool) -> int:
-    """Prints every checkpoint's step, images, age, size, whether it is whole or why not, and its weights' digest.
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``inspect``."""
+    add_place(parser, "run directory or one of its checkpoints")
+    parser.add_argument("--verify", action="store_true", help="leave with exit code 2 if any is damaged")
+    add_json(parser)
 
-    With ``verify``, returns 2 if any is damaged.
+
+def run(options: argparse.Namespace) -> int:
+    """Print step, images, age, size, state and weights' digest of every checkpoint; return the exit code.
 
     Raises:
-        UserError: if there is none.
+        UserError: if there is no checkpoint.
     """
-    found = list_checkpoints(place)
+    from gfgw_prod.checkpoint.finding import list_checkpoints
+    from gfgw_prod.process.meter import MB, Meter
+
+    found = list_checkpoints(options.place)
     total = sum(checkpoint.bytes for _, checkpoint, _ in found if checkpoint is not None)
-    with Meter(f"checking {place}", total, "MB", scale=MB) as meter:
+    with Meter(f"checking {options.place}", total, "MB", scale=MB) as meter:
         rows = [_row(name, checkpoint, problem, meter) for name, checkpoint, problem in found]
-    code = BAD_INPUT if verify and not all(row["verified"] for row in rows) else FINISHED
-    if as_json:
+    code = BAD_INPUT if options.verify and not all(row["verified"] for row in rows) else FINISHED
+    if options.json:
         print(json.dumps({"checkpoints": rows}, indent=1))
         return code
     print(f"{'checkpoint':<16}{'kimg':>10}{'MB':>9}{'age':>10}  {'whole':<7}weights_sha256")
@@ -43,6 +53,8 @@ def inspect_checkpoints(place: str, *, verify: bool, as_json: bool) -> int:
 
 
 def _row(name: str, checkpoint: Checkpoint | None, problem: str | None, meter: Meter) -> dict[str, Any]:
+    from gfgw_prod.weights.digest import weights_digest
+
     row: dict[str, Any] = {"name": name, "step": None, "images": None, "age_seconds": None, "bytes": None}
     row |= {"verified": False, "problem": problem, "weights_sha256": None, "changes": []}
     if checkpoint is None:

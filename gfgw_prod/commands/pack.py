@@ -2,107 +2,120 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import sys
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-from gfgw_prod.data.builtin import ArrayReader
-from gfgw_prod.data.decoding import list_source
-from gfgw_prod.data.packing import pack
-from gfgw_prod.data.packs import Pack
-from gfgw_prod.process.exit_codes import BAD_INPUT, FINISHED, PREEMPTED, UserError
-from gfgw_prod.process.meter import MB, Meter, Mode
-from gfgw_prod.process.signals import StopRequestedError, stop_request_raises
+from gfgw_prod.commands.options import add_config, add_json, check_range, path
+from gfgw_prod.process.exit_codes import BAD_INPUT, FINISHED, PREEMPTED
 from gfgw_prod.process.standard_streams import log
-from gfgw_prod.settings.data import DataSettings
+from gfgw_prod.settings.reading import SETTINGS_HELP, add_settings, configuration
+
+if TYPE_CHECKING:
+    from gfgw_prod.data.packs import Pack
+    from gfgw_prod.settings.config import Config
 
 MOST_WORKERS, MOST_SHARD_ROWS = 1024, 1_000_000_000
 
 
-def pack_source(
-    settings: DataSettings,
-    out: Path,
-    *,
-    workers: int | None,
-    shard_rows: int | None,
-    progress: Mode,
-    as_json: bool,
-) -> int:
-    """Packs the source of the settings into ``out``, and prints what it holds.
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``pack``."""
+    parser.description = (
+        "Packs the data set of the settings into OUT; what a killed process has packed is kept. " + SETTINGS_HELP
+    )
+    parser.usage = "gfgw pack OUT [--verify] [--config FILE] [--workers N] [--shard-rows N] [--json] [--data.X Y ...]"
+    parser.add_argument("out", type=path, metavar="OUT", help="directory of the pack, new or of an unfinished one")
+    parser.add_argument(
+        "--verify", action="store_true", help="hash the files of a finished pack: exit code 2 if damaged"
+    )
+    add_config(parser)
+    parser.add_argument("--workers", type=int, metavar="N", help="decoding processes (one per CPU); 0: this one")
+    parser.add_argument("--shard-rows", type=int, metavar="N", help="images per file (as many as fit in 256 MiB)")
+    add_json(parser)
+    add_settings(parser)
 
-    Returns:
-        The exit code: told to stop, it leaves what is packed for the next start.
 
-    Args:
-        workers: processes that decode; as many as there are CPUs, if ``None``.
+def run(options: argparse.Namespace) -> int:
+    """Pack the data set, or verify a pack, and print what the pack holds; return the exit code.
+
+    A stop signal leaves a partial pack that the same command completes.
 
     Raises:
-        UserError: if it cannot be packed.
+        UserError: if there is no pack to verify, or the data set cannot be packed.
     """
-    for name, value, least, most in (
-        ("--workers", workers, 0, MOST_WORKERS),
-        ("--shard-rows", shard_rows, 1, MOST_SHARD_ROWS),
-    ):
-        if value is not None and not least <= value <= most:
-            raise UserError(f"{name} should lie between {least} and {most:,}, not {value}")
+    from gfgw_prod.process.signals import StopRequestedError, stop_request_raises
+
+    config = configuration(options)
+    if options.verify:
+        return _verify(options)
+    if options.workers is not None:
+        check_range("--workers", options.workers, 0, MOST_WORKERS)
+    if options.shard_rows is not None:
+        check_range("--shard-rows", options.shard_rows, 1, MOST_SHARD_ROWS)
     try:
         with stop_request_raises():
-            made = _packed(settings, out, workers, shard_rows, progress)
+            made = _pack(options, config)
     except StopRequestedError:
-        log("gfgw: told to stop; the same command goes on from the last whole file of the pack")
+        log("gfgw: told to stop; the same command resumes after the last complete file of the pack")
         return PREEMPTED
-    _print(made, as_json)
+    _print(made, options.json)
     return FINISHED
 
 
-def _packed(
-    settings: DataSettings,
-    out: Path,
-    workers: int | None,
-    shard_rows: int | None,
-    progress: Mode,
-) -> Pack:
-    listing = list_source(settings)
-    if isinstance(listing.reader, ArrayReader):  # there is nothing to decode
+def _pack(options: argparse.Namespace, config: Config) -> Pack:
+    from gfgw_prod.data.builtin import ArrayReader
+    from gfgw_prod.data.decoding import list_source
+    from gfgw_prod.data.packing import pack
+    from gfgw_prod.process.meter import Meter
+
+    listing, workers = list_source(config.data), options.workers
+    if isinstance(listing.reader, ArrayReader):  # nothing to decode
         workers = 0
     elif workers is None:
         workers = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-    with Meter("packing", len(listing), "images", mode=progress) as meter:
-        return pack(listing, out, teller=meter, on_error=settings.on_error, workers=workers, shard_rows=shard_rows)
+    with Meter("packing", len(listing), "images", mode=config.telemetry.progress) as meter:
+        return pack(
+            listing,
+            options.out,
+            log=meter.log,
+            advance=meter.advance,
+            on_error=config.data.on_error,
+            workers=workers,
+            shard_rows=options.shard_rows,
+        )
 
 
-def verify_pack(place: Path, *, as_json: bool) -> int:
-    """Hashes every file of a pack; returns 2 if one is damaged.
+def _verify(options: argparse.Namespace) -> int:
+    from gfgw_prod.data.packs import Pack
+    from gfgw_prod.process.meter import MB, Meter
 
-    Raises:
-        UserError: if there is no pack.
-    """
-    found = Pack.read(place)
-    with Meter(f"checking {place}", found.bytes, "MB", scale=MB) as meter:
-        problem = found.damaged(told=meter.advance)
+    found = Pack.read(options.out)
+    with Meter(f"checking {options.out}", found.bytes, "MB", scale=MB) as meter:
+        problem = found.damage(advance=meter.advance)
     if problem:
-        log(f"gfgw: {place}: {problem}; pack the data set again")
+        log(f"gfgw: {options.out}: {problem}; pack the data set again")
         return BAD_INPUT
-    _print(found, as_json)
+    _print(found, options.json)
     return FINISHED
 
 
-def _print(made: Pack, as_json: bool) -> None:
-    channels, height, width = made.image_shape
+def _print(pack: Pack, as_json: bool) -> None:
+    channels, height, width = pack.image_shape
     if as_json:
-        told = {
-            "rows": made.rows,
+        content = {
+            "rows": pack.rows,
             "image_shape": [channels, height, width],
-            "num_classes": made.num_classes,
-            "peak": made.peak,
-            "fingerprint": made.fingerprint,
-            "shards": len(made.shards),
-            "skipped": [{"name": name, "reason": why} for name, why in made.skipped],
+            "num_classes": pack.num_classes,
+            "peak": pack.peak,
+            "fingerprint": pack.fingerprint,
+            "shards": len(pack.shards),
+            "skipped": [{"name": name, "reason": why} for name, why in pack.skipped],
         }
-        print(json.dumps(told, indent=1))
+        print(json.dumps(content, indent=1))
         return
     print(
-        f"{made.place}: {made.rows:,} images of {width} x {height} x {channels}, {made.num_classes:,} classes, "
-        f"{len(made.skipped):,} skipped, fingerprint {made.fingerprint}"
+        f"{pack.directory}: {pack.rows:,} images of {width} x {height} x {channels}, {pack.num_classes:,} classes, "
+        f"{len(pack.skipped):,} skipped, fingerprint {pack.fingerprint}"
     )

@@ -1,129 +1,151 @@
-"""The command ``sample``: images of a trained generator, the same ones on any number of ranks."""
+"""The command ``sample``: images of a trained generator, the same ones for any number of ranks."""
 
 from __future__ import annotations
 
+import argparse
+import re
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
-from typing import TypeVar
+from operator import methodcaller
+from typing import TYPE_CHECKING, TypeVar
 
-import torch
-from torch import Tensor
-
-from gfgw_prod.distributed.world import World
+from gfgw_prod.commands.options import MOST_SAMPLES, add_drawing, add_place, check_drawing, check_range, path
+from gfgw_prod.distributed.torchrun import rank_environment
 from gfgw_prod.process.exit_codes import FINISHED, UserError, reason_of
-from gfgw_prod.process.meter import Meter
-from gfgw_prod.sampling import pictures
-from gfgw_prod.sampling.files import Form, Sink, sink_for
-from gfgw_prod.sampling.sampler import CELL, Sampler, in_turn, sampling_times, turns
-from gfgw_prod.sampling.trained import TrainedGenerator, read_trained
-from gfgw_prod.settings.reading import resolve
+
+if TYPE_CHECKING:
+    from gfgw_prod.distributed.world import World
+    from gfgw_prod.sampling.files import Form, ImageWriter
+    from gfgw_prod.sampling.trained import TrainedGenerator
 
 MOST_IN_A_GRID = 10_000
+MOST_CLASSES = 100_000
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
-class Request:
-    """What to draw.
-
-    Attributes:
-        count: images.
-        classes: that take turns; ``None`` is all.
-        steps: predictions of an image.
-        batch_size: images of one rank in one turn, rounded up to whole cells.
-    """
-
-    count: int
-    out: Path
-    form: Form
-    seed: int
-    classes: tuple[int, ...] | None
-    steps: int
-    batch_size: int
-    raw: bool
-    device: str
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``sample``."""
+    add_place(parser)
+    add_drawing(parser, num=64)
+    parser.add_argument("--out", type=path, required=True, metavar="DIR", help="directory for the images")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--grid", action="store_true", help="one picture of all images instead of a file each")
+    form.add_argument(
+        "--npz", action="store_true", help="one samples.npz of arr_0, uint8 (n, h, w, c), and arr_1, classes"
+    )
+    parser.add_argument("--classes", metavar="LIST", help="classes to cycle through, as in 0,3-5 (default: all)")
+    parser.add_argument(
+        "--batch-size", type=int, default=256, metavar="N", help="images in memory; does not change the images (256)"
+    )
 
 
-def sample_images(place: str, request: Request) -> int:
-    """Draws and writes images; alone, or on every rank of a launcher, of which rank 0 writes.
+def run(options: argparse.Namespace) -> int:
+    """Draw images and write them, alone or on every rank of a launcher; return the exit code.
 
     Raises:
-        UserError: if there is no good checkpoint, a class is unknown, or ``out`` cannot be written.
+        UserError: if an option is wrong, there is no good checkpoint, or ``--out`` cannot be written.
     """
-    trained = read_trained(place, raw=request.raw)
-    classes = _classes(trained, request)
-    if request.form == "grid" and request.count > MOST_IN_A_GRID:
-        raise UserError(f"--num must be at most {MOST_IN_A_GRID:,} for a grid, not {request.count}; use --npz")
-    run = resolve({"run": trained.config["run"]}, {"run": {"device": request.device}}).run
-    with World.joined(run.device, run.threads, trained.settings.distributed.timeout_seconds) as world:
-        _draw(trained, request, classes, world)
+    check_drawing(options)
+    check_range("--batch-size", options.batch_size, 1, MOST_SAMPLES)
+    asked = None if options.classes is None else class_list(options.classes)
+    rank_environment()  # refuses a malformed environment before torch is imported
+    from gfgw_prod.distributed.world import World
+    from gfgw_prod.sampling.trained import read_trained
+    from gfgw_prod.settings.reading import resolve
+
+    trained = read_trained(options.place, raw=options.raw)
+    classes = tuple(range(trained.num_classes)) if asked is None else _known(asked, trained)
+    if options.grid and options.num > MOST_IN_A_GRID:
+        raise UserError(f"--num must be at most {MOST_IN_A_GRID:,} for a grid, not {options.num}; use --npz")
+    settings = resolve({"run": trained.config["run"]}, {"run": {"device": options.device}}).run
+    with World.joined(settings.device, settings.threads, trained.settings.distributed.timeout_seconds) as world:
+        _draw(trained, options, classes, world)
     return FINISHED
 
 
-def _draw(trained: TrainedGenerator, request: Request, classes: tuple[int, ...], world: World) -> None:
-    labels_of = in_turn(classes)
-    sink = world.together(lambda: _opened(request, trained, classes) if world.is_main else None)
+def class_list(text: str) -> tuple[int, ...]:
+    """Class ids of a list such as ``0,3-5``, in its order.
+
+    Raises:
+        UserError: if the text is not such a list.
+    """
+    found: list[int] = []
+    for part in text.split(","):
+        if (match := re.fullmatch(r"\s*([0-9]{1,6})(?:-([0-9]{1,6}))?\s*", part, re.ASCII)) is None:
+            raise UserError(f"--classes should be class ids and ranges such as 0,3-5, not {text[:100]!r}")
+        first, last = int(match[1]), int(match[2] or match[1])
+        if last < first:
+            raise UserError(f"--classes: {first}-{last} goes backwards; write {last}-{first}")
+        found += range(first, last + 1)
+        if len(found) > MOST_CLASSES:
+            raise UserError(f"--classes names more than {MOST_CLASSES:,} classes")
+    return tuple(found)
+
+
+def _known(classes: tuple[int, ...], trained: TrainedGenerator) -> tuple[int, ...]:
+    if not trained.settings.generator.conditional:
+        raise UserError("--classes: the generator was not trained on classes (generator.conditional false)")
+    for each in classes:
+        if each >= trained.num_classes:
+            raise UserError(f"--classes must be below {trained.num_classes}, the number of classes, not {each}")
+    return classes
+
+
+def _draw(trained: TrainedGenerator, options: argparse.Namespace, classes: tuple[int, ...], world: World) -> None:
+    from gfgw_prod.process.meter import Meter
+    from gfgw_prod.sampling.pictures import levels_of
+    from gfgw_prod.sampling.sampler import CELL, Sampler, batches, cycle_classes, sampling_times
+
+    writer = world.together(lambda: _open(options, trained, classes) if world.is_main else None)
     sampler = Sampler(
         world.together(trained.build).to(world.device),
         trained.image_shape,
-        labels_of,
-        seed=request.seed,
+        cycle_classes(classes),
+        seed=options.seed,
         stream="sample",
         device=world.device,
-        times=sampling_times(request.steps, trained.least_time),
+        times=sampling_times(options.steps, trained.least_time),
     )
 
-    def write(action: Callable[[Sink], T]) -> T | None:
-        """What rank 0 cannot write ends all ranks."""
+    def write(action: Callable[[ImageWriter], T]) -> T | None:
+        """Write on rank 0; a failure ends all ranks."""
 
         def attempt() -> T | None:
             try:
-                return action(sink) if sink is not None else None
+                return None if writer is None else action(writer)
             except OSError as error:
-                raise UserError(f"--out {request.out} cannot be written ({reason_of(error)})") from None
+                raise UserError(f"--out {options.out} cannot be written ({reason_of(error)})") from None
 
         return world.together(attempt)
 
     try:
-        with Meter("drawing samples", request.count, "images", enabled=world.is_main) as meter:
-            for turn in turns(request.count, -(-request.batch_size // CELL) * CELL, world):
-                levels = turn.gathered(pictures.levels_of(sampler.images(turn.start, turn.size)), world).cpu()
-                write(partial(_add, first=turn.first, levels=levels))
-                meter.advance_to(turn.first + turn.count)
-        told = write(lambda its: its.close())
+        with Meter("drawing samples", options.num, "images", enabled=world.is_main) as meter:
+            for batch in batches(options.num, -(-options.batch_size // CELL) * CELL, world):
+                levels = batch.gather(levels_of(sampler.images(batch.start, batch.size)), world).cpu()
+                write(methodcaller("add", batch.first, levels))
+                meter.advance_to(batch.first + batch.count)
+        written = write(methodcaller("close"))
     except BaseException:
-        if sink is not None:
-            sink.give_up()
+        if writer is not None:
+            writer.discard()
         raise
-    if told is not None:
-        print(told)
+    if written is not None:
+        print(written)
 
 
-def _add(sink: Sink, first: int, levels: Tensor) -> None:
-    sink.add(first, levels)
+def _open(options: argparse.Namespace, trained: TrainedGenerator, classes: tuple[int, ...]) -> ImageWriter:
+    import torch
 
+    from gfgw_prod.sampling.files import image_writer
+    from gfgw_prod.sampling.sampler import cycle_classes
 
-def _opened(request: Request, trained: TrainedGenerator, classes: tuple[int, ...]) -> Sink:
     try:
-        request.out.mkdir(parents=True, exist_ok=True)
+        options.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"--out {request.out} cannot be made a directory ({error.strerror})") from None
+        raise UserError(f"--out {options.out} cannot be made a directory ({error.strerror})") from None
     conditional = trained.settings.generator.conditional
-    labels = in_turn(classes)(torch.arange(request.count)) if conditional else None
+    labels = cycle_classes(classes)(torch.arange(options.num)) if conditional else None
+    form: Form = "npz" if options.npz else "grid" if options.grid else "png"
     try:
-        return sink_for(request.form, request.out, request.count, labels, trained.image_shape)
+        return image_writer(form, options.out, options.num, labels, trained.image_shape)
     except OSError as error:
-        raise UserError(f"--out {request.out} cannot be written ({reason_of(error)})") from None
-
-
-def _classes(trained: TrainedGenerator, request: Request) -> tuple[int, ...]:
-    if request.classes is None:
-        return tuple(range(trained.num_classes))
-    if not trained.settings.generator.conditional:
-        raise UserError("--classes: the generator was not trained on classes (generator.conditional false)")
-    for each in request.classes:
-        if each >= trained.num_classes:
-            raise UserError(f"--classes must be below {trained.num_classes}, the number of classes, not {each}")
-    return request.classes
+        raise UserError(f"--out {options.out} cannot be written ({reason_of(error)})") from None

@@ -1,4 +1,4 @@
-"""Data sets that come along, or as one official archive: digits, photographs, CIFAR-10."""
+"""Sources ``digits`` and ``photos``, which scikit-learn ships, and ``cifar10``, from its official archive."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from gfgw_prod.data.images import OddImageError, Row, Rules
-from gfgw_prod.data.listing import Entry, Listing, listing_of
+from gfgw_prod.data.images import InvalidImageError, Row, Rules
+from gfgw_prod.data.listing import Entry, Listing, make_listing
 from gfgw_prod.process.exit_codes import UserError, one_line
 
 PATCH_SIDE, PATCH_STRIDE = 32, 16  # pixels
@@ -23,7 +23,7 @@ ARCHIVE = "cifar-10-python.tar.gz"
 
 @dataclass(frozen=True)
 class ArrayReader:
-    """Rows ``(n, c, h, w)`` that are in memory."""
+    """Rows ``(n, c, h, w)`` in memory."""
 
     images: NDArray[np.uint8]
 
@@ -32,26 +32,26 @@ class ArrayReader:
         return row
 
 
-def _listed(
+def _list_array(
     source: str, images: NDArray[np.uint8], labels: NDArray[np.int64], *, peak: int, num_classes: int
 ) -> Listing:
     entries = (Entry(f"{source}:{row}", int(label)) for row, label in enumerate(labels))
     identity = [source, list(images.shape)]
-    return listing_of(entries, ArrayReader(images), peak=peak, num_classes=num_classes, identity=identity)
+    return make_listing(entries, ArrayReader(images), peak=peak, num_classes=num_classes, identity=identity)
 
 
 def list_digits() -> Listing:
-    """1,797 handwritten 8x8 digits with 17 grey levels, shipped with scikit-learn (UCI optical digits)."""
-    with gzip.open(_of_scikit_learn("digits", Path("data", "digits.csv.gz")), "rt") as file:
+    """1,797 handwritten 8x8 digits with 17 grey levels (UCI optical digits)."""
+    with gzip.open(_scikit_learn_file("digits", Path("data", "digits.csv.gz")), "rt") as file:
         values = np.loadtxt(file, delimiter=",", dtype=np.uint8)
     images = values[:, :-1].reshape(-1, 1, 8, 8).copy()
-    return _listed("digits", images, values[:, -1].astype(np.int64), peak=16, num_classes=10)
+    return _list_array("digits", images, values[:, -1].astype(np.int64), peak=16, num_classes=10)
 
 
 def list_photos(side: int | None) -> Listing:
-    """Patches of scikit-learn's two photographs, each a class, on a grid of half a patch, row by row.
+    """Patches of scikit-learn's two photographs, on a grid of half a patch, row by row; each photograph is a class.
 
-    Of the standard side, 32 pixels, there are 1,950.
+    With the default side, 32 pixels, there are 1,950.
 
     Raises:
         UserError: if a photograph is smaller than a patch.
@@ -60,10 +60,10 @@ def list_photos(side: int | None) -> Listing:
     stride = max(side * PATCH_STRIDE // PATCH_SIDE, 1)
     patches, labels = [], []
     for label, name in enumerate(PHOTOS):
-        file = _of_scikit_learn("photos", Path("images", name))
+        file = _scikit_learn_file("photos", Path("images", name))
         try:
             photo = Rules().decode(file.read_bytes())
-        except (OSError, OddImageError) as error:
+        except (OSError, InvalidImageError) as error:
             raise UserError(f"data.source photos: {file} {one_line(error)}; install scikit-learn again") from None
         if side > min(photo.shape[1:]):
             raise UserError(
@@ -72,7 +72,7 @@ def list_photos(side: int | None) -> Listing:
         windows = np.lib.stride_tricks.sliding_window_view(photo, (side, side), axis=(1, 2))[:, ::stride, ::stride]
         patches.append(windows.transpose(1, 2, 0, 3, 4).reshape(-1, 3, side, side))
         labels.append(np.full(len(patches[-1]), label, dtype=np.int64))
-    return _listed("photos", np.concatenate(patches), np.concatenate(labels), peak=255, num_classes=len(PHOTOS))
+    return _list_array("photos", np.concatenate(patches), np.concatenate(labels), peak=255, num_classes=len(PHOTOS))
 
 
 def list_cifar10(path: Path | None, *, download: bool) -> Listing:
@@ -82,7 +82,7 @@ def list_cifar10(path: Path | None, *, download: bool) -> Listing:
 
     if path is None:
         raise UserError("data.path must name the directory that holds (or will receive) CIFAR-10's archive " + ARCHIVE)
-    # The functions of os.path take loops of links and names that are too long for what is not there.
+    # os.path, unlike Path, reports circular links and overlong names as missing instead of raising.
     if os.path.lexists(path) and not os.path.isdir(path):
         raise UserError(f"data.path {path} is not a directory")
     if os.path.lexists(path / ARCHIVE) and not os.path.isfile(path / ARCHIVE):
@@ -91,7 +91,7 @@ def list_cifar10(path: Path | None, *, download: bool) -> Listing:
     if not present and not download:
         raise UserError(f"data.path {path} has no {ARCHIVE}; put it there or set data.download true")
     try:
-        # `download=True` also verifies and unpacks an archive that is already there, without a network.
+        # `download=True` also verifies and unpacks an archive that is present, without a network.
         unpack = download or check_integrity(str(path / ARCHIVE), CIFAR10.tgz_md5)
         dataset = CIFAR10(str(path), train=True, download=unpack)
     except (OSError, RuntimeError, EOFError) as error:
@@ -100,11 +100,11 @@ def list_cifar10(path: Path | None, *, download: bool) -> Listing:
             f"put the official {ARCHIVE} there"
         ) from None
     images = np.ascontiguousarray(dataset.data.transpose(0, 3, 1, 2))
-    return _listed("cifar10", images, np.array(dataset.targets, dtype=np.int64), peak=255, num_classes=10)
+    return _list_array("cifar10", images, np.array(dataset.targets, dtype=np.int64), peak=255, num_classes=10)
 
 
-def _of_scikit_learn(source: str, file: Path) -> Path:
-    # Files are read directly: importing scikit-learn costs two seconds of every start and restart.
+def _scikit_learn_file(source: str, file: Path) -> Path:
+    # Read the file directly: importing scikit-learn takes two seconds at every start.
     spec = importlib.util.find_spec("sklearn")
     if spec is None or not spec.submodule_search_locations:
         raise UserError(f"data.source {source} needs scikit-learn, which is not installed")

@@ -1,4 +1,7 @@
-"""Decodes a source's items in their order, in this process or several. The result does not depend on how many."""
+"""Lists the source that the settings name, and decodes its items in order, in one process or several.
+
+The rows do not depend on the number of processes. ``packing`` writes them to files, ``sources`` loads them into memory.
+"""
 
 from __future__ import annotations
 
@@ -6,43 +9,46 @@ import multiprocessing
 import os
 import warnings
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gfgw_prod.data.images import OddImageError, Rules
+from gfgw_prod.data.images import InvalidImageError, Rules
 from gfgw_prod.data.listing import Listing, Reader
 from gfgw_prod.process.exit_codes import UserError
 from gfgw_prod.process.leaving import die_with_parent
 from gfgw_prod.process.signals import ignore_stop_signals
+from gfgw_prod.process.standard_streams import printable
 
 if TYPE_CHECKING:
     from gfgw_prod.settings.data import DataSettings
 
-Shape = tuple[int, ...]
+Shape = tuple[int, int, int]
+OnError = Literal["fail", "skip"]
 CHUNK_ITEMS = 256
-SHAPES_SEEN = 100  # images that the shape of all is told by
-AHEAD = 3  # chunks per process that are decoded before they are asked for
+SHAPE_SAMPLE = 100  # images that determine the common shape
+CHUNKS_AHEAD = 3  # chunks per process that are decoded before they are needed
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Items ``begin`` to ``end``: rows ``(k, c, h, w)`` of those that can be taken, and why the others cannot."""
+    """Decoded items ``begin`` to ``end``: rows ``(k, c, h, w)`` of the valid ones, and why the others are invalid."""
 
     begin: int
     end: int
     rows: NDArray[np.uint8]
-    taken: NDArray[np.int64]  # (k,) items
-    odd: list[tuple[int, str]]
+    items: NDArray[np.int64]  # (k,) of the rows
+    invalid: list[tuple[int, str]]
 
 
 def list_source(settings: DataSettings) -> Listing:
-    """What the source of the settings holds.
+    """List the source that the settings name.
 
     Raises:
         UserError: if it is missing or not readable.
@@ -78,112 +84,120 @@ def list_source(settings: DataSettings) -> Listing:
 
 
 def common_shape(listing: Listing) -> Shape:
-    """The shape ``(c, h, w)`` that all rows have: the commonest of the first 100 images, of as common ones the first.
+    """The shape ``(c, h, w)`` of all rows: the most common of the first 100 valid images, in a tie the first.
 
-    So an image of another size, wherever it lies, is the one that is odd.
+    So an image of another size is invalid wherever it stands, even first.
 
     Raises:
-        UserError: if no image can be taken.
+        UserError: if no image is valid.
     """
-    as_they_are = listing.rules is not None and listing.rules["image_size"] is None
-    most = SHAPES_SEEN if as_they_are else 1  # all are made alike
+    sizes_vary = listing.rules is not None and listing.rules["image_size"] is None
+    sample = SHAPE_SAMPLE if sizes_vary else 1
     seen: Counter[Shape] = Counter()
     first_problem = ""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # as below
         for item, name in enumerate(listing.names):
             try:
-                if item in listing.odd:
-                    raise OddImageError(listing.odd[item])
-                seen[listing.reader.row(item).shape] += 1
-            except OddImageError as error:
+                if item in listing.invalid:
+                    raise InvalidImageError(listing.invalid[item])
+                channels, height, width = listing.reader.row(item).shape
+                seen[channels, height, width] += 1
+            except InvalidImageError as error:
                 first_problem = first_problem or f": {name} {error}"
-            if seen.total() == most:
+            if seen.total() == sample:
                 break
     if seen:
         return seen.most_common(1)[0][0]
-    raise UserError(f"data.path has no image that can be taken, of {len(listing):,} found{first_problem}")
+    raise UserError(f"data.path has no valid image, of {len(listing):,} found{first_problem}")
 
 
-def decoded(listing: Listing, shape: Shape, *, first: int = 0, workers: int = 0) -> Iterator[Chunk]:
+def fail_or_skip(
+    listing: Listing, invalid: Sequence[tuple[int, str]], on_error: OnError, log: Callable[[str], None]
+) -> None:
+    """Log each invalid item that is skipped, or fail at the first.
+
+    Raises:
+        UserError: for the first, unless ``on_error`` is ``skip``.
+    """
+    for item, why in invalid:
+        name = printable(listing.names[item])
+        if on_error == "fail":
+            raise UserError(f"data.path: {name} {printable(why)}; mend or remove it, or set data.on_error skip")
+        log(f"skipped {name}: {printable(why)}")
+
+
+def decode(listing: Listing, shape: Shape, *, first: int = 0, workers: int = 0) -> Iterator[Chunk]:
     """Chunks of the items from ``first`` on, in order.
 
     Args:
-        workers: processes that decode; 0 is this one.
+        workers: decoding processes; 0 decodes in this process.
 
     Raises:
-        UserError: if a process ends before its work.
+        UserError: if a decoding process was killed.
     """
     spans = [(begin, min(begin + CHUNK_ITEMS, len(listing))) for begin in range(first, len(listing), CHUNK_ITEMS)]
+    decode_chunk = partial(_decode_chunk, listing.reader, shape, listing.invalid)
     if workers == 0:
-        for begin, end in spans:
-            yield _chunk(listing.reader, shape, begin, end, _known(listing, begin, end))
+        for span in spans:
+            yield decode_chunk(*span)
         return
     pool = ProcessPoolExecutor(
         workers,
         mp_context=multiprocessing.get_context("spawn"),  # a fork of a process with threads may hang
-        initializer=_begin_worker,
-        initargs=(listing.reader, shape, os.getpid()),
+        initializer=_start_worker,
+        initargs=(decode_chunk, os.getpid()),
     )
     waiting: deque[Future[Chunk]] = deque()
     try:
-        for begin, end in spans:
-            waiting.append(pool.submit(_work, begin, end, _known(listing, begin, end)))
-            if len(waiting) > AHEAD * workers:
+        for span in spans:
+            waiting.append(pool.submit(_decode_in_worker, *span))
+            if len(waiting) > CHUNKS_AHEAD * workers:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
     except BrokenProcessPool:
         raise UserError(
-            "a process that decodes images was killed, for want of memory perhaps; the same command goes on from what "
+            "a process that decodes images was killed, perhaps for lack of memory; the same command resumes from what "
             "is packed, and fewer --workers take less memory"
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _known(listing: Listing, begin: int, end: int) -> dict[int, str]:
-    return {item: listing.odd[item] for item in range(begin, end) if item in listing.odd}
+_worker_decodes: Callable[[int, int], Chunk]
 
 
-_reader: Reader
-_shape: Shape
-
-
-def _begin_worker(reader: Reader, shape: Shape, parent: int) -> None:
-    global _reader, _shape
-    _reader, _shape = reader, shape
+def _start_worker(decode_chunk: Callable[[int, int], Chunk], parent: int) -> None:
+    global _worker_decodes  # noqa: PLW0603
+    _worker_decodes = decode_chunk
     ignore_stop_signals()  # the parent handles them
     die_with_parent(parent)
 
 
-def _work(begin: int, end: int, known: dict[int, str]) -> Chunk:
-    return _chunk(_reader, _shape, begin, end, known)
+def _decode_in_worker(begin: int, end: int) -> Chunk:
+    return _worker_decodes(begin, end)
 
 
-def _chunk(reader: Reader, shape: Shape, begin: int, end: int, known: dict[int, str]) -> Chunk:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow's, of damaged metadata; damaged pixels are errors
-        return _rows_of(reader, shape, begin, end, known)
-
-
-def _rows_of(reader: Reader, shape: Shape, begin: int, end: int, known: dict[int, str]) -> Chunk:
+def _decode_chunk(reader: Reader, shape: Shape, already_invalid: dict[int, str], begin: int, end: int) -> Chunk:
     rows = np.empty((end - begin, *shape), dtype=np.uint8)
-    taken: list[int] = []
-    odd: list[tuple[int, str]] = []
-    for item in range(begin, end):
-        try:
-            if item in known:
-                raise OddImageError(known[item])
-            row = reader.row(item)
-            if row.shape != shape:
-                raise OddImageError(
-                    f"has {row.shape[2]} x {row.shape[1]} pixels, most of the first images {shape[2]} x {shape[1]}; "
-                    "data.image_size makes all alike"
-                )
-        except OddImageError as error:
-            odd.append((item, str(error)))
-            continue
-        rows[len(taken)] = row
-        taken.append(item)
-    return Chunk(begin, end, rows[: len(taken)], np.array(taken, dtype=np.int64), odd)
+    items: list[int] = []
+    invalid: list[tuple[int, str]] = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow warns of damaged metadata; damaged pixels are errors
+        for item in range(begin, end):
+            try:
+                if item in already_invalid:
+                    raise InvalidImageError(already_invalid[item])
+                row = reader.row(item)
+                if row.shape != shape:
+                    raise InvalidImageError(
+                        f"has {row.shape[2]} x {row.shape[1]} pixels, most of the first images "
+                        f"{shape[2]} x {shape[1]}; data.image_size makes all alike"
+                    )
+            except InvalidImageError as error:
+                invalid.append((item, str(error)))
+                continue
+            rows[len(items)] = row
+            items.append(item)
+    return Chunk(begin, end, rows[: len(items)], np.array(items, dtype=np.int64), invalid)

@@ -1,4 +1,4 @@
-"""A tree of image files: classes by the folders at its top, or by EDM's ``dataset.json`` there."""
+"""Source ``folder``: a tree of image files. Classes are the folders at its top, or stand in a ``dataset.json``."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gfgw_prod.data.images import MOST_BYTES, SUFFIXES, OddImageError, Row, Rules, refuse_passing
-from gfgw_prod.data.listing import DATASET_JSON, Entry, Listing, labelled, labels_of, listing_of
+from gfgw_prod.data.dataset_json import is_dataset_json, read_labels
+from gfgw_prod.data.images import MAX_BYTES, SUFFIXES, InvalidImageError, Row, Rules, raise_if_temporary
+from gfgw_prod.data.listing import Entry, Listing, is_hidden, make_listing
 from gfgw_prod.process.exit_codes import UserError, reason_of
 
 
@@ -25,107 +26,107 @@ class FolderReader:
     def row(self, item: int) -> Row:
         try:
             with open(self.root / self.names[item], "rb") as file:
-                content = file.read(MOST_BYTES + 1)
+                content = file.read(MAX_BYTES + 1)
         except (OSError, MemoryError) as error:
-            refuse_passing(error, self.root / self.names[item])
-            raise OddImageError(f"cannot be read: {reason_of(error)}") from None
-        if len(content) > MOST_BYTES:
-            raise OddImageError(f"is larger than {MOST_BYTES >> 20} MiB")
+            raise_if_temporary(error, self.root / self.names[item])
+            raise InvalidImageError(f"cannot be read: {reason_of(error)}") from None
         return self.rules.decode(content)
 
 
 @dataclass(frozen=True)
-class _Found:
+class _File:
     name: str  # relative, with slashes
-    size: int
-    changed: int
-    odd: str | None = None
+    size: int = 0
+    mtime_ns: int = 0
+    invalid: str | None = None
 
 
-def list_folder(root: Path, rules: Rules) -> Listing:
-    """All images below ``root``. Hidden files and files of other kinds are passed over.
+def list_folder(directory: Path, rules: Rules) -> Listing:
+    """List all images below ``directory``. Hidden files, system folders and other kinds of files are skipped.
 
-    With a ``dataset.json`` they are sorted by name; else by name below their class's folder, and by class where that is
-    alike: files that are numbered throughout come in the order of their numbers, whatever folder each lies in.
+    With a ``dataset.json``, images are sorted by name. Otherwise they are sorted by the name below the class folder,
+    then by class, so images numbered across classes come in the order of their numbers.
 
     Raises:
         UserError: if there is no such directory, it cannot be read now, or its ``dataset.json`` is damaged.
     """
-    if not os.path.isdir(root):
-        raise UserError(f"data.path {root} is not a directory; data.source folder wants one with images in it")
-    found = sorted(_images_below(root), key=lambda each: each.name)
-    names = [each.name for each in found]
+    if not os.path.isdir(directory):
+        raise UserError(f"data.path {directory} is not a directory; data.source folder wants one with images in it")
+    found = sorted(_files_below(directory), key=lambda file: file.name)
+    images = [file for file in found if not is_dataset_json(file.name)]
+    try:
+        labels = read_labels([file.name for file in found], lambda name: _read(directory / name))
+    except ValueError as error:
+        raise UserError(f"data.path {directory}: {error}") from None
     classes: int | None = None
-    if of_labels := [name for name in os.listdir(root) if name.lower() == DATASET_JSON]:
-        entries = list(labelled(((each.name, each.odd) for each in found), _labels(root / max(of_labels))))
-        names = [entry.name for entry in entries]
+    if labels.file is not None:
+        entries = list(labels.entries((file.name, file.invalid) for file in images))
     else:
-        folders = sorted({name.partition("/")[0] for name in names if "/" in name})
+        folders = sorted({file.name.partition("/")[0] for file in images if "/" in file.name})
         ids = {name: number for number, name in enumerate(folders)}
         classes = len(folders) or None
-        found.sort(key=_below_its_class)
-        names = [each.name for each in found]
-        entries = [_by_folder(each, ids) for each in found]
-    identity: list[Any] = ["folder", vars(rules), [(each.size, each.changed) for each in found]]
-    reader = FolderReader(root, names, rules)
-    return listing_of(entries, reader, peak=rules.peak, num_classes=classes, identity=identity, rules=rules)
+        images.sort(key=_class_folder_last)
+        entries = [_entry_by_folder(file, ids) for file in images]
+    identity: list[Any] = ["folder", vars(rules), [(file.size, file.mtime_ns) for file in images]]
+    reader = FolderReader(directory, [entry.name for entry in entries], rules)
+    return make_listing(
+        entries, reader, peak=rules.peak, num_classes=classes, identity=identity, rules=rules, notes=labels.notes
+    )
 
 
-def _below_its_class(found: _Found) -> tuple[str, str]:
-    folder, slash, below = found.name.partition("/")
+def _class_folder_last(file: _File) -> tuple[str, str]:
+    folder, slash, below = file.name.partition("/")
     return (below, folder) if slash else (folder, "")
 
 
-def _by_folder(found: _Found, ids: dict[str, int]) -> Entry:
-    label = ids.get(found.name.partition("/")[0]) if "/" in found.name else None
-    odd = found.odd
-    if odd is None and ids and label is None:
-        odd = "lies beside the folders of the classes, in none of them"
-    return Entry(found.name, label, odd)
+def _entry_by_folder(file: _File, ids: dict[str, int]) -> Entry:
+    label = ids.get(file.name.partition("/")[0]) if "/" in file.name else None
+    invalid = file.invalid
+    if invalid is None and ids and label is None:
+        invalid = "lies beside the class folders, in none of them"
+    return Entry(file.name, label, invalid)
 
 
-def _labels(path: Path) -> dict[str, int | str] | None:
-    where = f"data.path {path.parent}: {path.name}"
+def _read(path: Path) -> bytes:
     try:
         if not path.is_file():
-            raise UserError(f"{where} is not a regular file")
-        return labels_of(path.read_bytes())
+            raise ValueError("is not a regular file")
+        return path.read_bytes()
     except OSError as error:
-        raise UserError(f"{where} cannot be read ({reason_of(error)})") from None
-    except UserError:
-        raise
-    except ValueError as error:
-        raise UserError(f"{where} {error}") from None
+        raise ValueError(f"cannot be read ({reason_of(error)})") from None
 
 
-def _images_below(root: Path) -> Iterator[_Found]:
-    """What looks like an image by its name. Links to folders are followed, but none into a folder it lies in."""
-    pending = [("", frozenset[tuple[int, int]]())]
+def _files_below(root: Path) -> Iterator[_File]:
+    """Files named like an image or ``dataset.json``. Links to folders are followed, but not into a parent."""
+    pending = [("", frozenset[tuple[int, int]]())]  # folders and the inodes of their parents
     while pending:
-        folder, above = pending.pop()
+        folder, parents = pending.pop()
         try:
             status = os.stat(root / folder)
             inside = sorted(os.scandir(root / folder), key=lambda entry: entry.name)
         except OSError as error:
-            refuse_passing(error, root / folder)
-            yield _Found(folder, 0, 0, f"cannot be listed: {reason_of(error)}")
+            raise_if_temporary(error, root / folder)
+            yield _File(folder, invalid=f"cannot be listed: {reason_of(error)}")
             continue
-        place = (status.st_dev, status.st_ino)
-        if place in above:
+        inode = (status.st_dev, status.st_ino)
+        if inode in parents:
             continue
         for entry in inside:
-            name = f"{folder}/{entry.name}" if folder else entry.name
-            if entry.name.startswith("."):
+            if is_hidden(entry.name):
                 continue
+            name = f"{folder}/{entry.name}" if folder else entry.name
+            if is_dataset_json(name):
+                yield _File(name)
+            is_image = entry.name.lower().endswith(SUFFIXES)
             try:
                 status = entry.stat()
             except OSError as error:
-                if entry.name.lower().endswith(SUFFIXES):
-                    refuse_passing(error, root / name)
-                    yield _Found(name, 0, 0, f"cannot be read: {reason_of(error)}")
+                if is_image:
+                    raise_if_temporary(error, root / name)
+                    yield _File(name, invalid=f"cannot be read: {reason_of(error)}")
                 continue
             if stat.S_ISDIR(status.st_mode):
-                pending.append((name, above | {place}))
-            elif entry.name.lower().endswith(SUFFIXES):
-                odd = None if stat.S_ISREG(status.st_mode) else "is not a regular file"
-                yield _Found(name, status.st_size, status.st_mtime_ns, odd)
+                pending.append((name, parents | {inode}))
+            elif is_image:
+                invalid = None if stat.S_ISREG(status.st_mode) else "is not a regular file"
+                yield _File(name, status.st_size, status.st_mtime_ns, invalid)

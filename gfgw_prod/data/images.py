@@ -1,4 +1,4 @@
-"""From an encoded image to a row: Pillow decodes, crops and resizes; what no row can be made of is told apart."""
+"""Decodes an image file to a row of pixels with Pillow, and separates invalid images from temporary failures."""
 
 from __future__ import annotations
 
@@ -17,43 +17,54 @@ from gfgw_prod.process.exit_codes import UserError, one_line, reason_of
 Row = NDArray[np.uint8]
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "PPM")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
-MOST_BYTES = 1 << 28  # of one encoded image
-TIFF_BITS = 258  # the tag BitsPerSample
-# Of links to nowhere and to themselves, and of a seek to where damaged bytes lead.
-LASTING = (errno.ENOENT, errno.ELOOP, errno.EINVAL)
+MAX_BYTES = 1 << 28  # of one encoded image
+TIFF_BITS_PER_SAMPLE, TIFF_ORIENTATION = 258, 274  # tags
+# The transposition that undoes each orientation.
+UNDO_ORIENTATION = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_270,
+}
+# Errors that trying again does not mend: broken links, links in a circle, a seek to an offset read from damaged bytes.
+PERMANENT = (errno.ENOENT, errno.ELOOP, errno.EINVAL)
 
 
-class OddImageError(Exception):
-    """No row can be made of an image. Its message is the reason, in one line."""
+class InvalidImageError(Exception):
+    """An image cannot be used. The message is the reason, in one line."""
 
 
-def refuse_passing(error: BaseException, name: object) -> None:
-    """Sees to it that ``name`` is not taken for damaged while memory is short or its file system fails.
+def raise_if_temporary(error: BaseException, name: object) -> None:
+    """Keep a temporary failure from being taken for damage of ``name``.
 
-    What Pillow and Arrow raise of damaged bytes are ``OSError`` too, but have no number. zipfile hides the system's
-    errors behind its own.
+    Pillow and Arrow raise ``OSError`` for damaged bytes too, but without an ``errno``. zipfile hides the system's error
+    in the context of its own.
 
     Raises:
-        UserError: if that is why it was not read.
+        UserError: if memory ran out or the file system failed.
     """
     for each in (error, error.__context__ or error):
-        if isinstance(each, MemoryError) or getattr(each, "errno", None) not in (None, *LASTING):
-            why = reason_of(each)
-            raise UserError(f"data.path: {name} cannot be read now ({why}); try again when it can") from None
+        if isinstance(each, MemoryError) or getattr(each, "errno", None) not in (None, *PERMANENT):
+            raise UserError(
+                f"data.path: {name} cannot be read now ({reason_of(each)}); try again when it can"
+            ) from None
 
 
 @dataclass(frozen=True)
 class Rules:
     """How images become rows.
 
-    ``lanczos`` and ``box`` cut out the largest centred square and resize it with that filter, as the tools of StyleGAN
-    and EDM do (Karras et al. 2019, 2022). ``adm`` is the rule behind the published figures for ImageNet at 64 x 64
-    (Dhariwal and Nichol 2021): halve by box while the shorter side is at least twice the size, resize the shorter
-    side by a bicubic filter, then cut out the centre.
+    ``lanczos`` and ``box`` crop the largest centred square and resize it with that filter, as the tools of StyleGAN
+    and EDM do (Karras et al. 2019, 2022). ``adm`` is the preprocessing behind the published results on ImageNet 64x64
+    (Dhariwal and Nichol 2021): halve with a box filter while the shorter side is at least twice the size, resize the
+    shorter side with a bicubic filter, then crop the centre.
 
     Attributes:
-        image_size: side of a row, pixels; ``None`` takes images as they are.
-        peak: largest value that may occur.
+        image_size: side of a row, pixels; ``None`` keeps the size of the image.
+        peak: largest value allowed.
     """
 
     image_size: int | None = None
@@ -62,51 +73,54 @@ class Rules:
     peak: int = 255
 
     def decode(self, content: bytes) -> Row:
-        """The row ``(1 or 3, h, w)`` of an encoded image.
+        """Decode an image file to a row ``(1 or 3, h, w)``.
 
         Raises:
-            OddImageError: if there is none.
-            UserError: if there is no memory for it.
+            InvalidImageError: if it cannot be used.
+            UserError: if memory ran out.
         """
         if not content:
-            raise OddImageError("is empty")
+            raise InvalidImageError("is empty")
+        if len(content) > MAX_BYTES:
+            raise InvalidImageError(f"is larger than {MAX_BYTES >> 20} MiB")
         try:
             with Image.open(io.BytesIO(content), formats=FORMATS) as image:
                 if (bits := _bits(image)) > 8:
-                    raise OddImageError(f"has {bits} bits a value")
+                    raise InvalidImageError(f"has {bits} bits a value")
                 return self._row(image)
-        except OddImageError:
+        except InvalidImageError:
             raise
         except UnidentifiedImageError:
-            raise OddImageError(f"is not an image in one of the formats {', '.join(FORMATS)}") from None
-        except Exception as error:  # Pillow's plugins raise whatever damaged bytes lead them to
-            refuse_passing(error, "an image")
-            raise OddImageError(f"cannot be decoded: {one_line(error, 300)}") from None
+            raise InvalidImageError(f"is not an image in one of the formats {', '.join(FORMATS)}") from None
+        except Exception as error:  # Pillow's plugins raise errors of any kind on damaged bytes
+            raise_if_temporary(error, "an image")
+            raise InvalidImageError(f"cannot be decoded: {one_line(error, 300)}") from None
 
-    def _row(self, image: Image.Image) -> Row:
-        if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":  # a camera's JPEG with a preview
-            raise OddImageError(f"has {image.n_frames} frames")  # type: ignore[attr-defined]
-        if image.mode.startswith(("I", "F")):
-            raise OddImageError(f"has other than 8-bit values (Pillow's mode {image.mode})")
+    def _row(self, file: ImageFile) -> Row:
+        if getattr(file, "n_frames", 1) > 1 and file.format != "MPO":  # a camera's JPEG with a preview
+            raise InvalidImageError(f"has {file.n_frames} frames")  # type: ignore[attr-defined]
+        if file.mode.startswith(("I", "F")):
+            raise InvalidImageError(f"has other than 8-bit values (Pillow's mode {file.mode})")
+        image = _as_stored(file)
         if image.has_transparency_data and image.convert("RGBA").getchannel("A").getextrema() != (255, 255):
-            raise OddImageError("has transparent pixels")
+            raise InvalidImageError("has transparent pixels")
         mode = "L" if self.grey else "RGB"
         if image.mode != mode:
             image = image.convert(mode)
         if self.image_size is None:
             pixels = np.asarray(image)
-            self._check(pixels)
+            self._check_peak(pixels)
         else:
             if self.peak < 255:
-                self._check(np.asarray(image))
+                self._check_peak(np.asarray(image))
             pixels = np.asarray(self._resized(image, self.image_size))
             if self.peak < 255:  # filters overshoot
                 pixels = pixels.clip(max=self.peak)
         return pixels[None] if self.grey else pixels.transpose(2, 0, 1)
 
-    def _check(self, pixels: Row) -> None:
-        if self.peak < 255 and (most := int(pixels.max())) > self.peak:
-            raise OddImageError(f"has a value of {most}, above data.peak {self.peak}")
+    def _check_peak(self, pixels: Row) -> None:
+        if self.peak < 255 and (largest := int(pixels.max())) > self.peak:
+            raise InvalidImageError(f"has a value of {largest}, above data.peak {self.peak}")
 
     def _resized(self, image: Image.Image, size: int) -> Image.Image:
         if self.resize == "adm":
@@ -124,13 +138,20 @@ class Rules:
 
 
 def _bits(image: ImageFile) -> int:
-    """Bits of a value in the file: of colours Pillow keeps the upper 8, whatever their mode in the file."""
+    """Bits per value in the file. Pillow keeps only the upper 8 of a colour image, and its mode does not show it."""
     if image.format == "TIFF":
-        return int(max(image.tag_v2.get(TIFF_BITS, (1,))))  # type: ignore[attr-defined]
+        return int(max(image.tag_v2.get(TIFF_BITS_PER_SAMPLE, (1,))))  # type: ignore[attr-defined]
     args = image.tile[0].args if image.tile else ()
     if image.format == "PPM" and isinstance(args, tuple):  # (mode, largest value)
         return 8 if args[1] < 256 else 16
     return 16 if image.format == "PNG" and ";16" in str(args) else 8
+
+
+def _as_stored(image: ImageFile) -> Image.Image:
+    """The pixels as the file stores them. Pillow applies the orientation of TIFF files, and of no other format."""
+    orientation = image.tag_v2.get(TIFF_ORIENTATION) if image.format == "TIFF" else None  # type: ignore[attr-defined]
+    image.load()  # drops the tag
+    return image.transpose(UNDO_ORIENTATION[orientation]) if orientation in UNDO_ORIENTATION else image
 
 
 def _centre(image: Image.Image, side: int) -> Image.Image:

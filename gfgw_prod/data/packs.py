@@ -1,8 +1,8 @@
-"""A pack: a data set as memory-mapped shards of bytes, with labels, an index, hashes and a fingerprint.
+"""The format of a pack: a decoded data set in memory-mapped files, with hashes and a fingerprint.
 
-pack.json        the index, written last: without it there is no pack
+pack.json        the index, written last: without it the pack is unfinished
 labels.bin       class ids, little-endian int64
-images-00000.bin rows (c, h, w) of bytes, ``shard_rows`` to a file, the last file perhaps fewer
+images-00000.bin a shard: rows (c, h, w), uint8, ``shard_rows`` to a file, fewer in the last
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import json
 import mmap
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,20 +30,20 @@ FORMAT = 1
 
 
 class Fingerprint:
-    """SHA-256 over all rows, all class ids, and what they mean: equal exactly when the data are.
+    """SHA-256 over all rows, class ids, shape, peak and number of classes: equal exactly when the data are equal.
 
-    How rows are divided among files, where they came from and who decoded them has no part in it.
+    It does not depend on the division into files, the kind of source or the number of decoding processes.
     """
 
     def __init__(self) -> None:
         self._digest = hashlib.sha256()
 
     def add(self, rows: ReadableBuffer) -> None:
-        """The next rows' bytes, in order."""
+        """Add the bytes of the next rows, in order."""
         self._digest.update(rows)
 
     def of(self, labels: NDArray[np.int64], shape: Sequence[int], peak: int, num_classes: int) -> str:
-        """The fingerprint, once all rows ``(n, *shape)`` were added."""
+        """The fingerprint, once all rows ``(n, *shape)`` are added."""
         digest = self._digest.copy()
         digest.update(labels.astype("<i8").tobytes())
         digest.update(repr((len(labels), *shape, peak, num_classes)).encode())
@@ -61,9 +61,9 @@ class Shard:
 
 @dataclass(frozen=True)
 class Pack:
-    """What the index says."""
+    """The index of a pack."""
 
-    place: Path
+    directory: Path
     image_shape: tuple[int, int, int]
     rows: int
     peak: int
@@ -72,9 +72,9 @@ class Pack:
     shard_rows: int
     shards: tuple[Shard, ...]
     labels_sha256: str
-    identity: str  # of the source, when it was packed
+    identity: str  # of the source when it was packed
     skipped: tuple[tuple[str, str], ...]  # name and reason
-    rules: dict[str, Any] | None = None  # by which images were decoded; None of what is not decoded
+    rules: dict[str, Any] | None = None  # of decoding; None for a source of arrays
 
     @property
     def row_bytes(self) -> int:
@@ -83,71 +83,61 @@ class Pack:
         return channels * height * width
 
     @classmethod
-    def read(cls, place: Path) -> Pack:
-        """The index of a pack, whose files have the lengths that it says.
+    def read(cls, directory: Path) -> Pack:
+        """Read the index, and check that all files have the right lengths.
 
         Raises:
-            UserError: if there is no pack, or it is not whole.
+            UserError: if there is no pack, or it is damaged.
         """
         try:
-            if not os.path.isfile(place / INDEX):
+            if not os.path.isfile(directory / INDEX):
                 raise UserError(
-                    f"data.path {place} holds no {INDEX}; make a pack with `gfgw pack`, and name its directory"
+                    f"data.path {directory} holds no {INDEX}; make a pack with `gfgw pack`, and name its directory"
                 )
-            index = json.loads((place / INDEX).read_bytes())
+            index = json.loads((directory / INDEX).read_bytes())
         except (OSError, ValueError, RecursionError) as error:
             if isinstance(error, UserError):
                 raise
-            raise UserError(f"data.path {place}: {INDEX} cannot be read ({reason_of(error)})") from None
+            raise UserError(f"data.path {directory}: {INDEX} cannot be read ({reason_of(error)})") from None
         if not isinstance(index, dict) or index.get("index_sha256") != _digest_of(index):
-            raise UserError(f"data.path {place}: {INDEX} is damaged; pack the data set again")
+            raise UserError(f"data.path {directory}: {INDEX} is damaged; pack the data set again")
         if index["format"] != FORMAT:
-            raise UserError(f"data.path {place} is a pack of format {index['format']}, not {FORMAT}; pack it again")
-        shards = tuple(Shard(**shard) for shard in index["shards"])
-        found = cls(
-            place,
-            tuple(index["image_shape"]),
-            index["rows"],
-            index["peak"],
-            index["num_classes"],
-            index["fingerprint"],
-            index["shard_rows"],
-            shards,
-            index["labels_sha256"],
-            index["identity"],
-            tuple((name, why) for name, why in index["skipped"]),
-            index.get("rules"),
-        )
-        for file, length in ((LABELS, 8 * found.rows), *((s.file, s.rows * found.row_bytes) for s in shards)):
-            if not os.path.isfile(place / file) or os.path.getsize(place / file) != length:
-                raise UserError(f"data.path {place}: {file} should have {length:,} bytes; pack the data set again")
+            raise UserError(f"data.path {directory} is a pack of format {index['format']}, not {FORMAT}; pack it again")
+        index["image_shape"] = tuple(index["image_shape"])
+        index["shards"] = tuple(Shard(**shard) for shard in index["shards"])
+        index["skipped"] = tuple((name, why) for name, why in index["skipped"])
+        known = {field.name for field in fields(cls)}
+        found = cls(directory, **{name: value for name, value in index.items() if name in known})
+        for file, length in ((LABELS, 8 * found.rows), *((s.file, s.rows * found.row_bytes) for s in found.shards)):
+            if not os.path.isfile(directory / file) or os.path.getsize(directory / file) != length:
+                raise UserError(f"data.path {directory}: {file} should have {length:,} bytes; pack the data set again")
         return found
 
     def write(self) -> None:
-        """Makes the pack be there: the index is written last, and whole or not at all."""
-        index: dict[str, Any] = {name: value for name, value in vars(self).items() if name != "place"}
+        """Write the index, which finishes the pack."""
+        index: dict[str, Any] = {name: value for name, value in vars(self).items() if name != "directory"}
         index |= {"format": FORMAT, "shards": [vars(shard) for shard in self.shards]}
-        index = json.loads(json.dumps(index))  # as it will be read
+        index = json.loads(json.dumps(index))  # the digest is over what will be read
         index["index_sha256"] = _digest_of(index)
-        write_whole(self.place / INDEX, json.dumps(index, indent=1).encode())
+        write_whole(self.directory / INDEX, json.dumps(index, indent=1).encode())
 
     @property
     def bytes(self) -> int:
         """Size of all rows."""
         return self.rows * self.row_bytes
 
-    def damaged(self, part: int = 0, parts: int = 1, told: Callable[[int], None] = lambda more: None) -> str | None:
-        """The first of every ``parts``-th file whose bytes are not what was packed, from file ``part`` on.
+    def damage(self, part: int = 0, parts: int = 1, advance: Callable[[int], None] = lambda more: None) -> str | None:
+        """Hash every ``parts``-th file from file ``part`` on, and name the first that is damaged.
 
         Args:
-            told: how many bytes more were hashed, a file at a time.
+            advance: receives how many more bytes are hashed, a file at a time.
         """
         files = [(LABELS, self.labels_sha256), *((shard.file, shard.sha256) for shard in self.shards)]
         for file, expected in files[part::parts]:
             try:
-                if sha256_of(self.place / file) != expected:
+                if sha256_of(self.directory / file) != expected:
                     return f"{file} is damaged"
-                told(os.path.getsize(self.place / file))
+                advance(os.path.getsize(self.directory / file))
             except OSError as error:
                 return f"{file} cannot be read ({reason_of(error)})"
         return None
@@ -158,10 +148,10 @@ class Pack:
         Raises:
             UserError: if one is out of range.
         """
-        labels = np.memmap(self.place / LABELS, dtype="<i8", mode="c", shape=(self.rows,))
+        labels = np.memmap(self.directory / LABELS, dtype="<i8", mode="c", shape=(self.rows,))
         if labels.min(initial=0) < 0 or labels.max(initial=0) >= self.num_classes:
             raise UserError(
-                f"data.path {self.place}: {LABELS} holds class ids out of the range 0 to {self.num_classes - 1:,}; "
+                f"data.path {self.directory}: {LABELS} holds class ids out of the range 0 to {self.num_classes - 1:,}; "
                 "pack the data set again"
             )
         return labels
@@ -172,7 +162,7 @@ class Pack:
 
 
 class Shards:
-    """Rows by number, straight from the files: nothing is kept in memory but what the system caches of them."""
+    """Rows by id, from memory-mapped files. Only the system's page cache takes memory."""
 
     def __init__(self, pack: Pack):
         self.shape = (pack.rows, *pack.image_shape)
@@ -180,10 +170,10 @@ class Shards:
         self._maps: list[mmap.mmap] = []
         self._arrays: list[NDArray[np.uint8]] = []
         for shard in pack.shards:
-            with open(pack.place / shard.file, "rb") as file:
+            with open(pack.directory / shard.file, "rb") as file:
                 mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             if hasattr(mmap, "MADV_RANDOM"):
-                mapped.madvise(mmap.MADV_RANDOM)  # else a row's neighbours would be read with it
+                mapped.madvise(mmap.MADV_RANDOM)  # without it the system also reads the rows nearby
             self._maps.append(mapped)
             self._arrays.append(np.frombuffer(mapped, dtype=np.uint8).reshape(shard.rows, *pack.image_shape))
 
@@ -191,24 +181,24 @@ class Shards:
         return self.shape[0]
 
     def take(self, ids: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """Copies of rows, ``(n,)`` -> ``(n, c, h, w)``."""
+        """Copy rows by id, ``(n,)`` -> ``(n, c, h, w)``."""
         shards, rows = np.divmod(ids, self._rows)
-        places = [(number, np.flatnonzero(shards == number)) for number in np.unique(shards)]
-        if hasattr(mmap, "MADV_WILLNEED"):  # all are asked for before the first is waited for
-            for number, where in places:
+        by_shard = [(number, np.flatnonzero(shards == number)) for number in np.unique(shards)]
+        if hasattr(mmap, "MADV_WILLNEED"):  # request all rows before waiting for the first
+            for number, where in by_shard:
                 for row in rows[where]:
                     begin = int(row) * self._row_bytes
                     page = begin - begin % mmap.PAGESIZE
                     self._maps[number].madvise(mmap.MADV_WILLNEED, page, begin + self._row_bytes - page)
         found = np.empty((len(ids), *self.shape[1:]), dtype=np.uint8)
-        for number, where in places:
+        for number, where in by_shard:
             found[where] = self._arrays[number][rows[where]]
         return found
 
 
 def _digest_of(index: dict[str, Any]) -> str:
-    told = {name: value for name, value in index.items() if name != "index_sha256"}
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+    content = {name: value for name, value in index.items() if name != "index_sha256"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def sha256_of(path: Path) -> str:

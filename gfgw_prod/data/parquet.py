@@ -1,99 +1,96 @@
-"""Parquet files as the Hugging Face hub has them: a column of encoded images, ``{bytes, path}``, and one of labels."""
+"""Source ``parquet``: files as on the Hugging Face hub, a column of images ``{bytes, path}`` and one of class ids."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gfgw_prod.data.archive import files_of, stamp
-from gfgw_prod.data.images import MOST_BYTES, OddImageError, Row, Rules, refuse_passing
-from gfgw_prod.data.listing import Entry, Listing, listing_of
+from gfgw_prod.data.images import InvalidImageError, Row, Rules, raise_if_temporary
+from gfgw_prod.data.listing import Entry, Listing, file_state, find_files, make_listing
 from gfgw_prod.process.exit_codes import UserError, one_line
+
+BATCH_ROWS = 16  # read at once: Arrow cannot read 2 GiB of structs in one piece, as a whole row group may be
 
 
 @dataclass
 class ParquetReader:
-    """Reads images by file, row group and row. A process keeps the row group that it read last.
+    """Reads images by file, row group and row. Each process keeps the row group that it read last.
 
     Attributes:
-        places: (number of the file, row group, row in it) by item.
+        positions: (number of the file, row group, row in the group) by item.
     """
 
     files: Sequence[Path]
-    places: Sequence[tuple[int, int, int]]
+    positions: Sequence[tuple[int, int, int]]
     column: str
     rules: Rules
     _group: tuple[int, int] = (-1, -1)
-    _images: Any = field(default=None)
+    _images: Any = None  # encoded, of that row group; or why it cannot be read
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_group": (-1, -1), "_images": None}
 
     def row(self, item: int) -> Row:
-        import pyarrow.parquet as pq
-
-        number, group, row = self.places[item]
+        number, group, row = self.positions[item]
         if self._group != (number, group):
+            self._images = None  # free the last row group first
             try:
-                with pq.ParquetFile(self.files[number], page_checksum_verification=True) as file:
-                    self._images = _encoded(file.read_row_group(group, columns=[self.column]).column(0))
+                self._images = _read_images(self.files[number], group, self.column)
             except Exception as error:  # Arrow raises errors of many kinds
-                refuse_passing(error, self.files[number])
+                raise_if_temporary(error, self.files[number])
                 self._images = f"cannot be read: {one_line(error, 300)}"
             self._group = (number, group)
         if isinstance(self._images, str):
-            raise OddImageError(self._images)
+            raise InvalidImageError(self._images)
         content = self._images[row].as_py() if row < len(self._images) else None
         if content is None:
-            raise OddImageError("holds no bytes of an image")
-        if len(content) > MOST_BYTES:
-            raise OddImageError(f"is larger than {MOST_BYTES >> 20} MiB")
+            raise InvalidImageError("holds no bytes of an image")
         return self.rules.decode(content)
 
 
 def list_parquet(path: Path, rules: Rules, image_column: str, label_column: str | None) -> Listing:
-    """All rows of a file, or of every ``.parquet`` file in a directory, sorted by name.
+    """List all rows of a file, or of every ``.parquet`` file in a directory, sorted by file name.
 
-    A file that cannot be read, or lacks a column, is one odd item.
+    A file that cannot be read, or lacks a column, is one invalid item.
 
     Raises:
-        UserError: if there is no file, one cannot be read now, or the column of labels holds none.
+        UserError: if there is no file, one cannot be read now, or the label column holds only nulls.
     """
-    files = files_of(path, ".parquet", "parquet")
+    files = find_files(path, ".parquet", "parquet")
     entries: list[Entry] = []
-    places: list[tuple[int, int, int]] = []
+    positions: list[tuple[int, int, int]] = []
     declared: set[int] = set()
     for number, file in enumerate(files):
         try:
             found = list(_entries(file, image_column, label_column, declared))
         except Exception as error:  # as above
-            refuse_passing(error, file)
+            raise_if_temporary(error, file)
             why = str(error) if type(error) is ValueError else f"cannot be read: {one_line(error, 300)}"
             found = [(Entry(file.name, None, why), (-1, -1))]
         entries += [entry for entry, _ in found]
-        places += [(number, group, row) for _, (group, row) in found]
-    taken = [entry for entry in entries if entry.odd is None]
-    if label_column is not None and taken and all(entry.label is None for entry in taken):
+        positions += [(number, group, row) for _, (group, row) in found]
+    valid = [entry for entry in entries if entry.invalid is None]
+    if label_column is not None and valid and all(entry.label is None for entry in valid):
         raise UserError(
             f"data.path {path}: data.label_column {label_column} holds no class ids, nulls alone; set "
             "data.label_column null if the images have no classes"
         )
-    identity: list[Any] = ["parquet", vars(rules), image_column, label_column, [stamp(file) for file in files]]
-    reader = ParquetReader(files, places, image_column, rules)
+    identity: list[Any] = ["parquet", vars(rules), image_column, label_column, [file_state(file) for file in files]]
+    reader = ParquetReader(files, positions, image_column, rules)
     classes = max(declared) if declared else None
-    return listing_of(entries, reader, peak=rules.peak, num_classes=classes, identity=identity, rules=rules)
+    return make_listing(entries, reader, peak=rules.peak, num_classes=classes, identity=identity, rules=rules)
 
 
 def _entries(
     path: Path, image_column: str, label_column: str | None, declared: set[int]
 ) -> Iterator[tuple[Entry, tuple[int, int]]]:
-    """Entries with their row group and row.
+    """Entries with their row group and row. Adds the number of classes that the metadata state to ``declared``.
 
     Raises:
-        ValueError: with the reason, if a column is missing or is of another kind.
+        ValueError: with the reason, if a column is missing or of the wrong type.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -112,8 +109,8 @@ def _entries(
             )
         if label_column is not None and not pa.types.is_integer(schema.field(label_column).type):
             raise ValueError(f"has a column {label_column} of {schema.field(label_column).type}, not of class ids")
-        if label_column is not None and (names := _class_names(schema.metadata, label_column)):
-            declared.add(names)
+        if label_column is not None and (classes := _class_count(schema.metadata, label_column)):
+            declared.add(classes)
         for group in range(file.num_row_groups):
             count = file.metadata.row_group(group).num_rows
             labels: list[int | None] = [None] * count
@@ -123,17 +120,23 @@ def _entries(
                 yield Entry(f"{path.name}:{group}:{row}", labels[row]), (group, row)
 
 
-def _encoded(column: Any) -> Any:
-    """The bytes of a column of images, plain or in structs."""
+def _read_images(path: Path, group: int, column: str) -> Any:
+    """The encoded images of a row group, as an Arrow array, from a column of bytes or of structs."""
     import pyarrow as pa
+    import pyarrow.parquet as pq
 
-    if not pa.types.is_struct(column.type):
-        return column
-    return column.flatten()[column.type.get_field_index("bytes")]
+    arrays = []
+    with pq.ParquetFile(path, page_checksum_verification=True) as file:
+        for batch in file.iter_batches(BATCH_ROWS, row_groups=[group], columns=[column]):
+            images = batch.column(0)
+            if pa.types.is_struct(images.type):
+                images = images.flatten()[images.type.get_field_index("bytes")]  # null where the struct is
+            arrays.append(images)
+    return pa.chunked_array(arrays)
 
 
-def _class_names(metadata: dict[bytes, bytes] | None, column: str) -> int:
-    """How many classes the hub's own metadata names for a column; 0 if none."""
+def _class_count(metadata: dict[bytes, bytes] | None, column: str) -> int:
+    """The number of classes that the hub's metadata name for a column; 0 if none."""
     try:
         features = json.loads((metadata or {})[b"huggingface"])["info"]["features"]
         return len(features[column]["names"])

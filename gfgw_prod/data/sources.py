@@ -1,4 +1,8 @@
-"""Data sets as tables: every image by row id, uint8, with its class."""
+"""Opens the data set that the settings name, as a table of images by row id.
+
+A pack (``packs``) is memory-mapped; any other source is listed and decoded into memory (``decoding``).
+``stream`` reads the table in the order of training.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +16,7 @@ import torch
 from torch import Tensor
 
 from gfgw_prod.data.builtin import CIFAR10_ROWS, DIGITS
-from gfgw_prod.data.decoding import common_shape, decoded, list_source
-from gfgw_prod.data.listing import Listing
-from gfgw_prod.data.packing import tell_of_odd
+from gfgw_prod.data.decoding import common_shape, decode, fail_or_skip, list_source
 from gfgw_prod.data.packs import Fingerprint, Pack, Shards
 from gfgw_prod.process.exit_codes import UserError
 from gfgw_prod.process.meter import MB, Meter, Mode
@@ -25,12 +27,12 @@ if TYPE_CHECKING:
     from gfgw_prod.distributed.world import World
     from gfgw_prod.settings.data import DataSettings
 
-MOST_BYTES_UNPACKED = 2 << 30  # that every rank holds in memory, of a source that is not packed
+MAX_BYTES_UNPACKED = 2 << 30  # every rank holds a source that is not packed in memory
 
 
 @dataclass(frozen=True)
 class Table:
-    """Images ``(N, c, h, w)`` with values 0..``peak`` as uint8, in memory or in a pack, and class ids ``(N,)``."""
+    """Images ``(N, c, h, w)``, uint8, values 0 to ``peak``, in memory or in a pack; and class ids ``(N,)``, int64."""
 
     images: Tensor | Shards
     labels: Tensor
@@ -56,7 +58,7 @@ class Table:
         return found.to(torch.float32) / (self.peak / 2) - 1
 
     def fingerprint(self) -> str:
-        """SHA-256 over images, labels and what they mean: equal exactly when the data are. A pack's is in its index."""
+        """The ``Fingerprint`` of the data. A pack has it in its index."""
         if self.pack is not None:
             return self.pack.fingerprint
         assert isinstance(self.images, Tensor)
@@ -65,92 +67,86 @@ class Table:
         return digest.of(self.labels.numpy(), self.image_shape, self.peak, self.num_classes)
 
     def check(self, part: int, parts: int, progress: Mode = "off") -> None:
-        """Hashes every ``parts``-th file of a pack, from file ``part`` on.
+        """Hash every ``parts``-th file of a pack, from file ``part`` on.
 
         Raises:
-            UserError: if a file is not as it was packed.
+            UserError: if a file is damaged.
         """
         if self.pack is None:
             return
-        title, total = f"checking {self.pack.place}", self.pack.bytes // parts
+        title, total = f"checking {self.pack.directory}", self.pack.bytes // parts
         with Meter(title, total, "MB", scale=MB, mode=progress) as meter:
-            problem = self.pack.damaged(part, parts, meter.advance)
+            problem = self.pack.damage(part, parts, meter.advance)
         if problem:
-            raise UserError(f"data.path {self.pack.place}: {problem}; pack the data set again")
+            raise UserError(f"data.path {self.pack.directory}: {problem}; pack the data set again")
 
 
-@dataclass(frozen=True)
-class _Teller:
-    """Tells what is skipped, and how far it is."""
-
-    log: Callable[[str], None]
-    advance_to: Callable[[int], None]
-
-
-def load_table(settings: DataSettings, say: Callable[[str], None] = lambda line: None, progress: Mode = "off") -> Table:
-    """The data set of the settings; what is not packed is decoded into memory.
+def load_table(settings: DataSettings, log: Callable[[str], None] = lambda line: None, progress: Mode = "off") -> Table:
+    """Open a pack, or decode any other source into memory.
 
     Args:
-        say: told of every image that is skipped.
+        log: receives a line for every skipped image, and the notes of the listing.
 
     Raises:
-        UserError: if it is missing, empty, not readable, or too large to be decoded into memory.
+        UserError: if it is missing, empty, not readable, or too large for memory.
     """
     if settings.source == "packed":
-        pack = _pack_of(settings)
+        pack = _open_pack(settings)
         return Table(pack.images(), torch.from_numpy(pack.labels()), pack.peak, pack.num_classes, pack)
     listing = list_source(settings)
+    for note in listing.notes:
+        log(note)
     shape = common_shape(listing)
-    if (size := len(listing) * math.prod(shape)) > MOST_BYTES_UNPACKED:
+    if (size := len(listing) * math.prod(shape)) > MAX_BYTES_UNPACKED:
         raise UserError(
             f"data.source {settings.source}: {len(listing):,} images of {' x '.join(map(str, shape))} take "
             f"{size / 2**30:.1f} GiB in the memory of every rank; pack them once (gfgw pack) and use data.source packed"
         )
     rows, labels = [], []
     with Meter("decoding the data", len(listing), "images", mode=progress) as meter:
-        for chunk in decoded(listing, shape):
-            tell_of_odd(listing, chunk.odd, settings.on_error, _Teller(say, meter.advance_to))
+        for chunk in decode(listing, shape):
+            fail_or_skip(listing, chunk.invalid, settings.on_error, log)
             meter.advance_to(chunk.end)
             rows.append(chunk.rows)
-            labels.append(listing.labels[chunk.taken])
+            labels.append(listing.labels[chunk.items])
     images = torch.from_numpy(np.concatenate(rows))
     return Table(images, torch.from_numpy(np.concatenate(labels)), listing.peak, listing.num_classes)
 
 
-def open_table(settings: DataSettings, world: World, say: Callable[[str], None], progress: Mode = "auto") -> Table:
-    """The data set of the settings on every rank; a pack is hashed by those of each node together. Collective.
+def open_table(settings: DataSettings, world: World, log: Callable[[str], None], progress: Mode = "auto") -> Table:
+    """``load_table`` on every rank. The ranks of a node hash a pack together. Collective.
 
-    Every node hashes all files: it may have copies of its own.
+    Each node hashes all files, as it may have its own copy.
 
     Raises:
         UserError: as ``load_table`` does, or if a pack is damaged.
     """
     progress = progress if world.is_main else "off"
-    table = world.main_first(lambda: load_table(settings, say, progress))
+    table = world.main_first(lambda: load_table(settings, log, progress))
     if settings.verify:
         world.together(lambda: table.check(world.local_rank, world.local_world_size, progress))
     return table
 
 
 def shape_and_classes(settings: DataSettings) -> tuple[tuple[int, int, int], int, int]:
-    """Image shape, number of classes and of rows of a data set; of built-in ones without reading them.
+    """Image shape, number of classes and number of rows. Digits and CIFAR-10 are not read for this.
 
     Raises:
-        UserError: if others are missing or not readable.
+        UserError: if the data set is missing or not readable.
     """
     if settings.source == "digits":
         return (1, 8, 8), 10, DIGITS
     if settings.source == "cifar10":
         return (3, 32, 32), 10, CIFAR10_ROWS
     if settings.source == "packed":
-        pack = _pack_of(settings)
+        pack = _open_pack(settings)
         return pack.image_shape, pack.num_classes, pack.rows
-    listing: Listing = list_source(settings)
-    channels, height, width = common_shape(listing)
-    return (channels, height, width), listing.num_classes, len(listing) - len(listing.odd)
+    listing = list_source(settings)
+    return common_shape(listing), listing.num_classes, len(listing) - len(listing.invalid)
 
 
-def _pack_of(settings: DataSettings) -> Pack:
+def _open_pack(settings: DataSettings) -> Pack:
+    """The pack that the settings name. Rules that they set must be the same as the pack's."""
     if settings.path is None:
         raise UserError("data.path must name the pack of data.source packed; `gfgw pack` makes one")
     pack = Pack.read(settings.path)
@@ -160,11 +156,11 @@ def _pack_of(settings: DataSettings) -> Pack:
             f"data.path {settings.path} has images of {pack.image_shape[2]} x {pack.image_shape[1]} pixels, not "
             f"data.image_size {side}; pack the source again, with that size"
         )
-    made_by: dict[str, Any] = {"grey": pack.image_shape[0] == 1, "peak": pack.peak, **(pack.rules or {})}
+    rules: dict[str, Any] = {"grey": pack.image_shape[0] == 1, "peak": pack.peak, **(pack.rules or {})}
     for name in RULES:
-        if name in made_by and settings.given(name) and (given := getattr(settings, name)) != made_by[name]:
+        if name in rules and settings.is_set(name) and (value := getattr(settings, name)) != rules[name]:
             raise UserError(
-                f"data.path {settings.path} was packed with data.{name} {as_written(made_by[name])}, not "
-                f"{as_written(given)}; leave out data.{name}, or pack the source again"
+                f"data.path {settings.path} was packed with data.{name} {as_written(rules[name])}, not "
+                f"{as_written(value)}; leave out data.{name}, or pack the source again"
             )
     return pack

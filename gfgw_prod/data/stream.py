@@ -1,8 +1,7 @@
-"""The stream: every row once an epoch, in an order keyed by seed and epoch.
+"""The stream of a rank's cells: every row once an epoch, in an order keyed by seed and epoch.
 
-Slot ``i`` of step ``s`` reads position ``s B + i``.
-
-The position lives in our own sampler, a pure function of the step, so torchdata's loader state is never stored.
+Slot ``i`` of step ``s`` reads position ``s B + i`` of that order. The position is a function of the step, so no loader
+state is stored.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from gfgw_prod.data.sources import Table
 from gfgw_prod.distributed.cells import Cell, Spread, random_stream
 
 
-@lru_cache(maxsize=4)  # two epochs of each of a run's orders, whoever asks
+@lru_cache(maxsize=4)  # two epochs of each of a run's two orders
 def _permutation(seed: int, stream: str, epoch: int, length: int) -> Tensor:
     order = torch.randperm(length, generator=random_stream(seed, stream, epoch))
     return order.to(torch.int32) if length < 2**31 else order
@@ -46,7 +45,7 @@ class KeyedOrder:
 
 @dataclass(frozen=True)
 class CellRows:
-    """What the stream brings to a cell: row ids ``(b,)``, class ids ``(b,)``, images ``(b, c, h, w)`` in [-1, 1]."""
+    """The data of a cell: row ids ``(b,)``, class ids ``(b,)``, images ``(b, c, h, w)`` in [-1, 1]."""
 
     cell: Cell
     ids: Tensor
@@ -54,7 +53,7 @@ class CellRows:
     images: Tensor
 
     def pin_memory(self) -> CellRows:
-        """The same in page-locked memory, from which a GPU copies while it computes."""
+        """A copy in page-locked memory, from which a GPU copies while it computes."""
         return replace(self, labels=self.labels.pin_memory(), images=self.images.pin_memory())
 
 
@@ -70,13 +69,13 @@ def cell_stream(
     workers: int = 1,
     pin: bool = False,
 ) -> Iterator[CellRows]:
-    """The rank's cells of steps ``first_step`` to ``last_step`` (exclusive), one ``CellRows`` per round.
+    """The rank's cells of steps ``first_step`` to ``last_step`` (exclusive), one ``CellRows`` per turn.
 
-    Rounds come in the order of ``spread.turns_of``, whatever the number of workers.
+    The order is that of ``spread.turns_of``, for any number of workers.
 
     Args:
-        workers: threads of torchdata that fetch ahead; 0 fetches when asked.
-        pin: bring images in page-locked memory.
+        workers: threads that fetch ahead; 0 fetches on demand.
+        pin: copy images to page-locked memory.
     """
     order = KeyedOrder(seed, len(table))
 
@@ -90,7 +89,7 @@ def cell_stream(
         return CellRows(cell, ids, table.labels[ids], table.rows(ids))
 
     node: Any = nodes.IterableWrapper(positions())
-    # Without workers torchdata maps in the thread that asks.
+    # With 0 workers torchdata maps in the calling thread.
     node = nodes.ParallelMapper(node, fetch, num_workers=workers, in_order=True, method="thread", prebatch=None)
     if pin:
         node = nodes.PinMemory(node)
@@ -100,5 +99,5 @@ def cell_stream(
 
 
 def flip_some(images: Tensor, uniforms: Tensor) -> Tensor:
-    """Mirrors the images ``(n, c, h, w)`` whose uniform number ``(n,)`` is below one half."""
+    """Mirror the images ``(n, c, h, w)`` whose uniform number ``(n,)`` is below one half."""
     return torch.where((uniforms < 0.5)[:, None, None, None], images.flip(-1), images)

@@ -1,4 +1,4 @@
-"""How a rank notices that a peer is gone: by an error of their connection, in the words of whoever held it."""
+"""Recognise a lost peer: an error of the connection to it, whichever library held that."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ LATE = r"timed out|timeout"
 
 
 def lost_connection(error: RuntimeError) -> str | None:
-    """What happened to the connection, in one line; ``None`` for an error of any other kind."""
+    """What happened to the connection, on one line; ``None`` if the error is of another kind."""
     message = one_line(error)
-    # NCCL's and the store's errors have types of their own; gloo's name its source file.
+    # NCCL and the store raise types of their own; gloo raises RuntimeError and names its source file.
     if not (isinstance(error, DistError) or "/gloo/" in message) or not re.search(f"{ENDED}|{LATE}", message, re.I):
         return None
     return re.sub(r"\[\S+:\d+\] ", "", message)

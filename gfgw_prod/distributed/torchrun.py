@@ -1,4 +1,4 @@
-"""What torchrun tells a rank by its environment, checked before anything is built on it. Imports nothing heavy."""
+"""The interface to torchrun: a rank's environment variables, checked, and its error file. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -28,51 +28,54 @@ def rank_environment() -> RankEnvironment | None:
     """Read and check torchrun's variables; ``None`` for a process that nobody launched as a rank.
 
     Raises:
-        UserError: if the variables are incomplete or cannot be true together. Started so, ranks would train beside each
-            other, or wait for one that never comes.
+        UserError: if the variables are incomplete or contradict each other. With such variables, ranks would train
+            separately, or wait for one that never comes.
     """
-    ours = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"} & os.environ.keys()
-    if not ours:
+    present = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"} & os.environ.keys()
+    if not present:
         return None
     for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
         if not os.environ.get(name, "").strip():
             raise UserError(
-                f"torchrun's environment is incomplete: {min(ours)} is set, {name} is not; unset or set both"
+                f"torchrun's environment is incomplete: {min(present)} is set, {name} is not; unset or set both"
             )
     rank, world_size = _number("RANK", 0), _number("WORLD_SIZE", 1)
-    local_rank = _number("LOCAL_RANK", 0) if "LOCAL_RANK" in ours else 0
-    local_world_size = _number("LOCAL_WORLD_SIZE", 1) if "LOCAL_WORLD_SIZE" in ours else local_rank + 1
+    local_rank = _number("LOCAL_RANK", 0) if "LOCAL_RANK" in present else 0
+    local_world_size = _number("LOCAL_WORLD_SIZE", 1) if "LOCAL_WORLD_SIZE" in present else local_rank + 1
     if not 1 <= _number("MASTER_PORT", 1) <= 65535:
         raise UserError(f"MASTER_PORT must be between 1 and 65535, not {os.environ['MASTER_PORT']}")
-    for name, value, most, its in (
+    for name, value, most, total in (
         ("RANK", rank, world_size - 1, "WORLD_SIZE"),
         ("LOCAL_RANK", local_rank, local_world_size - 1, "LOCAL_WORLD_SIZE"),
         ("LOCAL_WORLD_SIZE", local_world_size, world_size, "WORLD_SIZE"),
     ):
         if value > most:
-            raise UserError(f"{name}, which torchrun sets, must be at most {most} by {its}, not {value}")
+            raise UserError(f"{name}, which torchrun sets, must be at most {most} by {total}, not {value}")
     return RankEnvironment(rank, world_size, local_rank, local_world_size)
 
 
-def speaks_for_its_node() -> bool:
-    """Whether this process answers for its node. Its ranks are alike, unless it is their places that are wrong."""
+def reports_for_node() -> bool:
+    """Whether this process logs what all ranks of its node would log: local rank 0, and no rank at all.
+
+    With wrong variables every rank does: they may be wrong on one rank only.
+    """
     try:
-        mine = rank_environment()
+        environment = rank_environment()
     except UserError:
         return True
-    return mine is None or mine.local_rank == 0
+    return environment is None or environment.local_rank == 0
 
 
-def tell_torchrun(error: Exception) -> None:
-    """Leaves an error's message where torchrun looks for one: its account of the rank that failed first then says why.
+def write_error_file(error: Exception) -> None:
+    """Write an error's message to the file in which plain torchrun looks for it, so that its report says why.
 
-    torchrun itself stops a node's other ranks once one has left, and may stop the one that speaks before it does. The
-    elastic launcher has no such account.
+    torchrun stops a node's other ranks once one has exited, perhaps local rank 0 before that has logged the error. Our
+    own launcher sets no such file.
     """
     file = os.environ.get("TORCHELASTIC_ERROR_FILE", os.devnull)
     if file == os.devnull:
         return
-    with suppress(OSError):  # torchrun would fail over half of it
+    with suppress(OSError):  # whole or not at all: torchrun fails on half a file
         write_whole(Path(file), json.dumps({"message": str(error), "timestamp": int(time.time())}).encode())
 
 

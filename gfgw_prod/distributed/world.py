@@ -16,7 +16,7 @@ import torch.distributed as dist
 import torch.utils.deterministic
 from torch import Tensor
 
-from gfgw_prod.distributed.torchrun import RankEnvironment, rank_environment, speaks_for_its_node
+from gfgw_prod.distributed.torchrun import RankEnvironment, rank_environment, reports_for_node
 from gfgw_prod.process.exit_codes import UserError
 
 T = TypeVar("T")
@@ -109,7 +109,7 @@ class World:
     @property
     def is_first_on_node(self) -> bool:
         """Whether this rank answers for its node."""
-        return speaks_for_its_node()
+        return reports_for_node()
 
     def stop(self) -> None:
         """Leaves the process group."""

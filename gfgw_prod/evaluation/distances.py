@@ -1,7 +1,7 @@
 """Distances between two sets of rows.
 
-Fréchet: of Gaussians fitted to them (Dowson and Landau 1982; Heusel et al. 2017). Kernel: the maximum mean discrepancy
-under a cubic kernel (Bińkowski et al. 2018; KID on Inception).
+The Fréchet distance compares Gaussians fitted to them (Dowson and Landau 1982; Heusel et al. 2017). The kernel distance
+is the maximum mean discrepancy under a cubic kernel (Bińkowski et al. 2018; KID on Inception).
 """
 
 from __future__ import annotations
@@ -11,19 +11,19 @@ from torch import Tensor
 
 from gfgw_prod.distributed.cells import random_stream
 from gfgw_prod.distributed.row_table import RowTable
-from gfgw_prod.evaluation.neighbours import Tick
+from gfgw_prod.evaluation.neighbours import Progress
 
 SUBSETS, SUBSET_ROWS = 100, 1000  # of the kernel distance, as published
 
 
 class Moments:
-    """Mean and covariance of rows that come block by block, in float64 (Chan, Golub and LeVeque 1983).
+    """Mean and covariance of a stream of rows, in float64 (Chan, Golub and LeVeque 1983).
 
-    The last bits depend on the blocks and their order, so both must be fixed. Memory is that of one covariance.
+    The last bits depend on the blocks and their order, so both must be fixed.
 
     Args:
         dim: width of the rows, d.
-        device: where the sums are.
+        device: device of the sums.
     """
 
     def __init__(self, dim: int, device: torch.device | str = "cpu"):
@@ -32,7 +32,7 @@ class Moments:
         self._scatter = torch.zeros(dim, dim, dtype=torch.float64, device=device)
 
     def add(self, rows: Tensor) -> None:
-        """Adds a block of rows ``(n, d)``."""
+        """Add a block of rows ``(n, d)``."""
         rows = rows.to(self.mean.device, torch.float64)
         mean, total = rows.mean(dim=0), self.count + len(rows)
         centred, gap = rows - mean, mean - self.mean
@@ -47,7 +47,7 @@ class Moments:
 
 
 def moments_of(rows: Tensor, block_rows: int = 256) -> Moments:
-    """Moments of rows ``(n, d)`` that are all there."""
+    """Moments of rows ``(n, d)`` in memory."""
     moments = Moments(rows.shape[1], rows.device)
     for block in rows.split(block_rows):
         moments.add(block)
@@ -57,14 +57,15 @@ def moments_of(rows: Tensor, block_rows: int = 256) -> Moments:
 def frechet_distance(first: Moments, second: Moments) -> float:
     """``|m1 - m2|² + tr(C1 + C2 - 2 (C1 C2)^½)``.
 
-    ``(C1 C2)^½`` has the eigenvalues of ``(C1^½ C2 C1^½)^½``, the singular values of ``C2^½ C1^½``; roots come from
-    symmetric eigendecompositions. Squaring the roots' product first would lose half of all digits.
+    The eigenvalues of ``(C1 C2)^½`` are those of ``(C1^½ C2 C1^½)^½``, which are the singular values of
+    ``C2^½ C1^½``; the roots come from symmetric eigendecompositions. Eigenvalues of ``C1^½ C2 C1^½`` itself would have
+    half the digits.
     """
     gap = first.mean - second.mean
     covariances = first.covariance, second.covariance
     cross = torch.linalg.svdvals(_root(covariances[1]) @ _root(covariances[0])).sum()
     spread = covariances[0].trace() + covariances[1].trace() - 2 * cross
-    return max(float(gap @ gap + spread), 0.0)  # rounding may leave it just below
+    return max(float(gap @ gap + spread), 0.0)  # rounding may leave it just below 0
 
 
 def _root(covariance: Tensor) -> Tensor:
@@ -89,21 +90,21 @@ def squared_mmd(first: Tensor, second: Tensor) -> float:
     return float(within - 2 * kernel(first, second).mean())
 
 
-def kernel_distance(samples: RowTable, data: RowTable, *, seed: int, tick: Tick) -> tuple[float, float]:
-    """Mean and standard deviation of MMD² over 100 subsets of 1,000 rows each (fewer if there are not so many).
+def kernel_distance(samples: RowTable, data: RowTable, *, seed: int, on_progress: Progress) -> tuple[float, float]:
+    """Mean and standard deviation of MMD² over 100 subsets of 1,000 rows each, or of all rows if there are fewer.
 
-    Subset ``s`` is drawn from stream ``(seed, "kernel", s)`` and goes to rank ``s mod world_size``. Collective.
+    Rank ``s mod world_size`` computes subset ``s``, drawn from stream ``(seed, "kernel", s)``. Collective.
     """
     world, size = samples.world, min(SUBSET_ROWS, samples.total, data.total)
     mine = torch.zeros(-(-SUBSETS // world.world_size), dtype=torch.float64, device=world.device)
-    for turn, first in enumerate(range(0, SUBSETS, world.world_size)):
-        tick("kernel distance", first, SUBSETS)
+    for index, first in enumerate(range(0, SUBSETS, world.world_size)):
+        on_progress("kernel distance", first, SUBSETS)
         own: list[Tensor] = []
-        for subset in range(first, min(first + world.world_size, SUBSETS)):  # rows are given to all ranks at once
+        for subset in range(first, min(first + world.world_size, SUBSETS)):  # `rows` is collective
             stream = random_stream(seed, "kernel", subset)
             drawn = [rows.rows(torch.randperm(rows.total, generator=stream)[:size]) for rows in (samples, data)]
             own = drawn if subset - first == world.rank else own
         if own:
-            mine[turn] = squared_mmd(*own)
-    values = world.all_gather(mine).T.flatten()[:SUBSETS].cpu()  # (ranks, turns), in the order of subsets
+            mine[index] = squared_mmd(*own)
+    values = world.all_gather(mine).T.flatten()[:SUBSETS].cpu()  # in the order of subsets
     return float(values.mean()), float(values.std(correction=0))

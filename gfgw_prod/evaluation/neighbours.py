@@ -1,7 +1,7 @@
-"""Exact nearest neighbours among rows that are spread over ranks, block by block, in float64.
+"""Exact nearest neighbours among rows spread over the ranks, block by block, in float64.
 
-Every rank compares the rows it holds with all rows, which pass by in blocks of columns. A block is the same rows
-whatever the number of ranks, so distances are the same bits on any of them.
+Each rank compares its own rows with all rows, which come in blocks of columns. Blocks do not depend on the world size,
+so the distances are the same bits on any.
 """
 
 from __future__ import annotations
@@ -14,35 +14,35 @@ from torch import Tensor
 
 from gfgw_prod.distributed.row_table import RowTable
 
-BLOCK_ROWS = 256  # of this rank's
-BLOCK_COLUMNS = 8192  # of all
-# Called before every part of the work, equally often on all ranks: what is being done, how many parts of how many are.
-Tick = Callable[[str, int, int], None]
+BLOCK_ROWS = 256  # of one rank
+BLOCK_COLUMNS = 8192  # of all ranks
+# Called before each part of the work, equally often on all ranks: title, parts done, parts in all.
+Progress = Callable[[str, int, int], None]
 
 
-def nearest_others(rows: RowTable, k: int, whose: str, tick: Tick) -> Tensor:
-    """Distances of each of the ``n`` rows to the ``k < n`` nearest others, ascending, ``(n, k)``. Collective."""
+def nearest_others(rows: RowTable, k: int, whose: str, on_progress: Progress) -> Tensor:
+    """Distances of each of ``n`` rows to its ``k < n`` nearest others, ascending, ``(n, k)``. Collective."""
     found = rows.local.new_full((len(rows.local), k), torch.inf, dtype=torch.float64, device=rows.world.device)
-    for pair in _pairs(rows, rows, f"neighbours of {whose}", tick):
+    for pair in _pairs(rows, rows, f"neighbours of {whose}", on_progress):
         own = pair.rows.start + torch.arange(len(pair.distances), device=found.device) + rows.start
         first, distances = pair.columns.start, pair.distances
         inside = (own >= first) & (own < pair.columns.stop)
         distances[inside, own[inside] - first] = torch.inf
         nearest = torch.cat([found[pair.rows], distances], dim=1).topk(k, dim=1, largest=False)
         found[pair.rows] = nearest.values
-    return _of_all(found, rows)
+    return _gather(found, rows)
 
 
 @dataclass(frozen=True)
 class Crossing:
-    """How samples ``(n,)`` and data ``(m,)`` lie among each other.
+    """Distances and balls between ``n`` samples and ``m`` data rows.
 
     Attributes:
         nearest_row: data row nearest to each sample, ``(n,)``.
-        nearest_distance: how far it is, ``(n,)``.
-        in_data: whether a sample lies in any data row's ball, ``(n,)``.
-        sample_distance: how far the nearest sample is from each data row, ``(m,)``.
-        in_samples: whether a data row lies in any sample's ball, ``(m,)``.
+        nearest_distance: distance to that row, ``(n,)``.
+        in_data: whether each sample lies in any data row's ball, ``(n,)``.
+        sample_distance: distance of each data row to the nearest sample, ``(m,)``.
+        in_samples: whether each data row lies in any sample's ball, ``(m,)``.
     """
 
     nearest_row: Tensor
@@ -52,26 +52,28 @@ class Crossing:
     in_samples: Tensor
 
 
-def cross(samples: RowTable, data: RowTable, sample_radii: Tensor, data_radii: Tensor, tick: Tick) -> Crossing:
-    """Neighbours between ``n`` samples and ``m`` rows of data with a ball around each. Collective."""
+def cross(
+    samples: RowTable, data: RowTable, sample_radii: Tensor, data_radii: Tensor, on_progress: Progress
+) -> Crossing:
+    """Compare ``n`` samples with ``m`` data rows; balls have radii ``(n,)`` and ``(m,)``. Collective."""
     world, count = samples.world, len(samples.local)
     radii, data_radii = sample_radii[samples.start : samples.end, None].to(world.device), data_radii.to(world.device)
     closest = torch.full((data.total,), torch.inf, dtype=torch.float64, device=world.device)
     held = torch.zeros(data.total, dtype=torch.int32, device=world.device)
     best = torch.full((count,), torch.inf, dtype=torch.float64, device=world.device)
     exact, row, inside = torch.zeros_like(best), torch.zeros_like(best), torch.zeros_like(best)
-    for pair in _pairs(samples, data, "samples among data", tick):
+    for pair in _pairs(samples, data, "samples among data", on_progress):
         mine, part, distances = pair.rows, pair.columns, pair.distances
         least, at = distances.min(dim=1)
         nearer = least < best[mine]
         row[mine] = torch.where(nearer, (at + part.start).double(), row[mine])
-        # A copy is at exactly 0.
+        # The norm of the difference is exactly 0 for a copy; the expanded square of `distances` is not.
         exact[mine] = torch.where(nearer, (pair.left - pair.right[at]).norm(dim=1), exact[mine])
         best[mine] = best[mine].minimum(least)
         inside[mine] = inside[mine].maximum((distances <= data_radii[part]).any(dim=1).double())
         closest[part] = closest[part].minimum(distances.amin(dim=0))
         held[part] = held[part].maximum((distances <= radii[mine]).any(dim=0).int())
-    found = _of_all(torch.stack([row, exact, inside], dim=1), samples)
+    found = _gather(torch.stack([row, exact, inside], dim=1), samples)
     return Crossing(
         nearest_row=found[:, 0].long(),
         nearest_distance=found[:, 1],
@@ -83,13 +85,13 @@ def cross(samples: RowTable, data: RowTable, sample_radii: Tensor, data_radii: T
 
 @dataclass(frozen=True)
 class _Pair:
-    """A block of this rank's rows against a block of all columns.
+    """A block of this rank's rows and a block of all columns.
 
     Attributes:
-        rows: which of this rank's.
-        columns: which of all.
-        left: the former, ``(b, d)``, float64.
-        right: the latter, ``(c, d)``, float64.
+        rows: range within this rank's rows.
+        columns: range within all rows.
+        left: features of the rows, ``(b, d)``, float64.
+        right: features of the columns, ``(c, d)``, float64.
         distances: ``(b, c)``.
     """
 
@@ -100,16 +102,16 @@ class _Pair:
     distances: Tensor
 
 
-def _pairs(rows: RowTable, columns: RowTable, doing: str, tick: Tick) -> Iterator[_Pair]:
-    """All pairs of blocks, each block of columns once; ``tick`` also where a rank has no rows left. Collective."""
+def _pairs(rows: RowTable, columns: RowTable, title: str, on_progress: Progress) -> Iterator[_Pair]:
+    """Yield all pairs of blocks; ranks with fewer rows than others report progress too. Collective."""
     device, starts = rows.world.device, range(0, min(rows.most_local, rows.total), BLOCK_ROWS)
     firsts = range(0, columns.total, BLOCK_COLUMNS)
-    for turn, first in enumerate(firsts):
+    for index, first in enumerate(firsts):
         part = slice(first, min(first + BLOCK_COLUMNS, columns.total))
         right = columns.rows(torch.arange(part.start, part.stop)).double()
         squares = right.square().sum(dim=1)
         for block, start in enumerate(starts):
-            tick(doing, turn * len(starts) + block, len(firsts) * len(starts))
+            on_progress(title, index * len(starts) + block, len(firsts) * len(starts))
             mine = slice(start, min(start + BLOCK_ROWS, len(rows.local)))
             left = rows.local[mine].to(device, torch.float64)
             if len(left):
@@ -117,8 +119,8 @@ def _pairs(rows: RowTable, columns: RowTable, doing: str, tick: Tick) -> Iterato
                 yield _Pair(mine, part, left, right, squared.clamp_min_(0).sqrt_())
 
 
-def _of_all(mine: Tensor, rows: RowTable) -> Tensor:
-    """Results of all ranks' rows in the order of rows, on the CPU. Collective."""
+def _gather(mine: Tensor, rows: RowTable) -> Tensor:
+    """Gather the results for each rank's rows, in row order, on the CPU. Collective."""
     padded = mine.new_zeros(rows.most_local, *mine.shape[1:])
     padded[: len(mine)] = mine
     return rows.world.all_gather(padded).flatten(0, 1)[: rows.total].cpu()

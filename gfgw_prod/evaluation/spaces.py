@@ -1,6 +1,6 @@
-"""Feature spaces in which sets of images are compared, and whether their networks' weights are at hand.
+"""Feature spaces in which sets of images are compared.
 
-Nothing is fetched: figures of one run are compared with those of others, so their networks are named files.
+No weights are downloaded: figures are compared across runs, so they must come from known files.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gfgw_prod.features.extractors import DINOV2, DINOV2_SIDE, IMAGENET_MEAN, IMAGENET_STD, dinov2_of_file
+from gfgw_prod.features.extractors import DINOV2, DINOV2_SIDE, IMAGENET_MEAN, IMAGENET_STD, load_dinov2
 from gfgw_prod.process.exit_codes import UserError, one_line
 from gfgw_prod.settings.evaluation import SpaceName
 from gfgw_prod.weights import published
@@ -36,13 +36,13 @@ class Space(nn.Module):
     dim: int
 
     def digest(self) -> str | None:
-        """SHA-256 of its weights, if it has any: figures are comparable where it is equal."""
+        """SHA-256 of the weights, if any; figures are comparable only where it is equal."""
         tensors = self.state_dict()
         return weights_digest(tensors) if tensors else None
 
 
 class Pixels(Space):
-    """Raw pixels in [-1, 1]; for tiny images."""
+    """Raw pixels in [-1, 1], for tiny images."""
 
     def __init__(self, image_shape: tuple[int, int, int]):
         super().__init__()
@@ -53,10 +53,10 @@ class Pixels(Space):
 
 
 class Inception(Space):
-    """Pool features of the Inception-v3 of FID, 2,048 wide: torch-fidelity's port, with its resizing to 299 pixels.
+    """Pool features ``(n, 2048)`` of FID's Inception-v3: torch-fidelity's port, which resizes to 299 pixels.
 
     Raises:
-        UserError: if the file does not hold its weights.
+        UserError: if the file does not hold the weights.
     """
 
     def __init__(self, file: Path):
@@ -65,7 +65,7 @@ class Inception(Space):
 
         self.dim = 2048
         try:
-            # The library would run code that such a file can hold. It gets one that was written here.
+            # The library unpickles the file, which could run code in it. So it gets one with nothing but the tensors.
             tensors, checked = torch.load(file, weights_only=True, map_location="cpu"), io.BytesIO()
             torch.save(tensors, checked)
             checked.seek(0)
@@ -80,10 +80,10 @@ class Inception(Space):
 
 
 class Dinov2(Space):
-    """Class token of a DINOv2 network at 224 pixels, as for the FD-DINOv2 of Stein et al. 2023.
+    """Class token of a DINOv2 network at 224 pixels, as in FD-DINOv2 (Stein et al. 2023).
 
     Args:
-        backbone: timm's model without head, for images of 224 pixels.
+        backbone: timm's model without a head, for images of 224 pixels.
     """
 
     def __init__(self, backbone: nn.Module):
@@ -104,13 +104,13 @@ class Dinov2(Space):
 
 @dataclass(frozen=True)
 class Files:
-    """Where weights are, if not in the caches of torch and the hub.
+    """Weight files that were named; ``None`` means the cache of torch or of the hub.
 
     Attributes:
         inception: torch-fidelity's file.
         dinov2: timm's ViT-L/14.
         dinov2_small: timm's ViT-S/14, which runs are trained with.
-        gone: files that a run had, and that are not there any more.
+        gone: files that the run used and that no longer exist.
     """
 
     inception: Path | None = None
@@ -120,14 +120,14 @@ class Files:
 
     @classmethod
     def now(cls, recorded: Files, given: Files) -> Files:
-        """Where weights of a run are now: as given, or else where the run had them, if they are still there."""
-        had = {name: recorded.named(name)[1] for name in NETWORKS if given.named(name)[1] is None}
-        gone = {name: file for name, file in had.items() if file is not None and not os.path.isfile(file)}
-        found = {name: given.named(name)[1] or (None if name in gone else had[name]) for name in NETWORKS}
+        """The files given, else those recorded by the run that still exist."""
+        used = {name: recorded.named(name)[1] for name in NETWORKS if given.named(name)[1] is None}
+        gone = {name: file for name, file in used.items() if file is not None and not os.path.isfile(file)}
+        found = {name: given.named(name)[1] or (None if name in gone else used[name]) for name in NETWORKS}
         return cls(found["inception"], found["dinov2"], found["dinov2-small"], gone)
 
     def named(self, space: SpaceName) -> tuple[str, Path | None]:
-        """The setting that names the file of a space, and the file."""
+        """The setting of a space's weight file, and the file it names."""
         return {
             "inception": ("evaluation.inception", self.inception),
             "dinov2": ("evaluation.dinov2", self.dinov2),
@@ -135,16 +135,16 @@ class Files:
         }[space]
 
     def find(self, space: SpaceName) -> Path | None:
-        """The file of a space: the one that was named, or one that a cache has."""
+        """The weight file of a space: the one named, else a cached one."""
         _, named = self.named(space)
         return named or _cached(space)
 
     def has(self, space: SpaceName) -> bool:
-        """Whether a space can be built, as far as its file's presence goes."""
+        """Whether a space needs no weights or its file was found."""
         return space == "pixels" or self.find(space) is not None
 
     def wanted(self, space: SpaceName) -> str:
-        """Which file to put where."""
+        """Advice: which file to put where."""
         setting, _ = self.named(space)
         setting += f" (evaluate --{space})"
         lost = f"the run's own {self.gone[space]} is gone; " if space in self.gone else ""
@@ -157,34 +157,34 @@ def build_space(
     space: SpaceName,
     files: Files,
     image_shape: tuple[int, int, int],
-    report: Callable[[str], None] = lambda line: None,
+    log: Callable[[str], None] = lambda line: None,
 ) -> Space:
-    """A feature space, its network frozen.
+    """Build a feature space with frozen weights.
 
     Args:
-        report: told of a file that was named and is not the published one.
+        log: gets a line if a named file is not the published one.
 
     Raises:
-        UserError: if its weights are not at hand, do not fit or are damaged, with what to put where.
+        UserError: if the weights are missing, damaged or of another network.
     """
     if space == "pixels":
         return Pixels(image_shape)
     file, (setting, given) = files.find(space), files.named(space)
     if file is None:
-        raise UserError(f"the weights of {space} are not at hand; {files.wanted(space)}")
+        raise UserError(f"the weights of {space} are missing; {files.wanted(space)}")
     if not os.path.isfile(file):
         raise UserError(f"{setting}: no file {file}; {files.wanted(space)}")
-    if space == "dinov2":  # of which no hash was to be found
-        return Dinov2(dinov2_of_file(DINOV2_LARGE, file, setting))
+    if space == "dinov2":  # no hash of it is published
+        return Dinov2(load_dinov2(DINOV2_LARGE, file, setting))
     weights = published.INCEPTION if space == "inception" else published.DINOV2
-    with published.verify(weights, file, report, named=given is not None):
+    with published.verify(weights, file, log, user_given=given is not None):
         if space == "inception":
             return Inception(file)
-        return Dinov2(dinov2_of_file(DINOV2, file, setting))
+        return Dinov2(load_dinov2(DINOV2, file, setting))
 
 
 def trained_with(config: Config) -> SpaceName:
-    """The space of a run's own feature extractor."""
+    """The space of a run's feature extractor."""
     return "dinov2-small" if config.features.extractor == "dinov2" else "pixels"
 
 

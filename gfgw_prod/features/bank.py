@@ -1,6 +1,6 @@
-"""The memory bank: features of the whole data set, rows spread over ranks by global row id.
+"""The feature bank: features of the whole data set, sharded over ranks by global row id.
 
-Rows are encoded in fixed blocks of the global order, so a row's features are the same bits whichever rank encodes it.
+Rows are encoded in fixed blocks of the global order, so a row's features are the same bits on every rank.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class FeatureBank(RowTable):
-    """``N`` feature rows of width ``dim``, unit norm once encoded."""
+    """``N`` feature rows of width ``dim``, of unit norm once encoded."""
 
     def __init__(self, total: int, dim: int, world: World):
         super().__init__(total, (dim,), world)
@@ -38,12 +38,12 @@ class FeatureBank(RowTable):
         views: int = 1,
         cache: BankCache | None = None,
     ) -> None:
-        """Fills this rank's rows, from the cache where it has them.
+        """Encode this rank's rows, or read them from the cache.
 
         Args:
             block_rows: images encoded at once.
-            on_block: told after every block how many rows are done.
-            views: 2 takes the mean of an image's features and its mirror image's, at unit norm.
+            on_block: called after every block with the number of rows done.
+            views: 1, or 2 for the mean of the features of an image and of its mirror image, scaled to unit norm.
         """
         for first in range(self.start, self.end, self.block_rows):
             number, last = first // self.block_rows, min(first + self.block_rows, self.end)
@@ -52,6 +52,7 @@ class FeatureBank(RowTable):
                 rows.copy_(found)
                 on_block(last - self.start)
                 continue
+            # Encoding blocks start at multiples of block_rows, also outside this rank's rows.
             for begin in range(first // block_rows * block_rows, last, block_rows):
                 features = _encoded(table, extractor, begin, min(begin + block_rows, self.total), views, self.world)
                 low, high = max(begin, first), min(begin + block_rows, last)
@@ -62,7 +63,7 @@ class FeatureBank(RowTable):
 
 
 def _encoded(table: Table, extractor: nn.Module, begin: int, end: int, views: int, world: World) -> Tensor:
-    """Features of the images ``begin`` to ``end``, ``(end - begin, d)``."""
+    """Features ``(end - begin, d)`` of images ``begin`` to ``end``."""
     images = table.rows(torch.arange(begin, end)).to(world.device)
     features: Tensor = extractor(images).float()
     if views == 2:

@@ -1,8 +1,8 @@
-"""Encoded banks on disk, for later runs of the same data, extractor and arithmetic, on any number of ranks.
+"""Encoded banks on disk, reused by later runs with the same data, extractor and arithmetic on any number of ranks.
 
-A file holds a block of the bank's rows, the same rows whatever the number of ranks. It is written whole or not at all,
-and its hash is checked when it is read: rows from the cache are the bits that encoding would give. What a start that
-was cut short has encoded, the next finds.
+A file holds one block of the bank's rows, which does not depend on the number of ranks. It is written atomically, and
+its hash is checked when it is read: cached rows are the bits that encoding would give. An interrupted encoding resumes
+from the blocks already written.
 """
 
 from __future__ import annotations
@@ -25,56 +25,55 @@ if TYPE_CHECKING:
 
 
 class BankCache:
-    """Blocks of one bank.
+    """Cached blocks of one bank.
 
     Args:
-        place: directory of this bank.
-        say: told when a block is damaged, or cannot be kept.
+        directory: of this bank.
+        log: takes a line when a block is damaged or cannot be written.
     """
 
-    def __init__(self, place: Path, say: Callable[[str], None]):
-        self.place, self._say, self._writes = place, say, True
+    def __init__(self, directory: Path, log: Callable[[str], None]):
+        self.directory, self._log, self._writable = directory, log, True
 
     @classmethod
-    def of(cls, config: Config, facts: dict[str, Any], say: Callable[[str], None]) -> BankCache | None:
-        """The cache of a run's bank, if ``features.cache`` names a directory.
+    def of(cls, config: Config, facts: dict[str, Any], log: Callable[[str], None]) -> BankCache | None:
+        """The cache of a run's bank, or ``None`` without ``features.cache``.
 
         Args:
-            facts: what the run's weights are a function of (``same_run.run_facts``).
+            facts: what determines the run's weights (``same_run.run_facts``).
 
         Raises:
-            UserError: if the directory cannot be made.
+            UserError: if the directory cannot be written.
         """
         root = config.features.cache
         if root is None:
             return None
-        f = config.features
         key: dict[str, Any] = {
             "data_fingerprint": facts["data_fingerprint"],
-            # All settings of features but where things are: one that is new must not find rows made without it.
-            "features": f.model_dump(mode="json", exclude={"cache", "weights"}),
+            # All settings of features except paths, so that a setting added later cannot match rows encoded without it.
+            "features": config.features.model_dump(mode="json", exclude={"cache", "weights"}),
             "weights": facts["frozen_weights"][0],
-            "precision": "fp32",  # of the bank, whatever the precision of training
-            # All else that the bits of a row depend on.
+            "precision": "fp32",  # of the bank; training's may differ
+            # Everything else that changes a row's bits.
             "compile": config.train.compile,
             "threads": config.run.threads,
             "packages": facts["packages"],
             "arithmetic": facts["arithmetic"],
         }
-        described = json.dumps(key, indent=1, sort_keys=True).encode()
-        place = root / hashlib.sha256(described).hexdigest()[:32]
+        description = json.dumps(key, indent=1, sort_keys=True).encode()
+        directory = root / hashlib.sha256(description).hexdigest()[:32]
         try:
-            place.mkdir(parents=True, exist_ok=True)
+            directory.mkdir(parents=True, exist_ok=True)
             for bank in root.glob("[0-9a-f]" * 32):
                 clear_partials(bank)
-            if not (place / "bank.json").exists():
-                write_whole(place / "bank.json", described)
+            if not (directory / "bank.json").exists():
+                write_whole(directory / "bank.json", description)
         except OSError as error:
             raise UserError(f"features.cache {root} cannot be written ({reason_of(error)}); name a directory") from None
-        return cls(place, say)
+        return cls(directory, log)
 
     def read(self, block: int, like: Tensor) -> Tensor | None:
-        """Rows of a block, of the shape of ``like``; ``None`` if they are not there as they were written."""
+        """Rows of a block, with shape and dtype of ``like``; ``None`` if the file is missing or damaged."""
         from safetensors import SafetensorError, safe_open
 
         path = self._path(block)
@@ -85,28 +84,28 @@ class BankCache:
                 rows: Tensor = file.get_tensor("rows")
                 expected = (file.metadata() or {}).get("blake3")
         except (OSError, SafetensorError) as error:
-            self._say(f"features.cache: {path} cannot be read ({reason_of(error)}); encoding its rows again")
+            self._log(f"features.cache: {path} cannot be read ({reason_of(error)}); encoding its rows again")
             return None
         if rows.shape != like.shape or rows.dtype != like.dtype or _digest(rows) != expected:
-            self._say(f"features.cache: {path} is damaged; encoding its rows again")
+            self._log(f"features.cache: {path} is damaged; encoding its rows again")
             return None
         return rows
 
     def write(self, block: int, rows: Tensor) -> None:
-        """Keeps rows of a block, if there is room."""
+        """Write rows of a block; after the first failure, write no more."""
         from safetensors.torch import save
 
-        if not self._writes:
+        if not self._writable:
             return
         rows = rows.cpu().contiguous()
         try:
             write_whole(self._path(block), save({"rows": rows}, {"blake3": _digest(rows)}))
         except OSError as error:
-            self._writes = False
-            self._say(f"features.cache: {self.place} cannot be written ({reason_of(error)}); the bank is not kept")
+            self._writable = False
+            self._log(f"features.cache: {self.directory} cannot be written ({reason_of(error)}); the bank is not kept")
 
     def _path(self, block: int) -> Path:
-        return self.place / f"rows-{block:05d}.safetensors"
+        return self.directory / f"rows-{block:05d}.safetensors"
 
 
 def _digest(rows: Tensor) -> str:

@@ -1,4 +1,4 @@
-"""Feature extractors: images in [-1, 1] to unit-norm rows, frozen, with gradient to their input."""
+"""Frozen feature extractors: images in [-1, 1] to unit rows, differentiable in the images."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 DINOV2 = "vit_small_patch14_dinov2.lvd142m"
 DINOV2_DIM = 384
-DINOV2_PATCH, DINOV2_TRAINED_SIDE, DINOV2_SIDE = 14, 518, 224  # pixels; the last is that of figures
+DINOV2_PATCH, DINOV2_TRAINED_SIDE, DINOV2_SIDE = 14, 518, 224  # pixels; the last is the input side in evaluation
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -29,11 +29,9 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 class PixelFeatures(nn.Module):
     """Flattened pixels scaled to unit norm, ``(n, c, h, w)`` -> ``(n, c h w)``; for tiny images.
 
-    Unit norm alone would make images the same that differ by a factor.
-
     Args:
-        constant: if not 0, one more coordinate before the scaling, of the norm of an image whose pixels have this root
-            mean square: features then tell faint images from strong ones.
+        constant: if not 0, append a constant coordinate before the scaling: the norm of an image whose pixels have this
+            root mean square. Without it, images that differ only by a factor have equal features.
     """
 
     def __init__(self, image_shape: tuple[int, int, int], constant: float = 0.0):
@@ -49,7 +47,7 @@ class PixelFeatures(nn.Module):
 
 
 def feature_dim(settings: FeatureSettings, image_shape: tuple[int, int, int]) -> int:
-    """Width of the features of the settings, without building what makes them."""
+    """Width of the features, without building the extractor."""
     if settings.extractor == "pixels":
         return math.prod(image_shape) + (settings.pixel_constant > 0)
     return DINOV2_DIM
@@ -59,7 +57,7 @@ class Dinov2Features(nn.Module):
     """Class token of DINOv2 ViT-S/14 (Oquab et al. 2023), unit norm, ``(n, 1|3, h, w)`` -> ``(n, 384)``.
 
     Args:
-        backbone: the timm model without head.
+        backbone: timm model without head.
         image_size: side to which images are resized, pixels.
     """
 
@@ -82,36 +80,36 @@ class Dinov2Features(nn.Module):
 
 
 def build_extractor(
-    settings: FeatureSettings, image_shape: tuple[int, int, int], report: Callable[[str], None] = lambda line: None
+    settings: FeatureSettings, image_shape: tuple[int, int, int], log: Callable[[str], None] = lambda line: None
 ) -> PixelFeatures | Dinov2Features:
-    """The extractor of the settings, without gradient to its weights.
+    """Build the extractor of the settings; its weights are frozen.
 
     Raises:
-        UserError: if its weights cannot be reached or do not fit.
+        UserError: if the weights cannot be obtained or do not fit.
     """
     if settings.extractor == "pixels":
         return PixelFeatures(image_shape, settings.pixel_constant)
-    with obtain(published.DINOV2, settings.weights, report) as path:
-        backbone = vit_of_file(DINOV2, path, settings.image_size, "features.weights")
+    with obtain(published.DINOV2, settings.weights, log) as path:
+        backbone = load_vit(DINOV2, path, settings.image_size, "features.weights")
     return Dinov2Features(backbone, settings.image_size)
 
 
-def vit_of_file(name: str, weights: Path, image_size: int, setting: str) -> nn.Module:
-    """A vision transformer of timm without head, for images of another side than it was trained on.
+def load_vit(name: str, weights: Path, image_size: int, setting: str) -> nn.Module:
+    """Load a timm vision transformer without head, resampled for images of ``image_size`` pixels a side.
 
     Args:
-        setting: that names the file, for complaints.
+        setting: name of the setting that gave the file, for error messages.
 
     Raises:
-        UserError: if the file is not of that network.
+        UserError: if the file does not hold that network.
     """
     import timm
 
-    # timm resamples position embeddings of a checkpoint file to another image size as it does for its own.
+    # A file given as timm's own pretrained weights gets its position embeddings resampled to the image size.
     overlay = {"file": str(weights)}
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's, of a file that is then refused
+            warnings.simplefilter("ignore")  # torch warns about files that are refused below
             network: nn.Module = timm.create_model(
                 name, pretrained=True, pretrained_cfg_overlay=overlay, num_classes=0, img_size=image_size
             )
@@ -120,25 +118,25 @@ def vit_of_file(name: str, weights: Path, image_size: int, setting: str) -> nn.M
     return network
 
 
-def dinov2_of_file(name: str, weights: Path, setting: str) -> nn.Module:
-    """A DINOv2 network without head for images of 224 pixels, as its authors' own code runs it.
+def load_dinov2(name: str, weights: Path, setting: str) -> nn.Module:
+    """Load a DINOv2 network without head for images of 224 pixels, as its authors' code runs it.
 
-    Position embeddings are resampled from 37 x 37 as there: bicubic by a factor of (16 + 0.1) / 37, not antialiased.
-    timm's own way to resample gives other features, and distances that cannot stand beside published ones.
+    Position embeddings are resampled from 37 x 37 as in that code: bicubic by a factor of (16 + 0.1) / 37, without
+    antialiasing. timm resamples differently; its features give distances that do not compare with published ones.
 
     Raises:
-        UserError: if the file is not of that network.
+        UserError: if the file does not hold that network.
     """
     import timm
 
-    tensors = vit_of_file(name, weights, DINOV2_TRAINED_SIDE, setting).state_dict()
+    tensors = load_vit(name, weights, DINOV2_TRAINED_SIDE, setting).state_dict()
     first, patches = tensors["pos_embed"].split([1, tensors["pos_embed"].shape[1] - 1], dim=1)
     trained, side = DINOV2_TRAINED_SIDE // DINOV2_PATCH, DINOV2_SIDE // DINOV2_PATCH
     grid = patches.unflatten(1, (trained, trained)).permute(0, 3, 1, 2)
     factor = (side + 0.1) / trained
     grid = F.interpolate(grid, scale_factor=(factor, factor), mode="bicubic")
     tensors["pos_embed"] = torch.cat([first, grid.permute(0, 2, 3, 1).flatten(1, 2)], dim=1)
-    with torch.device("meta"):  # no weights are drawn only to be replaced
+    with torch.device("meta"):  # skips the initialisation of weights that are replaced
         network: nn.Module = timm.create_model(name, pretrained=False, num_classes=0, img_size=DINOV2_SIDE)
     network.load_state_dict(tensors, assign=True)
     return network

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Iterable, Mapping
 from contextlib import nullcontext, suppress
@@ -124,8 +125,8 @@ class ExitCodeAgent(LocalElasticAgent):
         """Override: resume stopped workers, and give all of them `grace_seconds` to save."""
         signalled = stop_signal_in(sys.exception()) is not None
         if signalled:
-            codes = self.exit_codes()
-            self._stopped_while_healthy = len(codes) < self._started() and not any(codes)
+            codes = self._exit_codes()
+            self._stopped_while_healthy = len(codes) < len(self._workers()) and not any(codes)
             # A scheduler may signal more than once, which does not shorten the workers' grace period. Ctrl-C does.
             for stop in {*STOP} - {signal.SIGINT}:
                 signal.signal(stop, signal.SIG_IGN)
@@ -135,18 +136,18 @@ class ExitCodeAgent(LocalElasticAgent):
             # If workers are stopped because nodes come or go, a stop signal waits until they are: ranks that are
             # signalled twice exit without saving.
             with nullcontext() if signalled else stop_signals_deferred():
-                self._resume_stopped()
+                resume_stopped(self._running())
                 self._pcontext.close(forwarded, timeout=self.grace_seconds)
         super()._shutdown(forwarded)
 
     def _look_at_workers(self, worker_group: WorkerGroup) -> RunResult:
         self._looked_at = clock.now()  # before torch stops the peers of a failed worker, which it does within
-        codes = self.exit_codes()
+        codes = self._exit_codes()
         if (known := final_code_of((), codes)) is not None:
             self.job_code.set(known)  # before other nodes take the broken connections for a crash
         if any(codes):
             # torch signals the other workers, and kills them after 30 s. They end or give up a save within 20 s.
-            self._resume_stopped(after_seconds=RESUME_AFTER_SECONDS)
+            resume_stopped(self._running(), after_seconds=RESUME_AFTER_SECONDS)
         result: RunResult = super()._monitor_workers(worker_group)
         if result.state == WorkerState.HEALTHY:
             # Another node may have ended the job. The workers' connections may not show that before their timeout.
@@ -162,10 +163,10 @@ class ExitCodeAgent(LocalElasticAgent):
         self._cause = of_exit_codes(failed.values())
         if {*failed.values()} == {PREEMPTED} and not self._alone():
             # Another node got a stop signal: all ranks have saved, and those of this node continue without that node.
-            log("ranks have saved their state for a node that was told to stop; meeting again")
+            log("another node got a stop signal: all ranks have saved, and the remaining nodes meet again")
             self._remaining_restarts += 1  # the restart that follows is no crash
             return result
-        final = final_code_of(failed.values(), self.exit_codes())
+        final = final_code_of(failed.values(), self._exit_codes())
         patience = 0 if final is not None or self._remaining_restarts or self._alone() else JOB_CODE_SECONDS
         elsewhere = self.job_code.wait(patience)
         if elsewhere == FINISHED:
@@ -194,7 +195,7 @@ class ExitCodeAgent(LocalElasticAgent):
             self._pcontext.close(signal.SIGKILL, timeout=5)
         if self.final_code is not None:  # one worker crashed for good, and the others were stopped: these say 75
             return self.final_code
-        codes = self.exit_codes()
+        codes = self._exit_codes()
         if (final := final_code_of(codes)) is not None:
             return final
         if codes and not any(codes):
@@ -205,20 +206,17 @@ class ExitCodeAgent(LocalElasticAgent):
         log(f"workers did not stop cleanly after {received.name}; the run resumes from its last checkpoint")
         return CRASHED
 
-    def exit_codes(self) -> list[int]:
-        """Exit codes of the local workers that have ended (negative: the signal that killed them)."""
+    def _workers(self) -> list[subprocess.Popen[bytes]]:
         if not isinstance(self._pcontext, SubprocessContext):
             return []
-        codes = (handler.proc.poll() for handler in self._pcontext.subprocess_handlers.values())
-        return [code for code in codes if code is not None]
+        return [handler.proc for handler in self._pcontext.subprocess_handlers.values()]
 
-    def _started(self) -> int:
-        return len(self._pcontext.subprocess_handlers) if isinstance(self._pcontext, SubprocessContext) else 0
+    def _exit_codes(self) -> list[int]:
+        """Exit codes of the local workers that have ended (negative: the signal that killed them)."""
+        return [code for worker in self._workers() if (code := worker.poll()) is not None]
 
-    def _resume_stopped(self, after_seconds: float = 0.0) -> None:
-        if isinstance(self._pcontext, SubprocessContext):
-            handlers = self._pcontext.subprocess_handlers.values()
-            resume_stopped([each.proc.pid for each in handlers if each.proc.poll() is None], after_seconds)
+    def _running(self) -> list[int]:
+        return [worker.pid for worker in self._workers() if worker.poll() is None]
 
     def _alone(self) -> bool:
         return bool(self._worker_group.group_world_size == 1)

@@ -1,6 +1,6 @@
 """A node's part in a job: meet the other nodes, run the workers, join again after a lost rendezvous, exit.
 
-Read ``main``, then ``launch`` (as often as the rendezvous is lost), then ``take_part`` (one rendezvous).
+Read ``main``, then ``Node.run`` and ``Node._take_part``: one call for each rendezvous, until the job ends.
 """
 
 import logging
@@ -37,18 +37,6 @@ LINGER_SECONDS = 10.0  # at most, for the other nodes to read the job's exit cod
 LONGEST_PAUSE_SECONDS = 30.0  # between attempts to join a lost rendezvous; pauses double
 
 
-class RendezvousLostError(Exception):
-    """The node that hosts the rendezvous went away in the middle of a job, or cannot be reached.
-
-    Args:
-        met: whether this node had joined it.
-    """
-
-    def __init__(self, restarts_left: int, *, met: bool):
-        super().__init__("lost the rendezvous")
-        self.restarts_left, self.met = restarts_left, met
-
-
 def main() -> int:
     """Take part in the job that the command line describes. Returns the exit code."""
     _prepare_environment()
@@ -65,7 +53,7 @@ def main() -> int:
         assert isinstance(entrypoint, str)
         if not has_files:
             config.logs_specs = NoLogFiles()
-        return launch(config, entrypoint, arguments, int(grace))
+        return Node(config, entrypoint, arguments, int(grace)).run()
     except UserError as error:
         log(str(error))
         return BAD_INPUT
@@ -92,81 +80,81 @@ def _prepare_environment() -> None:
     os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
     keep_ports()
     os.environ[AGENT_PID] = str(os.getpid())
-    os.environ[clock.LAUNCHED_AT] = str(clock.began() or clock.now())
+    os.environ[clock.LAUNCHED_AT] = str(clock.process_started() or clock.now())
 
 
-def launch(config: LaunchConfig, entrypoint: str, arguments: list[str], grace_seconds: int) -> int:
-    """Run this node's workers to the end of the job, over any number of rendezvous. Returns the job's exit code."""
-    hosting = is_host(config.rdzv_endpoint)
-    patience = float(config.rdzv_configs.get("join_timeout", 600))
-    os.environ.pop(RESTART_CAUSE, None)
-    os.environ[EXPECTED_RANKS] = str(config.max_nodes * config.nproc_per_node)
-    restarts_left, pause, alone_since = config.max_restarts, 1.0, time.monotonic()
-    while hosting or wait_for_host(config.rdzv_endpoint, alone_since + patience):
-        try:
-            return take_part(config, entrypoint, arguments, grace_seconds, restarts_left, hosting=hosting)
-        except RendezvousLostError as lost:
-            restarts_left = lost.restarts_left
+class Node:
+    """This node's part in a job, over any number of rendezvous."""
+
+    def __init__(self, config: LaunchConfig, entrypoint: str, arguments: list[str], grace_seconds: int):
+        self.config, self.entrypoint, self.arguments = config, entrypoint, arguments
+        self.grace_seconds = grace_seconds
+        self.hosting = is_host(config.rdzv_endpoint)
+        self.restarts_left = config.max_restarts
+        self.alone_since = time.monotonic()
+
+    def run(self) -> int:
+        """Run this node's workers to the end of the job. Returns the job's exit code."""
+        endpoint = self.config.rdzv_endpoint
+        patience = float(self.config.rdzv_configs.get("join_timeout", 600))
+        os.environ.pop(RESTART_CAUSE, None)
+        os.environ[EXPECTED_RANKS] = str(self.config.max_nodes * self.config.nproc_per_node)
+        pause = 1.0
+        while self.hosting or wait_for_host(endpoint, self.alone_since + patience):
+            code = self._take_part()
+            if code is not None:
+                return code
             os.environ[clock.LAUNCHED_AT] = str(clock.now())
-            if lost.met:
-                alone_since = time.monotonic()
-                os.environ[RESTART_CAUSE] = "membership"
-        exit_on_stop_signals()
-        log(f"lost the rendezvous at {config.rdzv_endpoint}; waiting up to {patience:.0f} s for it to come back")
-        time.sleep(pause)  # no busy loop with a host that comes and goes
-        pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
-    log(f"nobody listens at the rendezvous {config.rdzv_endpoint} after {patience:.0f} s")
-    return CRASHED
+            exit_on_stop_signals()
+            log(f"lost the rendezvous at {endpoint}; waiting up to {patience:.0f} s for it to come back")
+            time.sleep(pause)  # no busy loop with a host that comes and goes
+            pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+        log(f"nobody listens at the rendezvous {endpoint} after {patience:.0f} s")
+        return CRASHED
 
+    def _take_part(self) -> int | None:
+        """Run the workers for as long as one rendezvous lives.
 
-def take_part(
-    config: LaunchConfig,
-    entrypoint: str,
-    arguments: list[str],
-    grace_seconds: int,
-    restarts_left: int,
-    *,
-    hosting: bool,
-) -> int:
-    """Run this node's workers for as long as one rendezvous lives. Returns the job's exit code.
-
-    Raises:
-        RendezvousLostError: the workers of this node, if it had any, have been stopped.
-    """
-    try:
-        rendezvous, job_code = meet(config)
-    except (RendezvousConnectionError, OSError) as gone:
-        if hosting:  # no other node would open it
-            raise
-        raise RendezvousLostError(restarts_left, met=False) from gone
-    spec = WorkerSpec(
-        role=config.role,
-        local_world_size=config.nproc_per_node,
-        entrypoint=entrypoint,
-        args=tuple(arguments),
-        rdzv_handler=rendezvous,
-        max_restarts=config.max_restarts,
-        monitor_interval=config.monitor_interval,
-        local_addr=config.local_addr,
-        numa_options=config.numa_options,
-    )
-    assert config.logs_specs is not None
-    prefix = config.log_line_prefix_template
-    agent = ExitCodeAgent(spec, config.logs_specs, prefix, job_code, grace_seconds, restarts_left)
-    try:
-        code = agent.run_job()
-        ignore_stop_signals()
-    except SignalException as stop:
-        # Leave the rendezvous open: closing it would end the job on nodes that got no signal.
-        return agent.end_after_signal(stop.sigval)
-    except (RendezvousConnectionError, DistNetworkError, DistStoreError) as lost:
-        rendezvous._stop_heartbeats()  # shutdown() would also end the job for all nodes, if it could
-        raise RendezvousLostError(agent.restarts_left, met=True) from lost
-    rendezvous.shutdown()
-    if hosting:
-        # For every node that the rendezvous knows, also those that wait to join or are spare.
-        job_code.wait_for_readers(len(rendezvous._state_holder.state.last_heartbeats), LINGER_SECONDS)
-    return code
+        Returns:
+            The job's exit code, or None if the rendezvous was lost. The workers, if there were any, have been stopped.
+        """
+        config = self.config
+        try:
+            rendezvous, job_code = meet(config)
+        except (RendezvousConnectionError, OSError):
+            if self.hosting:  # no other node would open it
+                raise
+            return None
+        spec = WorkerSpec(
+            role=config.role,
+            local_world_size=config.nproc_per_node,
+            entrypoint=self.entrypoint,
+            args=tuple(self.arguments),
+            rdzv_handler=rendezvous,
+            max_restarts=config.max_restarts,
+            monitor_interval=config.monitor_interval,
+            local_addr=config.local_addr,
+            numa_options=config.numa_options,
+        )
+        assert config.logs_specs is not None
+        prefix = config.log_line_prefix_template
+        agent = ExitCodeAgent(spec, config.logs_specs, prefix, job_code, self.grace_seconds, self.restarts_left)
+        try:
+            code = agent.run_job()
+            ignore_stop_signals()
+        except SignalException as stop:
+            # Leave the rendezvous open: closing it would end the job on nodes that got no signal.
+            return agent.end_after_signal(stop.sigval)
+        except (RendezvousConnectionError, DistNetworkError, DistStoreError):
+            rendezvous._stop_heartbeats()  # shutdown() would also end the job for all nodes, if it could
+            self.restarts_left, self.alone_since = agent.restarts_left, time.monotonic()
+            os.environ[RESTART_CAUSE] = "membership"
+            return None
+        rendezvous.shutdown()
+        if self.hosting:
+            # For every node that the rendezvous knows, also those that wait to join or are spare.
+            job_code.wait_for_readers(len(rendezvous._state_holder.state.last_heartbeats), LINGER_SECONDS)
+        return code
 
 
 def meet(config: LaunchConfig) -> tuple[DynamicRendezvousHandler, JobExitCode]:

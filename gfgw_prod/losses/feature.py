@@ -1,4 +1,4 @@
-"""Closeness in feature space, with gradient through the frozen extractor."""
+"""Cosine distance in feature space, with gradient through the frozen extractor."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ from torch import Tensor
 
 
 def feature_loss(predicted: Tensor, target: Tensor) -> Tensor:
-    """Mean of ``1 - cos`` between unit rows ``(n, d)`` of generated and matched images."""
+    """Mean of ``1 - cos`` between unit rows ``(n, d)`` of generated images and their targets."""
     return (1 - (predicted * target).sum(dim=1)).mean()

@@ -1,4 +1,4 @@
-"""Regression onto the matched image: multi-scale pseudo-Huber (Song and Dhariwal 2023, arXiv:2310.14189, eq. 8)."""
+"""Regression onto the target image: multi-scale pseudo-Huber (Song and Dhariwal 2023, arXiv:2310.14189, eq. 8)."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ def flow_loss(predicted: Tensor, target: Tensor, *, huber: float, scales: int) -
 
 
 def flow_distances(predicted: Tensor, target: Tensor, *, huber: float, scales: int) -> Tensor:
-    """Means over resolutions of ``√(|e|² + c²) - c``, ``c = huber √d``, divided by ``√d``, ``(n,)``.
+    """Pseudo-Huber distance of each image, ``(n,)``, averaged over resolutions.
 
-    The division makes the value a distance per pixel; each further scale halves the resolution by averaging.
+    At each of ``scales`` resolutions, each half the last by averaging: ``√(|e|² / d + huber²) - huber`` for an error
+    ``e`` of ``d`` values.
     """
     error = predicted - target
     total = error.new_zeros(len(error))
@@ -31,11 +32,7 @@ def flow_distances(predicted: Tensor, target: Tensor, *, huber: float, scales: i
 
 
 def check_scales(scales: int, image_shape: tuple[int, int, int]) -> None:
-    """Refuses more resolutions than an image offers.
-
-    Raises:
-        UserError: naming the setting.
-    """
+    """Raise ``UserError`` if an image cannot be halved ``scales - 1`` times."""
     most = int(math.log2(min(image_shape[1:]))) + 1
     if scales > most:
         raise UserError(f"loss.flow_scales should be at most {most} for {image_shape[-1]}-pixel images")

@@ -1,4 +1,4 @@
-"""LPIPS with the VGG-16 trunk (Zhang et al. 2018): its linear weights ship with ``lpips``, the trunk's do not."""
+"""LPIPS with a VGG-16 trunk (Zhang et al. 2018). ``lpips`` ships its linear weights but not the trunk's."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from gfgw_prod.process.exit_codes import UserError, one_line
 from gfgw_prod.weights.published import VGG16, obtain
 
-SMALLEST_SIDE = 32  # VGG halves the side four times before the last feature map of LPIPS
+SMALLEST_SIDE = 32  # pixels; VGG halves the side four times
 
 
 class PerceptualLoss(nn.Module):
@@ -29,32 +29,32 @@ class PerceptualLoss(nn.Module):
         return distances.mean()
 
 
-def build_perceptual(trunk: Path | None, report: Callable[[str], None] = lambda line: None) -> PerceptualLoss:
-    """LPIPS with a trunk from ``trunk`` (a torchvision VGG-16 state dict) or else torchvision's, cached or fetched.
+def build_perceptual(trunk: Path | None, log: Callable[[str], None] = lambda line: None) -> PerceptualLoss:
+    """Build LPIPS with the trunk of a torchvision VGG-16 state dict; by default torchvision's, cached or downloaded.
 
     Raises:
-        UserError: if the trunk cannot be reached or does not fit.
+        UserError: if the trunk cannot be obtained or does not fit.
     """
     import lpips
 
-    with obtain(VGG16, trunk, report) as path:
+    with obtain(VGG16, trunk, log) as path:
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of a file that is then refused
+                warnings.simplefilter("ignore")  # torch warns about files that are refused below
                 state = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:
             raise UserError(f"loss.lpips_trunk {path} is not a weights file: {one_line(error, 200)}") from None
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # lpips builds its trunk with torchvision's old arguments
+            warnings.simplefilter("ignore")  # lpips passes deprecated arguments to torchvision
             metric = lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False)
         _load_trunk(metric.net, state, path)
     return PerceptualLoss(metric)
 
 
 def _load_trunk(net: nn.Module, state: dict[str, Any], trunk: Path) -> None:
-    """lpips cuts VGG's ``features`` into slices and keeps their layer numbers, so keys differ only in their prefix."""
+    """Load VGG's ``features``. lpips splits them into slices but keeps layer numbers, so only the prefix differs."""
     if not isinstance(state, dict):
-        raise UserError(f"loss.lpips_trunk {trunk} holds no state dict: not torchvision's VGG-16")
+        raise UserError(f"loss.lpips_trunk {trunk} is not a state dict of torchvision's VGG-16")
     renamed = {}
     for name in net.state_dict():
         source = "features." + name.split(".", 1)[1]

@@ -1,4 +1,4 @@
-"""Distances among generated images against distances among their matches: the Gromov-Wasserstein term, on a batch."""
+"""The Gromov-Wasserstein term on a cell: distances among generated images against distances among their targets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The clock that all processes of a machine share, and on which the kernel tells when each of them began."""
+"""A clock that all processes of a machine share, and the time at which this process was started."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import os
 import time
 from pathlib import Path
 
-LAUNCHED_AT = "GFGW_LAUNCHED_AT"  # the elastic launcher tells its ranks when it began to bring them up
+LAUNCHED_AT = "GFGW_LAUNCHED_AT"  # the elastic launcher sets it for its ranks: when it began to start them
 
 
 def now() -> float:
-    """Seconds since the machine was started."""
+    """Seconds since the machine booted."""
     return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
-def began() -> float | None:
-    """When this process was started, to a hundredth of a second; ``None`` where the system does not tell."""
+def process_started() -> float | None:
+    """When this process was started, by the same clock, to a hundredth of a second; ``None`` if the system hides it."""
     try:
         fields = Path("/proc/self/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()
         return int(fields[19]) / os.sysconf("SC_CLK_TCK")  # field 22, starttime, of proc(5)

@@ -50,7 +50,7 @@ class StacksFile:
             self.path.parent.rmdir()
 
 
-def tell_of_hangs(run_dir: Path, report: Callable[[str], None]) -> bool:
+def keep_stacks_of_hung_ranks(run_dir: Path, report: Callable[[str], None]) -> bool:
     """Report in one line which ranks of the last start left stacks, and rename their files so that they stay.
 
     Returns:

@@ -1,6 +1,6 @@
-"""Which numbers of a step are out of the ordinary, and how often that has happened: part of the state of a run.
+"""Detect non-finite and spiking losses and gradient norms, and choose the checkpoint to roll back to.
 
-What a run does about bad numbers touches its weights, so all that it depends on stands in the checkpoint.
+The response to bad numbers changes the weights, so the state that decides on it is part of every checkpoint.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from gfgw_prod.process.exit_codes import NoProgressError
 if TYPE_CHECKING:
     from gfgw_prod.settings.running import ResilienceSettings
 
-WINDOW = 64  # steps whose numbers are remembered
-ENOUGH = 16  # of them, before a spike is one
+WINDOW = 64  # newest accepted steps, over which the median is taken
+ENOUGH = 16  # accepted steps, before a number can be a spike
 NAMES = ("gradient norm", "loss")
 ACCEPTED, SKIPPED, IN_A_ROW, ROLLED_BACK = range(4)
-COUNT_NAMES = ("skipped_steps", "rollbacks")  # what others call two of these
+COUNT_NAMES = ("skipped_steps", "rollbacks")  # in manifests and, after ``run/``, in metrics
 
 
 class NumberGuard:
-    """Compares a step's gradient norm and largest loss with those of the steps before."""
+    """Compares a step's gradient norm and largest loss with those of earlier steps, and counts skipped steps."""
 
     def __init__(self, settings: ResilienceSettings):
         self._factor, self._most_skips = settings.spike_factor, settings.skips_before_rollback
@@ -37,84 +37,87 @@ class NumberGuard:
         self._counts = torch.zeros(4, dtype=torch.int64)
 
     def tensors(self) -> dict[str, Tensor]:
-        """What a checkpoint must hold."""
+        """State for the checkpoint: the numbers ``(64, 2)`` of the newest accepted steps, and four counts."""
         return {"window": self._window, "counts": self._counts}
 
     def anomaly(self, numbers: tuple[float, ...]) -> str | None:
-        """What is wrong with a step's gradient norm and loss, in words, or ``None``."""
+        """Describe what is wrong with a step's gradient norm and loss, or return ``None``."""
         known = min(int(self._counts[ACCEPTED]), WINDOW)
         medians = self._window[:known].median(dim=0).values.tolist() if known >= ENOUGH else [0.0] * len(NAMES)
         for name, number, median in zip(NAMES, numbers, medians, strict=True):
             if not math.isfinite(number):
-                return f"a {name} that is not finite"
+                return f"a non-finite {name}"
             if median > 0 and number > self._factor * median:
                 return f"a {name} of {number:.3g}, {number / median:.3g} times the median"
         return None
 
     def accept(self, numbers: tuple[float, ...]) -> None:
-        """Remembers the numbers of a step that counts."""
+        """Record the numbers of an accepted step."""
         self._window[int(self._counts[ACCEPTED]) % WINDOW] = torch.tensor(numbers, dtype=torch.float64)
         self._counts[ACCEPTED] += 1
         self._counts[IN_A_ROW] = 0
 
     def skip(self) -> None:
-        """Counts a step that does not count."""
+        """Record a skipped step."""
         self._counts[SKIPPED] += 1
         self._counts[IN_A_ROW] += 1
 
     @property
     def skipped(self) -> int:
-        """Steps skipped in the life of the run."""
+        """Number of skipped steps in the whole run."""
         return int(self._counts[SKIPPED])
 
     @property
     def skipped_in_a_row(self) -> int:
-        """Steps skipped since the last that counted."""
+        """Number of skipped steps since the last accepted one."""
         return int(self._counts[IN_A_ROW])
 
     @property
     def rollbacks(self) -> int:
-        """How often the run went back to a checkpoint."""
+        """Number of rollbacks in the whole run."""
         return int(self._counts[ROLLED_BACK])
 
     def counts(self) -> dict[str, int]:
-        """What has happened in the life of the run, by name of a manifest's fact and, after ``run/``, of a metric."""
+        """Numbers of skipped steps and rollbacks, by ``COUNT_NAMES``."""
         return dict(zip(COUNT_NAMES, (self.skipped, self.rollbacks), strict=True))
 
     @property
     def needs_rollback(self) -> bool:
-        """Whether skipping alone does not help."""
+        """Whether too many steps in a row were skipped."""
         return self.skipped_in_a_row >= self._most_skips
 
     def record_rollback(self, skipped: int, rollbacks: int) -> None:
-        """After the state of a checkpoint was loaded: the counts before it, to which this rollback is added."""
+        """Restore the counts from before a checkpoint was loaded, and add this rollback."""
         self._counts[SKIPPED], self._counts[ROLLED_BACK], self._counts[IN_A_ROW] = skipped, rollbacks + 1, 0
 
 
 def checkpoint_before_streak(
-    guard: NumberGuard, step: int, storages: Sequence[Storage], world: World, report: Callable[[str], None]
+    guard: NumberGuard, step: int, storages: Sequence[Storage], world: World, log: Callable[[str], None]
 ) -> Checkpoint:
-    """The newest good checkpoint from before the bad steps, the last of which is ``step``. Collective.
+    """Choose the newest good checkpoint from before a streak of bad steps. Collective.
 
-    Only checkpoints at the regular interval count: where a run was interrupted must not matter.
+    Only regular checkpoints qualify, so that interruptions make no difference.
+
+    Args:
+        step: the last bad step.
 
     Raises:
-        NoProgressError: if it has come to this before, or there is no such checkpoint.
-        UserError: if checkpoints are there that this run cannot judge.
+        NoProgressError: if the run was rolled back before, or there is no such checkpoint.
+        UserError: if another version wrote a checkpoint.
     """
     problem = describe_streak(guard, step)
     if guard.rollbacks:
-        raise NoProgressError(f"{problem}, again after going back to a checkpoint; look at the data and settings")
+        raise NoProgressError(f"{problem}, again after a rollback; check the data and the settings")
     began = step - guard.skipped_in_a_row
     try:
-        found = newest_good(storages, world, report, lambda found: found.regular and found.step < began)
+        found = newest_good(storages, world, log, lambda found: found.regular and found.step < began)
     except NoneGoodError:
         found = None
     if found is None:
-        raise NoProgressError(f"{problem}, and there is no checkpoint from before to go back to")
+        raise NoProgressError(f"{problem}, and there is no checkpoint from before them to roll back to")
     return found
 
 
 def describe_streak(guard: NumberGuard, step: int) -> str:
-    """What is wrong, in words."""
-    return f"the numbers of {guard.skipped_in_a_row} steps in a row, up to step {step}, were bad"
+    """Describe the present streak of bad steps."""
+    return f"{guard.skipped_in_a_row} steps in a row, up to step {step}, had a bad loss or gradient norm"

@@ -1,4 +1,4 @@
-"""How a run has fared over all its starts: what was lost, what it was started again for, how its time was spent."""
+"""The history of a run over all its starts: causes of restarts, images lost, and time spent."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
+from gfgw_prod.process.durable import write_whole
 from gfgw_prod.process.restart_causes import CAUSES, Cause
 
 FILE = "ledger.json"
-EVERY_SECONDS = 5.0  # between notes of how far the run is
+WRITE_SECONDS = 5.0  # between writes of the position
 NUMBERS = ("began", "paused_seconds", "lost_images", "noted", "images")
-End = Literal["open", "told to stop", "finished", "error"]
+End = Literal["open", "told to stop", "finished", "error"]  # how a start ended, as the file has it
 
 
 class Ledger:
-    """Kept by rank 0 in a file of the run directory. It touches no weight, and a run without it goes on all the same.
+    """Kept by rank 0 in a file of the run directory. A run without it trains the same weights.
 
     Args:
         clock: seconds since the epoch.
@@ -30,58 +31,58 @@ class Ledger:
         self._entries = dict.fromkeys(NUMBERS, 0.0)
         self._restarts: dict[Cause, int] = dict.fromkeys(CAUSES, 0)
         self._end: str = "finished"
-        self._known = self._read()
-        self._before = 0.0  # productive seconds up to the checkpoint that this start goes on from
+        self._exists = self._read()
+        self._productive_before = 0.0  # seconds, of the checkpoint that this start resumes from
 
     def begin(
         self, images: int, *, seen: int, starting_seconds: float, cause: Cause | None, productive_seconds: float
     ) -> None:
-        """A start begins with the state after ``images`` images.
+        """Record a start that resumes after ``images`` images.
 
         Args:
-            seen: images on record before it.
-            starting_seconds: that this start has taken so far.
-            cause: of the start, if it is known.
-            productive_seconds: behind the state.
+            seen: images of the last metric record before this start.
+            starting_seconds: time that this start has taken so far.
+            cause: of the restart, if known.
+            productive_seconds: time in steps that the resumed state has behind it.
         """
         entries, started = self._entries, self._clock() - starting_seconds
-        if not self._known:
+        if not self._exists:
             entries["began"] = started
-        elif self._end == "finished":  # to go on further
-            entries["paused_seconds"] += max(started - entries["noted"], 0.0)
+        elif self._end == "finished":  # the run was extended: not a restart
+            self._exclude_pause(started)
         else:
-            orderly = self._end == "told to stop"
-            if orderly:
-                entries["paused_seconds"] += max(started - entries["noted"], 0.0)
-            found: Cause = "preempted" if orderly else "error" if self._end == "error" else "unknown"
-            self._restarts[cause or found] += 1
+            stopped = self._end == "told to stop"
+            if stopped:
+                self._exclude_pause(started)
+            default: Cause = "preempted" if stopped else "error" if self._end == "error" else "unknown"
+            self._restarts[cause or default] += 1
             entries["lost_images"] += max(entries["images"], seen, images) - images
-        self._before = productive_seconds
+        self._productive_before = productive_seconds
         entries["images"] = images
-        self._note("open")
+        self._write("open")
 
     def exclude(self, seconds: float) -> None:
-        """So long the run has measured its samples: it neither made steps nor lost time."""
+        """Exclude evaluation time from the running time."""
         self._entries["paused_seconds"] += seconds
-        self._note("open")
+        self._write("open")
 
-    def note(self, images: int) -> None:
-        """How far the run is now; written down now and then."""
-        if self._clock() - self._entries["noted"] >= EVERY_SECONDS:
+    def record_images(self, images: int) -> None:
+        """Record the position of the run. It is written every few seconds."""
+        if self._clock() - self._entries["noted"] >= WRITE_SECONDS:
             self._entries["images"] = images
-            self._note("open")
+            self._write("open")
 
     def end(self, images: int, how: End) -> None:
-        """This start ends."""
+        """Record the end of this start."""
         self._entries["images"] = images
-        self._note(how)
+        self._write(how)
 
     def productive_seconds(self, spent: float) -> float:
-        """Of the whole run, with what this start has ``spent`` in steps."""
-        return self._before + spent
+        """Time in steps of the whole run, if this start has ``spent`` so many seconds in steps."""
+        return self._productive_before + spent
 
     def values(self, spent: float) -> dict[str, float]:
-        """By tag of the catalogue."""
+        """Metrics by tag of the catalogue."""
         running = max(self._clock() - self._entries["began"] - self._entries["paused_seconds"], 1e-9)
         productive = self.productive_seconds(spent)
         return {
@@ -92,16 +93,18 @@ class Ledger:
             **{f"run/restarts/{cause}": float(count) for cause, count in self._restarts.items()},
         }
 
-    def _note(self, end: End) -> None:
+    def _exclude_pause(self, started: float) -> None:
+        """Exclude the time between the end of the last start and the beginning of this one."""
+        self._entries["paused_seconds"] += max(started - self._entries["noted"], 0.0)
+
+    def _write(self, end: End) -> None:
         self._entries["noted"], self._end = self._clock(), end
-        partial = self._file.with_name(f".{FILE}.partial")
-        with suppress(OSError):  # a full disk has its own consequences
-            whole = {**self._entries, "restarts": self._restarts, "end": end}
-            partial.write_text(json.dumps(whole) + "\n", encoding="utf-8")
-            partial.replace(self._file)
+        content = {**self._entries, "restarts": self._restarts, "end": end}
+        with suppress(OSError):  # a full disk must not end the run
+            write_whole(self._file, f"{json.dumps(content)}\n".encode(), sync=False)
 
     def _read(self) -> bool:
-        """Whether there was something that we wrote."""
+        """Read the file; return whether it is there and valid."""
         try:
             found = json.loads(self._file.read_text(encoding="utf-8"))
             numbers = {name: float(found[name]) for name in NUMBERS}

@@ -1,4 +1,4 @@
-"""Refuses to go on with a run whose trajectory new settings, data or machines would change, unless told to."""
+"""Refuse to resume a run with settings, data or machines that would change its weights, unless allowed."""
 
 from __future__ import annotations
 
@@ -20,8 +20,7 @@ if TYPE_CHECKING:
     from gfgw_prod.data.sources import Table
     from gfgw_prod.settings.config import Config
 
-# Settings with which a package's arithmetic ends in the weights; torch's and our own always does. Data sets and weight
-# files have fingerprints of their own.
+# Packages whose computations reach the weights, and when. Data sets and weight files have their own fingerprints.
 PACKAGES: dict[str, Callable[[Config], bool]] = {
     "gfgw-prod": lambda config: True,
     "torch": lambda config: True,
@@ -31,7 +30,7 @@ PACKAGES: dict[str, Callable[[Config], bool]] = {
     "pot": lambda config: config.transport.backend == "pot",
 }
 
-# Settings that leave every weight as it is: where things are kept, what is reported, how the work is spread.
+# Settings that change no weight: places of files, reports, the distribution of the work.
 FREE = frozenset(
     {
         "run.dir",
@@ -54,10 +53,10 @@ FREE = frozenset(
         "resilience.straggler_ratio",
     }
 )
-# Of the data, what they are has a fingerprint, however they were found, decoded and brought.
+# The data set has a fingerprint: where it lies and how it is read does not matter.
 FREE |= {f"data.{name}" for name in DataSettings.model_fields} - {"data.flip"}
 FREE_SECTIONS = ("checkpoint.", "telemetry.", "evaluation.")
-# Settings in which the ranks of a job may differ: all others say when, and on what, ranks meet.
+# Settings that may differ between the ranks of a job. All others decide when ranks meet in a collective, and on what.
 PER_RANK = frozenset(
     {
         "run.dir",
@@ -77,12 +76,12 @@ PER_RANK = frozenset(
 
 
 def is_free(setting: str) -> bool:
-    """Whether a run may go on with another value of it."""
+    """Whether a run may be resumed with another value of a setting."""
     return setting in FREE or setting.startswith(FREE_SECTIONS)
 
 
 def arithmetic_of(device: torch.device) -> str:
-    """What computes, as far as bits depend on it: a GPU's model and libraries, or a CPU's model and instructions."""
+    """The hardware and libraries that results depend on bitwise: of a GPU, or of a CPU with its instruction set."""
     if device.type == "cuda":
         return (
             f"{torch.cuda.get_device_name(device)}, CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}"
@@ -100,7 +99,7 @@ def _cpu_model() -> str:
 
 
 def run_facts(config: Config, table: Table, frozen: Sequence[nn.Module], device: torch.device) -> dict[str, Any]:
-    """What a checkpoint's manifest says of the run: all that its weights are a function of, as JSON."""
+    """Everything that determines the weights of a run, as JSON for a checkpoint's manifest."""
     return {
         "config": config.model_dump(mode="json"),
         "data_fingerprint": table.fingerprint(),
@@ -114,11 +113,11 @@ def run_facts(config: Config, table: Table, frozen: Sequence[nn.Module], device:
 
 
 def find_changes(manifest: dict[str, Any], facts: dict[str, Any]) -> list[str]:
-    """Every difference between a checkpoint's run and the present one that would change the weights."""
+    """List every difference between the run of a checkpoint and the present one that would change the weights."""
     old, new = (
         flatten(without_removed(each["config"]))
         | {f"package {name}": found for name, found in each["packages"].items()}
-        | {"the arithmetic of": each["arithmetic"]}
+        | {"hardware": each["arithmetic"]}
         for each in (manifest, facts)
     )
     found = [
@@ -126,40 +125,41 @@ def find_changes(manifest: dict[str, Any], facts: dict[str, Any]) -> list[str]:
         for name in sorted(old.keys() | new.keys())
         if old.get(name) != new.get(name) and not is_free(name)
     ]
-    for fact, name in (("data_fingerprint", "the data set itself"), ("frozen_weights", "the frozen networks' weights")):
-        if manifest[fact] != facts[fact]:
-            found.append(name)
+    if manifest["data_fingerprint"] != facts["data_fingerprint"]:
+        found.append("the contents of the data set")
+    if manifest["frozen_weights"] != facts["frozen_weights"]:
+        found.append("the frozen networks' weights")
     return found
 
 
 def accept_changes(manifest: dict[str, Any], facts: dict[str, Any]) -> list[str]:
-    """Refuses changes unless ``run.allow_changes`` is set; then enters them in ``facts["changes"]``, and returns them.
+    """Check the changes since a checkpoint. If they are allowed, record them in ``facts["changes"]`` and return them.
 
     Raises:
-        UserError: naming every difference that would change the weights.
+        UserError: if ``run.allow_changes`` is not set; it names every change.
     """
     found = find_changes(manifest, facts)
     settings = facts["config"]
     before = manifest["config"]["train"]["batch_size"]
     if settings["train"]["batch_size"] != before:
         raise UserError(
-            f"the run in {settings['run']['dir']} counts its steps in batches of {before} images; keep "
-            f"train.batch_size {before}, or use another run.dir"
+            f"the run in {settings['run']['dir']} has train.batch_size {before}, which cannot change; keep it, or use "
+            "another run.dir"
         )
     if found and not settings["run"]["allow_changes"]:
         raise UserError(
             f"the run in {settings['run']['dir']} was started with other settings ({'; '.join(found)}); "
-            "use those, another run.dir, or run.allow_changes true"
+            "use the old ones, another run.dir, or run.allow_changes true"
         )
     facts["changes"] = [*manifest["changes"], *([{"step": manifest["step"], "changes": found}] if found else [])]
     return found
 
 
 def require_same_settings(by_rank: Sequence[dict[str, Any]]) -> None:
-    """Refuses a job whose ranks were started with other settings than rank 0.
+    """Check that all ranks of a job were started with the same settings.
 
     Raises:
-        UserError: naming the first such rank and what differs, on all ranks alike.
+        UserError: if not; the same on all ranks. It names the first such rank and what differs.
     """
     first, *others = (flatten(settings) for settings in by_rank)
     for rank, other in enumerate(others, start=1):
@@ -170,25 +170,25 @@ def require_same_settings(by_rank: Sequence[dict[str, Any]]) -> None:
 
 
 def accept_rank_differences(by_rank: Sequence[dict[str, Any]], facts: dict[str, Any], step: int) -> list[str]:
-    """Refuses ranks that differ from rank 0, or enters and returns their differences, as ``accept_changes`` does.
+    """Check the facts of all ranks. If differences are allowed, record them as ``accept_changes`` does and return them.
 
     Raises:
-        UserError: naming the first rank that would train other weights, and why.
+        UserError: if ``run.allow_changes`` is not set; it names the first rank that differs from rank 0, and how.
     """
-    mixed = {rank: find_changes(by_rank[0], other) for rank, other in enumerate(by_rank)}
-    found = [f"rank {rank}: {'; '.join(different)}" for rank, different in mixed.items() if different]
+    by_difference = {rank: find_changes(by_rank[0], other) for rank, other in enumerate(by_rank)}
+    found = [f"rank {rank}: {'; '.join(differences)}" for rank, differences in by_difference.items() if differences]
     if found and not facts["config"]["run"]["allow_changes"]:
         raise UserError(
-            f"ranks differ from rank 0 in what trains the weights ({found[0]}); "
-            "make their nodes alike, or set run.allow_changes true"
+            f"ranks would compute other weights than rank 0 ({found[0]}); "
+            "use equal nodes, or set run.allow_changes true"
         )
-    if found and found not in [each["changes"] for each in facts["changes"]]:  # a mixed job may be resumed often
+    if found and found not in [each["changes"] for each in facts["changes"]]:  # once, however often the job is resumed
         facts["changes"].append({"step": step, "changes": found})
     return found
 
 
 def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by dotted name."""
+    """Settings of nested sections, by dotted name."""
     flat: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""Files that samples go to: a PNG each, one grid, or one npz. They come turn by turn, so memory does not grow."""
+"""Writers of sample files: one PNG each, one grid, or one npz, batch by batch."""
 
 from __future__ import annotations
 
@@ -15,32 +15,33 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gfgw_prod.data.listing import DATASET_JSON
+from gfgw_prod.data.dataset_json import DATASET_JSON, parse_labels
 from gfgw_prod.process.durable import write_whole
 from gfgw_prod.process.exit_codes import UserError
 from gfgw_prod.sampling import pictures
 
 Form = Literal["png", "grid", "npz"]
+PICTURE = r"[0-9]{6,}\.png"
 
 
-class Sink(Protocol):
-    """Takes images in order, as levels ``(n, c, h, w)``, uint8."""
+class ImageWriter(Protocol):
+    """Writes images in order."""
 
     def add(self, first: int, levels: Tensor) -> None:
-        """Images ``first`` to ``first + n``."""
+        """Write images ``first`` to ``first + n``, uint8 ``(n, c, h, w)``."""
 
     def close(self) -> str:
-        """Completes the files; what to tell."""
+        """Complete the files; return a line about them."""
 
-    def give_up(self) -> None:
-        """Removes the file that cannot be completed."""
+    def discard(self) -> None:
+        """Remove an incomplete file."""
 
 
-def sink_for(form: Form, out: Path, count: int, labels: Tensor | None, shape: tuple[int, int, int]) -> Sink:
-    """A sink for ``count`` images ``shape``, of classes ``labels`` if they have any, in the directory ``out``.
+def image_writer(form: Form, out: Path, count: int, labels: Tensor | None, shape: tuple[int, int, int]) -> ImageWriter:
+    """A writer of ``count`` images ``shape``, with class ids ``labels`` if any, to the directory ``out``.
 
     Raises:
-        UserError: if pictures of an earlier command would stay among them.
+        UserError: if ``out`` holds other pictures that would mix with these, or the labels of a data set.
     """
     if form == "png":
         return Pngs(out, count, labels)
@@ -50,22 +51,26 @@ def sink_for(form: Form, out: Path, count: int, labels: Tensor | None, shape: tu
 
 
 class Pngs:
-    """``000000.png`` and so on, and their class ids in ``dataset.json``, as EDM's tools have it: a data set.
+    """``000000.png`` and so on, with class ids in ``dataset.json``: a data set in the format of EDM's tools.
 
-    Until all are written there is no ``dataset.json``: that of an earlier command is of other pictures.
+    ``dataset.json`` is written last; an earlier command's is removed first.
     """
 
     def __init__(self, out: Path, count: int, labels: Tensor | None):
         self._out, self._count, self._labels = out, count, labels
-        self._digits = max(6, len(str(count - 1)))  # files are in the order of their names
+        self._digits = max(6, len(str(count - 1)))  # names sort in the order of numbers
         for name in sorted(os.listdir(out)):
-            if re.fullmatch(r"[0-9]{6,}\.png", name):
+            if re.fullmatch(PICTURE, name):
                 number = int(name.removesuffix(".png"))
                 if number >= count or name != self._name(number):
                     raise UserError(
                         f"--out {out} holds {name}, which is none of the {count:,} images to be written and "
-                        "would stay among them; name another directory"
+                        "would mix with them; name another directory"
                     )
+        if not _is_of_samples(out / DATASET_JSON):
+            raise UserError(
+                f"--out {out} holds the {DATASET_JSON} of another data set, which would be lost; name another directory"
+            )
         (out / DATASET_JSON).unlink(missing_ok=True)
 
     def add(self, first: int, levels: Tensor) -> None:
@@ -79,15 +84,26 @@ class Pngs:
         write_whole(self._out / DATASET_JSON, json.dumps({"labels": labels}).encode())
         return f"{self._count} images in {self._out}"
 
-    def give_up(self) -> None:
-        """Each picture is whole or not there."""
+    def discard(self) -> None:
+        """Nothing to do: pictures are written completely or not at all."""
 
     def _name(self, number: int) -> str:
         return f"{number:0{self._digits}d}.png"
 
 
+def _is_of_samples(path: Path) -> bool:
+    """Whether a ``dataset.json`` is missing, or names nothing but samples."""
+    try:
+        labels = parse_labels(path.read_bytes())
+    except FileNotFoundError:
+        return True
+    except (OSError, ValueError):
+        return False
+    return all(re.fullmatch(PICTURE, name) for name in labels or ())
+
+
 class Grid:
-    """All images in one ``grid.png``, about as wide as high."""
+    """All images in one ``grid.png``, about square."""
 
     def __init__(self, out: Path, count: int):
         self._path, self._columns = out / "grid.png", max(round(count**0.5), 1)
@@ -101,14 +117,14 @@ class Grid:
         pictures.write_png(pictures.side_by_side(images, self._columns), self._path)
         return str(self._path)
 
-    def give_up(self) -> None:
-        """It is whole or not there."""
+    def discard(self) -> None:
+        """Nothing to do: the picture is written completely or not at all."""
 
 
 class Npz:
-    """``samples.npz``: ``arr_0``, images ``(n, h, w, c)``, uint8; of images with classes ``arr_1``, ``(n,)``, int64.
+    """``samples.npz``: images ``arr_0`` ``(n, h, w, c)``, uint8, and class ids, if any, ``arr_1`` ``(n,)``, int64.
 
-    That is what evaluation suites read (Dhariwal and Nichol 2021). The bytes are a function of the images.
+    This is the format of evaluation suites (Dhariwal and Nichol 2021). Equal images give equal bytes.
     """
 
     def __init__(self, out: Path, count: int, labels: Tensor | None, shape: tuple[int, int, int]):
@@ -124,7 +140,7 @@ class Npz:
                 self._stream.close()
             self._member("arr_0.npy", np.dtype(np.uint8), (count, height, width, channels))
         except BaseException:
-            self.give_up()
+            self.discard()
             raise
 
     def add(self, first: int, levels: Tensor) -> None:
@@ -136,14 +152,14 @@ class Npz:
         self._partial.replace(self._path)
         return str(self._path)
 
-    def give_up(self) -> None:
+    def discard(self) -> None:
         for each in (self._stream, self._archive):
-            with suppress(OSError):  # they write what they hold
+            with suppress(OSError):  # closing writes buffers
                 each.close()
         self._partial.unlink(missing_ok=True)
 
     def _member(self, name: str, dtype: np.dtype[np.generic], shape: tuple[int, ...]) -> None:
-        entry = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))  # numpy's own would hold the time of day
+        entry = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))  # savez would record the time
         self._stream = self._archive.open(entry, "w", force_zip64=True)
         described = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(self._stream, described)

@@ -1,16 +1,18 @@
-"""Pictures: samples from seeds, grids, PNG files."""
+"""Sample pictures: drawing, grids, PNG files."""
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from gfgw_prod.sampling.sampler import CELL, Sampler, in_turn
+from gfgw_prod.process.durable import write_whole
+from gfgw_prod.sampling.sampler import CELL, Sampler, cycle_classes
 
-SHOWN_SIDE = 64  # tiny images are enlarged to about this many pixels in grids and files
+SHOWN_SIDE = 64  # pixels; tiny images are enlarged to about this size in grids
 
 
 def draw_samples(
@@ -24,11 +26,11 @@ def draw_samples(
     device: torch.device,
     before_cell: Callable[[], None] = lambda: None,
 ) -> tuple[Tensor, Tensor]:
-    """One-step samples ``(count, c, h, w)`` in [-1, 1] and their class ids ``(count,)``, on the CPU.
+    """Draw one-step samples ``(count, c, h, w)`` in [-1, 1] with class ids ``(count,)``, on the CPU.
 
-    Sample ``i`` has noise of its own stream ``(seed, stream, i)`` and class ``i mod num_classes``.
+    Sample ``i`` has noise of stream ``(seed, stream, i)`` and class ``i mod num_classes``.
     """
-    labels_of = in_turn(range(num_classes))
+    labels_of = cycle_classes(range(num_classes))
     sampler = Sampler(generator, image_shape, labels_of, seed=seed, stream=stream, device=device)
     pieces = []
     for start in range(0, count, CELL):
@@ -38,28 +40,28 @@ def draw_samples(
 
 
 def levels_of(images: Tensor) -> Tensor:
-    """Images in [-1, 1] as 256 levels, uint8: what files hold, and what is measured."""
+    """Quantise images in [-1, 1] to 256 levels, uint8, as in files and in evaluation."""
     return ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 
 def to_bytes(images: Tensor) -> Tensor:
-    """Images ``(n, c, h, w)`` in [-1, 1] as bytes ``(n, 3, h, w)``."""
+    """Convert images ``(n, c, h, w)`` in [-1, 1] to bytes ``(n, 3, h, w)``."""
     return levels_of(images).expand(-1, 3, -1, -1)
 
 
 def enlarge(images: Tensor, shown_side: int = SHOWN_SIDE) -> Tensor:
-    """Repeats the pixels of tiny images a whole number of times."""
+    """Enlarge tiny images by repeating pixels."""
     factor = max(shown_side // images.shape[-1], 1)
     return images.repeat_interleave(factor, dim=-2).repeat_interleave(factor, dim=-1)
 
 
 def grid_of(images: Tensor, columns: int) -> Tensor:
-    """Images ``(n, c, h, w)`` in [-1, 1] side by side as one picture ``(3, H, W)`` of bytes."""
+    """Arrange images ``(n, c, h, w)`` in [-1, 1] as one picture ``(3, H, W)`` of bytes."""
     return side_by_side(to_bytes(images), columns)
 
 
 def side_by_side(pictures: Tensor, columns: int, gap: int = 2) -> Tensor:
-    """Pictures ``(n, 3, h, w)`` of bytes as one ``(3, H, W)``; tiny ones are enlarged."""
+    """Arrange pictures ``(n, 3, h, w)`` of bytes as one ``(3, H, W)``; tiny ones are enlarged."""
     tiles = enlarge(pictures)
     side_h, side_w = tiles.shape[-2:]
     rows = -(-len(tiles) // columns)
@@ -72,13 +74,9 @@ def side_by_side(pictures: Tensor, columns: int, gap: int = 2) -> Tensor:
 
 
 def write_png(picture: Tensor, path: Path) -> None:
-    """Writes a picture ``(3, h, w)`` of bytes, whole or not at all."""
+    """Write a picture ``(3, h, w)`` of bytes as PNG, completely or not at all."""
     from PIL import Image
 
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        Image.fromarray(picture.permute(1, 2, 0).contiguous().numpy()).save(partial, format="PNG")
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+    encoded = io.BytesIO()
+    Image.fromarray(picture.permute(1, 2, 0).contiguous().numpy()).save(encoded, format="PNG")
+    write_whole(path, encoded.getvalue(), sync=False)

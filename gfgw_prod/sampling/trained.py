@@ -1,4 +1,4 @@
-"""A trained generator apart from its run: taken out of a checkpoint, or kept in one safetensors file."""
+"""A trained generator, read from a checkpoint or from an exported safetensors file."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from gfgw_prod.weights.digest import weights_digest
 
 @dataclass(frozen=True)
 class TrainedGenerator:
-    """Weights, and all that is needed to make them a generator again.
+    """Weights, and everything needed to build their generator.
 
-    Args:
-        tensors: by the names of ``build_generator(...).state_dict()``.
-        config: every setting of the run, resolved.
+    Attributes:
+        tensors: by name, as in ``build_generator(...).state_dict()``.
+        config: all settings of the run.
         image_shape: ``(c, h, w)``.
-        num_classes: of the data set, also if the generator knows none.
-        step: optimisation steps made.
+        num_classes: classes of the data set, even if the generator is unconditional.
+        step: optimisation steps.
         images: images seen.
         weights: ``ema`` (averaged) or ``raw`` (as trained).
-        weights_sha256: the checkpoint's digest, as ``inspect`` shows it.
-        data_fingerprint: of the data set that it was trained on; empty in files of versions that did not write it.
+        weights_sha256: digest of the checkpoint, as ``inspect`` shows it.
+        data_fingerprint: fingerprint of the training data; empty in files of older versions.
     """
 
     tensors: dict[str, Tensor]
@@ -48,20 +48,25 @@ class TrainedGenerator:
 
     @property
     def settings(self) -> Config:
-        """The sections that matter to a generator; the others may be of a version that had other settings."""
+        """Sections ``run`` and ``generator``; others may contain settings that only an older version knew."""
         return resolve(without_removed({section: self.config[section] for section in ("run", "generator")}))
 
     @property
     def least_time(self) -> float:
-        """The least time that it was trained at for good, where a sampler of several steps should not go below."""
+        """Lower end of the trained times, below which a sampler of several steps should not go."""
         try:
             return float(self.config["time"]["stage2_range"][0])
-        except (KeyError, TypeError, ValueError, IndexError):  # of a version that had other settings
+        except (KeyError, TypeError, ValueError, IndexError):  # an older version with other settings
             return 0.0
 
     @property
+    def kind_of_weights(self) -> str:
+        """The kind of weights in words."""
+        return {"ema": "averaged weights", "raw": "weights as trained"}[self.weights]
+
+    @property
     def metadata(self) -> dict[str, str]:
-        """What an exported file says of itself; ``tensors_sha256`` is a digest of the very tensors in it."""
+        """Metadata of an exported file; ``tensors_sha256`` is the digest of its own tensors."""
         return {
             "config": json.dumps(self.config),
             "image_shape": json.dumps(self.image_shape),
@@ -75,14 +80,14 @@ class TrainedGenerator:
         }
 
     def build(self) -> OneStepGenerator:
-        """The generator on the CPU, in evaluation mode.
+        """Build the generator on the CPU, in evaluation mode.
 
         Raises:
-            UserError: if the weights are not those of a generator of these settings.
+            UserError: if the weights do not fit the settings.
         """
         settings = self.settings.generator
         try:
-            with torch.device("meta"):  # no weights are drawn only to be replaced
+            with torch.device("meta"):  # skips drawing initial weights
                 generator = build_generator(settings, self.image_shape, self.num_classes, seed=0)
             generator.load_state_dict(self.tensors, assign=True)
         except (ValueError, RuntimeError) as error:
@@ -91,18 +96,18 @@ class TrainedGenerator:
 
 
 def read_trained(place: str, *, raw: bool) -> TrainedGenerator:
-    """The generator of a run's newest whole checkpoint, of one checkpoint, or of a file that ``export`` wrote.
+    """Read the generator of a run's newest good checkpoint, of one checkpoint, or of a file that ``export`` wrote.
 
     Args:
         raw: weights as trained instead of their average.
 
     Raises:
-        UserError: if there is none, it is damaged, or it does not hold the weights asked for.
+        UserError: if there is none, it is damaged, or it lacks the weights asked for.
     """
     if os.path.isfile(place):
         trained = read_file(Path(place))
         if raw and trained.weights != "raw":
-            raise UserError(f"{place} holds averaged weights alone; export the run with --raw for those as trained")
+            raise UserError(f"{place} holds averaged weights only; export the run with --raw for weights as trained")
         return trained
     found = next((each for each in reversed(find_checkpoints(place)) if each.problem() is None), None)
     if found is None:
@@ -124,56 +129,56 @@ def read_trained(place: str, *, raw: bool) -> TrainedGenerator:
 
 
 def load_generator(path: str | Path) -> OneStepGenerator:
-    """The generator of a safetensors file that ``export`` wrote, on the CPU, in evaluation mode.
+    """Load the generator of a safetensors file that ``export`` wrote, on the CPU, in evaluation mode.
 
-    ``generator.sample(noise, labels).clamp(-1, 1)`` makes images ``(n, c, h, w)`` of standard normal noise of the same
-    shape and, if it is conditional, class ids ``(n,)``. Reading the file runs no code.
+    ``generator.sample(noise, labels).clamp(-1, 1)`` maps standard normal noise ``(n, c, h, w)`` and, if the generator
+    is conditional, class ids ``(n,)`` to images. Reading the file runs no code.
 
     Raises:
-        UserError: if the file is missing, damaged, or not such a file.
+        UserError: if the file is missing, damaged, or not written by ``export``.
     """
     return read_file(Path(path)).build()
 
 
 def read_file(path: Path) -> TrainedGenerator:
-    """What ``to_safetensors`` wrote.
+    """Read what ``to_safetensors`` wrote.
 
     Raises:
-        UserError: if the file is missing, damaged, or not such a file.
+        UserError: if the file is missing, damaged, or not written by ``export``.
     """
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="pt") as file:
-            said = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
-        channels, height, width = (int(size) for size in json.loads(said["image_shape"]))
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+        channels, height, width = (int(size) for size in json.loads(metadata["image_shape"]))
         trained = TrainedGenerator(
             tensors=tensors,
-            config=json.loads(said["config"]),
+            config=json.loads(metadata["config"]),
             image_shape=(channels, height, width),
-            num_classes=int(said["num_classes"]),
-            step=int(said["step"]),
-            images=int(said["images"]),
-            weights=said["weights"],
-            weights_sha256=said["weights_sha256"],
-            data_fingerprint=said.get("data_fingerprint", ""),
+            num_classes=int(metadata["num_classes"]),
+            step=int(metadata["step"]),
+            images=int(metadata["images"]),
+            weights=metadata["weights"],
+            weights_sha256=metadata["weights_sha256"],
+            data_fingerprint=metadata.get("data_fingerprint", ""),
         )
-        whole = weights_digest(tensors) == said["tensors_sha256"] and trained.settings is not None
+        whole = weights_digest(tensors) == metadata["tensors_sha256"] and trained.settings is not None
     except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
-        raise UserError(f"{path} is no generator exported as safetensors ({one_line(error, 200)})") from None
+        raise UserError(f"{path} is not a generator exported as safetensors ({one_line(error, 200)})") from None
     if not whole:
         raise UserError(f"{path} is damaged: its tensors do not match their SHA-256")
     return trained
 
 
 def to_safetensors(trained: TrainedGenerator) -> bytes:
-    """The generator as the bytes of a safetensors file, the same ones every time."""
+    """Serialise the generator as safetensors, always to the same bytes."""
     from safetensors.torch import save
 
     content = save({name: tensor.contiguous() for name, tensor in trained.tensors.items()}, trained.metadata)
-    # The library writes metadata in a random order: the header, JSON behind its length in 8 bytes, is written anew.
+    # The library writes metadata in random order, so rewrite the header: 8 bytes of length, then JSON.
     end = 8 + int.from_bytes(content[:8], "little")
     header = json.dumps(json.loads(content[8:end]), sort_keys=True, separators=(",", ":")).encode()
-    header = header.ljust(-(-len(header) // 8) * 8)  # tensors begin at a multiple of 8
+    header = header.ljust(-(-len(header) // 8) * 8)  # tensors are aligned to 8 bytes
     return len(header).to_bytes(8, "little") + header + content[end:]

@@ -1,4 +1,4 @@
-"""Every setting: typed, with its unit, default and range."""
+"""All settings of a run, and checks across sections."""
 
 from __future__ import annotations
 
@@ -26,33 +26,31 @@ from gfgw_prod.settings.training import (
     TrainSettings,
 )
 from gfgw_prod.settings.transport import TransportSettings
-from gfgw_prod.settings.types import (
-    Whole,
-)
+from gfgw_prod.settings.types import Whole
 
 
 class Config(BaseSettings):
-    """A run, whole: the weights are a function of these settings."""
+    """All settings of a run; the weights are a function of them."""
 
     model_config = SettingsConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    seed: Annotated[Whole, Field(ge=0, lt=2**63)] = Field(0, description="seed of every random stream")
-    run: RunSettings = Field(RunSettings(), description="where and on what")
-    data: DataSettings = Field(DataSettings(), description="images")
-    generator: GeneratorSettings = Field(GeneratorSettings(), description="the U-Net")
-    features: FeatureSettings = Field(FeatureSettings(), description="feature space and bank")
-    transport: TransportSettings = Field(TransportSettings(), description="the coupling")
-    loss: LossSettings = Field(LossSettings(), description="the objective")
-    time: TimeSettings = Field(TimeSettings(), description="distribution of t")
-    consistency: ConsistencySettings = Field(ConsistencySettings(), description="what a step before t = 1 regresses on")
-    optimizer: OptimizerSettings = Field(OptimizerSettings(), description="the update")
-    ema: EmaSettings = Field(EmaSettings(), description="averaged weights")
-    train: TrainSettings = Field(TrainSettings(), description="length and batch")
-    distributed: DistributedSettings = Field(DistributedSettings(), description="ranks")
-    checkpoint: CheckpointSettings = Field(CheckpointSettings(), description="restartable state")
-    resilience: ResilienceSettings = Field(ResilienceSettings(), description="faults")
-    telemetry: TelemetrySettings = Field(TelemetrySettings(), description="metrics and pictures")
-    evaluation: EvaluationSettings = Field(EvaluationSettings(), description="how good samples are")
+    seed: Annotated[Whole, Field(ge=0, lt=2**63)] = Field(0, description="seed of all random streams")
+    run: RunSettings = Field(RunSettings(), description="directory, device and threads of the run")
+    data: DataSettings = Field(DataSettings(), description="data set")
+    generator: GeneratorSettings = Field(GeneratorSettings(), description="generator network")
+    features: FeatureSettings = Field(FeatureSettings(), description="feature extractor and bank")
+    transport: TransportSettings = Field(TransportSettings(), description="coupling of samples and data")
+    loss: LossSettings = Field(LossSettings(), description="loss weights")
+    time: TimeSettings = Field(TimeSettings(), description="distribution of the training times t")
+    consistency: ConsistencySettings = Field(ConsistencySettings(), description="consistency training at t < 1")
+    optimizer: OptimizerSettings = Field(OptimizerSettings(), description="AdamW and its learning rate")
+    ema: EmaSettings = Field(EmaSettings(), description="exponential moving average of the weights")
+    train: TrainSettings = Field(TrainSettings(), description="length, batch and precision of training")
+    distributed: DistributedSettings = Field(DistributedSettings(), description="parallelism")
+    checkpoint: CheckpointSettings = Field(CheckpointSettings(), description="saving and keeping checkpoints")
+    resilience: ResilienceSettings = Field(ResilienceSettings(), description="reaction to faults")
+    telemetry: TelemetrySettings = Field(TelemetrySettings(), description="metrics and sample pictures")
+    evaluation: EvaluationSettings = Field(EvaluationSettings(), description="evaluation while training")
 
     @classmethod
     def settings_customise_sources(
@@ -63,11 +61,11 @@ class Config(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Nothing but the file and the command line: an environment variable named SEED must not change a run."""
+        """Ignore the environment: a variable named SEED must not change a run."""
         return (init_settings,)
 
     @model_validator(mode="after")
-    def _fits_together(self) -> Self:
+    def _check_together(self) -> Self:
         if self.train.batch_size % self.train.cell_size:
             raise ValueError(
                 f"train.batch_size ({self.train.batch_size}) must be a multiple of "
@@ -78,19 +76,19 @@ class Config(BaseSettings):
             if low >= high:
                 raise ValueError(f"time.{name} must be an increasing pair, not {low}, {high}")
         if self.generator.correlation and not self.generator.exact_boundary:
-            raise ValueError("generator.correlation is of the exact boundary's preconditioning; use that, or 0")
-        if (unread := self.data.unread()) is not None:
-            raise ValueError(unread)
+            raise ValueError("generator.correlation needs generator.exact_boundary true; or use 0")
+        if (unused := self.data.unused()) is not None:
+            raise ValueError(unused)
         if self.features.pixel_constant and self.features.extractor != "pixels":
-            raise ValueError("features.pixel_constant is of extractor pixels; use that, or 0")
+            raise ValueError("features.pixel_constant needs features.extractor pixels; or use 0")
         if self.distributed.gather_dtype == "bfloat16" and self.train.precision != "bf16":
             raise ValueError("distributed.gather_dtype bfloat16 needs train.precision bf16")
         if self.generator.conditional and self.transport.backend == "pot":
-            raise ValueError("transport.backend pot knows no classes; use native with generator.conditional true")
+            raise ValueError("transport.backend pot has no classes; use native with generator.conditional true")
         if self.transport.noise_weight and self.features.extractor != "pixels":
-            raise ValueError("transport.noise_weight compares noise with features of extractor pixels; use that, or 0")
+            raise ValueError("transport.noise_weight needs features of extractor pixels; or use 0")
         if self.consistency.coupled_by == "noise" and self.features.extractor != "pixels":
-            raise ValueError("consistency.coupled_by noise is for features of extractor pixels; use that, or samples")
+            raise ValueError("consistency.coupled_by noise needs features of extractor pixels; or use samples")
         return self
 
     @property
@@ -100,5 +98,5 @@ class Config(BaseSettings):
 
     @property
     def total_steps(self) -> int:
-        """Optimisation steps of the whole run, rounded up."""
+        """Optimisation steps of the run, rounded up."""
         return max(-(-round(self.train.total_kimg * 1000) // self.train.batch_size), 1)

@@ -1,4 +1,4 @@
-"""What can be measured, and in which feature spaces. Imports nothing heavy: settings are made of it."""
+"""Metrics, feature spaces and settings of evaluation. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import Field
 
-from gfgw_prod.settings.types import NonNegative, Place, Section, Whole
+from gfgw_prod.settings.types import NonNegative, Section, UserPath, Whole
 
-Metric = Literal["fd", "kid", "pr", "coverage", "memorisation", "fid", "fd-dinov2"]
+EvaluationMetric = Literal["fd", "kid", "pr", "coverage", "memorisation", "fid", "fd-dinov2"]
 SpaceName = Literal["pixels", "dinov2-small", "dinov2", "inception"]
 Features = Literal["auto", "pixels", "dinov2-small", "dinov2", "inception"]
-METRICS: tuple[Metric, ...] = get_args(Metric)
+METRICS: tuple[EvaluationMetric, ...] = get_args(EvaluationMetric)
 FEATURES: tuple[Features, ...] = get_args(Features)
-FEWEST, MOST = 10, 10_000_000  # samples; of data there must be as many as FEWEST
+FEWEST, MOST = 10, 10_000_000  # samples; the data set needs FEWEST images too
 
-# Figures that are one number: the metric they belong to, and whether low or high is good.
-FIGURES: dict[str, tuple[Metric, Literal["lower", "higher", ""]]] = {
+# Figures that are one number: their metric, and which values are better.
+FIGURES: dict[str, tuple[EvaluationMetric, Literal["lower", "higher", ""]]] = {
     "fd": ("fd", "lower"),
     "kid": ("kid", "lower"),
     "kid_std": ("kid", ""),
@@ -34,14 +34,16 @@ FIGURES: dict[str, tuple[Metric, Literal["lower", "higher", ""]]] = {
 
 
 class EvaluationSettings(Section):
-    every_kimg: NonNegative = Field(
-        0.0, description="interval between evaluations while training, kimg, and one at the end; 0 is off"
+    """Evaluation while training."""
+
+    every_kimg: NonNegative = Field(0.0, description="interval between evaluations, kimg, with one at the end; 0: none")
+    num: Annotated[Whole, Field(ge=FEWEST, le=MOST)] = Field(5000, description="number of samples")
+    metrics: tuple[EvaluationMetric, ...] = Field(
+        ("fd", "kid", "pr", "coverage", "memorisation"), min_length=1, description="metrics to compute"
     )
-    num: Annotated[Whole, Field(ge=FEWEST, le=MOST)] = Field(5000, description="samples of an evaluation")
-    metrics: tuple[Metric, ...] = Field(
-        ("fd", "kid", "pr", "coverage", "memorisation"), min_length=1, description="what is measured"
+    features: Features = Field(
+        "auto", description="feature space of fd, kid, pr, coverage, memorisation; auto: the run's own"
     )
-    features: Features = Field("auto", description="space of fd, kid, pr, coverage, memorisation; auto: the run's own")
-    seed: Annotated[Whole, Field(ge=0, lt=2**63)] = Field(0, description="seed of the samples that are measured")
-    inception: Place | None = Field(None, description="torch-fidelity's Inception weights; else torch's cache")
-    dinov2: Place | None = Field(None, description="DINOv2 ViT-L/14 weights of fd-dinov2; else the hub's cache")
+    seed: Annotated[Whole, Field(ge=0, lt=2**63)] = Field(0, description="seed of the samples")
+    inception: UserPath | None = Field(None, description="torch-fidelity's Inception weights; null: torch's cache")
+    dinov2: UserPath | None = Field(None, description="DINOv2 ViT-L/14 weights of fd-dinov2; null: the hub's cache")

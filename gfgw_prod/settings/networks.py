@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from gfgw_prod.settings.types import Count, Decay, Place, Real, Section, Whole
+from gfgw_prod.settings.types import Count, Decay, Real, Section, UserPath, Whole
 
 
 class GeneratorSettings(Section):
@@ -36,7 +36,7 @@ class GeneratorSettings(Section):
     checkpoint_activations: bool = Field(
         False, description="keep the inputs of blocks alone for the backward pass, and compute the rest again"
     )
-    pretrained: Place | None = Field(
+    pretrained: UserPath | None = Field(
         None, description="network .pkl of EDM, of these settings, to begin a run with; or edm-cifar10-uncond, fetched"
     )
 
@@ -48,7 +48,7 @@ class FeatureSettings(Section):
         description="pixels: root mean square of pixels at which a constant beside them weighs as much as they do; "
         "0 is none, and images that differ by a factor alone are then the same",
     )
-    weights: Place | None = Field(
+    weights: UserPath | None = Field(
         None, description="DINOv2 weights file (.safetensors or .pth); else the hub's, cached or fetched"
     )
     image_size: Annotated[Whole, Field(ge=14, le=2044, multiple_of=14)] = Field(
@@ -58,6 +58,6 @@ class FeatureSettings(Section):
     views: Annotated[Whole, Field(ge=1, le=2)] = Field(
         1, description="2: a bank row is the mean of an image's features and its mirror image's, at unit norm"
     )
-    cache: Place | None = Field(
+    cache: UserPath | None = Field(
         None, description="directory that keeps encoded banks for other runs; null: none is kept"
     )

@@ -1,4 +1,4 @@
-"""From YAML file and command line to a validated ``Config``, with one clear line for whatever is wrong."""
+"""Reads settings from a YAML file and the command line into a ``Config``, with one clear line for any error."""
 
 from __future__ import annotations
 
@@ -8,25 +8,29 @@ import os
 import reprlib
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_settings import CliSettingsSource, SettingsError
 
+from gfgw_prod.process.durable import write_whole
 from gfgw_prod.process.exit_codes import UserError, one_line
 from gfgw_prod.settings.config import Config
 
-MOST_BYTES = 100_000  # of a settings file: every setting spelled out takes 4,000
+MOST_BYTES = 100_000  # of a settings file; one with every setting has 4,000
+SETTINGS_HELP = (
+    "Every setting can stand in the YAML file and on the command line; the command line wins. - and _ are alike."
+)
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML without what lets a file mean other than it seems to: names given twice, and aliases, which can multiply."""
+    """Rejects duplicate keys, and aliases, which can multiply."""
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
             mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
-            raise yaml.composer.ComposerError(None, None, "aliases are not taken; write the value out", mark)
+            raise yaml.composer.ComposerError(None, None, "aliases are not allowed; write the value out", mark)
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
@@ -40,35 +44,21 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Short(reprlib.Repr):
-    """What was given, cut to a length that fits a line."""
+    """Values shortened to fit in a line."""
 
     def __init__(self) -> None:
         super().__init__()
         self.maxstring = self.maxother = 100
 
-    def repr_int(self, x: int, level: int) -> str:  # Python writes none out that has thousands of digits
+    def repr_int(self, x: int, level: int) -> str:  # Python refuses to print thousands of digits
         return repr(x) if x.bit_length() < 200 else f"a number of {x.bit_length()} bits"
 
 
 _shown = _Short().repr
 
 
-class Parser(argparse.ArgumentParser):
-    """An argument parser that raises ``UserError`` with one line instead of printing its usage."""
-
-    def __init__(self, *args: Any, **kwargs: Any):
-        kwargs.setdefault("allow_abbrev", False)
-        super().__init__(*args, **kwargs)
-
-    def _print_message(self, message: str, file: Any = None) -> None:
-        print(message, end="", file=file)  # the library would be silent about what cannot be written
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(message)
-
-
 def setting_names(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[str]:
-    """Dotted names of all settings, as they are written in YAML."""
+    """Yield the dotted names of all settings."""
     for name, field in model.model_fields.items():
         inner = field.annotation
         if isinstance(inner, type) and issubclass(inner, BaseModel):
@@ -77,9 +67,9 @@ def setting_names(model: type[BaseModel] = Config, prefix: str = "") -> Iterator
             yield f"{prefix}{name}"
 
 
-def add_settings(parser: argparse.ArgumentParser) -> CliSettingsSource[Any]:
-    """Adds every setting as an option ``--section.name`` to the parser; the source turns parsed options into a dict."""
-    return CliSettingsSource(
+def add_settings(parser: argparse.ArgumentParser) -> None:
+    """Add every setting as an option ``--section.name``; ``parsed`` reads them."""
+    source: CliSettingsSource[Any] = CliSettingsSource(
         Config,
         root_parser=parser,
         cli_kebab_case=True,
@@ -88,31 +78,34 @@ def add_settings(parser: argparse.ArgumentParser) -> CliSettingsSource[Any]:
         cli_parse_none_str="null",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
+    parser.set_defaults(settings=source)
 
 
-def parsed(source: CliSettingsSource[Any], arguments: argparse.Namespace) -> dict[str, Any]:
-    """The settings among parsed arguments, nested.
+def parsed(options: argparse.Namespace) -> dict[str, Any]:
+    """The settings among parsed options, nested.
 
     Raises:
-        UserError: if a value is not of its setting's form.
+        UserError: if a value does not have its setting's form.
     """
+    given = dict(vars(options))
+    source = given.pop("settings")
     try:
-        return dict(source(parsed_args=arguments)())
+        return dict(source(parsed_args=argparse.Namespace(**given))())
     except SettingsError as error:
         raise UserError(f"bad setting on the command line: {one_line(error)}") from None
 
 
-def normalised(arguments: Sequence[str]) -> list[str]:
-    """Options with ``_`` and ``-`` alike: the part before ``=`` of each option in its dashed spelling."""
-    result = []
-    for argument in arguments:
-        name, equals, value = argument.partition("=")
-        result.append(name.replace("_", "-") + equals + value if name.startswith("--") else argument)
-    return result
+def configuration(options: argparse.Namespace) -> Config:
+    """The configuration of the file ``options.config``, if any, and the command line, which wins.
+
+    Raises:
+        UserError: if the file cannot be read, or a setting is wrong.
+    """
+    return resolve(read_yaml(options.config) if options.config else {}, parsed(options))
 
 
 def reject_unknown(arguments: Sequence[str]) -> None:
-    """Raises ``UserError`` for options left over by the parser, naming the nearest setting."""
+    """Raise ``UserError`` for the first argument that the parser does not know, naming the nearest setting."""
     for argument in arguments:
         if argument.startswith("--"):
             raise UserError(_unknown(argument[2:].partition("=")[0].replace("-", "_")))
@@ -120,12 +113,12 @@ def reject_unknown(arguments: Sequence[str]) -> None:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A mapping read from a YAML file.
+    """Read a mapping from a YAML file.
 
     Raises:
         UserError: if the file is missing, is not YAML or is not a mapping.
     """
-    if not os.path.isfile(path):  # a pipe could be read once, by one rank, and may have no writer
+    if not os.path.isfile(path):  # a pipe can be read by one rank only, and may have no writer
         raise UserError(
             f"--config: {path} is not a regular file" if os.path.exists(path) else f"--config: no file {path}"
         )
@@ -133,7 +126,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         with path.open("rb") as file:
             written = file.read(MOST_BYTES + 1)
         if len(written) > MOST_BYTES:
-            raise UserError(f"--config: {path} has more than {MOST_BYTES:,} bytes: no file of settings")
+            raise UserError(f"--config: {path} has more than {MOST_BYTES:,} bytes; that is not a file of settings")
         content = yaml.load(written.decode("utf-8"), _Loader)
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--config: cannot read {path}: {one_line(error)}") from None
@@ -147,7 +140,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def resolve(*layers: Mapping[str, Any]) -> Config:
-    """The configuration of the layers merged, later over earlier.
+    """Merge layers of settings into a configuration; later layers win.
 
     Raises:
         UserError: for the first setting that is unknown or out of range.
@@ -159,26 +152,24 @@ def resolve(*layers: Mapping[str, Any]) -> Config:
     except RecursionError:
         raise UserError("the settings contain themselves") from None
     for name in merged:
-        if name not in Config.model_fields:  # pydantic-settings would take some for options of its own
+        if name not in Config.model_fields:  # pydantic-settings would take some as its own options
             raise UserError(_unknown(name))
     try:
         return Config(**merged)
     except ValidationError as error:
         raise UserError(_explain(error)) from None
-    except TypeError as error:  # keys that are no identifiers
+    except TypeError as error:  # keys that are not identifiers
         raise UserError(f"bad setting: {one_line(error)}") from None
 
 
 def as_yaml(config: Config) -> str:
-    """The resolved configuration, every setting spelled out."""
+    """The configuration as YAML, with every setting."""
     return str(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
 
 
 def write_yaml(config: Config, path: Path) -> None:
-    """Writes the resolved configuration, every setting spelled out."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(as_yaml(config), encoding="utf-8")
-    partial.replace(path)
+    """Write the configuration as YAML, with every setting."""
+    write_whole(path, as_yaml(config).encode())
 
 
 def _merge(base: dict[str, Any], layer: Mapping[Any, Any]) -> None:
@@ -199,7 +190,7 @@ def _unknown(name: str) -> str:
     name = name if len(name) <= 100 else name[:100] + "..."
     names = list(setting_names())
     last = name.rpartition(".")[2]
-    # A word of its own may be a setting without its section, or a misspelt section.
+    # A word without a dot may be a setting without its section, or a misspelt section.
     near = [full for full in names if full.rpartition(".")[2] == last][:1]
     if not near and "." not in name:
         names = sorted({full.partition(".")[0] for full in names})
@@ -209,10 +200,10 @@ def _unknown(name: str) -> str:
 
 
 def _explain(error: ValidationError) -> str:
-    """The first problem of a validation in one line: the setting, what was given, what would be right."""
+    """The first validation error in one line: the setting, what it should be, and what was given."""
     problems = sorted(error.errors(include_url=False), key=lambda problem: problem["type"] != "extra_forbidden")
     first = problems[0]
-    # Positions inside a sequence and branches of a union are noise to a person; names of settings are not.
+    # Keep names of settings only, without positions in sequences and branches of unions.
     location = [str(part) for part in first["loc"] if isinstance(part, str)]
     known = {name for full in setting_names() for name in full.split(".")}
     if first["type"] == "extra_forbidden":

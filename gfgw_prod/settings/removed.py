@@ -1,11 +1,11 @@
-"""Settings that are gone, so that runs and generators of before still load."""
+"""Removed settings, so that checkpoints and exported generators that name them still load."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-# Name: the value that every run has had since. A recorded configuration with another value is refused as unknown.
+# Setting: the value that is now built in. A recorded configuration with another value is refused as unknown.
 REMOVED: dict[str, Any] = {
     "transport.anneal_from": None,
     "transport.marginal": "balanced",
@@ -13,7 +13,7 @@ REMOVED: dict[str, Any] = {
 
 
 def without_removed(recorded: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A copy of a recorded configuration without removed settings that had the value that is now the only one."""
+    """Copy a recorded configuration without the removed settings that have their built-in value."""
     kept: dict[str, Any] = {}
     for key, value in recorded.items():
         name = f"{prefix}{key}"

@@ -7,11 +7,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from gfgw_prod.settings.types import Count, NonNegative, Place, Positive, Real, Section, Text, Whole
+from gfgw_prod.settings.types import Count, NonNegative, Positive, Real, Section, Text, UserPath, Whole
 
 
 class RunSettings(Section):
-    dir: Place = Field(Path("runs/default"), description="run directory; launching it again resumes it")
+    dir: UserPath = Field(Path("runs/default"), description="run directory; launching it again resumes it")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to compute; auto takes a GPU if present")
     threads: Annotated[Whole, Field(ge=1, le=1024)] = Field(
         1, description="intra-op CPU threads per rank (part of the arithmetic)"

@@ -50,7 +50,7 @@ class TransportSettings(Section):
     dual_epochs: Positive = Field(0.25, description="averaging time of a persistent potential, epochs")
 
     @model_validator(mode="after")
-    def _can_be_solved(self) -> Self:
+    def _check_combinations(self) -> Self:
         if self.geometry == "euclidean" and self.scope == "full":
             raise ValueError("geometry euclidean needs dense distances; use scope subset")
         if self.dual == "persistent" and self.geometry != "cosine":

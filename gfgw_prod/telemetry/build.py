@@ -1,4 +1,4 @@
-"""What runs: labels of the metric ``run/build``."""
+"""Versions of the software: labels of the metric ``run/build``."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import torch
 
 from gfgw_prod import __version__
 
-REVISION = "GFGW_REVISION"  # the image says which commit it was made from
+REVISION = "GFGW_REVISION"  # set in the container image: the commit it was built from
 
 
-def build_of(device: torch.device) -> dict[str, str]:
-    """Versions of the package and of what it computes with, and on what."""
+def build_labels(device: torch.device) -> dict[str, str]:
+    """Versions of the package and of its libraries, and the model of the device."""
     on_gpu = device.type == "cuda"
     return {
         "version": __version__,

@@ -1,281 +1,184 @@
-"""Every metric in one place: what it is called in TensorBoard and ``stats.jsonl``, and what Prometheus sees.
+"""Every metric: its name in TensorBoard and ``stats.jsonl``, and its name, type and help in Prometheus.
 
-``docs/metrics.md`` is made from it (``make docs``).
+``docs/metrics.md`` is generated from it (``make docs``). A unit test checks that every tag in the code is listed.
 """
 
 from __future__ import annotations
 
 from gfgw_prod.process.restart_causes import CAUSES
+from gfgw_prod.settings.evaluation import FIGURES
 from gfgw_prod.telemetry.metric import Metric
 from gfgw_prod.telemetry.phases import STEP_PHASES
 from gfgw_prod.telemetry.startup import PHASES
 
 GPU, RANKS_ON_CPU, COUPLED = "on GPUs", "on CPUs", "with a coupling"
-LOCAL, SAVED = "checkpoints on a local disk", "from the first save on"
+LOCAL, SAVED = "checkpoints on a local disk", "after the first save"
+STARTS = {"launcher": "under launch/elastic.sh", "bank": "a new run", "checkpoint": "a resumed run"}  # by phase
 EVALUATED = "with evaluation.every_kimg"
 LOSS_TERMS = ("flow", "feature", "structure", "energy", "lpips", "consistency", "boundary")
 MEASURED = f"{EVALUATED}, those of evaluation.metrics"
 
 
+def gauge(tag: str, text: str, *, name: str = "", labels: dict[str, str] | None = None, **options: str) -> Metric:
+    """A gauge, in Prometheus by its default name unless another is given; see ``Metric`` for the options."""
+    return Metric(tag, name or _default_name(tag), "gauge", text, labels or {}, **options)
+
+
+def counter(tag: str, text: str, *, name: str = "", labels: dict[str, str] | None = None, **options: str) -> Metric:
+    """A counter; see ``gauge``."""
+    return Metric(tag, name or _default_name(tag), "counter", text, labels or {}, **options)
+
+
+def _default_name(tag: str) -> str:
+    """``speed/step_seconds`` is ``gfgw_step_seconds``, ``transport/seconds`` is ``gfgw_transport_seconds``."""
+    group, _, name = tag.partition("/")
+    return f"gfgw_{name}" if group in ("run", "speed", "optimizer", "data") else f"gfgw_{group}_{name}"
+
+
 def _loss(term: str) -> Metric:
-    there = "" if term == "total" else "each with its weight"
-    told = "Loss of the last recorded step that has the term."
-    return Metric(f"loss/{term}", "gfgw_loss", "gauge", told, {"term": term}, when=there)
+    when = "" if term == "total" else "with its weight above 0"
+    text = "Loss of the last recorded step that has the term."
+    return gauge(f"loss/{term}", text, name="gfgw_loss", labels={"term": term}, when=when)
 
 
 def _evaluation(figure: str) -> Metric:
-    told = "Figures of the last evaluation of averaged weights (docs/evaluation.md)."
-    return Metric(f"evaluation/{figure}", "gfgw_evaluation", "gauge", told, {"figure": figure}, when=MEASURED)
+    text = "Figures of the last evaluation of the averaged weights (docs/evaluation.md)."
+    return gauge(f"evaluation/{figure}", text, name="gfgw_evaluation", labels={"figure": figure}, when=MEASURED)
 
-
-def _coupling(figure: str, told: str) -> Metric:
-    return Metric(f"transport/{figure}", f"gfgw_transport_{figure}", "gauge", told, when=COUPLED)
-
-
-EVALUATION = (
-    *("fd", "kid", "kid_std", "precision", "recall", "coverage", "class_coverage_least", "class_divergence"),
-    *("class_agreement", "memorisation", "copies", "fid", "fd_dinov2"),
-)
 
 CATALOGUE: tuple[Metric, ...] = (
     *(_loss(term) for term in ("total", *LOSS_TERMS)),
-    Metric("run/images", "gfgw_images_seen", "counter", "Images seen since the run began."),
-    Metric("run/planned_images", "gfgw_images_planned", "gauge", "Images that the whole run sees."),
-    Metric("run/steps", "gfgw_steps", "counter", "Optimisation steps made since the run began."),
-    Metric(
-        "speed/step_seconds",
-        "gfgw_step_seconds",
-        "gauge",
-        "Mean wall time of a step since the last record, without evaluations.",
-    ),
+    counter("run/images", "Images seen since the run began.", name="gfgw_images_seen"),
+    gauge("run/planned_images", "Images of the whole run.", name="gfgw_images_planned"),
+    counter("run/steps", "Optimisation steps since the run began."),
+    gauge("speed/step_seconds", "Mean wall time of a step since the last record, evaluations excluded."),
     *(
-        Metric(
+        gauge(
             f"speed/phase/{phase}",
-            "gfgw_step_phase_seconds",
-            "gauge",
-            "Time of a step by phase: mean since the last record on CPUs, the last step on GPUs.",
-            {"phase": phase},
+            "Time of a step by phase: on CPUs the mean since the last record, on GPUs the last step.",
+            name="gfgw_step_phase_seconds",
+            labels={"phase": phase},
         )
         for phase in STEP_PHASES
     ),
-    Metric(
+    gauge(
         "speed/images_per_second",
-        "gfgw_images_per_second",
-        "gauge",
-        "Images per second since the last record, without evaluations.",
+        "Images per second since the last record, evaluations excluded.",
         unit="images per second",
     ),
-    Metric(
+    gauge(
         "speed/rank_step_seconds",
-        "gfgw_rank_step_seconds",
-        "gauge",
-        "Time of a step without waiting for other ranks, mean since the last record (CPU only).",
+        "A rank's own time: mean time of a step since the last record, without waiting for other ranks.",
         by="rank",
         when=RANKS_ON_CPU,
     ),
-    Metric(
-        "speed/slowest_ratio",
-        "gfgw_slowest_ratio",
-        "gauge",
-        "Time of a step without waiting, of the slowest rank over the median of all.",
-        when=RANKS_ON_CPU,
-    ),
-    Metric(
-        "speed/slowest_rank",
-        "gfgw_slowest_rank",
-        "gauge",
-        "The rank whose steps take longest without waiting.",
-        when=RANKS_ON_CPU,
-    ),
-    Metric(
+    gauge("speed/slowest_ratio", "Own time of the slowest rank over the median of all ranks.", when=RANKS_ON_CPU),
+    gauge("speed/slowest_rank", "The rank with the longest own time.", when=RANKS_ON_CPU),
+    gauge(
         "speed/data_wait_ratio",
-        "gfgw_data_wait_ratio",
-        "gauge",
-        "Share of the time since the last record that steps waited for images, of the rank that waited most.",
+        "Share of the time since the last record spent waiting for images, on the rank that waited most.",
     ),
     *(
-        Metric(
+        gauge(
             f"startup/{phase}",
-            "gfgw_startup_seconds",
-            "gauge",
-            "Time from the start of rank 0, or of its launcher, to the end of its first step, by phase.",
-            {"phase": phase},
-            when={"launcher": "under launch/elastic.sh", "bank": "a new run", "checkpoint": "a resumed run"}.get(
-                phase, ""
-            ),
+            "Time from the start of rank 0, or of its launcher, to the end of the first step, by phase.",
+            name="gfgw_startup_seconds",
+            labels={"phase": phase},
+            when=STARTS.get(phase, ""),
         )
         for phase in PHASES
     ),
-    Metric("optimizer/gradient_norm", "gfgw_gradient_norm", "gauge", "Gradient norm before clipping."),
-    Metric("optimizer/learning_rate", "gfgw_learning_rate", "gauge", "Learning rate of the last step."),
-    Metric("optimizer/ema_halflife_images", "gfgw_ema_halflife_images", "gauge", "Half-life of the averaged weights."),
-    Metric("optimizer/loss_scale", "gfgw_loss_scale", "gauge", "Factor on losses under fp16; else 1."),
+    gauge("optimizer/gradient_norm", "Gradient norm before clipping."),
+    gauge("optimizer/learning_rate", "Learning rate of the last step."),
+    gauge("optimizer/ema_halflife_images", "Half-life of the averaged weights."),
+    gauge("optimizer/loss_scale", "Factor on the losses under fp16; else 1."),
     *(
-        Metric(
+        gauge(
             f"schedule/time_{bound}",
-            "gfgw_time_bound",
-            "gauge",
-            "Range of training times t of the present stage; 0 is data, 1 is noise.",
-            {"bound": bound},
+            "Range of training times t in the current stage; 0 is data, 1 is noise.",
+            name="gfgw_time_bound",
+            labels={"bound": bound},
         )
         for bound in ("low", "high")
     ),
-    Metric("transport/epsilon", "gfgw_transport_epsilon", "gauge", "Entropic regularisation of the coupling."),
-    Metric("transport/structure_weight", "gfgw_transport_structure_weight", "gauge", "Weight of the structure term."),
-    _coupling("marginal_error", "L1 error of the plan's marginals."),
-    _coupling("outer_iterations", "Linearisations of the last step."),
-    _coupling("inner_iterations", "Sinkhorn iterations, last step."),
-    _coupling("converged", "1 if the last coupling met its tolerance."),
-    _coupling("sharpness", "Entropy of the plan: 0 one-to-one, 1 blind."),
-    Metric(
-        "transport/bank_share",
-        "gfgw_transport_bank_share",
-        "gauge",
-        "Share of the data set used as targets within the last epoch.",
-    ),
-    Metric("transport/seconds", "gfgw_transport_seconds", "gauge", "Wall time of the last matching."),
-    Metric("transport/bytes_sent", "gfgw_transport_bytes_sent", "gauge", "Bytes this rank sent for the last matching."),
-    Metric(
+    gauge("transport/epsilon", "Entropic regularisation of the coupling."),
+    gauge("transport/structure_weight", "Weight of the structure term."),
+    gauge("transport/marginal_error", "L1 error of the plan's marginals.", when=COUPLED),
+    gauge("transport/outer_iterations", "Outer iterations of the last step.", when=COUPLED),
+    gauge("transport/inner_iterations", "Sinkhorn iterations of the last step.", when=COUPLED),
+    gauge("transport/converged", "1 if the last coupling met its tolerance, else 0.", when=COUPLED),
+    gauge("transport/sharpness", "Entropy of the plan: 0 is one-to-one, 1 is independent.", when=COUPLED),
+    gauge("transport/bank_share", "Share of the data set used as targets within the last epoch."),
+    gauge("transport/seconds", "Wall time of the last matching."),
+    gauge("transport/bytes_sent", "Bytes this rank sent for the last matching."),
+    gauge(
         "data/batch_crc",
-        "gfgw_batch_crc",
-        "gauge",
-        "CRC-32 of the last batch's row ids, streamed and matched: equal in runs that see the same.",
+        "CRC-32 of the last batch's row ids, streamed and matched: equal in runs that see the same rows.",
     ),
-    *(_evaluation(figure) for figure in EVALUATION),
-    Metric(
-        "evaluation/seconds", "gfgw_evaluation_seconds", "gauge", "Wall time of the last evaluation.", when=EVALUATED
-    ),
-    Metric(
+    *(_evaluation(figure) for figure in FIGURES),
+    gauge("evaluation/seconds", "Wall time of the last evaluation.", when=EVALUATED),
+    gauge(
         "run/evaluating",
-        "gfgw_evaluating",
-        "gauge",
-        "1 while samples are measured, when no steps are made. On every node; not in TensorBoard or stats.jsonl.",
+        "1 during an evaluation, when no steps are made. On every node; not in TensorBoard or stats.jsonl.",
     ),
-    Metric(
-        "run/started",
-        "gfgw_started",
-        "gauge",
-        "1 once data and networks are there and the run begins, or goes on. As the one above.",
+    gauge("run/started", "1 once data and networks are loaded. On every node; not in TensorBoard or stats.jsonl."),
+    gauge("run/world_size", "Ranks that train.", unit="ranks"),
+    gauge(
+        "run/expected_ranks", "Ranks of the job with all its nodes, from launch/elastic.sh; else the ranks that train."
     ),
-    Metric("run/world_size", "gfgw_world_size", "gauge", "Ranks that train.", unit="ranks"),
-    Metric(
-        "run/expected_ranks",
-        "gfgw_expected_ranks",
-        "gauge",
-        "Ranks when all nodes of the job are there, by launch/elastic.sh; else those that train.",
-    ),
-    Metric("run/idle_share", "gfgw_idle_share", "gauge", "Share of cell slots that run without weight."),
+    gauge("run/idle_share", "Share of cell slots without weight, because ranks do not divide the cells."),
     *(
-        Metric(
+        counter(
             f"run/restarts/{cause}",
-            "gfgw_restarts",
-            "counter",
-            "Starts of the run after the first, by what ended the one before.",
-            {"cause": cause},
+            "Starts of the run after the first, by cause of the restart.",
+            name="gfgw_restarts",
+            labels={"cause": cause},
         )
         for cause in CAUSES
     ),
-    Metric(
-        "run/lost_images",
-        "gfgw_lost_images",
-        "counter",
-        "Images seen after the checkpoint from which the run had to start again, in the whole run.",
+    counter(
+        "run/lost_images", "Images lost in restarts: seen after the checkpoint that was resumed, in the whole run."
     ),
-    Metric(
-        "run/productive_seconds",
-        "gfgw_productive_seconds",
-        "gauge",
-        "Time in steps that count, in the whole run; what is lost is taken back.",
+    gauge("run/productive_seconds", "Time in steps whose result was kept, in the whole run."),
+    gauge("run/running_seconds", "Time since the run began, without evaluations and pauses after an orderly stop."),
+    gauge("run/goodput", "Productive time over running time, in the whole run.", name="gfgw_goodput_ratio"),
+    counter("run/audits", "Steps of this process that were computed twice and compared."),
+    counter(
+        "run/wrong_computations", "Computations of a step whose result differed from the agreed one, since this start."
     ),
-    Metric(
-        "run/running_seconds",
-        "gfgw_running_seconds",
-        "gauge",
-        "Time since the run began, without evaluations and what lies between an orderly stop and the next start.",
-    ),
-    Metric("run/goodput", "gfgw_goodput_ratio", "gauge", "Productive over running time, in the whole run."),
-    Metric("run/audits", "gfgw_audits", "counter", "Steps of this process that were computed again and compared."),
-    Metric(
-        "run/wrong_computations",
-        "gfgw_wrong_computations",
-        "counter",
-        "Steps that came out otherwise when they were computed again, since this start.",
-    ),
-    Metric(
-        "run/hardware_errors",
-        "gfgw_hardware_errors",
-        "counter",
-        "Those of them that a rank is known to have caused.",
-        by="rank",
-    ),
-    Metric("run/skipped_steps", "gfgw_skipped_steps", "counter", "Steps whose numbers were bad, in the whole run."),
-    Metric("run/rollbacks", "gfgw_rollbacks", "counter", "Returns to a checkpoint because of bad numbers, whole run."),
-    Metric("run/checkpoint_saves", "gfgw_checkpoint_saves", "counter", "Checkpoints written by this process."),
-    Metric("run/checkpoint_failures", "gfgw_checkpoint_failures", "counter", "Saves of this process that failed."),
-    Metric(
-        "run/checkpoint_seconds",
-        "gfgw_checkpoint_seconds",
-        "gauge",
-        "Wall time of the last save, in background.",
-        when=SAVED,
-    ),
-    Metric(
-        "run/checkpoint_blocked_seconds",
-        "gfgw_checkpoint_blocked_seconds",
-        "gauge",
-        "Time for which the last save held up training.",
-        when=SAVED,
-    ),
-    Metric("run/checkpoint_bytes", "gfgw_checkpoint_size_bytes", "gauge", "Size of the last checkpoint.", when=SAVED),
-    Metric(
-        "run/checkpoint_free_bytes",
-        "gfgw_checkpoint_free_bytes",
-        "gauge",
-        "Free space where checkpoints are kept, before the last save.",
-        when=LOCAL,
-    ),
-    Metric(
-        "run/checkpoint_images",
-        "gfgw_checkpoint_images",
-        "gauge",
-        "Images seen when the last checkpoint was made; what came since is lost in a crash.",
-    ),
-    Metric(
-        "run/checkpoint_interval_images",
-        "gfgw_checkpoint_interval_images",
-        "gauge",
-        "Images between checkpoints, by checkpoint.every_kimg.",
-    ),
-    Metric("run/uploads", "gfgw_checkpoint_uploads", "counter", "Checkpoints uploaded by this process."),
-    Metric("run/upload_failures", "gfgw_checkpoint_upload_failures", "counter", "Uploads that failed."),
-    Metric("run/damaged_checkpoints", "gfgw_damaged_checkpoints", "gauge", "Checkpoints set aside as damaged."),
-    Metric(
-        "run/checkpoint_age_seconds",
-        "gfgw_checkpoint_age_seconds",
-        "gauge",
-        "Time since the last checkpoint, or since this start if that is later.",
-    ),
-    Metric("memory/resident_bytes", "gfgw_resident_memory_bytes", "gauge", "Main memory that a rank holds.", by="rank"),
-    Metric(
+    counter("run/hardware_errors", "Wrong computations by the rank that is known to have caused them.", by="rank"),
+    counter("run/skipped_steps", "Steps skipped because of bad numbers, in the whole run."),
+    counter("run/rollbacks", "Rollbacks to a checkpoint because of bad numbers, in the whole run."),
+    counter("run/checkpoint_saves", "Checkpoints written by this process."),
+    counter("run/checkpoint_failures", "Saves of this process that failed."),
+    gauge("run/checkpoint_seconds", "Wall time of the last save, in the background.", when=SAVED),
+    gauge("run/checkpoint_blocked_seconds", "Time for which the last save blocked training.", when=SAVED),
+    gauge("run/checkpoint_bytes", "Size of the last checkpoint.", name="gfgw_checkpoint_size_bytes", when=SAVED),
+    gauge("run/checkpoint_free_bytes", "Free space of the checkpoint storage before the last save.", when=LOCAL),
+    gauge("run/checkpoint_images", "Images seen at the last checkpoint; a crash loses the images since."),
+    gauge("run/checkpoint_interval_images", "Images between checkpoints, from checkpoint.every_kimg."),
+    counter("run/uploads", "Checkpoints uploaded by this process.", name="gfgw_checkpoint_uploads"),
+    counter("run/upload_failures", "Uploads that failed.", name="gfgw_checkpoint_upload_failures"),
+    gauge("run/damaged_checkpoints", "Checkpoints quarantined as damaged."),
+    gauge("run/checkpoint_age_seconds", "Time since the last checkpoint, or since this start if that is later."),
+    gauge("memory/resident_bytes", "Resident main memory of a rank.", name="gfgw_resident_memory_bytes", by="rank"),
+    gauge(
         "memory/available_bytes",
-        "gfgw_available_memory_bytes",
-        "gauge",
-        "Main memory that is left on a rank's host.",
+        "Available main memory on a rank's host.",
+        name="gfgw_available_memory_bytes",
         by="rank",
     ),
-    Metric(
+    gauge(
         "memory/gpu_peak_bytes",
-        "gfgw_gpu_memory_peak_bytes",
-        "gauge",
-        "Most GPU memory that a rank's tensors took since the last record.",
+        "Peak GPU memory of a rank's tensors since the last record.",
+        name="gfgw_gpu_memory_peak_bytes",
         by="rank",
         when=GPU,
     ),
-    Metric(
+    gauge(
         "memory/gpu_reserved_bytes",
-        "gfgw_gpu_memory_reserved_bytes",
-        "gauge",
-        "GPU memory that a rank's allocator holds.",
+        "GPU memory reserved by a rank's allocator.",
+        name="gfgw_gpu_memory_reserved_bytes",
         by="rank",
         when=GPU,
     ),
@@ -283,7 +186,7 @@ CATALOGUE: tuple[Metric, ...] = (
         "run/build",
         "gfgw_build",
         "info",
-        "Versions of what runs: package, Python, torch, CUDA; and the model of the device.",
+        "Versions of the package, Python, torch and CUDA, and the model of the device.",
     ),
 )
 

@@ -1,4 +1,4 @@
-"""The HTTP endpoint of a node: `/live` and `/ready` for probes, `/metrics` for Prometheus."""
+"""HTTP endpoint of a node: `/live` and `/ready` for probes, `/metrics` for Prometheus."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from prometheus_client.process_collector import ProcessCollector
 from gfgw_prod.process.exit_codes import UserError
 from gfgw_prod.telemetry.health import Health
 
-PROMPT_SECONDS = 0.002  # to say what one wants, and be answered at once
-FRESH_SECONDS = 1.0  # for which a page of metrics is served again: many scrapers cost as much as one
-LONGEST_SECONDS = 10.0  # of a connection, however slowly its client speaks or listens
-MOST_CONNECTIONS = 512  # at once; one more is turned away
-LONGEST_LINE, MOST_HEADERS = 8192, 100  # bytes, and lines, of a request
+PROMPT_SECONDS = 0.002  # a request complete within this time is answered without a thread
+FRESH_SECONDS = 1.0  # for which a page of metrics is reused: many scrapers cost as much as one
+LONGEST_SECONDS = 10.0  # of a connection, however slow its client
+MOST_CONNECTIONS = 512  # at once; further ones are refused
+LONGEST_LINE, MOST_HEADERS = 8192, 100  # of a request: bytes, lines
 PLAIN = "text/plain; charset=utf-8"
 
 
 class Endpoint:
-    """Answers from threads of its own, which do not hold up the end of the process, or a step.
+    """HTTP server in daemon threads: it delays neither a step nor the end of the process.
 
-    `/live` and `/ready` answer 200 or 503, with what `Health` says as a line of JSON. `/metrics` serves ``registry``.
-    There is nothing else, and nothing that a client says is kept, run or looked up.
+    `/live` and `/ready` answer 200 or 503 with a line of JSON from `Health`. `/metrics` serves ``registry``. There are
+    no other pages, and nothing of a request is stored, executed or looked up.
 
     Raises:
         UserError: if the port cannot be bound.
@@ -42,9 +42,9 @@ class Endpoint:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         try:
-            # An address may be of either family, or a name.
+            # The address may be IPv4, IPv6 or a name.
             family, *_, place = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-            self._server = _Server(family, place, _Answers(self.registry, health))
+            self._server = _Server(family, place, _Responder(self.registry, health))
         except (OSError, UnicodeError) as error:
             reason = getattr(error, "strerror", None) or "no such address"
             raise UserError(
@@ -54,14 +54,14 @@ class Endpoint:
         self._thread.start()
 
     def close(self) -> None:
-        """Frees the port."""
+        """Stop the server and free the port."""
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
 
 
 class _Pages:
-    """Pages of metrics by format, made once for all who ask within a second."""
+    """Pages of metrics by format, rendered at most once a second."""
 
     def __init__(self, registry: CollectorRegistry):
         self._registry, self._lock = registry, threading.Lock()
@@ -78,29 +78,29 @@ class _Pages:
         return kind, page
 
 
-class _Answers:
-    """What is answered to a request. The standard library's own parser takes as long as all the rest."""
+class _Responder:
+    """Parses a request and makes the response. ``http.server``'s parser takes as long as everything else together."""
 
     def __init__(self, metrics: CollectorRegistry, health: Health):
         self._probes, self._pages = {b"/live": health.live, b"/ready": health.ready}, _Pages(metrics)
 
-    def to(self, said: IO[bytes]) -> bytes:
-        """A whole answer."""
-        status, kind, body = self._chosen(said)
+    def respond(self, request: IO[bytes]) -> bytes:
+        """The whole response to a request."""
+        status, kind, body = self._route(request)
         head = (
             f"HTTP/1.1 {status.value} {status.phrase}\r\nContent-Type: {kind}\r\n"
             f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
         )
         return head.encode() + body
 
-    def _chosen(self, said: IO[bytes]) -> tuple[HTTPStatus, str, bytes]:
-        line = said.readline(LONGEST_LINE)
+    def _route(self, request: IO[bytes]) -> tuple[HTTPStatus, str, bytes]:
+        line = request.readline(LONGEST_LINE)
         words = line.split()
         if len(words) != 3 or not line.endswith(b"\n") or not words[2].startswith(b"HTTP/1."):
-            return HTTPStatus.BAD_REQUEST, PLAIN, b"this is no request\n"
+            return HTTPStatus.BAD_REQUEST, PLAIN, b"not an HTTP request\n"
         accept = ""
         for _ in range(MOST_HEADERS):
-            header = said.readline(LONGEST_LINE)
+            header = request.readline(LONGEST_LINE)
             if header.strip() == b"":
                 break
             name, _, value = header.partition(b":")
@@ -111,7 +111,7 @@ class _Answers:
         else:
             return HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, PLAIN, b"too many headers\n"
         if words[0] != b"GET":
-            return HTTPStatus.METHOD_NOT_ALLOWED, PLAIN, b"there is only GET\n"
+            return HTTPStatus.METHOD_NOT_ALLOWED, PLAIN, b"only GET is supported\n"
         path = words[1].partition(b"?")[0]
         if path == b"/metrics":
             return HTTPStatus.OK, *self._pages.get(accept)
@@ -123,60 +123,60 @@ class _Answers:
 
 
 class _Server(socketserver.ThreadingTCPServer):
-    # Not http.server's, which asks the name service for this host's full name and may wait for it.
+    # Not http.server's, which asks the name service for this host's full name and may block.
     allow_reuse_address = True
     daemon_threads = True
     block_on_close = False
     request_queue_size = 512
 
-    def __init__(self, family: socket.AddressFamily, place: Any, answers: _Answers):
-        self.address_family, self._answers = family, answers
-        self._since: dict[socket.socket, float] = {}  # open connections; a dictionary's own operations are whole
-        self._rest: dict[socket.socket, bytes] = {}  # of answers that were not taken at once
+    def __init__(self, family: socket.AddressFamily, place: Any, responder: _Responder):
+        self.address_family, self._responder = family, responder
+        self._since: dict[socket.socket, float] = {}  # open connections; single dict operations are atomic
+        self._rest: dict[socket.socket, bytes] = {}  # unsent parts of responses
         super().__init__(place, socketserver.BaseRequestHandler)
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
-        """Whether there is room for one more."""
+        """Whether there is room for one more connection."""
         if len(self._since) >= MOST_CONNECTIONS:
             return False
         self._since[request] = time.monotonic()
         return True
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Answers at once whoever has said all and takes all; others get a thread, which costs several times more."""
+        """Answer a prompt client at once; start a thread, which costs several times more, only for a slow one."""
         request.settimeout(PROMPT_SECONDS)
-        said = b""
+        received = b""
         with suppress(TimeoutError):
-            said = request.recv(LONGEST_LINE, socket.MSG_PEEK)
-        if b"\r\n\r\n" not in said:
+            received = request.recv(LONGEST_LINE, socket.MSG_PEEK)
+        if b"\r\n\r\n" not in received:
             super().process_request(request, client_address)
             return
-        request.recv(len(said))
-        answer = self._answers.to(io.BytesIO(said))
+        request.recv(len(received))
+        response = self._responder.respond(io.BytesIO(received))
         request.setblocking(False)
         with suppress(BlockingIOError):
-            answer = answer[request.send(answer) :]
-        if answer:
-            self._rest[request] = answer
+            response = response[request.send(response) :]
+        if response:
+            self._rest[request] = response
             super().process_request(request, client_address)
         else:
             self.shutdown_request(request)
 
     def finish_request(self, request: Any, client_address: Any) -> None:
-        """In a thread: waits for what is still to be said, and to be taken."""
+        """In a thread: receive the rest of the request, and send the rest of the response."""
         request.settimeout(LONGEST_SECONDS)
-        if (answer := self._rest.pop(request, None)) is None:
-            with request.makefile("rb") as said:
-                answer = self._answers.to(said)
-        request.sendall(answer)
+        if (response := self._rest.pop(request, None)) is None:
+            with request.makefile("rb") as received:
+                response = self._responder.respond(received)
+        request.sendall(response)
 
     def shutdown_request(self, request: Any) -> None:
-        """A connection ends."""
+        """Close a connection."""
         self._since.pop(request, None)
         super().shutdown_request(request)
 
     def service_actions(self) -> None:
-        """Cuts connections that have taken too long, several times a second."""
+        """Cut connections that have been open too long; called several times a second."""
         now = time.monotonic()
         for request, since in list(self._since.items()):
             if now - since > LONGEST_SECONDS:
@@ -185,6 +185,6 @@ class _Server(socketserver.ThreadingTCPServer):
                     request.shutdown(socket.SHUT_RDWR)  # wakes its thread, which closes it
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that went away is no news; anything else is an error of ours."""
+        """Ignore clients that went away; report any other error."""
         if not isinstance(sys.exception(), OSError):
             super().handle_error(request, client_address)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gfgw_prod.telemetry.catalogue import BY_TAG, CATALOGUE
 from gfgw_prod.telemetry.metric import Metric
-from gfgw_prod.telemetry.sinks import Values
+from gfgw_prod.telemetry.sinks import Value, Values
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
@@ -21,35 +21,35 @@ BUILD = "run/build"
 
 
 class Live:
-    """A collector of gauges without labels that are asked for anew for every page; on every node.
+    """Collector of gauges without labels whose values are computed for every page. Every node has one.
 
     Args:
-        asks: by tag of the catalogue.
+        gauges: functions that return the value, by tag of the catalogue.
     """
 
-    def __init__(self, registry: CollectorRegistry, asks: Mapping[str, Callable[[], float]]):
-        self._asks = asks
+    def __init__(self, registry: CollectorRegistry, gauges: Mapping[str, Callable[[], float]]):
+        self._gauges = gauges
         registry.register(self)
 
     def describe(self) -> Iterable[Family]:
-        """Asked for when it is registered."""
+        """Describe nothing: the registry calls this at registration."""
         return []
 
     def collect(self) -> Iterable[Family]:
-        """All of them."""
+        """Yield all gauges."""
         from prometheus_client.core import GaugeMetricFamily
 
-        for tag, ask in self._asks.items():
-            yield GaugeMetricFamily(BY_TAG[tag].prometheus, BY_TAG[tag].help, value=ask())
+        for tag, value in self._gauges.items():
+            yield GaugeMetricFamily(BY_TAG[tag].prometheus, BY_TAG[tag].help, value=value())
 
 
 class Prometheus:
-    """A collector of the last values. Counters begin at zero; a gauge is there once its value is known.
+    """Collector of the last recorded values. Counters begin at zero; a gauge appears once it has a value.
 
-    A record is kept as it is: pages are made by the threads of the endpoint, when they are asked for.
+    ``record`` only stores the values: the threads of the endpoint render a page when it is requested.
 
     Args:
-        saved_at: from when on the age of the last checkpoint counts, seconds since the epoch.
+        saved_at: start of the last checkpoint's age, seconds since the epoch.
         known: values by tag before the first record.
         build: labels of ``run/build``.
     """
@@ -70,20 +70,21 @@ class Prometheus:
         if "run/checkpoint_saves" in values:
             self._saved_at = time.time()
         known = self._values
-        self._values = {**known, **{tag: _onward(BY_TAG[tag], known.get(tag), new) for tag, new in values.items()}}
+        new = {tag: _monotonic(BY_TAG[tag], known.get(tag), value) for tag, value in values.items() if tag in BY_TAG}
+        self._values = {**known, **new}
 
     def picture(self, images: int, tag: str, grid: Tensor) -> None:
-        """Prometheus takes numbers only."""
+        """Ignore the picture."""
 
     def close(self) -> None:
-        """The endpoint outlives the records: it is there before the first, and closed by whoever opened it."""
+        """Do nothing: the node closes its endpoint."""
 
     def describe(self) -> Iterable[Family]:
-        """Asked for when it is registered."""
+        """Describe nothing: the registry calls this at registration."""
         return []
 
     def collect(self) -> Iterable[Family]:
-        """All families with a value."""
+        """Yield all families that have a value."""
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily
 
         values: Values = {**self._values, AGE: time.time() - self._saved_at}
@@ -104,10 +105,8 @@ class Prometheus:
             yield InfoMetricFamily(build.prometheus, build.help, value=self._build)
 
 
-def _onward(
-    metric: Metric, old: float | Sequence[float] | None, new: float | Sequence[float]
-) -> float | Sequence[float]:
-    """A counter does not go back: a scraper would take that for a restart of the process."""
+def _monotonic(metric: Metric, old: Value | None, new: Value) -> Value:
+    """The new value, but for a counter never less than the old: a scraper would take that for a process restart."""
     if metric.kind != "counter" or old is None:
         return new
     if isinstance(new, Sequence):

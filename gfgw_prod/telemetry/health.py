@@ -1,4 +1,4 @@
-"""What a process is doing, and when it last got on: what a probe is told."""
+"""What a process is doing, and when it last made progress: the answers to probes."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 
 
 class Health:
-    """Noted by the trainer, read by the threads of the endpoint.
+    """Written by the trainer, read by the threads of the endpoint.
 
     Args:
         hang_seconds: time without progress after which the process counts as stuck.
-        silence: seconds since the last sign of progress.
+        silence: returns the seconds since the last progress.
     """
 
     def __init__(self, hang_seconds: float, silence: Callable[[], float]):
@@ -22,8 +22,8 @@ class Health:
         self._doing: str | None = "starting: preparing the run directory"  # None: training
         self._step = self._images = 0
 
-    def phase(self, doing: str) -> None:
-        """What is done instead of steps, in words, from now on."""
+    def enter_phase(self, doing: str) -> None:
+        """Set what the process does from now on instead of training, in words."""
         with self._lock:
             self._doing = doing
 
@@ -43,13 +43,13 @@ class Health:
         """Whether samples are being measured."""
         return self._doing == "evaluating"
 
-    def position(self, step: int, images: int) -> None:
-        """Where the run stands before this process has made a step."""
+    def set_position(self, step: int, images: int) -> None:
+        """Set the steps and images behind the run before this process has made a step."""
         with self._lock:
             self._step, self._images = step, images
 
-    def made(self, step: int, images: int) -> None:
-        """This process has made a step: it trains. So many steps and images are behind the run."""
+    def step_done(self, step: int, images: int) -> None:
+        """Set the steps and images behind the run after a step of this process: it trains."""
         with self._lock:
             self._step, self._images = step, images
             self._doing = None
@@ -60,11 +60,11 @@ class Health:
         return self._images
 
     def live(self) -> dict[str, Any]:
-        """Whether progress was made within ``hang_seconds``; ``why`` says why not."""
+        """Whether there was progress within ``hang_seconds``; if not, ``why`` gives the reason."""
         return self._answer(stuck_only=True)
 
     def ready(self) -> dict[str, Any]:
-        """Whether this process makes steps; ``why`` says why not."""
+        """Whether this process makes steps; if not, ``why`` gives the reason."""
         return self._answer(stuck_only=False)
 
     def _answer(self, *, stuck_only: bool) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""How TensorBoard lays out the curves of a run: charts of what belongs together, in the order in which one asks."""
+"""Layout of a run's curves in TensorBoard: charts grouped by question."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CHARTS: dict[str, dict[str, tuple[str, ...]]] = {
         "share of samples that are copies": ("evaluation/copies",),
     },
     "3 How sharp is the coupling?": {
-        "sharpness of the plan, and share of the bank in use": ("transport/sharpness", "transport/bank_share"),
+        "sharpness of the plan, share of the bank in use": ("transport/sharpness", "transport/bank_share"),
         "marginal error": ("transport/marginal_error",),
         "iterations": ("transport/outer_iterations", "transport/inner_iterations"),
     },
@@ -42,7 +42,7 @@ CHARTS: dict[str, dict[str, tuple[str, ...]]] = {
         "images lost": ("run/lost_images",),
         "restarts by cause": tuple(f"run/restarts/{cause}" for cause in CAUSES),
         "time of a save, seconds": ("run/checkpoint_seconds", "run/checkpoint_blocked_seconds"),
-        "steps left out, computed again, computed wrongly": (
+        "steps skipped, audited, computed wrongly; rollbacks": (
             *("run/skipped_steps", "run/rollbacks", "run/audits", "run/wrong_computations"),
         ),
     },
@@ -50,7 +50,7 @@ CHARTS: dict[str, dict[str, tuple[str, ...]]] = {
 
 
 def custom_scalars() -> dict[str, dict[str, list[str | list[str]]]]:
-    """The layout for ``SummaryWriter.add_custom_scalars``; tags are regular expressions, matched from the start."""
+    """The layout for ``SummaryWriter.add_custom_scalars``, which takes regular expressions matched from the start."""
     return {
         category: {title: ["Multiline", [f"{tag}$" for tag in tags]] for title, tags in charts.items()}
         for category, charts in CHARTS.items()

@@ -1,4 +1,4 @@
-"""What is said of a metric."""
+"""Description of a metric."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ UNITS = ("seconds", "bytes", "ratio", "images", "steps", "iterations", "ranks", 
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric. ``tag`` names it in TensorBoard and JSON; ``prometheus``, with fixed labels, on the endpoint.
+    """A metric: ``tag`` is its name in TensorBoard and JSON, ``prometheus`` with fixed labels that on the endpoint.
 
-    A metric ``by`` something is a list: in JSON as it is, on the endpoint with the index as that label's value. An
-    ``info`` is 1, and says what it says in its labels.
+    A metric ``by`` rank is a list: in JSON as it is, on the endpoint one sample per rank with that label. An ``info``
+    has the value 1; its content is in its labels.
 
     Attributes:
-        unit: of the value, where the name does not say it.
-        when: what a run must have for the metric to be there; empty: every run has it.
+        unit: of the value, where the name does not end in it.
+        when: condition under which a run has the metric; empty: every run has it.
     """
 
     tag: str
@@ -31,11 +31,11 @@ class Metric:
 
     @property
     def measured_in(self) -> str:
-        """The unit, from the last word of the name that is one unless it is given."""
+        """The unit: the one given, else the last word of the name that is a unit, else ``number``."""
         words = self.prometheus.split("_")
         return self.unit or next((word for word in reversed(words) if word in UNITS), "number")
 
     @property
     def exposed(self) -> str:
-        """The name as it is scraped."""
+        """The name on the endpoint."""
         return self.prometheus + {"counter": "_total", "info": "_info"}.get(self.kind, "")

@@ -1,57 +1,118 @@
-"""Where metrics go: TensorBoard, Prometheus, ``stats.jsonl`` and a progress display."""
+"""Where metrics are written: ``stats.jsonl`` and TensorBoard. Prometheus has a file of its own, ``exposition.py``."""
 
 from __future__ import annotations
 
 import json
 import math
-import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TextIO
+from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 from torch import Tensor
 
-from gfgw_prod.process.standard_streams import log
+from gfgw_prod.process.durable import write_whole
+from gfgw_prod.process.exit_codes import reason_of
+from gfgw_prod.process.standard_streams import log as log_line
 from gfgw_prod.telemetry.layout import custom_scalars
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 TAIL_BYTES = 1 << 16
-Values = Mapping[str, float | Sequence[float]]
+Value = float | Sequence[float]  # a sequence has one number per rank
+Values = Mapping[str, Value]  # by tag of the catalogue
 
 
 class Sink(Protocol):
-    """Takes records. ``step`` counts optimisation steps made, ``images`` images seen."""
+    """Receives records. ``step`` counts completed optimisation steps, ``images`` images seen."""
 
     def record(self, step: int, images: int, values: Values) -> None: ...
 
     def picture(self, images: int, tag: str, grid: Tensor) -> None:
-        """A picture ``(3, h, w)`` of bytes."""
+        """Receive a picture ``(3, h, w)`` of bytes."""
 
     def close(self) -> None: ...
 
 
+class Telemetry:
+    """Passes every record to every sink. Ranks other than 0 have no sinks.
+
+    A sink that fails with an ``OSError``, such as a full disk, is logged once and tried again at the next record; the
+    run goes on.
+    """
+
+    def __init__(self, sinks: Sequence[Sink] = (), log: Callable[[str], None] = log_line):
+        self._sinks, self._log = list(sinks), log
+        self._failing: set[Sink] = set()
+
+    @classmethod
+    def open(
+        cls,
+        run_dir: Path,
+        sinks: Sequence[Sink] = (),
+        *,
+        step: int,
+        images: int,
+        settings: str = "",
+        log: Callable[[str], None] = log_line,
+    ) -> Telemetry:
+        """Open the files of a run that starts or resumes at ``step``, in addition to ``sinks``.
+
+        Args:
+            settings: the resolved configuration, for TensorBoard to show.
+        """
+        files = (JsonLines(run_dir / "stats.jsonl", step), TensorBoard(run_dir / "tensorboard", images, settings))
+        telemetry = cls([*sinks, *files], log)
+        for file in files:
+            telemetry._try(file, file.open)
+        return telemetry
+
+    def record(self, step: int, images: int, values: Values) -> None:
+        """Pass on values by tag of the catalogue."""
+        for sink in self._sinks:
+            self._try(sink, partial(sink.record, step, images, values))
+
+    def picture(self, images: int, tag: str, grid: Tensor) -> None:
+        """Pass on a picture ``(3, h, w)`` of bytes."""
+        for sink in self._sinks:
+            self._try(sink, partial(sink.picture, images, tag, grid))
+
+    def close(self) -> None:
+        """Flush and close all sinks."""
+        while self._sinks:
+            sink = self._sinks.pop()
+            self._try(sink, sink.close)
+
+    def _try(self, sink: Sink, action: Callable[[], object]) -> None:
+        try:
+            action()
+        except OSError as error:
+            if sink not in self._failing:
+                self._failing.add(sink)
+                self._log(f"metrics cannot be written by {type(sink).__name__} ({reason_of(error)}); the run goes on")
+        else:
+            self._failing.discard(sink)
+
+
 class JsonLines:
-    """One JSON object per record in ``stats.jsonl``; on resume, records past the resumed step are dropped."""
+    """One JSON object per record in ``stats.jsonl``. A resume drops the records after its step."""
 
     def __init__(self, path: Path, first_step: int):
         self._path, self._first_step = path, first_step
         self._file: TextIO | None = None
 
     def open(self) -> TextIO:
-        """The file, once what is past the resumed step has been dropped."""
+        """Return the file; the first call drops the records after the resumed step."""
         if self._file is None:
             path = self._path
             before = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
             kept = "".join(f"{line}\n" for line in before.splitlines() if _step_of(line) <= self._first_step)
             if kept != before:
-                partial = path.with_name(f".{path.name}.partial")
-                partial.write_text(kept, encoding="utf-8")
-                partial.replace(path)
+                write_whole(path, kept.encode())
             self._file = path.open("a", encoding="utf-8", buffering=1)
         return self._file
 
@@ -60,27 +121,27 @@ class JsonLines:
         self.open().write(json.dumps({"step": step, "images": images, "time": time.time(), **finite}) + "\n")
 
     def picture(self, images: int, tag: str, grid: Tensor) -> None:
-        """Pictures are not text."""
+        """Ignore the picture."""
 
     def close(self) -> None:
         if self._file is not None:
             self._file.close()
 
 
-def last_step_on_record(path: Path) -> int:
-    """The step of the last whole record, read from the end of the file; 0 if there is none."""
+def last_recorded_step(path: Path, tag: str = "") -> int:
+    """Step of the last complete record, or of the last one with ``tag``, near the end of the file; 0 without one."""
     try:
         with path.open("rb") as file:
             file.seek(max(path.stat().st_size - TAIL_BYTES, 0))
             lines = file.read().decode(errors="replace").splitlines()
     except OSError:
         return 0
-    steps = [_step_of(line) for line in lines]
+    steps = [_step_of(line) for line in lines if tag in line]
     return int(max((step for step in steps if math.isfinite(step)), default=0))
 
 
-def _finite(value: float | Sequence[float]) -> Any:
-    """NaN is no JSON."""
+def _finite(value: Value) -> Any:
+    """The value for JSON, which has no NaN or infinity: ``None`` instead."""
     if isinstance(value, Sequence):
         return [_finite(each) for each in value]
     return value if math.isfinite(value) else None
@@ -94,10 +155,9 @@ def _step_of(line: str) -> float:
 
 
 class TensorBoard:
-    """Scalars and pictures over images seen, in one directory for the life of the run.
+    """Scalars and pictures over images seen, in one directory for all starts of a run.
 
-    The horizontal axis is images seen. After a resume, ``purge_step`` hides what a lost process wrote past the
-    checkpoint.
+    After a resume, ``purge_step`` hides what the killed process wrote after the checkpoint.
 
     Args:
         settings: the resolved configuration, shown as text.
@@ -109,15 +169,15 @@ class TensorBoard:
         self._writer: SummaryWriter | None = None
 
     def open(self) -> SummaryWriter:
-        """The writer: the run's, or another one in the place of one that has failed, whose thread has ended."""
+        """Return the writer; after a failure a new one, because the failed one's thread has ended."""
         from torch.utils.tensorboard import SummaryWriter
 
         if self._writer is None:
-            threading.excepthook = _untold
+            threading.excepthook = _ignore_writer_errors
             self._writer = SummaryWriter(str(self._directory), purge_step=self._purge, flush_secs=5)
             if self._purge is not None:
                 self._writer.add_custom_scalars(custom_scalars())
-                block = "".join(f"    {line}\n" for line in self._settings.splitlines())  # Markdown's for text as it is
+                block = "".join(f"    {line}\n" for line in self._settings.splitlines())  # a code block in Markdown
                 if block:
                     self._writer.add_text("config", block, self._images_seen)
                 self._purge = None
@@ -147,52 +207,7 @@ class TensorBoard:
             raise
 
 
-def _untold(raised: threading.ExceptHookArgs) -> None:
-    """TensorBoard's thread hands its error to the next record. Tracebacks for all would be all there is to read."""
+def _ignore_writer_errors(raised: threading.ExceptHookArgs) -> None:
+    """Print no traceback for TensorBoard's thread: the next record raises its error."""
     if not (isinstance(raised.exc_value, OSError) and type(raised.thread).__name__ == "_AsyncWriterThread"):
         threading.__excepthook__(raised)
-
-
-class Progress:
-    """A bar with rate and time left in a terminal, plain lines in a log file."""
-
-    def __init__(self, mode: Literal["auto", "bar", "plain", "off"], images: int, total_images: int):
-        self._total, self._first = total_images, images
-        self._started = self._last_line = time.monotonic()
-        if mode == "auto":
-            mode = "bar" if sys.stderr.isatty() else "plain"
-        self._mode = mode
-        self._bar: Any = None
-        if mode == "bar":
-            from rich.console import Console
-            from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-            columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:3.0f} %"))
-            self._bar = Progress(
-                *columns, TextColumn("{task.fields[rate]}"), TimeRemainingColumn(), console=Console(stderr=True)
-            )
-            self._task = self._bar.add_task("training", total=total_images, completed=images, rate="")
-            self._bar.start()
-
-    def record(self, step: int, images: int, values: Values) -> None:
-        if "loss/total" not in values:
-            return
-        now = time.monotonic()
-        rate = (images - self._first) / max(now - self._started, 1e-9)
-        if self._bar is not None:
-            text = f"{rate:,.0f} images/s  loss {values['loss/total']:.4f}"
-            self._bar.update(self._task, completed=images, rate=text)
-        elif self._mode == "plain" and (now - self._last_line >= 10 or images >= self._total):
-            self._last_line = now
-            left = (self._total - images) / max(rate, 1e-9)
-            log(
-                f"{images / 1000:.1f} of {self._total / 1000:.1f} kimg  loss {values['loss/total']:.4f}  "
-                f"{rate:,.0f} images/s  {max(left, 0):.0f} s left"
-            )
-
-    def picture(self, images: int, tag: str, grid: Tensor) -> None:
-        """A terminal shows none."""
-
-    def close(self) -> None:
-        if self._bar is not None:
-            self._bar.stop()

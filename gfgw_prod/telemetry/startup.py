@@ -1,4 +1,4 @@
-"""What the time from the start of a run to the end of its first step is made of."""
+"""Time from the start of a run to the end of its first step, by phase."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from gfgw_prod.process import clock
 
 Phase = Literal["launcher", "imports", "rendezvous", "data", "generator", "bank", "checkpoint", "first_step"]
 PHASES: tuple[Phase, ...] = get_args(Phase)
-LONG_SECONDS = 10.0  # from here on it is worth a line
+LONG_SECONDS = 10.0  # a longer start is logged
 
 
 class Startup:
-    """The phases of this process's start, one after the other. Made when everything has been imported.
+    """Phases of this process's start, one after the other. Make it when everything has been imported.
 
-    The launcher's phase runs from its own start, or from when it noticed that ranks must be started again, to the
-    start of this process; only ranks of the elastic launcher have one.
+    The phase ``launcher`` exists under the elastic launcher only. It begins with the launcher, or for a restart when
+    the launcher notices the failure, and ends when this process begins.
     """
 
     def __init__(self) -> None:
         self._seconds: dict[Phase, float] = {}
-        self._last, began = clock.now(), clock.began()
+        self._last, started = clock.now(), clock.process_started()
         launched = os.environ.pop(clock.LAUNCHED_AT, None)
-        if began is not None:
+        if started is not None:
             if launched is not None:
-                self._seconds["launcher"] = max(began - float(launched), 0.0)
-            self._seconds["imports"] = self._last - began
+                self._seconds["launcher"] = max(started - float(launched), 0.0)
+            self._seconds["imports"] = self._last - started
 
     def done(self, phase: Phase) -> None:
-        """A phase ends now, and the next begins."""
+        """End a phase; the next one begins."""
         then, self._last = self._last, clock.now()
         self._seconds[phase] = self._last - then
 

@@ -1,8 +1,8 @@
-"""Ranks that hold up the others, told from the time that each rank's steps take of its own.
+"""Ranks that hold up the others, recognised by the time of a step without collectives.
 
-All ranks take as long for a step as the slowest, for they wait for each other. What differs is the rest: a step's wall
-time without the time in collectives. It grows with whatever slows a rank: a busy neighbour, a hot or throttled
-processor, slow memory, a slow disk behind the data.
+All ranks take as long for a step as the slowest, because they wait for each other in collectives. A rank's own time is
+a step's wall time without them. It grows with whatever slows the rank: a busy neighbour, a hot or throttled processor,
+slow memory, a slow disk behind the data.
 """
 
 from __future__ import annotations
@@ -11,21 +11,24 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 
-SHORTEST_SECONDS, FEWEST_STEPS = 5.0, 10  # of training before ranks are judged: less is noise
+SHORTEST_SECONDS, FEWEST_STEPS = 5.0, 10  # of an interval over which ranks are compared: less is noise
 REPEAT_SECONDS = 600.0  # until a rank that is still slow is named again
 
 
 class OwnTime:
-    """What this rank's steps take without waiting for other ranks. Each step runs in ``with own_time:``.
+    """Time of this rank's steps without waiting for other ranks. Each step runs in ``with own_time:``.
 
     Args:
-        waited: seconds spent waiting so far.
+        waited: returns the seconds spent in collectives so far.
+
+    Attributes:
+        spent: seconds in steps so far, waiting included.
     """
 
     def __init__(self, waited: Callable[[], float]):
         self._waited, self._begun, self._waited_before = waited, 0.0, 0.0
         self._seconds, self._steps = 0.0, 0
-        self.spent = 0.0  # in steps so far, with waiting
+        self.spent = 0.0
 
     def __enter__(self) -> None:
         self._begun, self._waited_before = time.perf_counter(), self._waited()
@@ -44,40 +47,40 @@ class OwnTime:
 
 
 def slowest(seconds: Sequence[float]) -> tuple[int, float]:
-    """The rank whose steps take longest of its own, and its time over the median of all.
+    """The rank with the longest own time, and that time over the median of all ranks.
 
-    Of an even number of ranks the median is the lower of the middle two, so that of two ranks one can stand out.
+    The median of an even number of ranks is the lower of the middle two, so that one of two ranks can stand out.
     """
     rank = max(range(len(seconds)), key=seconds.__getitem__)
     return rank, seconds[rank] / max(statistics.median_low(seconds), 1e-9)
 
 
 class StragglerWatch:
-    """Judges the ranks interval by interval, and says which are slow.
+    """Compares the ranks interval by interval, and names the slow ones.
 
-    A rank that stays slow is named again after ten minutes; one that has recovered, when it is slow again.
+    A rank that stays slow is named again after ten minutes; one that has recovered, as soon as it is slow again.
 
     Args:
-        hosts: where each rank runs.
-        ratio: over the median, at which a rank is slow; it has recovered half the way back to 1.
+        hosts: host of each rank.
+        ratio: own time over the median at which a rank is slow. It has recovered halfway back to 1.
     """
 
     def __init__(self, hosts: Sequence[str], ratio: float):
         self._hosts, self._ratio = hosts, ratio
-        self._named: dict[int, float] = {}  # when, by rank
+        self._named: dict[int, float] = {}  # time of naming by rank
         self._since: float | None = None
         self._sums, self._steps = [0.0] * len(hosts), 0
 
-    def judge(self, seconds: Sequence[float], steps: int, now: float) -> list[str]:
-        """A line for each rank to be named. The first interval does not count: a first step has work of its own.
+    def compare(self, seconds: Sequence[float], steps: int, now: float) -> list[str]:
+        """Return a line for each rank to be named. The first call only starts an interval: first steps are slower.
 
         Args:
-            seconds: of a step, by rank: means over the interval that ends now.
-            steps: of the interval.
+            seconds: mean own time of a step by rank, since the last call.
+            steps: number of steps since the last call.
             now: seconds of any clock.
         """
         if self._since is None:
-            self._start_anew(now)
+            self._restart(now)
             return []
         self._sums = [total + steps * each for total, each in zip(self._sums, seconds, strict=True)]
         self._steps += steps
@@ -95,8 +98,8 @@ class StragglerWatch:
                     f"rank {rank} on {self._hosts[rank]} holds up the others: its steps take {mean:.3g} s of its own, "
                     f"{mean / median:.1f} times the median of all ranks, over the last {self._steps:,} steps"
                 )
-        self._start_anew(now)
+        self._restart(now)
         return lines
 
-    def _start_anew(self, now: float) -> None:
+    def _restart(self, now: float) -> None:
         self._since, self._sums, self._steps = now, [0.0] * len(self._hosts), 0

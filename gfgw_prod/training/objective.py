@@ -7,7 +7,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from gfgw_prod.losses.boundary import boundary_loss
-from gfgw_prod.losses.energy import Crowd, energy_loss
+from gfgw_prod.losses.energy import BatchFeatures, energy_loss
 from gfgw_prod.losses.feature import feature_loss
 from gfgw_prod.losses.flow import flow_distances, flow_loss
 from gfgw_prod.losses.structure import structure_loss
@@ -63,7 +63,7 @@ class Objective:
         *,
         features: Tensor | None = None,
         at_zero: Tensor | None = None,
-        crowd: Crowd | None = None,
+        batch: BatchFeatures | None = None,
     ) -> Losses:
         """Losses of predicted images ``(b, c, h, w)`` against their targets.
 
@@ -71,7 +71,7 @@ class Objective:
             matched: bank features of the targets, ``(b, d)``.
             features: of the predicted images, ``(b, d)``, if they are known already.
             at_zero: the generator's images of the targets at time 0, where the boundary condition is a loss.
-            crowd: the batch that the predicted images belong to, if they are one-step samples.
+            batch: features of the step's whole batch, if the predicted images are one-step samples.
         """
         w, terms = self.weights, {}
         terms["flow"] = flow_loss(predicted, target, huber=w.flow_huber, scales=w.flow_scales)
@@ -79,8 +79,8 @@ class Objective:
             features = self.features(predicted) if features is None else features
             terms["feature"] = feature_loss(features, matched)
             terms["structure"] = structure_loss(features, matched)
-            if w.energy and crowd is not None:
-                terms["energy"] = energy_loss(features, crowd)
+            if w.energy and batch is not None:
+                terms["energy"] = energy_loss(features, batch)
         if self.perceptual is not None:
             with self.precision.autocast():
                 terms["lpips"] = self.perceptual(predicted, target).float()

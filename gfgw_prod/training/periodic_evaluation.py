@@ -1,15 +1,14 @@
-"""Evaluations of a run's averaged weights while it trains, and at its end."""
+"""Evaluations of a run's averaged weights during training and at its end."""
 
 from __future__ import annotations
 
-import json
 import math
 import time
 
 from gfgw_prod.data.sources import Table
 from gfgw_prod.distributed.world import World
 from gfgw_prod.evaluation.evaluator import Evaluator
-from gfgw_prod.evaluation.plan import plan_of
+from gfgw_prod.evaluation.metric_spaces import choose_spaces
 from gfgw_prod.evaluation.spaces import Files, build_space, trained_with
 from gfgw_prod.generator.ema import Ema
 from gfgw_prod.process.meter import Meter, Mode
@@ -19,72 +18,74 @@ from gfgw_prod.resilience.preemption import StopRequest
 from gfgw_prod.settings import schedule
 from gfgw_prod.settings.config import Config
 from gfgw_prod.settings.evaluation import FIGURES
+from gfgw_prod.telemetry.sinks import last_recorded_step
 from gfgw_prod.training.precision import Precision
 from gfgw_prod.training.reporting import Reporter
 
 
 class PeriodicEvaluation:
-    """Measures every ``evaluation.every_kimg`` before the next step, and after the last.
+    """Evaluates at every ``evaluation.every_kimg``, before the next step, and after the last step. Collective.
 
-    A run that is told to stop breaks off, and measures when it goes on. Every method is collective.
+    A stop request interrupts an evaluation; the resumed run makes it.
 
     Args:
-        stop: asked before every part of the work.
+        stop: checked before every part of the work.
 
     Raises:
         UserError: if a metric cannot be measured.
     """
 
-    def __init__(self, config: Config, table: Table, world: World, stop: StopRequest, report: Reporter):
-        self._config, self._world, self._stop, self._report = config, world, stop, report
+    def __init__(self, config: Config, table: Table, world: World, stop: StopRequest, reporter: Reporter):
+        self._config, self._world, self._stop, self._reporter = config, world, stop, reporter
         self._evaluator: Evaluator | None = None
         self._measured_at: int | None = None  # step
         e = config.evaluation
         if not e.every_kimg:
             return
         files = Files(e.inception, e.dinov2, config.features.weights)
-        plan = plan_of(e.metrics, e.features, files, trained_with(config), math.prod(table.image_shape))
-        for note in plan.notes:
-            report.say(f"evaluation: {note}")
+        metrics = choose_spaces(e.metrics, e.features, files, trained_with(config), math.prod(table.image_shape))
+        for note in metrics.notes:
+            reporter.log(f"evaluation: {note}")
         self._evaluator = Evaluator(
             table,
-            plan,
-            {name: build_space(name, files, table.image_shape, report.say).to(world.device) for name in plan.used},
+            metrics,
+            {name: build_space(name, files, table.image_shape, reporter.log).to(world.device) for name in metrics.used},
             world,
             num=e.num,
             seed=e.seed,
             conditional=config.generator.conditional,
-            tick=self._tick,
+            on_progress=self._on_progress,
         )
 
     def measure(self, step: int, images: int, ema: Ema, precision: Precision) -> bool:
-        """Measures and records, if it is time to and not done yet.
+        """Evaluate and record the figures, if an evaluation is due and not yet made.
 
         Returns:
-            Whether the run may go on; ``False`` if it was told to stop.
+            Whether the run may go on; ``False`` if a stop request interrupted the evaluation.
         """
         if self._evaluator is None:
             return True
-        if self._measured_at is None:  # a run that goes on may have been stopped before it measured here, or after
-            self._measured_at = self._world.broadcast(step if self._has_record(step) else 0)
+        if self._measured_at is None:  # a resumed run may have been stopped before or after its evaluation at this step
+            stats = self._config.run.dir / "stats.jsonl"
+            self._measured_at = self._world.broadcast(last_recorded_step(stats, "evaluation/seconds"))
         if step == self._measured_at or not self._due(step, images):
             return True
         started = time.monotonic()
-        # Lines where there is a bar: that of the training stays.
+        # Lines rather than a bar: training has one already.
         mode: Mode = "off" if self._config.telemetry.progress == "off" else "plain"
         self._meter = Meter("evaluating", mode=mode, enabled=self._world.is_main)
         try:
-            with self._report.evaluating(), ema.applied() as generator:
+            with self._reporter.evaluating(), ema.applied() as generator:
                 figures = self._evaluator.measure(generator, precision.autocast)
         except StopRequestedError:
-            self._report.measured = "told to stop before samples were measured"
+            self._reporter.measured = "told to stop before samples were measured"
             return False
         self._measured_at = step
         found = {name: value for name in FIGURES if isinstance(value := figures.get(name), float)}
         values = {f"evaluation/{name}": value for name, value in found.items()}
-        self._report.values(step, images, values | {"evaluation/seconds": time.monotonic() - started})
+        self._reporter.record_values(step, images, values | {"evaluation/seconds": time.monotonic() - started})
         words = ", ".join(f"{name} {value:.3g}" for name, value in found.items())
-        self._report.measured = f"{words} ({self._config.evaluation.num:,} samples)"
+        self._reporter.measured = f"{words} ({self._config.evaluation.num:,} samples)"
         return True
 
     def _due(self, step: int, images: int) -> bool:
@@ -92,16 +93,8 @@ class PeriodicEvaluation:
         every = config.evaluation.every_kimg
         return step > 0 and (schedule.is_due(every, config.train.batch_size, images) or step == config.total_steps)
 
-    def _tick(self, title: str, done: int = 0, total: int = 0, unit: str = "images") -> None:
+    def _on_progress(self, title: str, done: int, total: int, unit: str) -> None:
         watch.progress(f"evaluating: {title}")
         self._meter.show(f"evaluating: {title}", done, total, unit)
         if self._stop.requested_anywhere():
             raise StopRequestedError
-
-    def _has_record(self, step: int) -> bool:
-        path = self._config.run.dir / "stats.jsonl"
-        if not self._world.is_main or not path.is_file():
-            return False
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-        found = (json.loads(line) for line in lines if '"evaluation/seconds"' in line and line.endswith("}"))
-        return any(record["step"] == step for record in found)

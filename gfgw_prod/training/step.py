@@ -21,7 +21,7 @@ from gfgw_prod.distributed.reduction import gradient_norm, gradients, scale_grad
 from gfgw_prod.distributed.world import World
 from gfgw_prod.generator import interpolate
 from gfgw_prod.generator.ema import Ema
-from gfgw_prod.losses.energy import Crowd
+from gfgw_prod.losses.energy import BatchFeatures
 from gfgw_prod.settings.config import Config
 from gfgw_prod.settings.schedule import schedules_at
 from gfgw_prod.telemetry.phases import StepClock, phase
@@ -243,9 +243,9 @@ class TrainingStep:
             if predicted is None:
                 predicted, at_zero = self._predict(target, cell, t.to(self.world.device, non_blocking=True))
             if nearer is None:
-                crowd = Crowd(match.generated, match.features, slots, match.labels) if inputs.one_step else None
+                batch = BatchFeatures(match.generated, match.features, slots, match.labels) if inputs.one_step else None
                 losses = self.objective(
-                    predicted, target, match.features[slots], features=features, at_zero=at_zero, crowd=crowd
+                    predicted, target, match.features[slots], features=features, at_zero=at_zero, batch=batch
                 )
             else:
                 huber = config.consistency.huber

@@ -1,4 +1,4 @@
-"""A run, top to bottom: build, resume, loop, finish."""
+"""A run from start to end: validate, build, resume, loop, finish."""
 
 from __future__ import annotations
 
@@ -26,6 +26,8 @@ from gfgw_prod.resilience.bad_numbers import NumberGuard, checkpoint_before_stre
 from gfgw_prod.resilience.starts import StartCounter
 from gfgw_prod.settings import reading, schedule
 from gfgw_prod.settings.config import Config
+from gfgw_prod.telemetry.health import Health
+from gfgw_prod.telemetry.node import Node
 from gfgw_prod.telemetry.startup import Startup
 from gfgw_prod.training.building import build, encode_bank
 from gfgw_prod.training.checked_step import CheckedStep
@@ -35,7 +37,7 @@ from gfgw_prod.training.state import CONSTANT, training_state
 
 
 def train(config: Config) -> int:
-    """Runs or resumes the run of ``config.run.dir``; returns the exit code.
+    """Run or resume the run in ``config.run.dir``; return the exit code.
 
     Raises:
         UserError: for settings, data, weights, ports or checkpoints that cannot work.
@@ -48,41 +50,56 @@ def train(config: Config) -> int:
         try:
             with watch.over(config.resilience.hang_seconds, run.dir, world.rank):
                 run.resume()
-                if finished := run.loop():
+                if complete := run.loop():
                     run.finish()
         except BaseException:
             run.saver.wait_after_error()
             raise
         finally:
             run.close()
-    return FINISHED if finished else PREEMPTED
+    return FINISHED if complete else PREEMPTED
 
 
 class Run:
-    """One process's part of a run."""
+    """One rank's part of a run. The constructor validates and builds; call ``resume`` before ``loop``.
+
+    Attributes:
+        step: completed steps.
+        first_step: completed steps when this process started.
+    """
 
     def __init__(self, config: Config, world: World, starts: StartCounter, startup: Startup):
         self.config, self.world, self.dir, self.startup = config, world, config.run.dir, startup
         self.step = self.first_step = 0
-        self.report = Reporter(config, world, startup)
+
+        # Output: health for probes, log lines, metrics.
+        self.health = Health(config.resilience.hang_seconds, watch.silence)
+        self.node = Node(config.telemetry, self.health, is_first=world.is_first_on_node)
+        self.reporter = Reporter(config, world, startup, self.node)
+
+        # Validate: all ranks have the same settings, and each has a cell.
         same_run.require_same_settings(world.all_gather_object(config.model_dump(mode="json")))
         if world.world_size > config.cells:
             raise UserError(
                 f"{world.world_size} ranks share {config.cells} cells; lower train.cell_size or run fewer ranks"
             )
-        self.lock = world.together(lambda: prepare_directory(self.dir, self.report.say) if world.is_main else None)
-        world.together(self.report.listen)
-        self.report.tell_of_hangs()
+
+        # Claim the run directory, the port and the storages.
+        self.lock = world.together(lambda: prepare_directory(self.dir, self.reporter.log) if world.is_main else None)
+        world.together(self.node.listen)
+        self.reporter.keep_stacks()
         self.storages = world.together(lambda: open_storages(config.checkpoint, self.dir, make=world.is_main))
         starts.count(self.storages)
 
-        phase = self.report.health.phase
-        phase("starting: reading the data")
-        self.table = open_table(config.data, world, self.report.say, config.telemetry.progress)
+        # Open the data set.
+        self.health.enter_phase("starting: reading the data")
+        self.table = open_table(config.data, world, self.reporter.log, config.telemetry.progress)
         startup.done("data")
-        phase("starting: building the networks")
+
+        # Build the networks, and the step with its checks.
+        self.health.enter_phase("starting: building the networks")
         fresh = not has_checkpoints(self.storages, world)
-        self.training = build(config, world, self.table, self.report.say, fresh=fresh)
+        self.training = build(config, world, self.table, self.reporter.log, fresh=fresh)
         self.guard = NumberGuard(config.resilience)
         self.checked_step = CheckedStep(
             self.training,
@@ -90,13 +107,18 @@ class Run:
             world,
             audit_every_steps=config.resilience.audit_every_steps,
             replicated=self.training.parallel.replicated,
-            hosts=self.report.hosts,
-            log=self.report.say,
+            hosts=self.reporter.hosts,
+            log=self.reporter.log,
         )
-        # Before a checkpoint is chosen: what an earlier process still commits must be there to be chosen.
-        self.saver = Saver(config.checkpoint, self.storages, world, self.report.say, CONSTANT)
+
+        # Claim the checkpoints. Only then may ``resume`` choose one: an earlier process may still be committing.
+        self.saver = Saver(config.checkpoint, self.storages, world, self.reporter.log, CONSTANT)
+
+        # What interrupts training.
         self.stop = preemption.StopRequest(world, config.distributed.timeout_seconds)
-        self.evaluation = world.together(lambda: PeriodicEvaluation(config, self.table, world, self.stop, self.report))
+        self.evaluation = world.together(
+            lambda: PeriodicEvaluation(config, self.table, world, self.stop, self.reporter)
+        )
         startup.done("generator")
 
     @property
@@ -104,147 +126,155 @@ class Run:
         """Images seen."""
         return self.step * self.config.train.batch_size
 
+    def state(self) -> dict[str, torch.Tensor]:
+        """The tensors of a checkpoint, by name."""
+        return training_state(self.training, guard=self.guard)
+
     def resume(self) -> None:
-        """Takes up the newest good checkpoint of the run directory, or encodes the bank for a new run."""
+        """Load the newest good checkpoint of the run; for a new run, encode the bank."""
         with self._unwatched("starting: looking for a checkpoint"):
-            found = newest_good(self.storages, self.world, self.report.say, progress=self.config.telemetry.progress)
-            self.damaged = len(quarantined(self.storages)) if self.world.is_main else 0
+            found = newest_good(self.storages, self.world, self.reporter.log, progress=self.config.telemetry.progress)
+            damaged = len(quarantined(self.storages)) if self.world.is_main else 0
             self.facts = same_run.run_facts(self.config, self.table, self.training.objective.frozen, self.world.device)
             by_rank = self.world.all_gather_object(self.facts)
         if found is not None:
             self.step = self.first_step = found.step
-        for change in self.world.together(lambda: self._accepted_changes(found, by_rank)):
-            self.report.say(f"run.allow_changes: going on with {change}")
-        cache = self.world.together(lambda: BankCache.of(self.config, self.facts, self.report.say_of_own))
-        self.world.together(lambda: self.report.open(self.step, found))
+        for change in self.world.together(lambda: self._accept_changes(found, by_rank)):
+            self.reporter.log(f"run.allow_changes: going on with {change}")
+        cache = self.world.together(lambda: BankCache.of(self.config, self.facts, self.reporter.log_from_any_rank))
+        self.world.together(lambda: self.reporter.open(self.step, found, damaged))
         if found is not None:
             with self._unwatched(f"resuming from {found.name}"):
-                found.load(self._state(), self.world)
+                found.load(self.state(), self.world)
                 self.world.barrier()
             self.saver.resume_from(found)
-            self.report.say(f"resumed {self.dir} at {self.images / 1000:.1f} kimg from {found.name}")
+            self.reporter.log(f"resumed {self.dir} at {self.images / 1000:.1f} kimg from {found.name}")
         else:
-            encode_bank(self.training, self._encoded, cache)
-            with watch.paused():  # for ranks that take longer; each has a watch of its own
+            encode_bank(self.training, self._show_encoding, cache)
+            with watch.paused():  # other ranks may take longer, and have watches of their own
                 self.world.barrier()
-        self.report.health.phase("starting: making ready for the first step")
-        self.saver.preallocate(self._state())
-        self.report.write(self.dir / "config.yaml", partial(reading.write_yaml, self.config))
+        self.health.enter_phase("starting: making ready for the first step")
+        self.saver.preallocate(self.state())
+        self.reporter.write_file(self.dir / "config.yaml", partial(reading.write_yaml, self.config))
         self.startup.done("bank" if found is None else "checkpoint")
 
     def stream(self, last_step: int) -> Iterator[CellRows]:
-        """This rank's cells from the present step to the last, exclusive."""
+        """This rank's cells from the current step to ``last_step``, exclusive."""
         size = self.config.train.cell_size
         return self.training.feed.stream(self.training.parallel.spread, self.config.seed, self.step, last_step, size)
 
     def loop(self) -> bool:
-        """Steps until ``train.total_kimg``, with records, pictures and checkpoints at their intervals.
+        """Train until ``train.total_kimg`` or a stop signal, and save the state.
 
         Returns:
-            Whether it came that far: told to stop, it saves the state and returns ``False``.
+            Whether the run is complete; ``False`` after a stop signal.
         """
-        config = self.config
+        config, telemetry = self.config, self.config.telemetry
         stream = self.stream(config.total_steps)
-        self.report.begin(self.step, self.training.parallel.spread)
+        self.reporter.begin(self.step, self.training, self.checked_step)
         self.stop.install_handlers()
         while self.step < config.total_steps:
             watch.progress(f"in step {self.step + 1}")
+
+            # Stop?
             if self.stop.requested_anywhere():
-                self.report.health.phase("told to stop: saving")
-                self._save()
-                self.saver.finish(lambda: True)
-                if self.world.world_size > 1:  # the launcher signals the other ranks once one exits
-                    ignore_stop_signals()
-                self.report.stopped(self.images)
+                self._save_and_stop()
                 return False
+
+            # Evaluate? A stop signal interrupts it.
             if not self.evaluation.measure(self.step, self.images, self.training.ema, self.training.precision):
-                continue  # told to stop
-            with self.report.own_time:
-                found = self.checked_step(self.step, stream)
+                continue
+
+            # Step.
+            with self.reporter.own_time:
+                result = self.checked_step(self.step, stream)
             self.step += 1
-            self.report.health.made(self.step, self.images)
+            self.health.step_done(self.step, self.images)
             if self.guard.needs_rollback:
                 self._roll_back()
+
+            # Record, draw, save: at their intervals, and after the last step.
             last = self.step == config.total_steps
-            if last or self.step == self.first_step + 1 or self._due(config.telemetry.log_every_kimg):
-                told = {
-                    "run/damaged_checkpoints": self.damaged,
-                    **self.checked_step.values(),
-                    **self.training.values(),
-                }
-                self.report.record(self.step, self.images, found, self.training.matcher.usage, told)
-            if last or self._due(config.telemetry.samples_every_kimg):
+            if last or self.step == self.first_step + 1 or self._is_due(telemetry.log_every_kimg):
+                self.reporter.record(self.step, self.images, result)
+            if last or self._is_due(telemetry.samples_every_kimg):
                 with self.training.precision.autocast():
-                    self.report.picture(self.images, self.training.ema, self.table)
-            if last or self._due(config.checkpoint.every_kimg):
+                    self.reporter.draw_samples(self.images, self.training.ema, self.table)
+            if last or self._is_due(config.checkpoint.every_kimg):
                 self._save()
-            self._tell_of_saves()
-        while self.saver.saved_step != self.step:  # a last save that fails is tried again; too often is an error
+            self._record_saves()
+        while self.saver.saved_step != self.step:  # retry a failed last save; too many failures raise
             self._save()
             self.saver.join()
         self.saver.finish(lambda: self.stop.requested_here)
         return True
 
     def finish(self) -> None:
-        """Measures the last weights, closes the telemetry and says what there is now and what to do next."""
+        """Evaluate the last weights, and log a summary."""
         self.evaluation.measure(self.step, self.images, self.training.ema, self.training.precision)
-        self.report.finished(self.step)
+        self.reporter.finished(self.step)
 
     def close(self) -> None:
-        """Tells what is still to be told, also of saves that failed."""
-        self._tell_of_saves()
-        self.report.close()
+        """Record the last saves, also failed ones, and release what the run holds."""
+        self._record_saves()
+        self.reporter.close()
         if self.lock is not None:
             self.lock.close()
 
     @contextmanager
-    def _unwatched(self, doing: str) -> Iterator[None]:
-        """Within, things take as long as a disk or a network takes."""
-        self.report.health.phase(doing)
+    def _unwatched(self, phase: str) -> Iterator[None]:
+        """Within, this rank waits for a disk or a network, and the watchdog is paused."""
+        self.health.enter_phase(phase)
         with watch.paused():
             yield
 
-    def _encoded(self, rows: int) -> None:
+    def _show_encoding(self, rows: int) -> None:
         watch.progress("encoding the bank")
-        self.report.encoded(rows, len(self.training.matcher.bank.local))
+        self.reporter.show_encoding(rows, len(self.training.matcher.bank.local))
 
-    def _due(self, interval_kimg: float) -> bool:
+    def _is_due(self, interval_kimg: float) -> bool:
         return schedule.is_due(interval_kimg, self.config.train.batch_size, self.images)
 
     def _save(self) -> None:
-        state = self._state()
+        state = self.state()
         self.checked_step.check_replicas(state)
         facts = {
             **self.facts,
-            **self.report.productive(),
+            **self.reporter.manifest_facts(),
             **self.guard.counts(),
-            "regular": self._due(self.config.checkpoint.every_kimg),
+            "regular": self._is_due(self.config.checkpoint.every_kimg),
             "streak_from": self.step - self.guard.skipped_in_a_row,
         }
         self.saver.save(state, step=self.step, images=self.images, facts=facts)
 
+    def _record_saves(self) -> None:
+        for step, images, values in self.saver.take_metrics():
+            self.reporter.record_values(step, images, values)
+
+    def _save_and_stop(self) -> None:
+        self.health.enter_phase("told to stop: saving")
+        self._save()
+        self.saver.finish(lambda: True)
+        if self.world.world_size > 1:  # the launcher signals the other ranks once one exits
+            ignore_stop_signals()
+        self.reporter.stopped(self.images)
+
     def _roll_back(self) -> None:
-        """Goes on with the state of a checkpoint before the bad steps; those between are left out.
+        """Load the state from before the bad steps, and go on after them: they are skipped.
 
         Raises:
-            NoProgressError: if it has come to this before, or there is no such checkpoint.
+            NoProgressError: at the second rollback, or if there is no such checkpoint.
         """
         skipped, rollbacks, problem = self.guard.skipped, self.guard.rollbacks, describe_streak(self.guard, self.step)
         self.saver.join()
         with self._unwatched("going back to a checkpoint"):
-            found = checkpoint_before_streak(self.guard, self.step, self.storages, self.world, self.report.say)
-            found.load(self._state(), self.world)
+            found = checkpoint_before_streak(self.guard, self.step, self.storages, self.world, self.reporter.log)
+            found.load(self.state(), self.world)
         self.guard.record_rollback(skipped, rollbacks)
-        self.report.say(f"{problem}: going on from there with the state of {found.name}, without the steps between")
+        self.reporter.log(f"{problem}: going on from there with the state of {found.name}, without the steps between")
         self._save()
 
-    def _tell_of_saves(self) -> None:
-        for step, images, values in self.saver.take_metrics():
-            self.report.values(step, images, values)
-
-    def _state(self) -> dict[str, torch.Tensor]:
-        return training_state(self.training, guard=self.guard)
-
-    def _accepted_changes(self, found: Checkpoint | None, by_rank: list[dict[str, Any]]) -> list[str]:
-        changed = [] if found is None else same_run.accept_changes(found.manifest, self.facts)
-        return changed + same_run.accept_rank_differences(by_rank, self.facts, self.step)
+    def _accept_changes(self, found: Checkpoint | None, by_rank: list[dict[str, Any]]) -> list[str]:
+        """Changes since the checkpoint, and differences between ranks, that ``run.allow_changes`` accepts."""
+        changes = [] if found is None else same_run.accept_changes(found.manifest, self.facts)
+        return changes + same_run.accept_rank_differences(by_rank, self.facts, self.step)

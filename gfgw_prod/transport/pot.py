@@ -70,6 +70,7 @@ def solve_with_pot(
         return torch.cdist(a, b) if options.geometry == "euclidean" else 1 - a @ b.T
 
     stop = options.tolerance / len(y) ** 0.5  # POT stops on the L2 error; ours is L1
+    inner_options = {"numItermax": options.max_inner_iterations, "stopThr": stop, "warn": False, "log": True}
     log: dict[str, Any]
     if options.structure_weight == 0:
         matrix, log = ot.sinkhorn(
@@ -78,13 +79,9 @@ def solve_with_pot(
             distances(rows, y),
             options.epsilon,
             method="sinkhorn_log",
-            numItermax=options.max_inner_iterations,
-            stopThr=stop,
-            warn=False,
-            log=True,
+            **inner_options,
         )
-        outer, inner = 1, int(log.get("niter", options.max_inner_iterations))
-        change = 0.0
+        outer, inner, change = 1, int(log.get("niter", options.max_inner_iterations)), 0.0
     else:
         matrix, log = ot.gromov.entropic_fused_gromov_wasserstein(
             distances(rows, y),
@@ -97,10 +94,7 @@ def solve_with_pot(
             alpha=options.structure_weight,
             max_iter=options.max_outer_iterations,
             tol=options.tolerance,
-            numItermax=options.max_inner_iterations,
-            stopThr=stop,
-            warn=False,
-            log=True,
+            **inner_options,
         )
         # POT logs its plan's change every tenth iteration, and no count of inner iterations.
         outer = min(10 * max(len(log["err"]), 1), options.max_outer_iterations)

@@ -1,4 +1,4 @@
-"""What tells two runs' weights apart."""
+"""A digest of weights, equal exactly if the weights are equal."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def weights_digest(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 over names, shapes and bytes of whole tensors in the order of their names."""
+    """SHA-256 over names, types, shapes and bytes of whole tensors, in order of their names."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()

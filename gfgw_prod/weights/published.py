@@ -1,4 +1,4 @@
-"""Weights that others publish: found in their libraries' caches or fetched, and taken only if their bytes are right."""
+"""Published weights: find them in a cache or download them, and check their bytes."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from pathlib import Path
 
 from gfgw_prod.process.exit_codes import UserError, one_line
 
-PATIENCE_SECONDS = 10.0
+TIMEOUT_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
 class PublishedFile:
-    """A file of weights: at ``url``, or in the hub's ``repository``."""
+    """A file of weights, at ``url`` or in a ``repository`` of the Hugging Face hub."""
 
     title: str
     file: str
     sha256: str
-    setting: str  # names a copy elsewhere
+    setting: str  # that names another file
     url: str = ""
     repository: str = ""
 
     def cached(self) -> Path | None:
-        """Where the cache of torch, or of the hub, has it."""
+        """Path of the file in the cache of torch or of the hub, if it is there."""
         if self.repository:
             from huggingface_hub import try_to_load_from_cache
 
@@ -36,12 +36,12 @@ class PublishedFile:
         return path if path.is_file() else None
 
     def fetch(self) -> Path:
-        """Downloads it into that cache."""
+        """Download the file into that cache."""
         if self.repository:
             from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
 
-            # Without a network the download itself would try again for a minute, line by line.
-            get_hf_file_metadata(hf_hub_url(self.repository, self.file), timeout=PATIENCE_SECONDS)
+            # Fails fast without a network, where the download itself would retry for a minute.
+            get_hf_file_metadata(hf_hub_url(self.repository, self.file), timeout=TIMEOUT_SECONDS)
             return Path(hf_hub_download(self.repository, self.file))
         import torch
 
@@ -65,7 +65,7 @@ VGG16 = PublishedFile(
     setting="loss.lpips_trunk",
     url="https://download.pytorch.org/models/vgg16-397923af.pth",
 )
-# Its name ends with the beginning of its hash. pytorch-fid publishes the same bytes.
+# pytorch-fid publishes the same bytes.
 INCEPTION = PublishedFile(
     "torch-fidelity's Inception-v3",
     file="weights-inception-2015-12-05-6726825d.pth",
@@ -73,7 +73,7 @@ INCEPTION = PublishedFile(
     setting="evaluation.inception",
     url="https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth",
 )
-# Karras et al. 2022, CC BY-NC-SA 4.0; by the name that generator.pretrained takes.
+# Karras et al. 2022, CC BY-NC-SA 4.0; by the value of generator.pretrained.
 EDM = {
     "edm-cifar10-uncond": PublishedFile(
         "EDM's unconditional CIFAR-10 network",
@@ -86,54 +86,52 @@ EDM = {
 
 
 @contextmanager
-def obtain(published: PublishedFile, given: Path | None, report: Callable[[str], None]) -> Iterator[Path]:
-    """The file that the setting names, or else the published one, from a cache or from where it is published.
+def obtain(published: PublishedFile, given: Path | None, log: Callable[[str], None]) -> Iterator[Path]:
+    """Within, the path of the user's file or, without one, of the published file, which is downloaded if needed.
 
-    A file that the setting names may be another than the published one: reported at the end, if what is done with the
-    file within went well. A cached one may not.
+    Args:
+        given: the user's file. It may differ from the published one, which is logged at the end unless its use failed.
 
     Raises:
-        UserError: if there is no such file, it cannot be fetched, or its bytes are not the published ones.
+        UserError: if the file does not exist, cannot be downloaded, or is a damaged copy of the published one.
     """
-    path = _obtain(published) if given is None else given
-    with verify(published, path, report, named=given is not None):
+    path = _cached_or_fetched(published) if given is None else given
+    with verify(published, path, log, user_given=given is not None):
         yield path
 
 
 @contextmanager
-def verify(published: PublishedFile, path: Path, report: Callable[[str], None], *, named: bool) -> Iterator[None]:
-    """Around what is done with a file that is there: ``obtain`` for one that is never fetched.
+def verify(published: PublishedFile, path: Path, log: Callable[[str], None], *, user_given: bool) -> Iterator[None]:
+    """Around the use of a file: check its bytes as ``obtain`` does, without a download.
 
     Args:
-        named: whether the user named it; it may then be another than the published one.
+        user_given: whether the user named the file. It may then differ from the published one.
 
     Raises:
-        UserError: if there is no such file, or its bytes are not the published ones.
+        UserError: if the file does not exist, or is a damaged copy of the published one.
     """
-    # The functions of os.path take loops of links and names that are too long for what is not there.
+    # os.path treats loops of links and too long names as missing files; pathlib raises.
     if not os.path.isfile(path):
         raise UserError(
             f"{published.setting}: no file {path}; it should be {published.file} of {published.title}, or one like it"
         )
-    if (found := _sha256(path)) != published.sha256 and not named:
+    if (found := _sha256(path)) != published.sha256 and not user_given:
         raise UserError(
             f"{path} is damaged: its SHA-256 is {found}, that of {published.title} is {published.sha256}; "
-            f"delete it, or name a whole copy as {published.setting}"
+            f"delete it, or set {published.setting} to an intact copy"
         )
     yield
     if found != published.sha256:
-        report(f"{published.setting}: {path} is not {published.file} of {published.title}; its SHA-256 is {found}")
+        log(f"{published.setting}: {path} is not {published.file} of {published.title}; its SHA-256 is {found}")
 
 
-def _obtain(published: PublishedFile) -> Path:
+def _cached_or_fetched(published: PublishedFile) -> Path:
     try:
         return published.cached() or published.fetch()
-    except (
-        Exception
-    ) as error:  # clients raise many kinds: offline, refused, no name service, proxy, not found, full disk
+    except Exception as error:  # download clients raise errors of many kinds
         raise UserError(
             f"{published.file} of {published.title} is neither cached nor reachable ({one_line(error, 200)}); "
-            f"put it anywhere and name it as {published.setting}"
+            f"download it elsewhere and set {published.setting} to its path"
         ) from None
 
 

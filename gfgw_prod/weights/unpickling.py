@@ -1,4 +1,4 @@
-"""Reads pickles, DCP's ``.metadata`` above all, without running what a pickle may ask for."""
+"""Read pickles, such as DCP's ``.metadata``, without running any code that they refer to."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from enum import Enum
 from typing import Any, ClassVar
 
-Name = tuple[str, str]
+Name = tuple[str, str]  # module and qualified name
 DCP = "torch.distributed.checkpoint"
-# All that torch 2.9 writes into the account of a state of tensors. Each builds a plain value from plain values.
+# Everything that torch 2.9 writes into ``.metadata``. Each builds a plain value from plain values.
 ALLOWED = frozenset(
     {
         *((f"{DCP}.metadata", name) for name in ("Metadata", "MetadataIndex", "StorageMeta", "_MEM_FORMAT_ENCODING")),
@@ -24,11 +24,15 @@ ALLOWED = frozenset(
 )
 
 
-_InPython: Any = pickle._Unpickler  # its steps can be refused; the other is C
+_PythonUnpickler: Any = pickle._Unpickler  # single opcodes can be refused, unlike in the C version
 
 
-class _Unpickler(_InPython):  # type: ignore[misc]  # typeshed does not know it
-    dispatch: ClassVar[dict[int, Any]] = dict(_InPython.dispatch)
+class DamagedError(Exception):
+    """A checkpoint or its manifest is not what was written."""
+
+
+class _Unpickler(_PythonUnpickler):  # type: ignore[misc]  # unknown to typeshed
+    dispatch: ClassVar[dict[int, Any]] = dict(_PythonUnpickler.dispatch)
 
     def __init__(self, content: bytes, allowed: Mapping[Name, Any]):
         super().__init__(io.BytesIO(content))
@@ -36,59 +40,55 @@ class _Unpickler(_InPython):  # type: ignore[misc]  # typeshed does not know it
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in self._allowed:
-            raise DamagedError(f"{module}.{name} is asked for, which no checkpoint needs; nothing was run")
+            raise DamagedError(f"refers to {module}.{name}, which no checkpoint needs; nothing was run")
         stand_in = self._allowed[module, name]
         return super().find_class(module, name) if stand_in is None else stand_in
 
     def persistent_load(self, pid: Any) -> Any:
-        raise DamagedError("an outside object is asked for, which no checkpoint needs; nothing was run")
+        raise DamagedError("refers to an outside object, which no checkpoint needs; nothing was run")
 
     def load_build(self) -> None:
-        # On a class it would set the class's own attributes, for the rest of this process.
+        # Applied to a class it would set the class's attributes, for the rest of this process.
         if isinstance(self.stack[-2], type) or callable(self.stack[-2]):
-            raise DamagedError("a class is to be changed, which no checkpoint needs; nothing was run")
+            raise DamagedError("changes a class, which no checkpoint needs; nothing was run")
         super().load_build()
 
     dispatch[pickle.BUILD[0]] = load_build
 
 
 def unpickle(content: bytes, allowed: Mapping[Name, Any]) -> Any:
-    """The object in a pickle.
+    """Read the object in a pickle.
 
     Args:
-        allowed: what may be asked for, by module and name, and what stands in for it; ``None`` is the thing itself.
+        allowed: the globals that the pickle may refer to, each with its replacement; ``None`` keeps the original.
 
     Raises:
-        DamagedError: if anything else is asked for, or it is no pickle.
+        DamagedError: if it refers to anything else, or is not a valid pickle.
     """
     try:
         return _Unpickler(content, allowed).load()
     except DamagedError:
         raise
-    except Exception as error:  # a pickle that is cut or twisted may raise anything
-        raise DamagedError(f"cannot be read ({type(error).__name__})") from None
+    except Exception as error:  # a damaged pickle may raise anything
+        raise DamagedError(f"cannot be unpickled ({type(error).__name__})") from None
 
 
 def _member_of(kind: Any, name: Any) -> Enum:
-    """A member of an enumeration; Python 3.11.0 to 3.11.3 write them as ``getattr(kind, name)``."""
+    """A member of an enumeration. Python 3.11.0 to 3.11.3 pickle it as ``getattr(kind, name)``."""
     if isinstance(kind, type) and issubclass(kind, Enum) and name in kind.__members__:
         return kind.__members__[name]
-    raise DamagedError("builtins.getattr is asked for what no checkpoint needs; nothing was run")
+    raise DamagedError("uses builtins.getattr as no checkpoint needs it; nothing was run")
 
 
 def read_metadata(content: bytes) -> Any:
-    """DCP's ``Metadata`` from the bytes of a ``.metadata`` file.
+    """Read DCP's ``Metadata`` from the content of a ``.metadata`` file.
 
     Raises:
-        DamagedError: if they ask for anything but DCP's own types, or are no such account.
+        DamagedError: if it refers to anything but DCP's own types, or is not a ``Metadata``.
     """
     from torch.distributed.checkpoint.metadata import Metadata
 
     found = unpickle(content, {**dict.fromkeys(ALLOWED), ("builtins", "getattr"): _member_of})
     if not isinstance(found, Metadata):
-        raise DamagedError("is not DCP's account of a checkpoint")
+        raise DamagedError("is not DCP's metadata")
     return found
-
-
-class DamagedError(Exception):
-    """A checkpoint, or its manifest, that is not what was written."""

@@ -15,16 +15,14 @@ from PIL import Image
 
 from ..process import debian, runs
 
-MISSING = debian.missing("Chromium", ["chromium"], ["chromium"])
 QUIET = ("--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-quic")
 CURVE = (255, 112, 67)  # TensorBoard's colour of the first run
-
-pytestmark = pytest.mark.skipif(bool(MISSING), reason=MISSING)
 
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Where TensorBoard shows a run that was killed between two checkpoints and resumed."""
+    debian.require("Chromium", ["chromium"], ["chromium"])
     run_dir = tmp_path_factory.mktemp("runs") / "killed"
     command = runs.training(run_dir, *runs.UNHURRIED)
     process = runs.start(command)

@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 
-from .engine import IMAGE, build, make_base, podman
+from .engine import IMAGE, build, make_base, podman, require
 
 
 @pytest.fixture(scope="session")
 def image(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What the engine knows of the image."""
+    require()
     make_base(tmp_path_factory.mktemp("base"))
     build(tmp_path_factory.mktemp("secrets"))
     return dict(json.loads(podman("image", "inspect", IMAGE).stdout)[0])

@@ -15,10 +15,9 @@ import pytest
 from gfgw_prod.process.exit_codes import BAD_INPUT, PREEMPTED
 
 from ..process import runs
-from .engine import BASE, HOST, IMAGE, do, missing, podman, secret_words
+from .engine import BASE, HOST, IMAGE, do, podman, secret_words
 
-MISSING = missing()
-pytestmark = [pytest.mark.skipif(bool(MISSING), reason=MISSING), pytest.mark.timeout(1500)]
+pytestmark = pytest.mark.timeout(1500)
 CONFINED = (
     *("--read-only", "--tmpfs", "/tmp", "--cap-drop=all", "--security-opt", "no-new-privileges", "--network=host"),
     *("--shm-size", "512m", "--stop-timeout", "60", "--ulimit", "nofile=4096:4096", "--ulimit", "nproc=4096:4096"),

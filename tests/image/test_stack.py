@@ -9,17 +9,15 @@ import pytest
 import yaml
 
 from ..process import monitoring
-from .engine import missing as missing_engine
-from .stack import PORTS, SERVICES, Stack
-from .stack import missing as missing_stack
+from .stack import PORTS, SERVICES, Stack, require
 
-MISSING = missing_engine() or missing_stack()
-pytestmark = [pytest.mark.skipif(bool(MISSING), reason=MISSING), pytest.mark.timeout(1500)]
+pytestmark = pytest.mark.timeout(1500)
 RULES = [rule["alert"] for rule in yaml.safe_load(monitoring.RULES.read_text())["groups"][0]["rules"]]
 
 
 @pytest.fixture
 def stack(image: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    require()
     with Stack(tmp_path_factory.mktemp("stack")) as found:
         yield found
 

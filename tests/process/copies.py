@@ -1,36 +1,54 @@
-"""Copies of the package with one line changed: faults from outside, which the product knows nothing of."""
+"""Copies of the package with one line changed, to bring faults into a process from outside."""
 
 from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import NamedTuple
 
 from . import runs
 
 
-def changed(directory: Path, module: str, line: str, replacement: str) -> dict[str, str]:
-    """The environment in which a process runs a copy of the package with a line of a module replaced."""
+class Line(NamedTuple):
+    """Lines of a module of the package that stand there exactly once; tests/unit/test_copies.py checks it."""
+
+    module: str
+    text: str
+
+
+PROCESS_BEGINS = Line("__main__.py", "    die_with_agent()\n")
+BLOCK_IS_ENCODED = Line("features/bank.py", "    images = table.rows(torch.arange(begin, end)).to(world.device)\n")
+STEP_BEGINS = Line("training/trainer.py", '            watch.progress(f"in step {self.step + 1}")\n')
+RUN_CLOSES = Line("training/trainer.py", "            run.close()\n")
+UPLOAD_BEGINS = Line("checkpoint/uploading.py", "        step = checkpoint.name\n")
+ROWS_ARE_READ = Line(
+    "data/sources.py", "        if isinstance(self.images, Tensor):\n            found = self.images[ids]\n"
+)
+SEED_IS_DERIVED = Line("distributed/cells.py", '    text = "/".join([str(seed), stream, *map(str, position)])\n')
+ALL = [value for value in globals().values() if isinstance(value, Line)]
+
+
+def changed(directory: Path, line: Line, *, before: str = "", after: str = "") -> dict[str, str]:
+    """The environment in which a process runs a copy of the package with text added before and after a line."""
     unwanted = shutil.ignore_patterns("__pycache__")
-    package = shutil.copytree(runs.ROOT / "gfgw_prod", directory / "gfgw_prod", ignore=unwanted)
-    source = (package / module).read_text(encoding="utf-8")
-    assert source.count(line) == 1
-    (package / module).write_text(source.replace(line, replacement), encoding="utf-8")
+    module = shutil.copytree(runs.ROOT / "gfgw_prod", directory / "gfgw_prod", ignore=unwanted) / line.module
+    source = module.read_text(encoding="utf-8")
+    assert source.count(line.text) == 1, line
+    module.write_text(source.replace(line.text, before + line.text + after), encoding="utf-8")
     return {"PYTHONPATH": str(directory), "PYTHONSAFEPATH": "1"}
 
 
 def in_step(directory: Path, *statements: str) -> dict[str, str]:
-    """The same, with statements at the beginning of each step; ``self.step`` is the number of steps made so far."""
-    line = '            watch.progress(f"in step {self.step + 1}")\n'
-    return changed(directory, "trainer.py", line, line + "".join(f"            {each}\n" for each in statements))
+    """Runs statements at the beginning of each step; ``self.step`` is the number of finished steps."""
+    return changed(directory, STEP_BEGINS, after="".join(f"            {each}\n" for each in statements))
 
 
 def held_in_step(directory: Path, step: int, until: Path) -> dict[str, str]:
-    """The same, whose ranks wait for a file at the beginning of a step."""
+    """Holds the ranks after that many steps until a file exists."""
     waits = f"while self.step == {step} and not __import__('os').path.exists('{until}'): __import__('time').sleep(0.05)"
     return in_step(directory, waits)
 
 
 def while_encoding(directory: Path, statement: str) -> dict[str, str]:
-    """The same, with a statement before each block of images that the bank encodes."""
-    line = "    images = table.rows(torch.arange(begin, end)).to(world.device)\n"
-    return changed(directory, "features/bank.py", line, f"    {statement}\n{line}")
+    """Runs a statement before the bank encodes each block of images."""
+    return changed(directory, BLOCK_IS_ENCODED, before=f"    {statement}\n")

@@ -99,7 +99,7 @@ TOLD: tuple[tuple[list[str], tuple[str, ...]], ...] = (
     (["pack", "pack", "--shard-rows", "0"], ("--shard-rows",)),
     (["pack", "pack", "--shard-rows", "many"], ("--shard-rows",)),
     (["pack", "@/none", "--verify"], ("pack.json",)),
-    (["pack", "pack", "--data.source", "zip", "--data.path", "@/file"], ("no image that can be taken",)),
+    (["pack", "pack", "--data.source", "zip", "--data.path", "@/file"], ("no valid image",)),
     (["sample", "@"], ("--out",)),
     (["sample", "@", "--out", "@/out"], ("@", "no checkpoint")),
     (["sample", "@", "--num", "0", "--out", "@/out"], ("--num", "at least 1")),

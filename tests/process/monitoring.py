@@ -1,4 +1,4 @@
-"""A real Prometheus and Alertmanager, with the configuration that ships, on ports of this machine's loopback."""
+"""A real Prometheus and Alertmanager with the shipped configuration, on the loopback."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from . import debian, runs
 DOCKER = runs.ROOT / "docker"
 RULES = DOCKER / "prometheus" / "rules.yml"
 DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-EVERY = "1s"  # of scrapes and of looking at the rules, to be quick
+EVERY = "1s"  # interval of scrapes and of rule evaluations, to be quick
 
 
-def missing() -> str:
-    """Why there can be no monitoring here, or nothing."""
+def require() -> None:
+    """Skip the test where Prometheus cannot run."""
     commands = ("prometheus", "promtool", "prometheus-alertmanager", "amtool")
-    return debian.missing("Prometheus", commands, ("prometheus", "prometheus-alertmanager"))
+    debian.require("Prometheus", commands, ("prometheus", "prometheus-alertmanager"))
 
 
 class Monitoring:
-    """By context.
+    """Prometheus and Alertmanager, as a context manager.
 
     Args:
         targets: ports of trainers.
@@ -78,22 +78,22 @@ class Monitoring:
             server.wait(60)
 
     def query(self, expression: str) -> list[dict[str, Any]]:
-        """What an expression is now: label sets and values."""
+        """Current value of an expression: label sets and values."""
         answer = self._get("prometheus", "/api/v1/query?" + urllib.parse.urlencode({"query": expression}))
         assert answer["status"] == "success", answer
         return list(answer["data"]["result"])
 
     def series(self) -> list[dict[str, str]]:
-        """Label sets of everything that was ever scraped from a trainer."""
+        """Label sets of everything scraped from a trainer so far."""
         return list(self._get("prometheus", "/api/v1/series?match[]=" + urllib.parse.quote('{job="gfgw"}'))["data"])
 
     def alerts(self) -> dict[str, dict[str, Any]]:
-        """What Alertmanager tells people of, by name."""
+        """Active alerts by name."""
         found = self._get("alertmanager", "/api/v2/alerts?active=true&inhibited=false&silenced=false")
         return {each["labels"]["alertname"]: each for each in found}
 
     def wait_for(self, condition: Callable[[], object], limit_seconds: float) -> float:
-        """Waits until the condition holds; returns how long that took."""
+        """Wait until the condition holds; return how long that took."""
         started = time.monotonic()
         while not condition():
             waited = time.monotonic() - started

@@ -56,9 +56,9 @@ PartitionName=high Nodes={nodes} PriorityTier=10
 """
 
 
-def missing() -> str:
-    """Why there can be no SLURM here, or nothing."""
-    return debian.missing("SLURM", ("slurmctld", "slurmd", "sbatch", "ip", "nsenter"), PACKAGES, needs_root=True)
+def require() -> None:
+    """Skip the test where SLURM cannot run."""
+    debian.require("SLURM", ("slurmctld", "slurmd", "sbatch", "ip", "nsenter"), PACKAGES, needs_root=True)
 
 
 class Cluster:

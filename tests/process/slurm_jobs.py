@@ -20,7 +20,7 @@ ARGUMENTS = (*runs.TINY, *runs.SMALL, *UNHURRIED, "--train.total-kimg", str(STEP
 
 @dataclass(frozen=True)
 class Ended:
-    """A job that has ended, as SLURM tells it, and what it printed over all its starts."""
+    """A job that has ended, as SLURM reports it, and its output over all its starts."""
 
     run_dir: Path
     state: str
@@ -44,18 +44,18 @@ class Job:
 
     @property
     def said(self) -> str:
-        """What the job has printed, over all its starts."""
+        """The output of the job, over all its starts."""
         return self.log.read_text() if self.log.exists() else ""
 
     def __getitem__(self, field: str) -> str:
-        """A field of what SLURM tells of the job, such as ``JobState``."""
+        """A field of SLURM's record of the job, such as ``JobState``."""
         found = re.search(
             rf"\b{field}=(.*?)(?= +[A-Z]\w*=|$)", self.cluster.ask("scontrol", "show", "job", "-o", self.id)
         )
         return found.group(1) if found else ""
 
     def ranks(self, *nodes: str) -> list[int]:
-        """Process ids of the ranks that live, on some nodes or all."""
+        """Process ids of the running ranks, on some nodes or all."""
         found = []
         for pid in (pid for node in nodes or self.cluster.nodes for pid in self.cluster.processes(node)):
             try:
@@ -66,12 +66,12 @@ class Job:
         return found
 
     def freeze_after_checkpoint(self) -> list[int]:
-        """Stops ranks in the middle of a step after the first checkpoint; returns them."""
+        """Stop the ranks in the middle of a step after the first checkpoint. Returns them."""
         self.cluster.wait_for(lambda: list((self.run_dir / "checkpoints").glob("step-*")), pause_seconds=0.02)
         return self.freeze_after(0)
 
     def freeze_after(self, step: int, *nodes: str) -> list[int]:
-        """Stops ranks in the middle of a step after the given one, as if it took long; returns them."""
+        """Stop the ranks in the middle of a step after the given one, as if it took long. Returns them."""
         self.cluster.wait_for(lambda: runs.last_step(self.run_dir) > step, pause_seconds=0.02)
         ranks = self.ranks(*nodes)
         for rank in ranks:
@@ -79,24 +79,24 @@ class Job:
         assert runs.last_step(self.run_dir) < STEPS, "all steps are made"
         return ranks
 
-    def thaw(self, ranks: list[int], *, once_told: bool = True) -> None:
-        """Lets ranks go on, as soon as a signal to stop awaits each of them."""
-        if once_told:
-            self.cluster.wait_for(lambda: all(map(is_told, ranks)))
+    def thaw(self, ranks: list[int], *, once_signalled: bool = True) -> None:
+        """Resume the ranks, as soon as a stop signal is pending for each of them."""
+        if once_signalled:
+            self.cluster.wait_for(lambda: all(map(is_signalled, ranks)))
         for rank in ranks:
             with suppress(ProcessLookupError):
                 os.kill(rank, signal.SIGCONT)
 
     def end(self) -> Ended:
-        """Waits until SLURM has done with the job."""
+        """Wait until SLURM is done with the job."""
         self.cluster.wait_for(lambda: self["JobState"] not in {"PENDING", "RUNNING", "COMPLETING", "REQUEUED"})
         fields = ("JobState", "ExitCode", "Restarts", "Comment")
         self.cluster.wait_for(lambda: not self.cluster.ask("squeue", "--noheader"))
         return Ended(self.run_dir, *map(self.__getitem__, fields), self.said)
 
 
-def is_told(rank: int) -> bool:
-    """Whether SIGUSR1 or SIGTERM waits for a process, or it has gone: SLURM's own SIGTERM comes with a SIGCONT."""
+def is_signalled(rank: int) -> bool:
+    """Whether SIGUSR1 or SIGTERM is pending for a process, or it has ended: SLURM sends SIGCONT with its SIGTERM."""
     try:
         status = (Path("/proc") / str(rank) / "status").read_text()
     except OSError:

@@ -13,9 +13,12 @@ import yaml
 
 from . import debian, runs
 
-MISSING = debian.missing("docker-compose", ("docker-compose",), ("docker-compose",))
-pytestmark = pytest.mark.skipif(bool(MISSING), reason=MISSING)
 FILE = runs.ROOT / "docker" / "compose.yaml"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def docker_compose() -> None:
+    debian.require("docker-compose", ("docker-compose",), ("docker-compose",))
 
 
 def composed(*files: Path, **variables: str) -> subprocess.CompletedProcess[str]:

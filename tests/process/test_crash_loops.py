@@ -89,8 +89,7 @@ def test_start_with_bad_input_is_no_crash_although_rank_0_is_stopped_before_it_c
     run_dir = tmp_path / "run"
     command = runs.elastic(run_dir)
     assert runs.execute(command, {"NPROC": "2"}).code == FINISHED
-    closes = "            run.close()\n"
-    copy = copies.changed(tmp_path, "trainer.py", closes, f"            world.is_main and {WAITS}\n{closes}")
+    copy = copies.changed(tmp_path, copies.RUN_CLOSES, before=f"            world.is_main and {WAITS}\n")
     refused = runs.execute([*command, "--seed", "5"], copy | {"NPROC": "2"})
     assert "seed" in refused.complaint
     assert counted(run_dir)["starts"] == 0

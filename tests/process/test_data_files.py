@@ -1,4 +1,4 @@
-"""The same digits, built in, as files of three kinds and packed, train the same weights, however they are brought."""
+"""The same digits, built in, as files of three kinds and packed, train the same weights."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-def test_digits_train_the_same_weights_whatever_they_come_in(files: Path, tmp_path: Path) -> None:
+def test_digits_train_the_same_weights_from_any_source(files: Path, tmp_path: Path) -> None:
     source = ("--data.source", "folder", "--data.path", str(files / "folder"), *GREY)
     assert cli.main(["pack", str(tmp_path / "pack"), *source, "--shard-rows", "500", "--workers", "0"]) == 0
     variants = {
@@ -56,12 +56,12 @@ def test_digits_train_the_same_weights_whatever_they_come_in(files: Path, tmp_pa
         assert (runs.digests(tmp_path / name), runs.losses(tmp_path / name)) == expected, name
         assert all(0 <= record["speed/data_wait_ratio"] < 1 for record in runs.records(tmp_path / name)[:1])
 
-    # A run may go on with the same data in another form, and not with others.
+    # A run can be resumed with the same data in another form, but not with other data.
     more = ("--train.total-kimg", str(float(KIMG) + 0.064))
     runs.train(tmp_path / "folder", *OPTIONS, *variants["packed"][1], *more)
     other = ("--data.source", "photos", "--generator.channel-mult", "[1]")
     refused = runs.execute(runs.training(tmp_path / "folder", *OPTIONS, *other, *more))
-    assert "the data set itself" in refused.complaint
+    assert "the contents of the data set" in refused.complaint
 
 
 def test_damaged_pack_ends_a_run_on_any_rank(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -75,7 +75,7 @@ def test_damaged_pack_ends_a_run_on_any_rank(tmp_path: Path, capsys: pytest.Capt
     assert "images-00002.bin is damaged" in capsys.readouterr().err
 
 
-def test_odd_images_are_named_once_and_the_run_goes_on_without_them(files: Path, tmp_path: Path) -> None:
+def test_invalid_images_are_named_once_and_the_run_continues_without_them(files: Path, tmp_path: Path) -> None:
     digits = load_table(DataSettings())
     place = image_files.write_folder(tmp_path / "set", digits.images[:100].numpy(), digits.labels[:100].tolist())
     (place / image_files.name_of(7)).write_bytes(b"")
@@ -86,11 +86,11 @@ def test_odd_images_are_named_once_and_the_run_goes_on_without_them(files: Path,
     assert ended.stderr.count(f"skipped {image_files.name_of(7)}: is empty") == 1
 
 
-def test_killed_packing_leaves_no_processes_and_can_be_started_again(files: Path, tmp_path: Path) -> None:
+def test_killed_packing_leaves_no_processes_and_can_be_resumed(files: Path, tmp_path: Path) -> None:
     source = ("--data.source", "zip", "--data.path", str(files / "digits.zip"), *GREY, "--shard-rows", "30")
     command = [*runs.GFGW, "pack", str(tmp_path / "pack"), *source, "--workers", "2"]
     process = runs.start(command)
-    runs.wait_until(lambda: list((tmp_path / "pack").glob("images-*")), process)
+    runs.wait_until(lambda: list((tmp_path / "pack").glob("images-*.json")), process)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     process.send_signal(signal.SIGKILL)
     assert runs.outcome_of(process).code == -signal.SIGKILL
@@ -118,20 +118,19 @@ def _runs(pid: str) -> bool:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
-def test_packing_that_is_told_to_stop_says_so_in_one_line_and_goes_on(
+def test_stopped_packing_says_so_in_one_line_and_can_be_resumed(
     number: signal.Signals, files: Path, tmp_path: Path
 ) -> None:
     source = ("--data.source", "zip", "--data.path", str(files / "digits.zip"), *GREY, "--shard-rows", "50")
     command = [*runs.GFGW, "pack", str(tmp_path / "pack"), *source, "--workers", "1", "--telemetry.progress", "off"]
     process = runs.start(command)
-    # Once the second is there, the first is on record.
-    runs.wait_until(lambda: len([*(tmp_path / "pack").glob("images-*")]) >= 2, process)
+    runs.wait_until(lambda: list((tmp_path / "pack").glob("images-*.json")), process)
     process.send_signal(number)
     outcome = runs.outcome_of(process)
     assert outcome.code in (0, {signal.SIGINT: 130, signal.SIGTERM: 75}[number])  # it may have come too late
     if outcome.code:
         [line] = outcome.stderr.splitlines()
-        assert line.endswith("; the same command goes on from the last whole file of the pack")
+        assert line.endswith("; the same command resumes after the last complete file of the pack")
         again = runs.execute(command)
         assert again.code == 0
-        assert "going on with" in again.stderr
+        assert "resuming after" in again.stderr

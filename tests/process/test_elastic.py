@@ -1,4 +1,4 @@
-"""The elastic launcher: ranks of one machine, restarted after a crash, stopped for good by a wrong setting."""
+"""The elastic launcher on one machine: restarts ranks after a crash, and does not after a wrong setting."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def test_two_ranks_train_the_weights_that_one_process_trains(reference: Path, tm
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere torch chooses the port")
-def test_port_at_which_ranks_meet_is_kept_for_them() -> None:
+def test_port_at_which_ranks_meet_is_reserved_for_them() -> None:
     begins = "import os, socket, sys; port, rank = int(os.environ['MASTER_PORT']), socket.socket(); "
-    calls = f"{begins}sys.exit(rank.connect_ex(('127.0.0.1', port)) == 0)"  # nobody is there yet
+    calls = f"{begins}sys.exit(rank.connect_ex(('127.0.0.1', port)) == 0)"  # nobody listens yet
     takes = f"{begins}rank.bind(('', port))"
     for script, code in ((calls, 0), (takes, 1)):
         rank = ("--max-restarts", "0", "--no-python", sys.executable, "-c", script)
@@ -37,7 +37,7 @@ def test_port_at_which_ranks_meet_is_kept_for_them() -> None:
 
 
 @NEEDS_PROC
-def test_run_whose_rank_was_killed_is_restarted_and_ends_with_the_same_weights(reference: Path, tmp_path: Path) -> None:
+def test_run_with_a_killed_rank_is_restarted_and_ends_with_the_same_weights(reference: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     agent = runs.start(runs.elastic(run_dir, *runs.UNHURRIED), TWO_RANKS)
     workers = runs.wait_until(lambda: len(found := runs.workers_of(agent.pid)) == 2 and found, agent)
@@ -58,7 +58,7 @@ def test_run_whose_rank_was_killed_is_restarted_and_ends_with_the_same_weights(r
     assert not any(Path(f"/proc/{worker}").exists() for worker in workers.values())
 
 
-def test_agent_told_to_stop_before_the_others_have_come_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_agent_signalled_before_the_other_nodes_came_leaves_nothing_behind(tmp_path: Path) -> None:
     port = runs.free_port()
     waiting = {"NNODES": "2", "RDZV_ENDPOINT": f"localhost:{port}", "TMPDIR": str(tmp_path)}
     agent = runs.start(runs.elastic(tmp_path / "run"), waiting)
@@ -69,7 +69,7 @@ def test_agent_told_to_stop_before_the_others_have_come_leaves_nothing_behind(tm
 
 
 @pytest.mark.skipif(bool(CANNOT), reason=CANNOT)
-def test_host_without_a_name_is_told_so_in_one_line(tmp_path: Path) -> None:
+def test_host_whose_name_does_not_resolve_gets_one_line(tmp_path: Path) -> None:
     nameless = ["unshare", "--uts", "--net", "sh", "-c", 'hostname nowhere; exec "$@"', "sh"]
     two_nodes = {"NNODES": "2", "RDZV_ENDPOINT": "198.18.0.1:29400"}
     complaint = runs.execute([*nameless, *runs.elastic(tmp_path / "run")], two_nodes).complaint

@@ -1,4 +1,4 @@
-"""What a probe is told by a run: from its first moments, while it trains, when it is stopped, and when it stops."""
+"""Answers to probes: during the start, in training, while the process is stopped (SIGSTOP), and at the end."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 @dataclass
 class Probe:
-    """Asks one address as a kubelet does, and remembers what it was told."""
+    """Requests pages as a kubelet does, and remembers the answers."""
 
     port: int
     host: str = "127.0.0.1"
-    told: list[tuple[str, int, dict[str, Any]]] = field(default_factory=list)
+    answers: list[tuple[str, int, dict[str, Any]]] = field(default_factory=list)
 
     def ask(self, path: str, timeout: float = 30) -> int:
-        """The status of a page, or that nobody listens or answers."""
+        """The status of a page; ``REFUSED`` if nobody listens, ``SILENT`` if nobody answers."""
         status, answer = REFUSED, {}
         try:
             with DIRECT.open(f"http://{self.host}:{self.port}{path}", timeout=timeout) as page:
@@ -43,27 +43,27 @@ class Probe:
             status, answer = refusal.code, json.load(refusal)
         except TimeoutError:
             status = SILENT
-        except OSError:  # refused, or cut off by the end of the process
+        except OSError:  # refused, or closed by the end of the process
             pass
-        self.told.append((path, status, answer))
+        self.answers.append((path, status, answer))
         return status
 
     def statuses(self, path: str) -> list[int]:
-        """Statuses of a page in the order in which they first changed."""
+        """Statuses of a page, in order, without repetitions."""
         found: list[int] = []
-        for asked, status, _ in self.told:
+        for asked, status, _ in self.answers:
             if asked == path and found[-1:] != [status]:
                 found.append(status)
         return found
 
     def reasons(self, path: str) -> list[str]:
-        """Why a page answered 503, each time."""
-        return [answer["why"] for asked, status, answer in self.told if asked == path and status == 503]
+        """Reasons of all 503 answers of a page."""
+        return [answer["why"] for asked, status, answer in self.answers if asked == path and status == 503]
 
 
 @dataclass
 class Started:
-    """A run that has become ready, and what was told until then."""
+    """A run that has become ready, and the answers until then."""
 
     process: subprocess.Popen[str]
     probe: Probe
@@ -71,7 +71,7 @@ class Started:
 
 
 def started(command: list[str], probe: Probe, surroundings: dict[str, str]) -> subprocess.Popen[str]:
-    """Starts a run and asks it until it is ready."""
+    """Start a run and probe it until it is ready."""
     process = runs.start([*command, "--telemetry.prometheus-port", str(probe.port)], surroundings)
     try:
         runs.wait_until(lambda: probe.ask("/live") == 200 and probe.ask("/ready") == 200, process)
@@ -83,7 +83,7 @@ def started(command: list[str], probe: Probe, surroundings: dict[str, str]) -> s
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Started]:
-    """A run that is far from its last step. Its bank is encoded row by row, which takes seconds."""
+    """A run far from its last step. Its bank is encoded row by row, which takes seconds."""
     port, place = runs.free_port(), tmp_path_factory.mktemp("health")
     start_up = Probe(port)
     slow = copies.while_encoding(place, "__import__('time').sleep(0.002)")
@@ -93,7 +93,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Started]:
     process.communicate()
 
 
-def test_run_answers_before_it_trains_and_says_what_it_does(run: Started) -> None:
+def test_starting_run_is_live_and_says_what_it_does(run: Started) -> None:
     assert run.start_up.statuses("/live") == [REFUSED, 200]
     assert run.start_up.statuses("/ready") == [503, 200]
     reasons = run.start_up.reasons("/ready")
@@ -101,33 +101,33 @@ def test_run_answers_before_it_trains_and_says_what_it_does(run: Started) -> Non
     assert any(reason.startswith("starting: encoding the bank, ") for reason in reasons), reasons
 
 
-def test_run_that_trains_is_live_and_ready_and_says_how_far_it_is(run: Started) -> None:
+def test_training_run_is_ready_and_reports_its_step(run: Started) -> None:
     assert (run.probe.ask("/live"), run.probe.ask("/ready")) == (200, 200)
-    answer = run.probe.told[-1][2]
+    answer = run.probe.answers[-1][2]
     assert answer["doing"] == "training"
     assert answer["images"] == answer["step"] * runs.BATCH > 0
 
 
 def all_stopped(pid: int) -> bool:
-    """Whether no thread of a process runs."""
+    """Whether all threads of a process are stopped."""
     try:
         states = [each.read_text().rpartition(")")[2].split()[0] for each in Path(f"/proc/{pid}/task").glob("*/stat")]
-    except OSError:  # a thread has ended meanwhile
+    except OSError:  # a thread has just ended
         return False
     return set(states) == {"T"}
 
 
-def test_stopped_process_answers_nobody_and_is_itself_again_when_it_goes_on(run: Started) -> None:
+def test_stopped_process_answers_again_after_it_continues(run: Started) -> None:
     os.kill(run.process.pid, signal.SIGSTOP)
     try:
-        runs.wait_until(lambda: all_stopped(run.process.pid), run.process)  # a thread may be answering yet
+        runs.wait_until(lambda: all_stopped(run.process.pid), run.process)  # a thread may still be answering
         assert run.probe.ask("/live", timeout=1) == SILENT
     finally:
         os.kill(run.process.pid, signal.SIGCONT)
     assert run.probe.ask("/live") == 200
 
 
-def test_ranks_of_a_node_have_one_endpoint_which_tells_of_the_end(tmp_path: Path) -> None:
+def test_ranks_of_a_node_share_an_endpoint_that_shows_the_end(tmp_path: Path) -> None:
     probe = Probe(runs.free_port())
     process = started(runs.elastic(tmp_path / "run", steps=100_000), probe, {"NPROC": "2"})
     process.terminate()
@@ -136,10 +136,10 @@ def test_ranks_of_a_node_have_one_endpoint_which_tells_of_the_end(tmp_path: Path
         time.sleep(0.005)
     assert runs.outcome_of(process).code == PREEMPTED
     assert ending.statuses("/ready")[-1] == REFUSED
-    assert set(ending.reasons("/ready")) <= {"told to stop: saving"}  # a save may be over between two questions
+    assert set(ending.reasons("/ready")) <= {"told to stop: saving"}  # a save may end between two requests
 
 
-def test_port_in_use_is_said_once_for_all_ranks(tmp_path: Path) -> None:
+def test_port_in_use_is_one_line_for_all_ranks(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as holder:
         port = str(holder.getsockname()[1])
         command = runs.elastic(tmp_path / "run", "--telemetry.prometheus-port", port)

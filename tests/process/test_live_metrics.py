@@ -1,8 +1,7 @@
-"""What a Prometheus server sees of a run that is training."""
+"""Metrics page of a run while it trains."""
 
 from __future__ import annotations
 
-import shutil
 import socket
 import subprocess
 import time
@@ -13,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from . import runs
+from . import monitoring, runs
 
 
 class Endpoint:
@@ -25,7 +24,7 @@ class Endpoint:
         self._direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
     def page(self) -> str:
-        """The page as text, empty before the run listens."""
+        """The page as text; empty before the run listens."""
         try:
             with self._direct.open(self._url, timeout=10) as answer:
                 return str(answer.read().decode())
@@ -41,7 +40,7 @@ class Endpoint:
 
 @pytest.fixture(scope="module")
 def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
-    """The endpoint of a run that has made a step of each kind and is far from its last."""
+    """Endpoint of a run that has made a step of each kind and is far from its last."""
     port = runs.free_port()
     options = ("--telemetry.prometheus-port", str(port))
     process = runs.start(runs.training(tmp_path_factory.mktemp("live") / "run", *options, steps=100_000))
@@ -54,10 +53,10 @@ def endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Endpoint]:
         process.communicate()
 
 
-def test_losses_progress_speed_and_checkpoint_age_are_there(endpoint: Endpoint) -> None:
+def test_page_has_losses_progress_speed_and_checkpoint_age(endpoint: Endpoint) -> None:
     samples = endpoint.samples()
     assert samples["gfgw_loss total"] > 0
-    # Of steps at t = 1 and of those before it.
+    # From steps at t = 1 and from steps before it.
     assert all(samples[f"gfgw_loss {term}"] > 0 for term in ("flow", "feature", "structure", "consistency"))
     assert samples["gfgw_images_seen_total"] == runs.BATCH * samples["gfgw_steps_total"]
     assert samples["gfgw_step_seconds"] > 0
@@ -79,11 +78,9 @@ def test_counters_grow_from_scrape_to_scrape(endpoint: Endpoint) -> None:
 
 
 def test_promtool_accepts_the_page(endpoint: Endpoint) -> None:
-    promtool = shutil.which("promtool")
-    if promtool is None:
-        pytest.skip("promtool is not installed (Debian: apt-get install prometheus)")
+    monitoring.require()
     checked = subprocess.run(
-        [promtool, "check", "metrics"],
+        ["promtool", "check", "metrics"],
         input=endpoint.page(),
         capture_output=True,
         text=True,
@@ -93,19 +90,19 @@ def test_promtool_accepts_the_page(endpoint: Endpoint) -> None:
     assert (checked.returncode, checked.stdout + checked.stderr) == (0, "")
 
 
-def test_two_hundred_scrapers_and_their_nonsense_do_not_stop_training(endpoint: Endpoint) -> None:
-    nonsense = (b"GET /metrics HTTP/1.1\r\n\r\n", b"GET http://[ HTTP/1.1\r\n\r\n", bytes(range(256)), b"GET /me")
+def test_two_hundred_scrapers_and_malformed_requests_do_not_stop_training(endpoint: Endpoint) -> None:
+    requests = (b"GET /metrics HTTP/1.1\r\n\r\n", b"GET http://[ HTTP/1.1\r\n\r\n", bytes(range(256)), b"GET /me")
 
     def ask(number: int) -> bytes:
         with socket.create_connection(("127.0.0.1", endpoint.port), timeout=30) as client:
-            client.sendall(nonsense[number % len(nonsense)])
-            return client.recv(1 << 10) if number % len(nonsense) == 0 else b""
+            client.sendall(requests[number % len(requests)])
+            return client.recv(1 << 10) if number % len(requests) == 0 else b""
 
     first = endpoint.samples()["gfgw_steps_total"]
     with ThreadPoolExecutor(200) as scrapers:
-        # By the batch: who leaves without an answer is there for the server until it has looked.
+        # In batches: the server notices only later that a client has left without an answer.
         answers = [answer for batch in range(10) for answer in scrapers.map(ask, range(200 * batch, 200 * batch + 200))]
-    assert all(answer.startswith(b"HTTP/1.1 200 ") for answer in answers[:: len(nonsense)])
+    assert all(answer.startswith(b"HTTP/1.1 200 ") for answer in answers[:: len(requests)])
     deadline = time.monotonic() + 60
     while endpoint.samples()["gfgw_steps_total"] < first + 3:
         assert time.monotonic() < deadline

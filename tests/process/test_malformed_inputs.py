@@ -23,9 +23,10 @@ from .malformed_inputs import Case
 LIMIT_SECONDS = 60  # of any one case; most take a twentieth of a second
 CASES = malformed_inputs.cases()
 pytestmark = pytest.mark.timeout(900)  # all cases are run for the first test; on two idle cores they take a minute
-LIGHT = ("gfgw_prod.commands.cli",)
+LIGHT = tuple(f"gfgw_prod.commands.{name}" for name in ("cli", "train", "pack", "evaluate"))
 HEAVY = (
-    *(f"gfgw_prod.{name}" for name in ("trainer", "dry_run", "export", "doctor", "checkpoint.remote_storage")),
+    *(f"gfgw_prod.{name}" for name in ("training.trainer", "commands.dry_run", "sampling.files", "sampling.trained")),
+    *("gfgw_prod.commands.doctor", "gfgw_prod.checkpoint.remote_storage"),
     *("timm", "lpips", "torchvision", "huggingface_hub", "tensorboard", "prometheus_client", "safetensors.torch"),
 )
 Ending = tuple[str, str, str, set[str]]

@@ -50,9 +50,8 @@ def test_wrong_variable_is_refused_in_one_line(tmp_path: Path, name: str) -> Non
 
 def when_begun(directory: Path, rank: int, statement: str) -> dict[str, str]:
     """The environment of ranks of which one does something before anything else."""
-    begins = "    die_with_agent()\n"
     differs = f"    import sys, time\n    if os.environ['LOCAL_RANK'] == '{rank}':\n        {statement}\n"
-    return copies.changed(directory, "__main__.py", begins, begins + differs)
+    return copies.changed(directory, copies.PROCESS_BEGINS, after=differs)
 
 
 @pytest.mark.parametrize("late", [0, 1])

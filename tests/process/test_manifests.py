@@ -1,4 +1,4 @@
-"""The Kubernetes manifests: the API takes them, and they agree with the code, the scripts and the image."""
+"""The Kubernetes manifests are valid, and agree with the code, the scripts and the image."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def manifests(name: str) -> Manifests:
 
 
 def problem(manifest: dict[str, Any]) -> str:
-    """What the published schema of the API has against a manifest."""
+    """The error of a manifest against the API's published schema, or nothing."""
     try:
         kubernetes_validate.validate(manifest, KUBERNETES, strict=True)
     except kubernetes_validate.ValidationError as error:
@@ -42,17 +42,17 @@ def problem(manifest: dict[str, Any]) -> str:
     return ""
 
 
-def test_api_takes_every_manifest(manifests: Manifests) -> None:
+def test_every_manifest_is_valid(manifests: Manifests) -> None:
     assert {each["kind"]: problem(each) for each in manifests.objects if problem(each)} == {}
     kinds = {"Job", "Service", "ConfigMap", "PersistentVolumeClaim", "NetworkPolicy"}
     assert {each["kind"] for each in manifests.objects} == kinds
 
 
-FREE = {"labels", "matchLabels", "selector", "annotations", "requests", "limits", "data"}  # of names of one's own
+FREE = {"labels", "matchLabels", "selector", "annotations", "requests", "limits", "data"}  # mappings with free keys
 
 
 def fields(node: Any) -> Iterator[tuple[dict[str, Any], str]]:
-    """Every mapping and its field, all the way down."""
+    """Every mapping and each of its fields, recursively."""
     for key, value in node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ():
         if isinstance(node, dict):
             yield node, key
@@ -85,14 +85,14 @@ def test_job_treats_exit_codes_as_the_trainer_means_them(manifests: Manifests) -
     assert manifests.spec["podReplacementPolicy"] == "Failed"
 
 
-def test_pods_are_the_nodes_of_the_job_and_each_has_the_gpus_of_its_ranks(manifests: Manifests) -> None:
+def test_pods_are_the_nodes_and_each_has_a_gpu_per_rank(manifests: Manifests) -> None:
     assert manifests.spec["completions"] == manifests.spec["parallelism"] == manifests.nodes
     limits = manifests.trainer["resources"]["limits"]
     if "nvidia.com/gpu" in limits:
         assert limits["nvidia.com/gpu"] == int(manifests.values["NPROC"])
 
 
-def test_arguments_and_settings_make_a_run_of_so_many_ranks(
+def test_arguments_and_settings_allow_that_many_ranks(
     manifests: Manifests, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "run.yaml").write_text(manifests.settings)
@@ -111,7 +111,7 @@ def test_variables_are_those_of_the_launcher(manifests: Manifests) -> None:
     assert manifests.values.keys() - documented == {"JOB_NAME", "NAMESPACE"}  # parts of RDZV_ENDPOINT
 
 
-def test_pod_is_given_longer_than_its_ranks(manifests: Manifests) -> None:
+def test_grace_period_of_a_pod_exceeds_that_of_its_ranks(manifests: Manifests) -> None:
     assert manifests.pod["terminationGracePeriodSeconds"] >= int(manifests.values["GRACE_SECONDS"]) + 15
 
 
@@ -120,7 +120,7 @@ def test_probes_that_end_pods_outlast_a_rendezvous(manifests: Manifests) -> None
         assert manifests.patience(probe) >= int(manifests.values["RDZV_TIMEOUT"]) + 300
 
 
-def test_liveness_comes_after_the_run_s_own_watch(manifests: Manifests, tmp_path: Path) -> None:
+def test_liveness_waits_longer_than_the_watchdog(manifests: Manifests, tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text(manifests.settings)
     config = reading.resolve(reading.read_yaml(tmp_path / "run.yaml"))
     assert manifests.patience("livenessProbe") > config.resilience.hang_seconds

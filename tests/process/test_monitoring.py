@@ -1,4 +1,4 @@
-"""What people see of a run: Prometheus scrapes it, rules fire in Alertmanager, dashboards find data. All are real."""
+"""Monitoring with real servers: Prometheus scrapes a run, rules fire in Alertmanager, dashboards find data."""
 
 from __future__ import annotations
 
@@ -19,42 +19,46 @@ from gfgw_prod.telemetry.catalogue import CATALOGUE, GPU
 
 from . import monitoring, runs
 
-MISSING = monitoring.missing()
-pytestmark = pytest.mark.skipif(bool(MISSING), reason=MISSING)
-
 DASHBOARD = json.loads((monitoring.DOCKER / "grafana" / "dashboards" / "gfgw.json").read_text())
 RULES = yaml.safe_load(monitoring.RULES.read_text())["groups"][0]["rules"]
-# Where a run goes on from a checkpoint these fall, and not to zero: rate() and its like would see a leap.
+# After a resume these fall, but not to zero: rate() and similar functions would see a jump.
 FALLING = "gfgw_(images_seen|steps|skipped_steps|rollbacks)_total"
 OF_CLIENT = {"up", "ALERTS", "process_start_time_seconds", "process_cpu_seconds_total"}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def prometheus() -> None:
+    monitoring.require()
+
+
 def expressions() -> list[str]:
-    """Every query of the dashboard, as Grafana would send it."""
+    """Every query of the dashboard, as Grafana sends it."""
     queries = [target["expr"] for panel in DASHBOARD["panels"] for target in panel.get("targets", [])]
     queries += [each["expr"] for each in DASHBOARD["annotations"]["list"]]
     return [query.replace("$__rate_interval", "1m").replace("$instance", "INSTANCE") for query in queries]
 
 
 def promtool(*arguments: str, cwd: Path = runs.ROOT) -> str:
-    """What promtool has to say; it must be content."""
+    """Output of promtool, which must succeed."""
     done = subprocess.run(["promtool", *arguments], cwd=cwd, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
-def test_rules_fire_when_they_should_and_not_else() -> None:
+def test_rules_fire_only_when_they_should() -> None:
     promtool("check", "config", "docker/prometheus/prometheus.yml")
     files = sorted((runs.ROOT / "tests" / "rules").glob("*.yml"))
     assert "FAILED" not in promtool("test", "rules", *map(str, files))
-    told = [test for file in files for test in yaml.safe_load(file.read_text())["tests"]]
-    cases = [(each["alertname"], bool(each["exp_alerts"])) for test in told for each in test.get("alert_rule_test", [])]
+    tests = [test for file in files for test in yaml.safe_load(file.read_text())["tests"]]
+    cases = [
+        (each["alertname"], bool(each["exp_alerts"])) for test in tests for each in test.get("alert_rule_test", [])
+    ]
     for rule in RULES:
         assert {fires for name, fires in cases if name == rule["alert"]} == {True, False}, rule["alert"]
 
 
 def relabelled(job: dict[str, Any], labels: dict[str, str]) -> dict[str, str] | None:
-    """What Prometheus makes of a target's labels; ``None``: it does not ask there."""
+    """The labels that Prometheus gives a target; ``None`` if it does not scrape it."""
     for rule in job["relabel_configs"]:
         found = rule.get("separator", ";").join(labels.get(name, "") for name in rule["source_labels"])
         if rule.get("action") == "keep":
@@ -65,7 +69,7 @@ def relabelled(job: dict[str, Any], labels: dict[str, str]) -> dict[str, str] | 
     return {name: value for name, value in labels.items() if not name.startswith("__")}
 
 
-def test_pods_are_found_and_one_that_is_replaced_stays_the_same_instance(tmp_path: Path) -> None:
+def test_pods_are_found_and_a_replaced_one_stays_the_same_instance(tmp_path: Path) -> None:
     config = yaml.safe_load((runs.ROOT / "launch" / "kubernetes" / "prometheus-scrape.yml").read_text())
     (job,) = config["scrape_configs"]
     assert job["job_name"] == "gfgw"
@@ -83,13 +87,13 @@ def test_pods_are_found_and_one_that_is_replaced_stays_the_same_instance(tmp_pat
     for meta, value in {"pod_phase": "Failed", "pod_container_port_name": "rendezvous"}.items():
         assert relabelled(job, {**pod, f"__meta_kubernetes_{meta}": value}) is None
 
-    # Debian's promtool does not know of Kubernetes.
+    # Debian's promtool does not support Kubernetes.
     assert job.pop("kubernetes_sd_configs") == [{"role": "pod"}]
     (tmp_path / "scrape.yml").write_text(yaml.safe_dump(config))
     promtool("check", "config", "scrape.yml", cwd=tmp_path)
 
 
-def test_every_alert_has_a_severity_with_a_receiver_and_a_section_of_the_runbook() -> None:
+def test_every_alert_has_a_receiver_and_a_section_of_the_runbook() -> None:
     subprocess.run(["amtool", "check-config", str(monitoring.DOCKER / "alertmanager" / "alertmanager.yml")], check=True)
     routes = yaml.safe_load((monitoring.DOCKER / "alertmanager" / "alertmanager.yml").read_text())
     receivers = {each["name"] for each in routes["receivers"]}
@@ -100,7 +104,7 @@ def test_every_alert_has_a_severity_with_a_receiver_and_a_section_of_the_runbook
         assert rule["annotations"]["runbook_url"] == f"docs/runbook.md#{rule['alert'].lower()}"
 
 
-def test_queries_are_of_metrics_that_there_are(tmp_path: Path) -> None:
+def test_queries_use_metrics_that_exist(tmp_path: Path) -> None:
     exposed = {metric.exposed for metric in CATALOGUE} | OF_CLIENT
     queries = [*expressions(), *(rule["expr"] for rule in RULES)]
     for query in queries:
@@ -127,7 +131,7 @@ class Nodes:
         self.agents: list[subprocess.Popen[str]] = []
 
     def start(self, number: int) -> subprocess.Popen[str]:
-        """Starts the agent of a node."""
+        """Start the agent of a node."""
         options = ("--telemetry.prometheus-port", str(self.ports[number]), "--checkpoint.every-kimg", "1")
         measured = ("--evaluation.every-kimg", "5", "--evaluation.num", "50", "--evaluation.metrics", runs.METRICS)
         command = runs.elastic(self.directory / "run", *runs.SMALL, *options, *measured, steps=1_000_000)
@@ -136,7 +140,7 @@ class Nodes:
         return self.agents[-1]
 
     def end(self) -> None:
-        """Kills what is left. Ranks end with their agent."""
+        """Kill the agents. Ranks end with their agent."""
         for agent in self.agents:
             agent.kill()
             agent.wait()
@@ -150,7 +154,7 @@ def nodes(tmp_path: Path) -> Iterator[Nodes]:
 
 
 @pytest.mark.timeout(900)
-def test_crashed_rank_and_lost_node_are_told_within_a_minute_until_they_are_back(nodes: Nodes, tmp_path: Path) -> None:
+def test_crashed_rank_and_lost_node_fire_alerts_within_a_minute_until_they_return(nodes: Nodes, tmp_path: Path) -> None:
     with monitoring.Monitoring(tmp_path, nodes.ports) as watched:
 
         def ranks() -> float:
@@ -164,20 +168,20 @@ def test_crashed_rank_and_lost_node_are_told_within_a_minute_until_they_are_back
 
         (rank,) = runs.workers_of(lost.pid).values()
         os.kill(rank, signal.SIGKILL)
-        told_after = watched.wait_for(lambda: "GfgwRankCrashed" in watched.alerts(), 60)
-        told = watched.alerts()["GfgwRankCrashed"]
-        assert [each["name"] for each in told["receivers"]] == ["ticket"]
-        print(f"crash told after {told_after:.0f} s")
+        fired_after = watched.wait_for(lambda: "GfgwRankCrashed" in watched.alerts(), 60)
+        alert = watched.alerts()["GfgwRankCrashed"]
+        assert [each["name"] for each in alert["receivers"]] == ["ticket"]
+        print(f"crash alert after {fired_after:.0f} s")
         watched.wait_for(lambda: ranks() == 2 and watched.alerts() == {}, 240)
 
         lost.kill()
-        watched.wait_for(lambda: ranks() == 1, 240)  # nodes miss it after a while, meet again and go on
-        told_after = watched.wait_for(lambda: "GfgwRankMissing" in watched.alerts(), 60)
-        told = watched.alerts()["GfgwRankMissing"]
-        assert [each["name"] for each in told["receivers"]] == ["page"]
-        assert "trains on 1 ranks" in told["annotations"]["summary"]
+        watched.wait_for(lambda: ranks() == 1, 240)  # the others notice, form a new group and go on
+        fired_after = watched.wait_for(lambda: "GfgwRankMissing" in watched.alerts(), 60)
+        alert = watched.alerts()["GfgwRankMissing"]
+        assert [each["name"] for each in alert["receivers"]] == ["page"]
+        assert "trains on 1 ranks" in alert["annotations"]["summary"]
         assert ranks() == 1
-        print(f"loss told after {told_after:.0f} s")
+        print(f"loss alert after {fired_after:.0f} s")
 
         nodes.start(1)
         watched.wait_for(lambda: ranks() == 2 and "GfgwRankMissing" not in watched.alerts(), 240)
@@ -185,7 +189,7 @@ def test_crashed_rank_and_lost_node_are_told_within_a_minute_until_they_are_back
         assert {each["metric"]["cause"] for each in restarts} <= {"killed", "error", "membership"}
         assert sum(float(each["value"][1]) for each in restarts) == 3
 
-        # The former have no weight in this run, the latter no network.
+        # The losses have no weight in this run, the figures no network.
         assert absent_from(watched.series()) == {
             "loss/lpips",
             "loss/boundary",
@@ -198,13 +202,13 @@ def test_crashed_rank_and_lost_node_are_told_within_a_minute_until_they_are_back
             for query in expressions()
             if not watched.query(f"last_over_time(({query.replace('INSTANCE', instance)})[5m:1s])")
         ]
-        # There are no GPUs and no networks, and the run is younger than an hour.
-        there = [query for query in empty if not re.search("gpu_memory|fid|fd_dinov2|offset 1h", query)]
-        assert there == []
+        # Without GPUs and networks, and in the first hour of a run.
+        unexpected = [query for query in empty if not re.search("gpu_memory|fid|fd_dinov2|offset 1h", query)]
+        assert unexpected == []
 
 
 def absent_from(series: list[dict[str, str]]) -> set[str]:
-    """Tags of the catalogue that no sample was of."""
+    """Tags of the catalogue without any sample."""
 
     def is_there(name: str, labels: dict[str, str], by: str) -> bool:
         return any(

@@ -9,11 +9,8 @@ import pytest
 
 from . import copies, runs
 
-SEEDED = 'text = "/".join([str(seed), stream, *map(str, position)])\n'
 # Rank 0 keeps its streams, so that what is found is a stream keyed by rank, not one that is another for everybody.
-BY_RANK = (
-    SEEDED + '    text += (__import__("os").environ.get("RANK", "0").strip("0")) if stream == "{stream}" else ""\n'
-)
+BY_RANK = '    text += (__import__("os").environ.get("RANK", "0").strip("0")) if stream == "{stream}" else ""\n'
 STEPS = 2
 # Every stream that a step draws from, and the settings that make it matter where the tiny run's do not.
 STREAMS = {
@@ -45,9 +42,8 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, st
         for options, name in names.items()
     }
     for stream, options in STREAMS.items():
-        # One stream depends on the rank.
         by_rank = BY_RANK.format(stream=stream)
-        copy = copies.changed(base / f"{stream} package", "distributed/cells.py", SEEDED, by_rank)
+        copy = copies.changed(base / f"{stream} package", copies.SEED_IS_DERIVED, after=by_rank)
         commands[stream] = partial(runs.execute, runs.training(base / stream, *options, steps=STEPS, ranks=2), copy)
     found = {}
     for name, outcome in runs.execute_all(commands).items():

@@ -1,4 +1,4 @@
-"""A rank ends with its agent, whenever that is."""
+"""A rank ends with its agent, even if that ends while the rank starts."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the kernel's si
 
 
 def agent_that(ends: str) -> list[str]:
-    """A shell that starts a rank as an agent does, except that the rank takes a second to come up."""
+    """A shell that starts a rank like an agent, one second late."""
     script = f'export {AGENT_PID}=$$; (sleep 1; exec "$@") & {ends}'
     return ["sh", "-c", script, "sh", *runs.GFGW, "--version"]
 
 
-def test_rank_that_comes_up_after_its_agent_has_gone_does_nothing() -> None:
-    # Its output is read to the end, so it has ended as well.
+def test_rank_that_starts_after_its_agent_ended_does_nothing() -> None:
+    # The output is read to its end, so the rank has ended as well.
     alone, attended = runs.execute(agent_that("exit 0")), runs.execute(agent_that("wait"))
     assert __version__ in attended.stdout, attended.stderr
     assert alone == runs.Outcome(0, "", "")
 
 
-def test_what_a_rank_starts_has_the_rank_for_its_parent_and_not_the_agent() -> None:
+def test_child_of_a_rank_does_not_take_the_agent_for_its_parent() -> None:
     rank = (
         "import subprocess, sys; from gfgw_prod.process.leaving import die_with_agent; die_with_agent(); "
         "sys.exit(subprocess.run([sys.executable, '-m', 'gfgw_prod', '--version']).returncode)"
@@ -47,7 +47,7 @@ def lives(process: int) -> bool:
         state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
     except OSError:
         return False
-    return state != "Z"  # ended, but whoever inherited it has not looked yet
+    return state != "Z"  # ended, but not reaped yet
 
 
 def assert_they_end(workers: dict[int, int], within_seconds: float) -> None:
@@ -72,7 +72,7 @@ def test_no_rank_outlives_its_agent(tmp_path: Path) -> None:
     assert_they_end(workers, within_seconds=30)
 
 
-def test_agent_killed_while_its_rank_starts_leaves_the_run_to_the_next(tmp_path: Path) -> None:
+def test_agent_killed_while_its_rank_starts_does_not_block_the_next_run(tmp_path: Path) -> None:
     command = runs.elastic(tmp_path / "run", *runs.UNHURRIED, steps=1)
     agent = runs.start(command, {"NPROC": "1"})
     workers = runs.wait_until(lambda: runs.workers_of(agent.pid), agent)

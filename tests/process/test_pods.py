@@ -1,4 +1,4 @@
-"""The pods of the Job, as two hosts: what the rendered manifests start, with what a kubelet tells a pod."""
+"""The Job's pods as two hosts: they run what the manifests start, in the environment that a kubelet gives a pod."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(bool(MISSING), reason=MISSING)
 
 
 class Pods:
-    """Pods 0 and 1 of a Job on two hosts. There is no name service: a pod knows itself, and pod 1 knows pod 0."""
+    """Pods 0 and 1 of a Job on two hosts. There is no DNS: a pod knows its own name, and pod 1 that of pod 0."""
 
     def __init__(self, net: TwoHosts, rendered: manifests.Manifests, directory: Path):
         self.net, self.rendered, self.directory = net, rendered, directory
@@ -32,13 +32,13 @@ class Pods:
             hosts.write_text("\n".join(["127.0.0.1\tlocalhost", *known, ""]))
 
     def _line(self, index: int) -> str:
-        """What a kubelet writes into the /etc/hosts of a pod."""
+        """The line that a kubelet writes into a pod's /etc/hosts."""
         name, service = self.rendered.job["metadata"]["name"], self.rendered.pod["subdomain"]
         own = f"{name}-{index}"
         return f"{self.net.addresses[index]}\t{own}.{service}.research.svc.cluster.local\t{own}"
 
     def start(self, index: int, *options: str) -> subprocess.Popen[str]:
-        """Starts what the container starts, with the Job's arguments and some more, by the image's entry point."""
+        """Start the image's entry point with the Job's arguments and some more."""
         place = {manifests.CONFIG_PLACE: str(self.directory / "run.yaml")}
         arguments = [place.get(each, each) for each in self.rendered.trainer["args"]]
         name = f"{self.rendered.job['metadata']['name']}-{index}"
@@ -47,7 +47,7 @@ class Pods:
         return self.net.start(index, ["sh", "-c", command, "sh", *arguments, *options], variables)
 
     def get(self, index: int, path: str, port: int) -> tuple[int, str]:
-        """Status and body of a page of a pod, asked from the other host; status 0 if nobody listens."""
+        """Get a page of a pod from the other host: status and body; status 0 if the port is closed."""
         url = f"http://{self.net.addresses[index]}:{port}{path}"
         asked = [
             "ip",
@@ -66,13 +66,13 @@ class Pods:
         return int(status), body
 
     def probed(self, index: int, probe: str) -> tuple[int, dict[str, Any]]:
-        """What a probe of a pod is told."""
+        """Status and body that a probe of a pod gets."""
         port, path = self.rendered.page(probe)
         status, body = self.get(index, path, port)
         return status, json.loads(body) if status else {}
 
 
-def test_pods_meet_train_as_one_and_answer_their_probes_until_they_are_evicted(tmp_path: Path) -> None:
+def test_pods_meet_train_together_and_answer_their_probes_until_they_are_evicted(tmp_path: Path) -> None:
     rendered = manifests.Manifests("base")
     with TwoHosts() as net:
         pods = Pods(net, rendered, tmp_path)
@@ -91,8 +91,8 @@ def test_pods_meet_train_as_one_and_answer_their_probes_until_they_are_evicted(t
             runs.wait_until(lambda: "\ngfgw_world_size 2.0\n" in pods.get(0, "/metrics", port)[1], trainers[0])
             other = pods.get(1, "/metrics", port)[1]
             assert "\nprocess_resident_memory_bytes " in other
-            told = {line.split()[0] for line in other.splitlines() if line.startswith("gfgw_")}
-            assert told == {"gfgw_started", "gfgw_evaluating"}  # figures of the run are told once
+            metrics = {line.split()[0] for line in other.splitlines() if line.startswith("gfgw_")}
+            assert metrics == {"gfgw_started", "gfgw_evaluating"}  # only rank 0 exports the metrics of the run
 
             for trainer in trainers:
                 trainer.terminate()

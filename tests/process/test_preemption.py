@@ -1,4 +1,4 @@
-"""A run that is told to stop saves its state, leaves with 75, and goes on as if nothing had happened."""
+"""A run that gets a stop signal saves its state, exits with 75, and resumes to the same weights."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from pathlib import Path
 import pytest
 
 from gfgw_prod.process.exit_codes import PREEMPTED
-from gfgw_prod.resilience.preemption import SAME_REQUEST_SECONDS
+from gfgw_prod.process.signals import SAME_REQUEST_SECONDS
 
 from . import copies, runs
 
-SELDOM = ("--checkpoint.every-kimg", "1000")  # what is saved is saved because of the signal
-SLOWLY = (*runs.UNHURRIED, "--telemetry.sample-grid", "16", *SELDOM)  # time to strike between two steps
+SELDOM = ("--checkpoint.every-kimg", "1000")  # so that only a signal causes a save
+SLOWLY = (*runs.UNHURRIED, "--telemetry.sample-grid", "16", *SELDOM)  # leaves time for a signal between two steps
 
 
-def assert_saves_when_struck_and_goes_on(
-    run_dir: Path, reference: Path, command: list[str], strike: Callable[[int], None]
+def assert_saves_at_a_signal_and_resumes(
+    run_dir: Path, reference: Path, command: list[str], send_signal: Callable[[int], None]
 ) -> None:
-    """Struck, by process id, while it makes its steps; then to the weights of the undisturbed run."""
-    struck = run_dir.parent / "struck"
-    copy = copies.held_in_step(run_dir.parent, 3, until=struck)
+    """Signal a process by its id in the middle of training, then resume to the weights of the undisturbed run."""
+    sent = run_dir.parent / "sent"
+    copy = copies.held_in_step(run_dir.parent, 3, until=sent)
     process = runs.start(command, copy | {"NPROC": "2"})
     runs.wait_until(lambda: runs.last_step(run_dir) >= 1, process)
-    strike(process.pid)
-    time.sleep(2)  # for a launcher to pass it on
-    struck.touch()
+    send_signal(process.pid)
+    time.sleep(2)  # for a launcher to forward it
+    sent.touch()
     outcome = runs.outcome_of(process)
     assert outcome.code == PREEMPTED, outcome.stderr
     assert "told to stop at" in outcome.stderr
@@ -43,26 +43,24 @@ def assert_saves_when_struck_and_goes_on(
     assert runs.losses(run_dir) == runs.losses(reference)
 
 
-def test_run_alone_saves_when_it_is_told_to_stop(reference: Path, tmp_path: Path) -> None:
+def test_single_process_saves_at_a_signal(reference: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
-    assert_saves_when_struck_and_goes_on(
+    assert_saves_at_a_signal_and_resumes(
         run_dir, reference, runs.training(run_dir, *SLOWLY), lambda alone: os.kill(alone, signal.SIGTERM)
     )
 
 
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGINT], ids=lambda number: number.name)
-def test_launcher_that_is_told_to_stop_waits_for_its_ranks_to_save(
-    reference: Path, tmp_path: Path, number: signal.Signals
-) -> None:
+def test_launcher_waits_for_its_ranks_to_save(reference: Path, tmp_path: Path, number: signal.Signals) -> None:
     run_dir = tmp_path / "run"
-    assert_saves_when_struck_and_goes_on(
+    assert_saves_at_a_signal_and_resumes(
         run_dir, reference, runs.elastic(run_dir, *SLOWLY), lambda agent: os.kill(agent, number)
     )
 
 
 def test_one_signalled_rank_stops_all(reference: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
-    assert_saves_when_struck_and_goes_on(
+    assert_saves_at_a_signal_and_resumes(
         run_dir,
         reference,
         runs.elastic(run_dir, *SLOWLY),
@@ -70,7 +68,7 @@ def test_one_signalled_rank_stops_all(reference: Path, tmp_path: Path) -> None:
     )
 
 
-def test_request_that_arrives_twice_at_once_is_one(tmp_path: Path) -> None:
+def test_signal_that_arrives_twice_at_once_is_one_request(tmp_path: Path) -> None:
     process = runs.start(runs.training(tmp_path / "run", *SELDOM, steps=10_000))
     runs.wait_until(lambda: runs.last_step(tmp_path / "run") >= 2, process)
     process.terminate()
@@ -80,12 +78,12 @@ def test_request_that_arrives_twice_at_once_is_one(tmp_path: Path) -> None:
     assert runs.last_step(tmp_path / "run") < 10_000
 
 
-def test_request_that_comes_again_later_ends_the_process_without_saving(tmp_path: Path) -> None:
+def test_second_signal_later_ends_the_process_without_saving(tmp_path: Path) -> None:
     copy = copies.in_step(tmp_path, "self.step == 2 and __import__('time').sleep(60)")
     run_dir = tmp_path / "run"
     process = runs.start(runs.training(run_dir, *SELDOM, steps=10_000), copy)
     runs.wait_until(lambda: runs.last_step(run_dir) == 2, process)
-    time.sleep(1)  # the third step has begun, and is held up
+    time.sleep(1)  # the third step has begun, and waits
     process.terminate()
     time.sleep(SAME_REQUEST_SECONDS + 1)
     assert process.poll() is None
@@ -94,14 +92,14 @@ def test_request_that_comes_again_later_ends_the_process_without_saving(tmp_path
     assert not any((run_dir / "checkpoints").glob("step-*"))
 
 
-def test_run_that_is_still_starting_leaves_at_once(tmp_path: Path) -> None:
+def test_run_that_is_still_starting_exits_at_once(tmp_path: Path) -> None:
     process = runs.start(runs.training(tmp_path / "run"))
     runs.wait_until((tmp_path / "run" / ".lock").exists, process)
     process.terminate()
     assert runs.outcome_of(process, limit_seconds=30).code == PREEMPTED
 
 
-def test_rank_told_before_its_first_line_ends_the_job(tmp_path: Path) -> None:
+def test_rank_signalled_before_its_first_line_ends_the_job(tmp_path: Path) -> None:
     agent = runs.start(runs.elastic(tmp_path / "run"), {"NPROC": "2"})
     workers = runs.wait_until(lambda: len(found := runs.workers_of(agent.pid)) == 2 and found, agent)
     os.kill(workers[0], signal.SIGTERM)
@@ -110,7 +108,7 @@ def test_rank_told_before_its_first_line_ends_the_job(tmp_path: Path) -> None:
     assert "restart" not in outcome.stderr
 
 
-def test_rank_told_while_it_starts_and_waits_for_its_peer_ends_the_job(tmp_path: Path) -> None:
+def test_rank_signalled_while_it_starts_and_waits_for_its_peer_ends_the_job(tmp_path: Path) -> None:
     copy = copies.while_encoding(tmp_path, "__import__('os').environ['RANK'] == '0' and __import__('time').sleep(600)")
     run_dir = tmp_path / "run"
     agent = runs.start(runs.elastic(run_dir), copy | {"NPROC": "2"})
@@ -122,11 +120,8 @@ def test_rank_told_while_it_starts_and_waits_for_its_peer_ends_the_job(tmp_path:
     assert json.loads((run_dir / "starts.json").read_text()) == {"step": 0, "starts": 0}
 
 
-def test_job_told_to_stop_does_not_wait_for_a_slow_upload(reference: Path, tmp_path: Path) -> None:
-    begins = "        step = checkpoint.name\n"
-    copy = copies.changed(
-        tmp_path, "checkpoint/uploading.py", begins, begins + "        __import__('time').sleep(600)\n"
-    )
+def test_preempted_job_does_not_wait_for_a_slow_upload(reference: Path, tmp_path: Path) -> None:
+    copy = copies.changed(tmp_path, copies.UPLOAD_BEGINS, after="        __import__('time').sleep(600)\n")
     run_dir = tmp_path / "run"
     command = runs.elastic(run_dir, *SLOWLY, "--checkpoint.upload-to", str(tmp_path / "target"))
     agent = runs.start(command, copy | {"NPROC": "2", "GRACE_SECONDS": "30"})
@@ -134,7 +129,7 @@ def test_job_told_to_stop_does_not_wait_for_a_slow_upload(reference: Path, tmp_p
     agent.terminate()
     outcome = runs.outcome_of(agent, limit_seconds=60)
     assert outcome.code == PREEMPTED, outcome.stderr
-    assert "what is not uploaded yet is left to the next start" in outcome.stderr
+    assert "the unfinished upload is left to the next start" in outcome.stderr
     (saved,) = runs.digests(run_dir)
     assert not list((tmp_path / "target").glob("step-*"))
     outcome = runs.execute(command, {"NPROC": "2"})
@@ -147,7 +142,7 @@ def test_job_told_to_stop_does_not_wait_for_a_slow_upload(reference: Path, tmp_p
 MEASURED = ("--evaluation.every-kimg", str(runs.EVERY_STEP_KIMG), "--evaluation.metrics", "fd,memorisation")
 
 
-def test_run_told_to_stop_while_it_measures_saves_at_once_and_measures_when_it_goes_on(tmp_path: Path) -> None:
+def test_run_signalled_while_it_measures_saves_at_once_and_measures_when_it_resumes(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     halved = ("--distributed.strategy", "fsdp", "--train.precision", "bf16", "--distributed.gather-dtype", "bfloat16")
     command = runs.training(run_dir, *MEASURED, *halved, "--evaluation.num", "1000000", steps=2, ranks=2)
@@ -167,7 +162,7 @@ def test_run_told_to_stop_while_it_measures_saves_at_once_and_measures_when_it_g
     assert len([each for each in runs.records(run_dir) if "evaluation/fd" in each]) == 2
 
 
-def test_run_told_to_stop_after_its_last_step_is_finished(tmp_path: Path) -> None:
+def test_run_signalled_after_its_last_step_is_finished(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     process = runs.start(runs.training(run_dir, *MEASURED, "--evaluation.num", "1000000", steps=1))
     runs.wait_until((run_dir / "checkpoints" / "step-00000001").exists, process)

@@ -1,4 +1,4 @@
-"""Full scope with the bank spread over ranks: the bits do not depend on how many, the bytes not on the bank."""
+"""Full scope with a sharded bank: results do not depend on the number of ranks, bytes sent not on the bank's size."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SLOTS, DIM, PIXELS = 48, 64, 64
 
 
 def couple(path: Path, *, ranks: int, rows: int) -> dict[str, Any]:
-    """What the worker found, by dual, target and step."""
+    """The worker's results by dual, target and step."""
     torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks))
     done = runs.execute([*torchrun, str(WORKER), str(path), str(rows)])
     assert done.code == 0, done.stderr

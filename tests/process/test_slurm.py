@@ -1,4 +1,4 @@
-"""Jobs of launch/slurm.sbatch under SLURM itself: they come back as long as that helps, to the same weights."""
+"""Jobs of launch/slurm.sbatch under a real SLURM: they requeue as long as that helps, and end with the same weights."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from . import runs
-from .slurm import Cluster, missing
+from .slurm import Cluster, require
 from .slurm_jobs import ARGUMENTS, SCRIPT, STEPS, Ended, Job
 
-pytestmark = pytest.mark.timeout(600)  # a test that waits for its story waits for all that are told before it
+pytestmark = pytest.mark.timeout(600)  # a test also waits for the scenarios before its own
 
 
 def preempted_twice(directory: Path) -> Ended:
@@ -60,9 +60,9 @@ def on_a_node_taken_for_dead(directory: Path) -> Ended:
         cluster.daemons["n1"].kill()
         cluster.wait_for(lambda: "resumed" in job.said, pause_seconds=0.02)
         successors = job.freeze_after(0, "n2")
-        job.thaw(stale, once_told=False)
+        job.thaw(stale, once_signalled=False)
         cluster.wait_for(lambda: not cluster.processes("n1"))
-        job.thaw(successors, once_told=False)
+        job.thaw(successors, once_signalled=False)
         return job.end()
 
 
@@ -102,17 +102,16 @@ SAME_WEIGHTS = {
     on_a_node_that_loses_power: (),
     on_a_node_taken_for_dead: ("taking over from process",),
 }
-STORIES = (*SAME_WEIGHTS, crashing, cancelled, with_a_bad_setting, with_a_bad_environment)
+SCENARIOS = (*SAME_WEIGHTS, crashing, cancelled, with_a_bad_setting, with_a_bad_environment)
 Ends = dict[Callable[[Path], Ended], Future[Ended]]
 
 
 @pytest.fixture(scope="module")
 def ends(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ends]:
-    """All stories at once: most of their time is spent waiting for SLURM."""
-    if why := missing():
-        pytest.skip(why)
+    """All scenarios at once: they mostly wait for SLURM."""
+    require()
     with ThreadPoolExecutor(4) as pool:
-        yield {story: pool.submit(story, tmp_path_factory.mktemp("slurm") / "cluster") for story in STORIES}
+        yield {scenario: pool.submit(scenario, tmp_path_factory.mktemp("slurm") / "cluster") for scenario in SCENARIOS}
 
 
 @pytest.fixture(scope="module")
@@ -123,19 +122,19 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run_dir
 
 
-@pytest.mark.parametrize("story", SAME_WEIGHTS)
-def test_job_ends_with_the_weights_of_one_process_left_alone(
-    ends: Ends, undisturbed: Path, story: Callable[[Path], Ended]
+@pytest.mark.parametrize("scenario", SAME_WEIGHTS)
+def test_job_ends_with_the_weights_of_one_undisturbed_process(
+    ends: Ends, undisturbed: Path, scenario: Callable[[Path], Ended]
 ) -> None:
-    job = ends[story].result()
+    job = ends[scenario].result()
     assert (job.state, job.exit_code) == ("COMPLETED", "0:0"), job.said
-    assert job.restarts == ("2" if story is preempted_twice else "1"), job.said
+    assert job.restarts == ("2" if scenario is preempted_twice else "1"), job.said
     assert job.said.count("resumed") == int(job.restarts)
-    assert all(words in job.said for words in SAME_WEIGHTS[story]), job.said
+    assert all(words in job.said for words in SAME_WEIGHTS[scenario]), job.said
     assert runs.digests(job.run_dir)[STEPS] == runs.digests(undisturbed)[STEPS]
 
 
-def test_job_that_crashes_comes_back_so_many_times_and_no_more(ends: Ends) -> None:
+def test_crashing_job_is_requeued_max_requeues_times(ends: Ends) -> None:
     job = ends[crashing].result()
     assert (job.state, job.exit_code, job.restarts) == ("FAILED", "1:0", "1"), job.said
     assert job.comment == "nightly crashes=1"
@@ -143,11 +142,11 @@ def test_job_that_crashes_comes_back_so_many_times_and_no_more(ends: Ends) -> No
     assert "not queued again: exit code 1, and MAX_REQUEUES is 1" in job.said
 
 
-def test_cancelled_job_saves_and_does_not_come_back(ends: Ends) -> None:
+def test_cancelled_job_saves_and_is_not_requeued(ends: Ends) -> None:
     job = ends[cancelled].result()
     assert (job.state, job.restarts) == ("CANCELLED", "0"), job.said
     assert "not queued again" in job.said
-    assert max(runs.digests(job.run_dir)) == runs.last_step(job.run_dir) < STEPS  # saved where it was
+    assert max(runs.digests(job.run_dir)) == runs.last_step(job.run_dir) < STEPS  # saved at its last step
 
 
 def test_bad_setting_ends_the_job_with_2_and_one_line(ends: Ends) -> None:

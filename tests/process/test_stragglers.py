@@ -1,4 +1,4 @@
-"""A rank that is slow is named, by the metrics and by a warning; the others are not."""
+"""A slow rank is named in the metrics and in a log line; the others are not."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ RATIO = 2.5  # a rank that is stopped four fifths of its time takes five times a
 
 @contextmanager
 def mostly_stopped(pid: int) -> Iterator[None]:
-    """Has a process run for 20 ms of each 100."""
+    """Within, stop a process for 180 ms of every 200 ms."""
     over = threading.Event()
 
     def strike() -> None:
@@ -45,7 +45,7 @@ def mostly_stopped(pid: int) -> Iterator[None]:
 
 
 def lines_until_named(process: subprocess.Popen[str]) -> list[str]:
-    """What a run says until it has named a slow rank."""
+    """Lines of a run up to the first that names a slow rank."""
     assert process.stderr is not None
     alarm = threading.Timer(LIMIT_SECONDS, process.kill)
     alarm.start()
@@ -59,7 +59,7 @@ def lines_until_named(process: subprocess.Popen[str]) -> list[str]:
 
 
 def compared(run_dir: Path) -> list[dict[str, Any]]:
-    """The records that compare the ranks."""
+    """Records that compare the ranks."""
     return [record for record in runs.records(run_dir) if "speed/slowest_rank" in record]
 
 
@@ -69,7 +69,7 @@ def compared(run_dir: Path) -> list[dict[str, Any]]:
 def test_slowed_rank_is_named_and_no_other(tmp_path: Path, strategy: str) -> None:
     run_dir, port = tmp_path / "run", runs.free_port()
     options = ("--distributed.strategy", strategy, "--resilience.straggler-ratio", str(RATIO))
-    many_steps = ("--telemetry.log-every-kimg", str(10 * runs.SMALL_BATCH / 1000))  # an interval of many strikes
+    many_steps = ("--telemetry.log-every-kimg", str(10 * runs.SMALL_BATCH / 1000))  # an interval of many stops
     agent = runs.start(
         runs.elastic(
             run_dir, *runs.SMALL, *many_steps, *options, "--telemetry.prometheus-port", str(port), steps=100_000
@@ -81,7 +81,7 @@ def test_slowed_rank_is_named_and_no_other(tmp_path: Path, strategy: str) -> Non
         with mostly_stopped(runs.workers_of(agent.pid)[1]):
             lines = lines_until_named(agent)
             named_at = len(compared(run_dir))
-            runs.wait_until(lambda: len(compared(run_dir)) >= named_at + 2, agent)  # it is said before it is recorded
+            runs.wait_until(lambda: len(compared(run_dir)) >= named_at + 2, agent)  # the line comes before the record
             direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
             page = direct.open(f"http://127.0.0.1:{port}/metrics", timeout=20).read().decode()
             last = compared(run_dir)[-1]

@@ -1,4 +1,4 @@
-"""What TensorBoard shows of a run that was killed and resumed: one curve, the same as that of a run left alone."""
+"""TensorBoard of a run that was killed and resumed: one curve, the same as that of an undisturbed run."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ def test_curves_of_a_resumed_run_are_those_of_an_undisturbed_one(reference: Path
         assert [step for step, _ in points] == [runs.BATCH * step for step in range(every, runs.STEPS + 1, every)]
 
 
-def test_grids_of_a_resumed_run_follow_each_other(killed_and_resumed: Path) -> None:
+def test_resumed_run_has_one_grid_for_every_step(killed_and_resumed: Path) -> None:
     steps = [event.step for event in curves(killed_and_resumed).Images("samples")]
     assert steps == [runs.BATCH * step for step in range(1, runs.STEPS + 1)]  # runs.UNHURRIED draws at every step
 
 
-def test_settings_and_layout_are_there_after_a_resume(killed_and_resumed: Path) -> None:
+def test_resumed_run_shows_settings_and_layout(killed_and_resumed: Path) -> None:
     shown = curves(killed_and_resumed)
     text = shown.Tensors("config/text_summary")[-1].tensor_proto.string_val[0].decode()
     assert "    seed: 0\n" in text

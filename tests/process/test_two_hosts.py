@@ -1,4 +1,4 @@
-"""Two nodes that come, go and lose sight of each other end with the weights of one process that was left alone."""
+"""Two nodes that come, go and lose their connection end with the weights of one undisturbed process."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ STEPS = 24
 
 
 class Job:
-    """A run on two hosts. Its agents are joined at the end of the context."""
+    """A run on two hosts. Its agents are killed at the end of the context."""
 
     def __init__(self, directory: Path, *options: str):
         self.run_dir = directory / "run"
@@ -37,17 +37,17 @@ class Job:
             yield self
         finally:
             for agent in self.agents:
-                agent.kill()  # ranks go with their agent
+                agent.kill()  # the ranks die with their agent
 
     def position(self) -> tuple[int, int]:
-        """Ranks that train, and the last step on record."""
+        """Number of ranks, and the last recorded step."""
         if not (self.run_dir / "stats.jsonl").exists():
             return 0, 0
-        told = [record for record in runs.records(self.run_dir) if "run/world_size" in record]
-        return (int(told[-1]["run/world_size"]), int(told[-1]["step"])) if told else (0, 0)
+        recorded = [record for record in runs.records(self.run_dir) if "run/world_size" in record]
+        return (int(recorded[-1]["run/world_size"]), int(recorded[-1]["step"])) if recorded else (0, 0)
 
     def wait_for(self, ranks: int, after: int = 0) -> int:
-        """Waits until so many ranks have made a step after the given one; returns their step."""
+        """Wait until that many ranks have made a step after the given one. Returns their step."""
 
         def there() -> bool:
             now, step = self.position()
@@ -77,7 +77,7 @@ def cut_cable(directory: Path) -> tuple[Path, list[runs.Outcome]]:
         job.wait_for(2, after=3)
         cut_at = time.monotonic()
         net.cable("down")
-        # A request that was under way is sent again after 25.4 s, and then after 51: too late for the other node.
+        # TCP resends a pending request after 25.4 s, and then after 51: too late for the other node.
         time.sleep(24.8 - (time.monotonic() - cut_at))
         net.cable("up")
         job.wait_for(2, after=job.position()[1])
@@ -89,7 +89,7 @@ def lost_rendezvous(directory: Path) -> tuple[Path, list[runs.Outcome]]:
         step = job.wait_for(2, after=3)
         job.agents[0].kill()
         runs.outcome_of(job.agents[0])
-        time.sleep(5)  # the other node waits; alone, it has nobody to meet
+        time.sleep(5)  # the other node waits, as there is no rendezvous
         assert job.agents[1].poll() is None
         job.agents[0] = net.start(0, job.command)  # as a scheduler would
         job.wait_for(2, after=step)
@@ -101,11 +101,11 @@ Ends = dict[Callable[[Path], tuple[Path, list[runs.Outcome]]], "Future[tuple[Pat
 
 @pytest.fixture(scope="module")
 def ends(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ends]:
-    """All stories at once: most of their time is spent waiting for a node to be missed."""
+    """All scenarios at once: they mostly wait until a node is missed."""
     with ThreadPoolExecutor() as pool:
         yield {
-            story: pool.submit(story, tmp_path_factory.mktemp(story.__name__))
-            for story in (killed_agent, cut_cable, lost_rendezvous)
+            scenario: pool.submit(scenario, tmp_path_factory.mktemp(scenario.__name__))
+            for scenario in (killed_agent, cut_cable, lost_rendezvous)
         }
 
 
@@ -118,7 +118,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
-    ("story", "said"),
+    ("scenario", "said"),
     [
         (killed_agent, "restart 1 of 3"),
         (cut_cable, "lost the connection to other ranks"),
@@ -126,9 +126,9 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ],
 )
 def test_two_hosts_end_with_the_weights_of_one_process(
-    ends: Ends, undisturbed: Path, story: Callable[[Path], tuple[Path, list[runs.Outcome]]], said: str
+    ends: Ends, undisturbed: Path, scenario: Callable[[Path], tuple[Path, list[runs.Outcome]]], said: str
 ) -> None:
-    run_dir, outcomes = ends[story].result()
+    run_dir, outcomes = ends[scenario].result()
     assert [outcome.code for outcome in outcomes] == [0, 0], outcomes
     assert any(said in outcome.stderr for outcome in outcomes)
     assert any("resumed" in outcome.stderr for outcome in outcomes)
@@ -138,13 +138,13 @@ def test_two_hosts_end_with_the_weights_of_one_process(
     runs.assert_each_metric_has_each_step_once(run_dir, STEPS)
 
 
-def test_node_that_waits_for_the_rendezvous_stops_when_told(tmp_path: Path) -> None:
+def test_node_that_waits_for_the_rendezvous_exits_at_a_signal(tmp_path: Path) -> None:
     with TwoHosts() as net, Job(tmp_path).on(net) as job:
         job.wait_for(2)
         job.agents[0].kill()
         waiting = job.agents[1]
-        heard = runs.hear(waiting, "lost the rendezvous").splitlines()
-        said = next(line for line in heard if "gfgw launcher" in line and "rank" not in line)
+        lines = runs.hear(waiting, "lost the rendezvous").splitlines()
+        said = next(line for line in lines if "gfgw launcher" in line and "rank" not in line)
         assert "lost the rendezvous" in said
         waiting.terminate()
         assert waiting.wait(timeout=60) == PREEMPTED

@@ -1,4 +1,4 @@
-"""Couples a batch with a bank spread over the ranks of torchrun; rank 0 saves what came out."""
+"""Couple a batch with a bank sharded over the ranks of torchrun; rank 0 saves the results."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Three hundred damaged images, archives, parquet files and files of labels, each beside data that are whole.
+"""Three hundred damaged images, archives, parquet files and label files, each beside good data.
 
-Each is wrong by construction, and the same every time: none may come into a table, and none may keep the rest out.
+Each is damaged deterministically. None may be accepted, and none may keep the good data out.
 """
 
 from __future__ import annotations
@@ -31,27 +31,25 @@ PNG = image_files.png(IMAGES[0])
 
 @dataclass(frozen=True)
 class Case:
-    """Adds something damaged to a directory that holds good data of the source.
+    """Adds a damaged file to a directory with good data of the source.
 
     Args:
-        name: what a complaint must name.
-        lost: good images that cannot be had without it.
+        name: the name that a message must contain.
     """
 
     source: str
     name: str
     add: Callable[[Path], None]
     what: str
-    lost: int = 0
 
 
 def cases() -> list[Case]:
-    """All of them."""
+    """All cases."""
     return [*_images(), *_archives(), *_parquet_files(), *_labels()]
 
 
 def start(source: str, place: Path) -> None:
-    """Good data of a source."""
+    """Write good data of a source."""
     if source == "folder":
         image_files.write_class_folders(place, IMAGES, LABELS)
     elif source == "zip":
@@ -62,7 +60,7 @@ def start(source: str, place: Path) -> None:
 
 
 def encoded(kind: str, image: Image.Image | None = None, **options: Any) -> bytes:
-    """An image file of Pillow's."""
+    """An image file written by Pillow."""
     written = io.BytesIO()
     (image or Image.fromarray(IMAGES[1].transpose(1, 2, 0))).save(written, format=kind, **options)
     return written.getvalue()
@@ -73,7 +71,7 @@ def _write(name: str, content: bytes) -> Callable[[Path], None]:
 
 
 def _flipped(content: bytes, position: int, bits: int) -> bytes:
-    """The content with some bits of one byte turned."""
+    """The content with some bits of one byte flipped."""
     return content[:position] + bytes([content[position] ^ bits]) + content[position + 1 :]
 
 

@@ -1,4 +1,4 @@
-"""The feature bank: rows by global id, encoded alike by any number of ranks."""
+"""The feature bank: rows by global id, with the same bits for any number of ranks."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from gfgw_prod.distributed.world import World
 from gfgw_prod.features.bank import FeatureBank
 
 
-class OfItsBlock(nn.Module):
+class BlockDependent(nn.Module):
     """Features that depend on every image of the block they are encoded with."""
 
     def forward(self, images: Tensor) -> Tensor:
@@ -20,12 +20,12 @@ class OfItsBlock(nn.Module):
 
 def encoded(table: Table, rank: int, world_size: int, block_rows: int = 8) -> FeatureBank:
     bank = FeatureBank(len(table), 16, World(rank, world_size, torch.device("cpu")))
-    bank.encode(table, OfItsBlock(), block_rows, on_block=lambda rows: None)
+    bank.encode(table, BlockDependent(), block_rows, on_block=lambda rows: None)
     return bank
 
 
 @pytest.mark.parametrize("world_size", [2, 3, 7, 16, 60, 64])
-def test_rows_are_the_same_bits_whoever_encodes_them(table: Table, world_size: int) -> None:
+def test_rows_are_the_same_bits_for_any_number_of_ranks(table: Table, world_size: int) -> None:
     shards = [encoded(table, rank, world_size) for rank in range(world_size)]
     assert torch.equal(torch.cat([shard.local for shard in shards]), encoded(table, 0, 1).local)
     assert [shard.start for shard in shards[1:]] == [shard.end for shard in shards[:-1]]
@@ -33,7 +33,7 @@ def test_rows_are_the_same_bits_whoever_encodes_them(table: Table, world_size: i
 
 @pytest.mark.parametrize("total", [60, 1797, 50_000, 1_281_167])
 @pytest.mark.parametrize("world_size", [1, 3, 4, 64])
-def test_shards_are_whole_blocks_as_torch_chunk_deals_them(total: int, world_size: int) -> None:
+def test_shards_are_whole_blocks_split_as_torch_chunk_does(total: int, world_size: int) -> None:
     tables = [RowTable(total, (), World(rank, world_size, torch.device("cpu"))) for rank in range(world_size)]
     blocks = torch.arange(0, total, tables[0].block_rows).chunk(world_size)
     assert [table.start for table in tables[: len(blocks)]] == [int(chunk[0]) for chunk in blocks]
@@ -53,7 +53,7 @@ def test_written_rows_are_read_back_and_others_stay(alone: World) -> None:
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 5])
-def test_rows_that_come_in_pieces_are_each_kept_by_one_rank(world_size: int) -> None:
+def test_rows_filled_in_pieces_are_each_kept_by_one_rank(world_size: int) -> None:
     values = torch.randn(1797, 3, generator=torch.Generator().manual_seed(0))
     tables = [RowTable(1797, (3,), World(rank, world_size, torch.device("cpu"))) for rank in range(world_size)]
     for first, piece in zip(range(0, 1797, 700), values.split(700), strict=True):
@@ -63,9 +63,9 @@ def test_rows_that_come_in_pieces_are_each_kept_by_one_rank(world_size: int) -> 
     assert all(len(table.local) <= table.most_local for table in tables)
 
 
-def test_every_block_is_announced(table: Table, alone: World) -> None:
+def test_every_block_is_reported(table: Table, alone: World) -> None:
     done: list[int] = []
-    FeatureBank(60, 16, alone).encode(table, OfItsBlock(), 8, on_block=done.append)
+    FeatureBank(60, 16, alone).encode(table, BlockDependent(), 8, on_block=done.append)
     assert done == [8, 16, 24, 32, 40, 48, 56, 60]
 
 

@@ -1,4 +1,4 @@
-"""Banks on disk: the bits that encoding gives, for any number of ranks, and never those of something else."""
+"""The bank's cache: the bits that encoding gives, for any number of ranks, and only for the same inputs."""
 
 import json
 import os
@@ -22,7 +22,7 @@ from gfgw_prod.settings.reading import resolve
 
 
 class Counted(nn.Module):
-    """Pixel features that count the images that they are taken of."""
+    """Pixel features that count their input images."""
 
     def __init__(self, table: Table):
         super().__init__()
@@ -38,16 +38,16 @@ def digits() -> Table:
     return load_table(DataSettings())
 
 
-def cache_of(table: Table, root: Path | None, said: list[str] | None = None, **settings: object) -> BankCache | None:
+def cache_of(table: Table, root: Path | None, lines: list[str] | None = None, **settings: object) -> BankCache | None:
     config = resolve({"features": {"cache": root, **settings}})
     facts = run_facts(config, table, [PixelFeatures(table.image_shape)], torch.device("cpu"))
-    return BankCache.of(config, facts, (said if said is not None else []).append)
+    return BankCache.of(config, facts, (lines if lines is not None else []).append)
 
 
 def encoded(
     table: Table, cache: BankCache | None, rank: int = 0, world_size: int = 1, views: int = 1
 ) -> tuple[Tensor, int]:
-    """A rank's rows, and how many images were encoded for them."""
+    """A rank's rows, and the number of images encoded for them."""
     bank, extractor = FeatureBank(len(table), 64, World(rank, world_size, torch.device("cpu"))), Counted(table)
     done: list[int] = []
     bank.encode(table, extractor, 128, done.append, views=views, cache=cache)
@@ -67,7 +67,7 @@ def test_bank_written_by_some_ranks_is_read_by_others_bit_for_bit(digits: Table,
         assert sum(count for _, count in read) == 0
 
 
-def test_encoding_that_was_cut_short_goes_on_from_the_blocks_that_are_there(digits: Table, tmp_path: Path) -> None:
+def test_interrupted_encoding_resumes_from_the_blocks_already_written(digits: Table, tmp_path: Path) -> None:
     class Cut(Counted):
         def forward(self, images: Tensor) -> Tensor:
             if self.images >= 1200:
@@ -90,19 +90,19 @@ def test_damaged_blocks_are_encoded_again(digits: Table, tmp_path: Path) -> None
         content = bytearray(file.read_bytes())
         content[-1] ^= 1
         file.write_bytes([content, content[:-7], b""][number])
-    said: list[str] = []
-    rows, count = encoded(digits, cache_of(digits, tmp_path, said))
+    lines: list[str] = []
+    rows, count = encoded(digits, cache_of(digits, tmp_path, lines))
     assert torch.equal(rows, expected)
     assert count == 3 * 512
-    assert len(said) == 3
-    assert all(line.startswith("features.cache: ") and "\n" not in line for line in said)
+    assert len(lines) == 3
+    assert all(line.startswith("features.cache: ") and "\n" not in line for line in lines)
     assert encoded(digits, cache_of(digits, tmp_path))[1] == 0
 
 
 CHANGES = {"views": 2, "block_rows": 64, "image_size": 112, "extractor": "pixels", "pixel_constant": 1.0}
 
 
-def test_every_setting_of_features_is_changed_here_but_where_things_are() -> None:
+def test_every_setting_of_features_but_paths_is_changed_here() -> None:
     assert CHANGES.keys() == FeatureSettings.model_fields.keys() - {"cache", "weights"}
 
 
@@ -112,7 +112,7 @@ def test_other_settings_have_other_banks(digits: Table, tmp_path: Path, settings
     one, other = cache_of(digits, tmp_path, **needed), cache_of(digits, tmp_path, **needed, **settings)
     assert one is not None
     assert other is not None
-    assert one.place != other.place
+    assert one.directory != other.directory
 
 
 def test_other_data_weights_and_machines_have_other_banks(digits: Table, tmp_path: Path) -> None:
@@ -121,9 +121,9 @@ def test_other_data_weights_and_machines_have_other_banks(digits: Table, tmp_pat
     changes = {"data_fingerprint": "x", "frozen_weights": ["x"], "arithmetic": "x", "packages": {"torch": "x"}}
     others = [facts, *({**facts, name: value} for name, value in changes.items())]
     found = [BankCache.of(config, each, print) for each in others]
-    assert len({cache.place for cache in found if cache}) == 5
+    assert len({cache.directory for cache in found if cache}) == 5
     assert found[0] is not None
-    assert json.loads((found[0].place / "bank.json").read_text())["features"]["views"] == 1
+    assert json.loads((found[0].directory / "bank.json").read_text())["features"]["views"] == 1
 
 
 def test_two_views_are_the_mean_of_an_image_and_its_mirror_image(digits: Table, tmp_path: Path) -> None:
@@ -135,34 +135,32 @@ def test_two_views_are_the_mean_of_an_image_and_its_mirror_image(digits: Table, 
     assert torch.equal(encoded(digits, cache_of(digits, tmp_path, views=2), views=2)[0], rows)
 
 
-def test_place_that_is_no_directory_is_refused_by_name(digits: Table, tmp_path: Path) -> None:
+def test_cache_path_that_is_no_directory_is_refused_by_name(digits: Table, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for place in (tmp_path / "file", tmp_path / "file" / "x", Path("/proc/banks")):
         with pytest.raises(UserError, match=r"features\.cache .* cannot be written"):
             cache_of(digits, place)
 
 
-def test_place_that_can_no_longer_be_written_costs_the_cache_alone(digits: Table, tmp_path: Path) -> None:
-    said: list[str] = []
-    cache = cache_of(digits, tmp_path, said)
+def test_cache_that_becomes_unwritable_does_not_stop_the_encoding(digits: Table, tmp_path: Path) -> None:
+    lines: list[str] = []
+    cache = cache_of(digits, tmp_path, lines)
     assert cache is not None
-    for file in cache.place.iterdir():
+    for file in cache.directory.iterdir():
         file.unlink()
-    cache.place.rmdir()
-    cache.place.write_text("in the way")
+    cache.directory.rmdir()
+    cache.directory.write_text("in the way")
     assert torch.equal(encoded(digits, cache)[0], encoded(digits, None)[0])
-    assert len(said) == 1
-    assert "the bank is not kept" in said[0]
+    assert len(lines) == 1
+    assert "the bank is not kept" in lines[0]
 
 
-def test_without_a_place_nothing_is_kept(digits: Table) -> None:
+def test_without_a_setting_there_is_no_cache(digits: Table) -> None:
     assert cache_of(digits, None) is None
 
 
-def test_what_a_killed_process_began_to_write_is_cleared_once_nobody_can_be_writing_it(
-    digits: Table, tmp_path: Path
-) -> None:
-    place = cache_of(digits, tmp_path).place
+def test_partial_files_of_killed_processes_are_removed_once_they_are_old(digits: Table, tmp_path: Path) -> None:
+    place = cache_of(digits, tmp_path).directory
     other = tmp_path / ("ab" * 16)
     other.mkdir()
     left, written, others = (

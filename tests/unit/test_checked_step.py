@@ -62,7 +62,7 @@ def run_in(
 def weights(run: Run) -> str:
     """A digest of all that a checkpoint holds, but for the counts of what went wrong."""
     run.close()
-    return weights_digest({name: tensor for name, tensor in run._state().items() if name != "guard.counts"})
+    return weights_digest({name: tensor for name, tensor in run.state().items() if name != "guard.counts"})
 
 
 @pytest.fixture(scope="module")
@@ -174,7 +174,7 @@ def test_step_whose_numbers_are_its_own_is_left_out(tmp_path: Path, alone: World
     assert len(struck) == 4  # two cells, twice
     assert run.checked_step.values()["run/skipped_steps"] == 1
     assert weights(run) != undisturbed
-    assert all(tensor.isfinite().all() for tensor in run._state().values())
+    assert all(tensor.isfinite().all() for tensor in run.state().values())
 
 
 def test_gradient_that_half_precision_cannot_hold_halves_the_loss_scale_and_is_no_bad_number(
@@ -232,8 +232,7 @@ def test_scraper_of_a_resumed_run_is_told_at_once_what_was_skipped_before(tmp_pa
         assert run.loop()
     run.close()
     resumed = run_in(tmp_path / "run", alone, port=free_port())
-    assert resumed.report._endpoint is not None
-    registry = resumed.report._endpoint.registry
+    assert (registry := resumed.node.registry) is not None
     assert registry.get_sample_value("gfgw_skipped_steps_total") == 2
     assert registry.get_sample_value("gfgw_rollbacks_total") == 1
     resumed.close()
@@ -278,7 +277,7 @@ def test_second_return_to_a_checkpoint_is_the_end(tmp_path: Path, alone: World) 
     run = run_in(tmp_path / "run", alone)
     with (
         disturbed(run, "gradient", broken, lambda run: run.step in (7, 8, 10, 11)),
-        pytest.raises(NoProgressError, match="2 steps in a row, up to step 12, were bad, again"),
+        pytest.raises(NoProgressError, match="2 steps in a row, up to step 12, had a bad loss or gradient norm, again"),
     ):
         run.loop()
     run.close()

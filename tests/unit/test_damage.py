@@ -245,7 +245,7 @@ def test_account_that_would_change_a_class_is_refused_and_changes_nothing() -> N
     account = b"torch.distributed.checkpoint.metadata"
     before = dict(vars(ChunkStorageMetadata))
     content = b"c" + account + b"\nChunkStorageMetadata\n(N}S'__setstate__'\nc" + account + b"\nStorageMeta\nstb."
-    with pytest.raises(DamagedError, match="a class is to be changed"):
+    with pytest.raises(DamagedError, match="changes a class"):
         read_metadata(content)
     assert dict(vars(ChunkStorageMetadata)) == before
 
@@ -272,7 +272,7 @@ def test_account_that_would_fill_the_memory_is_refused() -> None:
 )
 def test_manifest_of_odd_types_is_damaged_even_where_its_hash_is_right(whole: Path, edit: dict[str, Any]) -> None:
     manifest = checkpoints_in(LocalStorage(whole))[1].manifest
-    with pytest.raises(DamagedError, match=r"says too little|is unreadable"):
+    with pytest.raises(DamagedError, match=r"lacks required entries|is unreadable"):
         decode(encode({**manifest, **edit}))
 
 

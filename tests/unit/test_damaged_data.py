@@ -1,4 +1,4 @@
-"""Three hundred damaged inputs: each is named in one line, and none keeps a run that may skip from the rest."""
+"""Three hundred damaged inputs: each is named in one line, and with ``skip`` all other images are kept."""
 
 import resource
 from pathlib import Path
@@ -22,14 +22,14 @@ SOURCES = ("folder", "zip", "parquet")
 
 
 def faults_of(case: damaged_data.Case, place: Path) -> list[str]:
-    """What is wrong with how a damaged input was taken."""
+    """What is wrong with the handling of a damaged input."""
     damaged_data.start(case.source, place)
     good = load_table(DataSettings(source=case.source, path=place))
     case.add(place)
     faults, lines = [], []
     try:
         load_table(DataSettings(source=case.source, path=place))
-        faults.append("taken")
+        faults.append("accepted")
     except UserError as error:
         lines.append(str(error))
     try:
@@ -50,7 +50,7 @@ def faults_of(case: damaged_data.Case, place: Path) -> list[str]:
     return faults
 
 
-def test_there_are_three_hundred() -> None:
+def test_there_are_three_hundred_cases() -> None:
     assert len(CASES) >= 300
     assert len({(case.source, case.what) for case in CASES}) == len(CASES)
 
@@ -65,7 +65,7 @@ def test_damaged_inputs_are_named_and_skipped(source: str, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"{", b'{"labels": 5}', b'{"labels": [["x"]]}'])
-def test_folder_whose_labels_are_damaged_has_no_images_and_says_so(content: bytes, tmp_path: Path) -> None:
+def test_folder_with_damaged_labels_is_refused(content: bytes, tmp_path: Path) -> None:
     damaged_data.start("folder", tmp_path / "set")
     (tmp_path / "set" / "dataset.json").write_bytes(content)
     for on_error in ("fail", "skip"):
@@ -75,24 +75,24 @@ def test_folder_whose_labels_are_damaged_has_no_images_and_says_so(content: byte
 
 
 @pytest.mark.parametrize("source", SOURCES)
-def test_source_of_nothing_but_damage_is_refused(source: str, tmp_path: Path) -> None:
+def test_source_without_a_valid_image_is_refused(source: str, tmp_path: Path) -> None:
     for number, case in enumerate([case for case in CASES if case.source == source][:5]):
         place = tmp_path / str(number)
         (place / "class-1").mkdir(parents=True)
         case.add(place)
-        with pytest.raises(UserError, match="no image that can be taken"):
+        with pytest.raises(UserError, match="no valid image"):
             load_table(DataSettings(source=source, path=place, on_error="skip"))
 
 
 def test_file_that_cannot_be_read_now_is_not_skipped(tmp_path: Path) -> None:
     damaged_data.start("folder", tmp_path / "set")
-    (tmp_path / "set" / "class-1" / "odd.png").symlink_to("/proc/self/mem")  # an I/O error at its beginning
+    (tmp_path / "set" / "class-1" / "odd.png").symlink_to("/proc/self/mem")  # reading it gives an I/O error
     with pytest.raises(UserError, match=r"odd\.png cannot be read now \(Input/output error\); try again"):
         load_table(DataSettings(source="folder", path=tmp_path / "set", on_error="skip"))
 
 
 @pytest.mark.parametrize("source", ["zip", "parquet"])
-def test_want_of_open_files_is_no_damage(source: str, tmp_path: Path) -> None:
+def test_lack_of_open_files_is_not_damage(source: str, tmp_path: Path) -> None:
     damaged_data.start(source, tmp_path / "set")
     settings = DataSettings(source=source, path=next((tmp_path / "set").iterdir()), on_error="skip")
     load_table(settings)
@@ -100,7 +100,7 @@ def test_want_of_open_files_is_no_damage(source: str, tmp_path: Path) -> None:
         list_source(settings)
 
 
-def test_want_of_memory_is_no_damage() -> None:
+def test_lack_of_memory_is_not_damage() -> None:
     picture = image_files.png(np.zeros((1, 5000, 5000), dtype=np.uint8))
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     with at_most(resource.RLIMIT_AS, used + (1 << 26)), pytest.raises(UserError, match=r"an image .* \(MemoryError\)"):

@@ -1,4 +1,4 @@
-"""The order of data: every row once an epoch, a function of seed and position, whoever reads it."""
+"""The order of data: every row once an epoch, as a function of seed and position alone."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ def test_every_row_comes_once_an_epoch(length: int, epoch: int, seed: int) -> No
 
 
 @given(start=st.integers(0, 100), counts=st.lists(st.integers(1, 30), min_size=1, max_size=5))
-def test_pieces_join_to_the_whole_across_epochs(start: int, counts: list[int]) -> None:
+def test_pieces_join_across_epochs(start: int, counts: list[int]) -> None:
     order, pieces, position = KeyedOrder(1, 13), [], start
     for count in counts:
         pieces.append(KeyedOrder(1, 13).rows(position, count))
@@ -25,7 +25,7 @@ def test_pieces_join_to_the_whole_across_epochs(start: int, counts: list[int]) -
     assert torch.equal(torch.cat(pieces), order.rows(start, sum(counts)))
 
 
-def test_order_does_not_remember_what_was_read_before() -> None:
+def test_order_does_not_depend_on_earlier_reads() -> None:
     order = KeyedOrder(1, 50)
     late = order.rows(500, 20)
     order.rows(0, 333)
@@ -41,7 +41,7 @@ def test_order_differs_by_epoch_seed_and_stream() -> None:
 def cells_of(
     table: Table, world_size: int, first_step: int = 0, contiguous: bool = False, workers: int = 1
 ) -> dict[tuple[int, int], CellRows]:
-    """What all ranks' streams bring to the cells that count, steps up to 4 of 5 cells of 4 rows."""
+    """The rows of all cells from the streams of all ranks, up to step 4 of 5 cells of 4 rows."""
     found = {}
     for rank in range(world_size):
         spread = Spread(5, world_size, contiguous)
@@ -81,7 +81,7 @@ def test_slot_i_of_step_s_reads_position_s_times_b_plus_i(table: Table) -> None:
     assert torch.equal(rows.labels, table.labels[rows.ids])
 
 
-def test_resumed_stream_goes_on_where_it_would_have_been(table: Table) -> None:
+def test_resumed_stream_continues_at_its_step(table: Table) -> None:
     whole, resumed = cells_of(table, 1), cells_of(table, 2, first_step=2)
     assert resumed.keys() == {place for place in whole if place[0] >= 2}
     assert all(torch.equal(rows.ids, whole[place].ids) for place, rows in resumed.items())

@@ -51,7 +51,7 @@ def test_fingerprint_changes_with_any_pixel_label_or_scale(table: Table) -> None
 
 @pytest.fixture
 def requests_seen(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """A local server in the place of CIFAR-10's, which has nothing; what it was asked for."""
+    """The requests to a local server that stands for CIFAR-10's and has no files."""
     seen: list[str] = []
 
     class Nothing(http.server.BaseHTTPRequestHandler):
@@ -60,7 +60,7 @@ def requests_seen(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
             self.send_error(404)
 
         def log_message(self, *arguments: object) -> None:
-            """Stays silent."""
+            """Print nothing."""
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Nothing)
     thread = threading.Thread(target=server.serve_forever)
@@ -74,7 +74,7 @@ def requests_seen(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 
 @pytest.fixture
 def official(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, requests_seen: list[str]) -> dict[str, np.ndarray]:
-    """An archive of 20 training images in the official format, whose checksums torchvision is told to expect."""
+    """An archive of 20 training images in the official format, with its checksums set in torchvision."""
     random = np.random.default_rng(0)
     images = random.integers(0, 256, (24, 3, 32, 32), dtype=np.uint8)
     labels = random.integers(0, 10, 24)

@@ -89,6 +89,7 @@ def test_image_gets_a_part_of_what_was_tested() -> None:
     assert build.items() <= everything.items()
 
 
+@pytest.mark.slow
 def test_bill_of_materials_names_what_the_image_holds(tmp_path: Path) -> None:
     program = str(Path(sys.executable).parent / "cyclonedx-py")
     command = ["requirements", "docker/runtime.lock", "--pyproject", "pyproject.toml", "--of", "JSON", "-o"]

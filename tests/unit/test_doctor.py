@@ -1,5 +1,6 @@
 """What the doctor says of a machine, and what it tells one to do."""
 
+import argparse
 import dataclasses
 import hashlib
 import json
@@ -29,7 +30,7 @@ from gfgw_prod.weights import published
     ],
 )
 def test_driver_is_held_against_cuda_12_8(version: str, state: str) -> None:
-    found = gpus.judged_driver(version)
+    found = gpus.check_driver(version)
     assert found.state == state
     assert version in found.detail
     assert (found.advice == "") == (state == "ok")
@@ -95,12 +96,12 @@ def test_every_check_is_made_and_whatever_is_not_well_comes_with_advice(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(storage, "SLOW_BYTES_PER_SECOND", 0.0)  # the disk may be slow once and fast the next time
-    assert doctor.examine(as_json=True) == FINISHED
+    assert doctor.run(argparse.Namespace(json=True)) == FINISHED
     findings = json.loads(capsys.readouterr().out)
     assert {found["check"] for found in findings} >= {
         *("python", "torch", "gpu", "cores", "memory", "shared memory", "compiler", "loopback", "host name", "clock"),
         *("metrics port", "rendezvous port", "disk", "disk speed", "temporary", "vgg16", "dinov2"),
     }
     assert all((found["advice"] == "") == (found["state"] == "ok") for found in findings)
-    doctor.examine(as_json=False)
+    doctor.run(argparse.Namespace(json=False))
     assert len(capsys.readouterr().out.splitlines()) == len(findings) + sum(bool(each["advice"]) for each in findings)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from gfgw_prod.commands.dry_run import plan, saved_bytes
+from gfgw_prod.commands.dry_run import estimate, saved_bytes
 from gfgw_prod.generator import build_generator
 from gfgw_prod.process.exit_codes import UserError
 from gfgw_prod.settings.networks import GeneratorSettings
@@ -48,7 +48,7 @@ def test_activations_are_those_of_a_real_pass(precision: str) -> None:
 
 def report(capsys: pytest.CaptureFixture[str], ranks: int = 1, **sections: dict[str, Any]) -> dict[str, Any]:
     settings = {"generator": SMALL.model_dump(), "features": {"extractor": "pixels"}, "train": {"cell_size": 32}}
-    plan(resolve(settings, sections), ranks=ranks, as_json=True)
+    estimate(resolve(settings, sections), ranks=ranks, as_json=True)
     return dict(json.loads(capsys.readouterr().out))
 
 
@@ -104,4 +104,4 @@ def test_gradients_and_weights_are_counted_as_they_wait_and_cross(
 def test_groups_that_do_not_divide_the_ranks_are_refused() -> None:
     config = resolve({"distributed": {"strategy": "fsdp", "shard_ranks": 3}, "train": {"cell_size": 32}})
     with pytest.raises(UserError, match=r"distributed\.shard_ranks 3 should divide the number of ranks, 4"):
-        plan(config, ranks=4, as_json=True)
+        estimate(config, ranks=4, as_json=True)

@@ -137,7 +137,7 @@ def test_file_that_asks_for_more_is_refused_by_name(tmp_path: Path) -> None:
             return (eval, (f"open({str(tmp_path / 'proof')!r}, 'w')",))
 
     path = write(tmp_path / "net.pkl", network(1), extra=Asks())
-    with pytest.raises(UserError, match=r"builtins\.eval is asked for.* nothing was run"):
+    with pytest.raises(UserError, match=r"refers to builtins\.eval.* nothing was run"):
         read_edm(path)
     assert not (tmp_path / "proof").exists()
 

@@ -1,4 +1,4 @@
-"""The endpoint of a node: what probes and scrapers are answered, and what becomes of its port."""
+"""HTTP endpoint of a node: answers to probes and scrapers, malformed requests, its port."""
 
 import json
 import re
@@ -29,7 +29,7 @@ DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 class Served:
-    """An endpoint on a free port, asked over HTTP."""
+    """An endpoint on a free port, requested over HTTP."""
 
     def __init__(self, hang_seconds: float, address: str = "127.0.0.1"):
         self.watch = Watch()
@@ -45,20 +45,20 @@ class Served:
         except urllib.error.HTTPError as refusal:
             return refusal.code, refusal.read().decode()
 
-    def asked(self, path: str) -> tuple[int, dict]:
+    def get_json(self, path: str) -> tuple[int, dict]:
         status, body = self.get(path)
         return status, json.loads(body)
 
 
-class BrokenOffError(Exception):
+class InterruptedEvaluationError(Exception):
     """Ends an evaluation early."""
 
 
-def test_evaluation_is_told_of_and_over_however_it_ends() -> None:
+def test_evaluation_shows_in_health_until_it_ends_or_fails() -> None:
     health = Health(600, lambda: 0.0)
-    health.made(3, 96)
-    for error in (None, BrokenOffError()):
-        with suppress(BrokenOffError), health.evaluating():
+    health.step_done(3, 96)
+    for error in (None, InterruptedEvaluationError()):
+        with suppress(InterruptedEvaluationError), health.evaluating():
             assert health.is_evaluating
             assert health.ready()["why"] == "evaluating"
             assert health.live()["ok"]
@@ -68,13 +68,13 @@ def test_evaluation_is_told_of_and_over_however_it_ends() -> None:
         assert health.ready() == {"ok": True, "doing": "training", "step": 3, "images": 96}
 
 
-def test_pace_leaves_out_what_stands(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pace_excludes_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
     monkeypatch.setattr("gfgw_prod.telemetry.pace.time.monotonic", lambda: now[0])
-    pace = Pace(step=10, batch_size=32, world_size=1, idle_share=0.0)
-    for error in (None, BrokenOffError()):
+    pace = Pace(step=10, batch_size=32)
+    for error in (None, InterruptedEvaluationError()):
         now[0] += 2
-        with suppress(BrokenOffError), pace.standing():
+        with suppress(InterruptedEvaluationError), pace.paused():
             now[0] += 1_000
             if error:
                 raise error
@@ -90,52 +90,52 @@ def served() -> Iterator[Served]:
     each.endpoint.close()
 
 
-def test_process_that_starts_is_live_and_says_why_it_is_not_ready(served: Served) -> None:
-    served.health.phase("starting: encoding the bank, 1,024 of 50,000 rows")
-    assert served.asked("/live")[0] == 200
-    status, told = served.asked("/ready")
-    assert (status, told["why"]) == (503, "starting: encoding the bank, 1,024 of 50,000 rows")
+def test_starting_process_is_live_and_not_ready(served: Served) -> None:
+    served.health.enter_phase("starting: encoding the bank, 1,024 of 50,000 rows")
+    assert served.get_json("/live")[0] == 200
+    status, answer = served.get_json("/ready")
+    assert (status, answer["why"]) == (503, "starting: encoding the bank, 1,024 of 50,000 rows")
 
 
 def test_resumed_process_is_not_ready_before_a_step_of_its_own(served: Served) -> None:
-    served.health.position(1234, 315_904)
-    served.health.phase("resuming from step-00001234")
-    status, told = served.asked("/ready")
-    assert (status, told["why"]) == (503, "resuming from step-00001234")
-    assert (told["step"], told["images"]) == (1234, 315_904)
-    served.health.made(1235, 316_160)
-    assert served.asked("/ready") == (200, {"ok": True, "doing": "training", "step": 1235, "images": 316_160})
+    served.health.set_position(1234, 315_904)
+    served.health.enter_phase("resuming from step-00001234")
+    status, answer = served.get_json("/ready")
+    assert (status, answer["why"]) == (503, "resuming from step-00001234")
+    assert (answer["step"], answer["images"]) == (1234, 315_904)
+    served.health.step_done(1235, 316_160)
+    assert served.get_json("/ready") == (200, {"ok": True, "doing": "training", "step": 1235, "images": 316_160})
 
 
-def test_process_that_is_told_to_stop_is_ready_no_more_and_lives_on(served: Served) -> None:
-    served.health.made(5, 50)
-    served.health.phase("told to stop: saving")
-    assert served.asked("/live")[0] == 200
-    status, told = served.asked("/ready")
-    assert (status, told["why"], told["step"]) == (503, "told to stop: saving", 5)
+def test_stopping_process_is_live_and_not_ready(served: Served) -> None:
+    served.health.step_done(5, 50)
+    served.health.enter_phase("told to stop: saving")
+    assert served.get_json("/live")[0] == 200
+    status, answer = served.get_json("/ready")
+    assert (status, answer["why"], answer["step"]) == (503, "told to stop: saving", 5)
 
 
-def test_process_without_progress_is_not_live_until_it_gets_on(tmp_path: Path) -> None:
+def test_process_without_progress_is_not_live(tmp_path: Path) -> None:
     served = Served(hang_seconds=0.5)
-    served.health.phase("starting: reading the data")
+    served.health.enter_phase("starting: reading the data")
     with served.watch.over(600, tmp_path, rank=0):
         time.sleep(1)
-        status, told = served.asked("/live")
+        status, answer = served.get_json("/live")
         assert status == 503
-        assert re.fullmatch(r"starting: reading the data; no progress for \d+ s", told["why"])
+        assert re.fullmatch(r"starting: reading the data; no progress for \d+ s", answer["why"])
         with served.watch.paused():
-            assert served.asked("/live")[0] == 200
-        served.health.made(1, 10)
+            assert served.get_json("/live")[0] == 200
+        served.health.step_done(1, 10)
         time.sleep(1)
         for path in ("/live", "/ready"):
-            status, told = served.asked(path)
+            status, answer = served.get_json(path)
             assert status == 503
-            assert re.fullmatch(r"no step for \d+ s", told["why"])
-    assert served.asked("/live")[0] == 200, "nobody says how long this may take"
+            assert re.fullmatch(r"no step for \d+ s", answer["why"])
+    assert served.get_json("/live")[0] == 200, "without a watchdog there is no limit"
     served.endpoint.close()
 
 
-def test_metrics_are_what_the_registry_holds_and_what_the_process_takes(served: Served) -> None:
+def test_metrics_page_has_the_registry_and_the_process(served: Served) -> None:
     Gauge("one_of_ours", "Help.", registry=served.endpoint.registry).set(7)
     status, page = served.get("/metrics")
     assert status == 200
@@ -143,21 +143,19 @@ def test_metrics_are_what_the_registry_holds_and_what_the_process_takes(served: 
     assert "\nprocess_resident_memory_bytes " in page
 
 
-def test_other_paths_are_not_there(served: Served) -> None:
+def test_other_paths_are_not_found(served: Served) -> None:
     assert served.get("/") == (404, "there are /live, /ready and /metrics\n")
     assert served.get("/live/?now")[0] == 404
     assert served.get("/live?now")[0] == 200
 
 
-def test_client_that_says_nothing_or_leaves_keeps_nobody_waiting(
-    served: Served, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_silent_and_vanishing_clients_delay_nobody(served: Served, capfd: pytest.CaptureFixture[str]) -> None:
     with socket.create_connection(("127.0.0.1", served.port)), socket.create_connection(("127.0.0.1", served.port)):
-        assert served.asked("/live")[0] == 200
+        assert served.get_json("/live")[0] == 200
     with socket.create_connection(("127.0.0.1", served.port)) as rude:
         rude.sendall(b"GET /metrics HTTP/1.1\r\n\r\n")
-        rude.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")  # leaves with a reset
-    assert served.asked("/live")[0] == 200
+        rude.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")  # closes with a reset
+    assert served.get_json("/live")[0] == 200
     assert capfd.readouterr().err == ""
 
 
@@ -182,11 +180,9 @@ MALFORMED = {
 
 
 @pytest.mark.parametrize("request_", MALFORMED.values(), ids=MALFORMED)
-def test_malformed_request_is_refused_and_nothing_else_happens(
-    served: Served, request_: bytes, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_malformed_request_is_refused(served: Served, request_: bytes, capfd: pytest.CaptureFixture[str]) -> None:
     with socket.create_connection(("127.0.0.1", served.port), timeout=30) as client:
-        with suppress(OSError):  # it may be cut off before it has said all
+        with suppress(OSError):  # the server may close before everything is sent
             client.sendall(request_)
             client.shutdown(socket.SHUT_WR)
         answer = b""
@@ -194,12 +190,12 @@ def test_malformed_request_is_refused_and_nothing_else_happens(
             while part := client.recv(1 << 16):
                 answer += part
     status = re.match(rb"HTTP/1\.[01] (\d+) ", answer)
-    if b"Accept" in request_ or b"\0\xff\r" in request_:  # odd, but clear
+    if b"Accept" in request_ or b"\0\xff\r" in request_:  # odd, but valid
         assert status
         assert status[1] == b"200"
     else:
         assert not status or status[1][:1] in b"45", answer[:200]
-    assert served.asked("/live")[0] == 200
+    assert served.get_json("/live")[0] == 200
     assert capfd.readouterr().err == ""
 
 
@@ -214,9 +210,7 @@ def test_two_hundred_scrapers_at_once_get_the_same_page(served: Served) -> None:
     assert len(values) == len(made) < 100
 
 
-def test_clients_that_say_nothing_are_cut_off_and_one_too_many_is_turned_away(
-    served: Served, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_silent_clients_are_cut_off_and_excess_ones_refused(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(endpoint, "LONGEST_SECONDS", 1.0)
     monkeypatch.setattr(endpoint, "MOST_CONNECTIONS", 20)
     with ExitStack() as open_connections:
@@ -232,10 +226,10 @@ def test_clients_that_say_nothing_are_cut_off_and_one_too_many_is_turned_away(
             with suppress(ConnectionResetError):
                 assert b" 200 " not in client.recv(1 << 10)
         assert time.monotonic() - started < 8
-    assert served.asked("/live")[0] == 200
+    assert served.get_json("/live")[0] == 200
 
 
-def test_taken_port_is_refused_by_name() -> None:
+def test_taken_port_is_an_error_that_names_the_setting() -> None:
     with socket.create_server(("127.0.0.1", 0)) as holder:
         for address in ("127.0.0.1", "0.0.0.0"):
             with pytest.raises(UserError, match=r"telemetry\.prometheus_port") as caught:
@@ -243,7 +237,7 @@ def test_taken_port_is_refused_by_name() -> None:
             assert "\n" not in str(caught.value)
 
 
-def test_address_that_is_none_is_refused_by_name() -> None:
+def test_bad_address_is_an_error_that_names_the_setting() -> None:
     for address in ("no-such-host.invalid", "198.51.100.7", "a" * 300):
         with pytest.raises(UserError, match=r"telemetry\.prometheus_port \d+ on "):
             Endpoint(address, free_port(), Health(600, Watch().silence))
@@ -262,5 +256,5 @@ def test_endpoint_listens_on_ipv6_too() -> None:
         served = Served(600, address="::1")
     except UserError:
         pytest.skip("this machine has no IPv6")
-    assert served.asked("/live")[0] == 200
+    assert served.get_json("/live")[0] == 200
     served.endpoint.close()

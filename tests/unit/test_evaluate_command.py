@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 from pathlib import Path
@@ -13,12 +14,11 @@ import torch
 
 from gfgw_prod.commands import cli
 from gfgw_prod.commands.evaluation_curves import curve_name
-from gfgw_prod.commands.options import Asked
 from gfgw_prod.data.sources import load_table
-from gfgw_prod.evaluation.plan import Plan, plan_of
+from gfgw_prod.evaluation.metric_spaces import MetricSpaces, choose_spaces
 from gfgw_prod.evaluation.spaces import Files
 from gfgw_prod.generator import build_generator
-from gfgw_prod.sampling.trained import TrainedGenerator, read_trained, to_safetensors
+from gfgw_prod.sampling.trained import TrainedGenerator, to_safetensors
 from gfgw_prod.settings.data import DataSettings
 from gfgw_prod.settings.evaluation import SpaceName
 from gfgw_prod.settings.networks import GeneratorSettings
@@ -32,7 +32,7 @@ LABELS = [row % 3 for row in range(30)]
 
 @pytest.fixture(autouse=True)
 def no_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No weights are at hand but those that a test names."""
+    """No weights are cached."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *names: None)
 
@@ -91,9 +91,8 @@ def test_data_that_the_run_was_not_trained_on_are_refused(
     assert json.loads(told)["data"]["sha256"] == json.loads(told)["data"]["trained_on_sha256"] == expected
 
     wrong = (
-        "gfgw: the data set is not the one that the generator was trained on: its fingerprint is "
-        f"{fingerprint(other)}, that one's {expected}; name its own with --data-path, or measure against this one "
-        "with --other-data\n"
+        f"gfgw: the generator was trained on another data set, with fingerprint {expected}; this one has "
+        f"{fingerprint(other)}; name its own with --data-path, or allow this one with --other-data\n"
     )
     assert evaluate(file, "--data-path", str(other), capsys=capsys) == (2, "", wrong)
     code, told, _ = evaluate(file, "--data-path", str(other), "--other-data", capsys=capsys)
@@ -110,26 +109,15 @@ def test_data_that_the_run_was_not_trained_on_are_refused(
     assert evaluate(file, "--data-path", str(tmp_path / "moved"), capsys=capsys)[0] == 0
 
 
-def test_figures_that_are_not_measured_as_the_run_says_have_curves_of_their_own(
-    folders: tuple[Path, Path], tmp_path: Path
-) -> None:
-    its, other = folders
-    said = {"data": {"source": "folder", "path": str(its)}, "evaluation": {"num": 20}}
-    trained = read_trained(str(exported(tmp_path / "g.safetensors", **said)), raw=False)
-    own = fingerprint(its)
+def test_each_way_of_measuring_has_curves_of_its_own() -> None:
+    def name(other_data: bool = False, space: SpaceName = "pixels", **differs: Any) -> str:
+        options = argparse.Namespace(**{"num": 20, "seed": 0, "steps": 1, "raw": False, **differs})
+        return curve_name(options, MetricSpaces({"fd": space, "fid": "inception"}), other_data)
 
-    def name(num: int = 20, data: str = own, space: SpaceName = "pixels", **differs: Any) -> str:
-        options = {"features": "auto", "seed": 0, "steps": 1, "raw": False, **differs}
-        asked = Asked(
-            None, num=num, as_json=False, device="cpu", data_path=None, inception=None, dinov2=None, **options
-        )
-        return curve_name(trained, asked, Plan({"fd": space, "kid": "inception", "fid": "inception"}), "pixels", data)
-
-    assert name() == "evaluate"
-    assert name(500, raw=True, steps=4) == "evaluate-num500-raw-steps4"
-    assert name(seed=3, features="dinov2", space="dinov2") == "evaluate-seed3-dinov2"
-    assert name(space="dinov2-small") == "evaluate-dinov2-small"  # for want of weights
-    assert name(data=fingerprint(other)) == f"evaluate-data-{fingerprint(other)[:8]}"
+    assert name() == "evaluate-num20-seed0-pixels"
+    assert name(num=500, raw=True, steps=4) == "evaluate-num500-seed0-pixels-steps4-raw"
+    assert name(seed=3, space="dinov2") == "evaluate-num20-seed3-dinov2"
+    assert name(other_data=True) == "evaluate-num20-seed0-pixels-other-data"
 
 
 def test_data_that_are_built_in_have_no_path(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -161,7 +149,7 @@ def test_weights_that_are_gone_are_asked_for_in_one_line(
         assert re.fullmatch(rf"gfgw: .* no file {tmp_path}/nothing; .*\n", told)
     code, _, told = evaluate(file, "--metrics", "fd,kid", capsys=capsys)  # without them where they are not needed
     assert code == 0
-    assert told.startswith("evaluate: kid is measured on pixels: the weights of inception are not at hand; the run's")
+    assert told.startswith("evaluate: kid is measured on pixels: the weights of inception are missing; the run's")
 
 
 def test_weights_are_where_the_command_line_says_or_else_where_the_run_had_them(tmp_path: Path) -> None:
@@ -171,6 +159,6 @@ def test_weights_are_where_the_command_line_says_or_else_where_the_run_had_them(
     files = Files.now(Files(here, gone, gone), Files(dinov2=there))
     assert [files.find(name) for name in ("inception", "dinov2", "dinov2-small")] == [here, there, None]
     assert files.gone == {"dinov2-small": gone}
-    plan = plan_of(None, "auto", files, "dinov2-small", 64)
-    assert plan.spaces["fd"] == "pixels"
-    assert any("pr is measured on pixels" in note for note in plan.notes)
+    chosen = choose_spaces(None, "auto", files, "dinov2-small", 64)
+    assert chosen.by_metric["fd"] == "pixels"
+    assert any("pr is measured on pixels" in note for note in chosen.notes)

@@ -101,7 +101,7 @@ def test_squared_mmd_is_the_sum_over_all_pairs() -> None:
 def test_kernel_distance_agrees_with_torch_fidelity(alone: World) -> None:
     first, second = rows(400, 8, 0) / 4, rows(400, 8, 1) / 4
     tables = RowTable.of(first, alone), RowTable.of(second, alone)
-    found, deviation = kernel_distance(*tables, seed=0, tick=nothing)  # every subset is the whole
+    found, deviation = kernel_distance(*tables, seed=0, on_progress=nothing)  # every subset is the whole
     published = kid_features_to_metric(first, second, kid_subsets=1, kid_subset_size=400, verbose=False)
     assert found == pytest.approx(published["kernel_inception_distance_mean"], rel=1e-9)
     assert deviation == pytest.approx(0, abs=1e-9)
@@ -113,11 +113,11 @@ def test_kernel_distance_of_many_rows_is_a_mean_over_keyed_subsets(
     monkeypatch.setattr(distances, "SUBSET_ROWS", 200)
     first, second = rows(300, 4, 0) / 4, rows(240, 4, 1) / 4
     tables = RowTable.of(first, alone), RowTable.of(second, alone)
-    found, deviation = kernel_distance(*tables, seed=0, tick=nothing)
+    found, deviation = kernel_distance(*tables, seed=0, on_progress=nothing)
     assert found == pytest.approx(squared_mmd(first, second), abs=deviation)
     assert deviation > 0
-    assert (found, deviation) == kernel_distance(*tables, seed=0, tick=nothing)
-    assert (found, deviation) != kernel_distance(*tables, seed=1, tick=nothing)
+    assert (found, deviation) == kernel_distance(*tables, seed=0, on_progress=nothing)
+    assert (found, deviation) != kernel_distance(*tables, seed=1, on_progress=nothing)
 
 
 @pytest.fixture

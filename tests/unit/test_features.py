@@ -68,7 +68,7 @@ def test_weights_of_another_image_size_fit(weights: dict[str, Path]) -> None:
     assert (features * native).sum(dim=1).min() > 0.5  # the same network, seen at another resolution
 
 
-def test_grey_images_of_another_side_are_taken(weights: dict[str, Path]) -> None:
+def test_grey_images_of_another_size_are_accepted(weights: dict[str, Path]) -> None:
     extractor, grey = extractor_of(weights["pth"]), pictures(1, 8)
     torch.testing.assert_close(extractor(grey), extractor(grey.repeat(1, 3, 1, 1)))
 
@@ -81,7 +81,7 @@ def test_gradient_reaches_the_images_and_no_weight(weights: dict[str, Path]) -> 
 
 
 def missing(path: Path) -> None:
-    """Leaves no file."""
+    """Leave no file."""
 
 
 def corrupt(path: Path) -> None:
@@ -103,7 +103,7 @@ def test_unusable_file_is_refused_in_one_line(spoil, suffix: str, tmp_path: Path
     assert "\n" not in str(caught.value)
 
 
-def test_constant_beside_the_pixels_tells_a_faint_image_from_a_strong_one() -> None:
+def test_pixel_constant_distinguishes_a_faint_image_from_a_strong_one() -> None:
     strong = torch.randn(3, 1, 4, 4, generator=torch.Generator().manual_seed(0))
     images = torch.cat([strong, strong / 2])
     plain = build_extractor(FeatureSettings(extractor="pixels"), (1, 4, 4))(images)

@@ -12,7 +12,6 @@ from gfgw_prod.data.packing import pack
 from gfgw_prod.data.sources import Table, load_table
 from gfgw_prod.distributed.cells import Spread
 from gfgw_prod.distributed.world import World
-from gfgw_prod.process.meter import Meter
 from gfgw_prod.settings.data import DataSettings
 from gfgw_prod.training.feed import Feed
 from gfgw_prod.transport.matching import Match
@@ -26,7 +25,7 @@ def tables(tmp_path_factory: pytest.TempPathFactory) -> list[Table]:
     """The digits, in memory and packed into four files."""
     place = tmp_path_factory.mktemp("pack") / "digits"
     listing = list_source(DataSettings())
-    pack(listing, place, teller=Meter("packing", mode="off"), shard_rows=500)
+    pack(listing, place, shard_rows=500)
     return [load_table(DataSettings()), load_table(DataSettings(source="packed", path=place))]
 
 
@@ -68,6 +67,7 @@ def test_targets_are_fetched_while_a_turn_trains(tables: list[Table], alone: Wor
     assert time.perf_counter() - begun < 0.25
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("workers", "least", "most"), [(0, 0.1, 1.0), (2, 0.0, 0.3)])
 def test_share_of_time_that_was_waited(
     tables: list[Table], alone: World, workers: int, least: float, most: float

@@ -1,5 +1,6 @@
-"""Folders, archives and parquet files as tables: the same images are the same data, whatever they come in."""
+"""Folders, archives and parquet files as tables: the same images are the same data, from any kind of source."""
 
+import io
 import json
 import shutil
 import zipfile
@@ -13,7 +14,7 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from gfgw_prod.data.images import OddImageError, Rules
+from gfgw_prod.data.images import InvalidImageError, Rules
 from gfgw_prod.data.sources import Table, load_table, shape_and_classes
 from gfgw_prod.process.exit_codes import UserError
 from gfgw_prod.settings.data import DataSettings
@@ -36,7 +37,7 @@ LABELS = [row * 7 % 5 for row in range(23)]
 
 
 def source_of(form: str) -> str:
-    """The ``data.source`` that reads a form."""
+    """The ``data.source`` that reads a kind of files."""
     return "folder" if form == "class folders" else form
 
 
@@ -56,7 +57,7 @@ def test_digits_as_files_are_the_digits(source: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("source", WRITERS)
-def test_colours_come_out_as_they_went_in(source: str, colours: np.ndarray, tmp_path: Path) -> None:
+def test_colour_images_are_decoded_exactly(source: str, colours: np.ndarray, tmp_path: Path) -> None:
     path = WRITERS[source](tmp_path / f"set.{source}", colours, LABELS)
     table = taken(source, path)
     assert np.array_equal(table.images.numpy(), colours)
@@ -69,8 +70,8 @@ def test_classes_are_the_folders_at_the_top_in_the_order_of_their_names(colours:
     image_files.write_class_folders(tmp_path, colours, LABELS)
     (tmp_path / "class-3" / "deeper").mkdir()
     (tmp_path / "class-3" / "deeper" / "one.PNG").write_bytes(image_files.png(colours[0]))
-    (tmp_path / "class-2" / "notes.txt").write_text("passed over")
-    (tmp_path / "class-2" / ".hidden.png").write_text("passed over")
+    (tmp_path / "class-2" / "notes.txt").write_text("skipped")
+    (tmp_path / "class-2" / ".hidden.png").write_text("skipped")
     table = taken("folder", tmp_path)
     assert table.labels.tolist() == [*LABELS, 3]  # by their names in those folders: numbers before "deeper"
     assert np.array_equal(table.images[:23].numpy(), colours)
@@ -83,6 +84,20 @@ def test_files_of_one_name_come_in_the_order_of_their_classes(colours: np.ndarra
     table = taken("folder", tmp_path)
     assert table.labels.tolist() == [0, 1, 2] * 4
     assert np.array_equal(table.images.numpy(), colours[[4 * (row % 3) + row // 3 for row in range(12)]])
+
+
+def test_hidden_and_system_folders_are_skipped_in_folders_and_archives(colours: np.ndarray, tmp_path: Path) -> None:
+    place = image_files.write_folder(tmp_path / "set", colours, LABELS)
+    hidden = (".ipynb_checkpoints", "00000/.thumbs", "__MACOSX/00000", "00000/@eaDir", "lost+found")
+    for name in hidden:
+        (place / name).mkdir(parents=True)
+        (place / name / "a.png").write_bytes(image_files.png(colours[0]))
+    shutil.make_archive(str(tmp_path / "zipped"), "zip", place)
+    (place / "lost+found" / "locked.png").symlink_to("/proc/self/mem")  # fails whoever reads it
+    for source, path in (("folder", place), ("zip", tmp_path / "zipped.zip")):
+        table = taken(source, path)
+        assert np.array_equal(table.images.numpy(), colours)
+        assert table.labels.tolist() == LABELS
 
 
 def test_links_to_folders_are_followed_but_not_in_circles(colours: np.ndarray, tmp_path: Path) -> None:
@@ -122,12 +137,24 @@ def test_plain_binary_columns_under_other_names_are_read(colours: np.ndarray, tm
     assert (unlabelled.labels.unique().tolist(), unlabelled.num_classes) == ([0], 1)
 
 
+def test_row_group_is_read_in_batches_in_the_order_of_its_rows(colours: np.ndarray, tmp_path: Path) -> None:
+    images = colours[np.arange(100) % 23]
+    labels = [row % 7 for row in range(100)]
+    image_files.write_parquet(tmp_path / "structs", images, labels, group_rows=60)
+    pq.write_table(pa.table({"image": [*map(image_files.png, images)], "label": labels}), tmp_path / "plain.parquet")
+    for name in ("structs", "plain.parquet"):
+        table = taken("parquet", tmp_path / name)
+        assert np.array_equal(table.images.numpy(), images)
+        assert table.labels.tolist() == labels
+
+
 @pytest.mark.parametrize("name", ["dataset.json", "Dataset.JSON"])
-def test_archive_of_one_folder_is_as_that_folder(colours: np.ndarray, tmp_path: Path, name: str) -> None:
+def test_archive_of_one_folder_is_the_same_as_that_folder(colours: np.ndarray, tmp_path: Path, name: str) -> None:
     place = image_files.write_folder(tmp_path / "set", colours, LABELS)
     (place / "dataset.json").rename(place / name)
     shutil.make_archive(str(tmp_path / "zipped"), "zip", tmp_path, "set")
-    for source, path in (("folder", place), ("zip", tmp_path / "zipped.zip")):
+    shutil.unpack_archive(tmp_path / "zipped.zip", tmp_path / "unpacked")
+    for source, path in (("folder", place), ("zip", tmp_path / "zipped.zip"), ("folder", tmp_path / "unpacked")):
         table = taken(source, path)
         assert np.array_equal(table.images.numpy(), colours)
         assert (table.labels.tolist(), table.num_classes) == (LABELS, 5)
@@ -136,7 +163,18 @@ def test_archive_of_one_folder_is_as_that_folder(colours: np.ndarray, tmp_path: 
     assert taken("zip", tmp_path / "zipped.zip").num_classes == 1  # no folder holds all of it
 
 
-def test_column_of_labels_that_is_empty_is_refused(colours: np.ndarray, tmp_path: Path) -> None:
+@pytest.mark.parametrize("source", ["folder", "zip"])
+def test_dataset_json_that_is_not_read_is_named(source: str, colours: np.ndarray, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        image_files.write_folder(tmp_path / "sets" / name, colours[:3], LABELS[:3])
+    shutil.make_archive(str(tmp_path / "zipped"), "zip", tmp_path / "sets")
+    lines: list[str] = []
+    path = tmp_path / ("sets" if source == "folder" else "zipped.zip")
+    load_table(DataSettings(source=source, path=path), lines.append)
+    assert lines[-1] == "one/dataset.json is not read: labels are read from dataset.json only"
+
+
+def test_label_column_of_nulls_is_refused(colours: np.ndarray, tmp_path: Path) -> None:
     columns = {"image": [image_files.png(each) for each in colours], "label": pa.nulls(len(colours), pa.int64())}
     pq.write_table(pa.table(columns), tmp_path / "one.parquet")
     for on_error in ("fail", "skip"):
@@ -196,16 +234,28 @@ def test_grey_images_are_repeated_and_colours_weighted() -> None:
     assert set(row_of(red, grey=True).flatten().tolist()) == {76}  # ITU-R 601-2
 
 
-def test_values_above_the_peak_are_odd() -> None:
-    with pytest.raises(OddImageError, match=r"value of 63, above data\.peak 16"):
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "TIFF tiff_lzw", "WEBP"])
+def test_orientation_is_applied_in_no_format(kind: str, orientation: int) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 9, 3), dtype=np.uint8)
+    image, exif, written = Image.fromarray(pixels), Image.Exif(), io.BytesIO()
+    exif[274] = orientation
+    name, _, compression = kind.partition(" ")
+    options = {"compression": compression} if compression else {"lossless": True} if kind == "WEBP" else {}
+    image.save(written, name, exif=exif, **options)
+    assert np.array_equal(Rules().decode(written.getvalue()), pixels.transpose(2, 0, 1))
+
+
+def test_values_above_the_peak_are_invalid() -> None:
+    with pytest.raises(InvalidImageError, match=r"value of 63, above data\.peak 16"):
         Rules(grey=True, peak=16).decode(image_files.png(np.arange(64, dtype=np.uint8).reshape(1, 8, 8)))
 
 
 @pytest.mark.parametrize("channels", [2, 3, 4])
-def test_colours_of_16_bits_are_odd_and_not_cut_to_8(channels: int) -> None:
-    with pytest.raises(OddImageError, match="has 16 bits"):
+def test_colours_of_16_bits_are_invalid_and_not_cut_to_8(channels: int) -> None:
+    with pytest.raises(InvalidImageError, match="has 16 bits"):
         Rules().decode(image_files.png_of_16_bits(4, channels))
-    with pytest.raises(OddImageError, match="has 16 bits"):
+    with pytest.raises(InvalidImageError, match="has 16 bits"):
         Rules().decode(image_files.tiff_of_16_bits(4))
 
 
@@ -227,9 +277,9 @@ def test_shape_is_that_of_most_images_wherever_others_lie(colours: np.ndarray, t
     assert taken("folder", tmp_path, on_error="skip").image_shape == (3, 5, 6)  # 10 each, and the first
 
 
-def test_large_sources_are_sent_to_pack(colours: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_sources_must_be_packed(colours: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = image_files.write_zip(tmp_path / "set.zip", colours, LABELS)
-    monkeypatch.setattr("gfgw_prod.data.sources.MOST_BYTES_UNPACKED", 1000)
+    monkeypatch.setattr("gfgw_prod.data.sources.MAX_BYTES_UNPACKED", 1000)
     with pytest.raises(UserError, match=r"pack them once \(gfgw pack\)"):
         taken("zip", path)
 

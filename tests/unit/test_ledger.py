@@ -13,7 +13,7 @@ from gfgw_prod.process.restart_causes import (
     of_exit_codes,
     take_from_launcher,
 )
-from gfgw_prod.resilience.ledger import EVERY_SECONDS, FILE, Ledger
+from gfgw_prod.resilience.ledger import FILE, WRITE_SECONDS, Ledger
 
 
 class Clock:
@@ -75,7 +75,7 @@ def test_evaluations_are_no_running_time_the_last_one_and_one_before_a_crash_inc
 def test_crash_loses_what_came_after_the_checkpoint(life: Life) -> None:
     first = life.start(0)
     life.clock.now += 100
-    first.note(900)
+    first.record_images(900)
     life.clock.now += 1  # killed, 40 images after the last note
     life.clock.now += 59
     again = life.start(600, seen=940, cause="killed", productive=60.0)
@@ -119,10 +119,10 @@ def test_position_is_written_now_and_then(life: Life) -> None:
     def written() -> float:
         return float(json.loads((life.run_dir / FILE).read_text())["images"])
 
-    ledger.note(10)
+    ledger.record_images(10)
     assert written() == 0
-    life.clock.now += EVERY_SECONDS
-    ledger.note(20)
+    life.clock.now += WRITE_SECONDS
+    ledger.record_images(20)
     assert written() == 20
 
 

@@ -9,17 +9,18 @@ from torch import nn
 from gfgw_prod.features.extractors import build_extractor
 from gfgw_prod.generator import build_generator
 from gfgw_prod.losses.boundary import boundary_loss
-from gfgw_prod.losses.energy import Crowd, energy_loss
+from gfgw_prod.losses.energy import BatchFeatures, energy_loss
 from gfgw_prod.losses.feature import feature_loss
 from gfgw_prod.losses.flow import check_scales, flow_loss
 from gfgw_prod.losses.structure import structure_loss
 from gfgw_prod.process.exit_codes import UserError
 from gfgw_prod.settings.networks import FeatureSettings, GeneratorSettings
 
+from .. import features
+
 
 def unit_rows(rows: int, dim: int, seed: int) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return nn.functional.normalize(torch.randn(rows, dim, generator=generator))
+    return features.unit_rows(rows, dim, seed, torch.float32)
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -58,7 +59,7 @@ def test_flow_loss_is_quadratic_for_small_and_linear_for_large_errors() -> None:
 
 
 @pytest.mark.parametrize(("side", "scales"), [(8, 4), (32, 6), (20, 5)])
-def test_images_offer_as_many_scales_as_they_can_be_halved(side: int, scales: int) -> None:
+def test_scales_are_limited_by_how_often_an_image_can_be_halved(side: int, scales: int) -> None:
     check_scales(scales, (3, side, side))
     with pytest.raises(UserError, match=f"at most {scales} for {side}-pixel"):
         check_scales(scales + 1, (3, side, side))
@@ -66,7 +67,7 @@ def test_images_offer_as_many_scales_as_they_can_be_halved(side: int, scales: in
     assert torch.isfinite(flow_loss(images, images, huber=1.0, scales=scales))
 
 
-def test_feature_loss_runs_from_same_to_opposite() -> None:
+def test_feature_loss_is_2_for_opposite_and_1_for_orthogonal_rows() -> None:
     rows = unit_rows(5, 4, 0)
     assert float(feature_loss(rows, -rows)) == pytest.approx(2)
     assert float(feature_loss(torch.eye(2), torch.eye(2).flip(0))) == pytest.approx(1)
@@ -81,7 +82,7 @@ def test_gradient_passes_through_the_frozen_extractor_to_the_images() -> None:
     assert all(parameter.grad is None for parameter in extractor.parameters())
 
 
-def test_structure_loss_sees_distances_only() -> None:
+def test_structure_loss_depends_on_distances_only() -> None:
     predicted, target = unit_rows(6, 5, 0), unit_rows(6, 5, 1)
     rotation, _ = torch.linalg.qr(noise(5, 5, seed=2))
     turned = structure_loss(predicted @ rotation, target)
@@ -113,34 +114,34 @@ def test_energy_loss_is_the_hand_formula(classes: int) -> None:
         cross = [float((predicted[i] - matched[k]).norm()) for k in peers]
         own = [float((predicted[i] - generated[k]).norm()) for k in peers if k != first + i]
         total += sum(cross) / len(cross) - sum(own) / len(own)
-    found = energy_loss(predicted, Crowd(generated, matched, slice(3, 7), None if classes == 1 else labels))
+    found = energy_loss(predicted, BatchFeatures(generated, matched, slice(3, 7), None if classes == 1 else labels))
     assert float(found) == pytest.approx(total / 4, abs=1e-5)
 
 
 def test_energy_loss_of_slots_alone_in_their_class_is_zero() -> None:
     rows = unit_rows(3, 5, 0).requires_grad_()
-    loss = energy_loss(rows, Crowd(unit_rows(3, 5, 1), unit_rows(3, 5, 2), slice(0, 3), torch.arange(3)))
+    loss = energy_loss(rows, BatchFeatures(unit_rows(3, 5, 1), unit_rows(3, 5, 2), slice(0, 3), torch.arange(3)))
     loss.backward()
     assert loss == 0
     assert rows.grad is not None
     assert not rows.grad.any()
 
 
-def test_energy_loss_drives_a_crowd_apart_until_it_spreads_as_its_matches_do() -> None:
+def test_energy_loss_spreads_crowded_samples_as_widely_as_their_targets() -> None:
     matched = noise(256, 3)
     spread = torch.tensor(0.3, requires_grad=True)
     optimizer = torch.optim.Adam([spread], lr=0.05)
     for step in range(150):
         samples = noise(256, 3, seed=step + 1) * spread
         optimizer.zero_grad()
-        energy_loss(samples, Crowd(samples.detach(), matched, slice(0, 256))).backward()
+        energy_loss(samples, BatchFeatures(samples.detach(), matched, slice(0, 256))).backward()
         optimizer.step()
     assert spread.item() == pytest.approx(float(matched.std()), rel=0.1)
 
 
-def test_energy_loss_has_a_slope_where_a_sample_is_its_match() -> None:
+def test_energy_loss_has_a_finite_gradient_where_a_sample_equals_its_target() -> None:
     rows = unit_rows(4, 5, 0)
     predicted = rows.clone().requires_grad_()
-    energy_loss(predicted, Crowd(rows, rows, slice(0, 4))).backward()
+    energy_loss(predicted, BatchFeatures(rows, rows, slice(0, 4))).backward()
     assert predicted.grad is not None
     assert predicted.grad.isfinite().all()

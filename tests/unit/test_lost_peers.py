@@ -1,4 +1,4 @@
-"""Errors of a connection are told from every other error by what torch really raises."""
+"""Errors of a connection are distinguished from all others, by what torch really raises."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_store_that_nobody_hosts_is_a_lost_connection() -> None:
     assert "\n" not in (lost_connection(caught.value) or "\n")
 
 
-def test_wait_that_took_too_long_is_a_lost_connection() -> None:
+def test_timeout_is_a_lost_connection() -> None:
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, timeout=SHORT)
     with pytest.raises(RuntimeError) as caught:
         store.get("never set")

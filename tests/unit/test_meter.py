@@ -1,4 +1,4 @@
-"""How far long operations are: a bar in a terminal, lines in a log, nothing from ranks that do not speak."""
+"""Progress of long operations: a bar in a terminal, lines in a log, nothing from other ranks."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from gfgw_prod.process.meter import MB, Meter
 
 
 @pytest.fixture(autouse=True)
-def told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every line is told: nobody waits ten seconds."""
+def print_every_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Print at every update, not only every ten seconds."""
     monkeypatch.setattr(meter, "LINE_SECONDS", 0.0)
 
 
-def test_log_gets_lines_of_what_is_done(capsys: pytest.CaptureFixture[str]) -> None:
+def test_log_gets_lines_with_amount_and_rate(capsys: pytest.CaptureFixture[str]) -> None:
     with Meter("packing", 2000, "images") as one:
-        for done in (500, 1500):  # the first were done before this start
+        for done in (500, 1500):  # the first 500 were done before this start
             one.advance_to(done)
         one.show("comparing")
     first, second, third = capsys.readouterr().err.splitlines()
@@ -31,7 +31,7 @@ def test_log_gets_lines_of_what_is_done(capsys: pytest.CaptureFixture[str]) -> N
     assert third == "gfgw: comparing"
 
 
-def test_line_comes_now_and_then(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lines_are_rare(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(meter, "LINE_SECONDS", 1000.0)
     with Meter("packing", 2000) as one:
         one.advance_to(1)
@@ -65,25 +65,33 @@ def test_terminal_gets_a_bar_and_lines_above_it(monkeypatch: pytest.MonkeyPatch)
         stream.write("end")
         stream.flush()
         shown = ""
-        while not shown.endswith("end"):  # which has been written, so that this ends
+        while not shown.endswith("end"):  # written already, so this ends
             shown += os.read(reads, 1 << 16).decode(errors="replace")
     os.close(reads)
     assert "packing" in shown
     assert "10 of 10 images" in shown
     assert "skipped one.png: is empty" in shown
-    assert shown.index("\x1b[?25l") < shown.index("\x1b[?25h")  # the cursor goes, and is there again
+    assert shown.index("\x1b[?25l") < shown.index("\x1b[?25h")  # hides the cursor, and shows it again
 
 
-def test_every_long_operation_tells_how_far_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_long_operation_shows_its_progress(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run, pack = str(tmp_path / "run"), str(tmp_path / "pack")
     tiny = ("--features.extractor", "pixels", "--generator.channel-mult", "[1]", "--generator.model-channels", "8")
     size = ("--train.batch-size", "8", "--train.cell-size", "8", "--train.total-kimg", "0.008")
     from_pack = ("--data.source", "packed", "--data.path", pack, "--transport.scope", "full")
     train = ["train", "--run.dir", run, *tiny, *size, *from_pack, "--telemetry.sample-grid", "1"]
-    for command, told in (
+    for command, expected in (
         (["pack", pack], ["packing: 256 of 1,797 images"]),
         (["pack", pack, "--verify"], [f"checking {pack}: 0 of 0 MB"]),
-        (train, [f"checking {pack}", "encoding the bank: 1,797 of 1,797 rows of rank 0", "of 0.0 kimg  loss "]),
+        (
+            train,
+            [
+                f"checking {pack}",
+                "encoding the bank: 1,797 of 1,797 rows of rank 0",
+                "training: 8 of 8 images",
+                ", loss ",
+            ],
+        ),
         (train, ["checking step-00000001: "]),
         (["inspect", run], [f"checking {run}: "]),
         (["sample", run, "--num", "9", "--out", str(tmp_path / "out")], ["drawing samples: 9 of 9 images"]),
@@ -94,5 +102,5 @@ def test_every_long_operation_tells_how_far_it_is(tmp_path: Path, capsys: pytest
     ):
         assert cli.main(command) == 0, capsys.readouterr().err
         lines = capsys.readouterr().err
-        for each in told:
+        for each in expected:
             assert each in lines, command

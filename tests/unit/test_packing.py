@@ -1,7 +1,8 @@
-"""Packs: what goes in comes out, whoever decoded it and however it is divided; kills and damage are noticed."""
+"""Packs hold what was put in, for any number of processes and shards; they survive kills, and damage is noticed."""
 
 import resource
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,6 @@ import pytest
 import torch
 
 from gfgw_prod.data.decoding import list_source
-from gfgw_prod.data.journal import JOURNAL
 from gfgw_prod.data.packing import pack
 from gfgw_prod.data.packs import Pack
 from gfgw_prod.data.sources import Table, load_table
@@ -18,27 +18,13 @@ from gfgw_prod.settings.data import DataSettings
 from tests import image_files
 
 
-class Told:
-    """What a packing says."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-        self.done: list[int] = []
-
-    def say(self, line: str) -> None:
-        self.lines.append(line)
-
-    def at(self, items: int) -> None:
-        self.done.append(items)
-
-
 @pytest.fixture(scope="module")
 def images() -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (700, 3, 4, 4), dtype=np.uint8)
 
 
 LABELS = [row % 7 for row in range(700)]
-ODD = (0, 5, 255, 256, 511, 699)
+INVALID = (0, 5, 255, 256, 511, 699)
 
 
 @pytest.fixture(scope="module")
@@ -48,17 +34,16 @@ def archive(images: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 @pytest.fixture(scope="module")
 def spoilt(images: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with six images that are none, the first and the last among them."""
+    """A folder with six invalid images, the first and the last among them."""
     place = image_files.write_folder(tmp_path_factory.mktemp("source") / "spoilt", images, LABELS)
-    for row in ODD:
+    for row in INVALID:
         (place / image_files.name_of(row)).write_bytes(b"not an image")
     return place
 
 
-def packed(source: Path, place: Path, told: Told | None = None, **options: object) -> Pack:
+def packed(source: Path, directory: Path, **options: object) -> Pack:
     kind = "zip" if source.suffix == ".zip" else "folder"
-    settings = DataSettings(source=kind, path=source)
-    return pack(list_source(settings), place, teller=told or Told(), **options)
+    return pack(list_source(DataSettings(source=kind, path=source)), directory, **options)
 
 
 def table_of(place: Path) -> Table:
@@ -77,7 +62,7 @@ def test_packed_table_is_the_decoded_one(
     assert torch.equal(table.labels, decoded.labels)
     assert table.image_shape == decoded.image_shape
     assert made.fingerprint == table.fingerprint() == decoded.fingerprint()
-    assert made.damaged() is None
+    assert made.damage() is None
     assert len(made.shards) == -(-700 // (shard_rows or 700))
 
 
@@ -85,83 +70,84 @@ def test_packed_table_is_the_decoded_one(
 def test_skipped_images_are_listed_and_change_the_fingerprint(
     spoilt: Path, images: np.ndarray, tmp_path: Path, workers: int, shard_rows: int | None
 ) -> None:
-    told = Told()
-    made = packed(spoilt, tmp_path / "pack", told, on_error="skip", workers=workers, shard_rows=shard_rows)
-    kept = torch.from_numpy(np.delete(images, ODD, axis=0))
-    labels = torch.tensor([label for row, label in enumerate(LABELS) if row not in ODD])
+    lines: list[str] = []
+    made = packed(spoilt, tmp_path / "pack", log=lines.append, on_error="skip", workers=workers, shard_rows=shard_rows)
+    kept = torch.from_numpy(np.delete(images, INVALID, axis=0))
+    labels = torch.tensor([label for row, label in enumerate(LABELS) if row not in INVALID])
     assert made.fingerprint == Table(kept, labels, 255, 7).fingerprint()
-    assert [name for name, _ in made.skipped] == [image_files.name_of(row) for row in ODD]
+    assert [name for name, _ in made.skipped] == [image_files.name_of(row) for row in INVALID]
     assert all("is not an image" in why for _, why in made.skipped)
-    assert told.lines == [f"skipped {name}: {why}" for name, why in made.skipped]
+    assert lines == [f"skipped {name}: {why}" for name, why in made.skipped]
     assert torch.equal(
         table_of(tmp_path / "pack").rows(torch.arange(694)), Table(kept, labels, 255, 7).rows(torch.arange(694))
     )
 
 
-def test_first_odd_image_ends_a_packing_that_may_not_skip(spoilt: Path, tmp_path: Path) -> None:
+def test_first_invalid_image_ends_a_packing_with_on_error_fail(spoilt: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"00000/img00000000\.png is not an image .*data\.on_error skip"):
         packed(spoilt, tmp_path / "pack")
     with pytest.raises(UserError, match=r"pack\.json"):
         table_of(tmp_path / "pack")
 
 
-def test_pack_with_images_left_out_is_refused_where_none_may_be(spoilt: Path, tmp_path: Path) -> None:
+def test_pack_with_skipped_images_is_refused_with_on_error_fail(spoilt: Path, tmp_path: Path) -> None:
     packed(spoilt, tmp_path / "pack", on_error="skip")
     with pytest.raises(UserError, match=r"was packed without 00000/img00000000\.png .*data\.on_error skip"):
         packed(spoilt, tmp_path / "pack")
 
 
 class Killed(BaseException):
-    """In the place of a signal that nothing can catch."""
+    """Stands for a signal that nothing can catch."""
 
 
-class Killer(Told):
-    def __init__(self, after: int):
-        super().__init__()
-        self.after = after
+def kill_after(items: int) -> Callable[[int], None]:
+    """An ``advance`` that kills the packing once more than so many items are done."""
+    done = 0
 
-    def at(self, items: int) -> None:
-        if items > self.after:
+    def advance(more: int) -> None:
+        nonlocal done
+        done += more
+        if done > items:
             raise Killed
 
+    return advance
 
-def test_entry_of_the_journal_that_is_none_counts_as_torn(spoilt: Path, tmp_path: Path) -> None:
+
+@pytest.mark.parametrize("content", [b"", b'{"file": "images-0', b"[1]", b'{"invalid": 1}', b'{"made_of": {}}'])
+def test_shard_with_a_damaged_index_is_packed_again(content: bytes, spoilt: Path, tmp_path: Path) -> None:
     options = {"on_error": "skip", "shard_rows": 150}
     whole = packed(spoilt, tmp_path / "whole", **options)
     with pytest.raises(Killed):
-        packed(spoilt, tmp_path / "pack", Killer(400), **options)
-    with (tmp_path / "pack" / "packing.jsonl").open("ab") as journal:
-        journal.write(b'{"odd": 1}\n[1]\n')
+        packed(spoilt, tmp_path / "pack", advance=kill_after(400), **options)
+    (tmp_path / "pack" / "images-00001.json").write_bytes(content)
     assert packed(spoilt, tmp_path / "pack", **options).fingerprint == whole.fingerprint
+    assert contents(tmp_path / "pack") == contents(tmp_path / "whole")
 
 
-def test_unfinished_pack_with_images_left_out_is_not_gone_on_with_where_none_may_be(
-    spoilt: Path, tmp_path: Path
-) -> None:
+def test_unfinished_pack_with_skipped_images_is_not_resumed_with_on_error_fail(spoilt: Path, tmp_path: Path) -> None:
     with pytest.raises(Killed):
-        packed(spoilt, tmp_path / "pack", Killer(400), on_error="skip", shard_rows=150)
+        packed(spoilt, tmp_path / "pack", advance=kill_after(400), on_error="skip", shard_rows=150)
     with pytest.raises(UserError, match=r"00000/img00000000\.png is not an image .*data\.on_error skip"):
         packed(spoilt, tmp_path / "pack", shard_rows=150)
-    told = Told()
-    assert packed(spoilt, tmp_path / "pack", told, on_error="skip", shard_rows=150).rows == 694
-    assert "going on with 450 packed images" in told.lines[0]  # the refusal has cost nothing
+    lines: list[str] = []
+    assert packed(spoilt, tmp_path / "pack", log=lines.append, on_error="skip", shard_rows=150).rows == 694
+    assert "resuming after 450 packed images" in lines[0]  # the refusal lost nothing
 
 
 @pytest.mark.parametrize("after", [0, 255, 400, 699])
-def test_killed_packing_goes_on_and_makes_the_same_files(spoilt: Path, tmp_path: Path, after: int) -> None:
+def test_killed_packing_resumes_and_makes_the_same_files(spoilt: Path, tmp_path: Path, after: int) -> None:
     options = {"on_error": "skip", "shard_rows": 150}
     packed(spoilt, tmp_path / "whole", **options)
     with pytest.raises(Killed):
-        packed(spoilt, tmp_path / "pack", Killer(after), **options)
-    finished = sorted(file.name for file in (tmp_path / "pack").glob("images-*"))
+        packed(spoilt, tmp_path / "pack", advance=kill_after(after), **options)
+    finished = sorted(file.with_suffix(".bin").name for file in (tmp_path / "pack").glob("images-*.json"))
     times = {name: (tmp_path / "pack" / name).stat().st_mtime_ns for name in finished}
-    with (tmp_path / "pack" / JOURNAL).open("ab") as journal:
-        journal.write(b'{"file": "images-0')  # torn
-    told = Told()
-    packed(spoilt, tmp_path / "pack", told, **options)
+    (tmp_path / "pack" / ".images-00004.json.0.partial").write_bytes(b'{"made_of": ')  # killed while it was written
+    lines: list[str] = []
+    packed(spoilt, tmp_path / "pack", log=lines.append, **options)
     assert contents(tmp_path / "pack") == contents(tmp_path / "whole")
     assert all((tmp_path / "pack" / name).stat().st_mtime_ns == then for name, then in times.items())
-    assert len(told.lines) < 7 or not finished
+    assert len(lines) < 7 or not finished
 
 
 def contents(place: Path) -> dict[str, bytes]:
@@ -171,54 +157,50 @@ def contents(place: Path) -> dict[str, bytes]:
 def test_damaged_shard_of_an_unfinished_pack_is_packed_again(archive: Path, tmp_path: Path) -> None:
     packed(archive, tmp_path / "whole", shard_rows=100)
     with pytest.raises(Killed):
-        packed(archive, tmp_path / "pack", Killer(650), shard_rows=100)
+        packed(archive, tmp_path / "pack", advance=kill_after(650), shard_rows=100)
     shard = tmp_path / "pack" / "images-00002.bin"
     shard.write_bytes(shard.read_bytes()[:-1] + b"x")
     packed(archive, tmp_path / "pack", shard_rows=100)
     assert contents(tmp_path / "pack") == contents(tmp_path / "whole")
 
 
-def test_unfinished_pack_of_a_source_that_changed_is_begun_anew(
-    archive: Path, images: np.ndarray, tmp_path: Path
-) -> None:
+def test_unfinished_pack_of_a_changed_source_starts_anew(archive: Path, images: np.ndarray, tmp_path: Path) -> None:
     with pytest.raises(Killed):
-        packed(archive, tmp_path / "pack", Killer(400), shard_rows=100)
+        packed(archive, tmp_path / "pack", advance=kill_after(400), shard_rows=100)
     other = image_files.write_zip(tmp_path / "set.zip", images[:50], LABELS[:50])
-    told = Told()
-    assert packed(other, tmp_path / "pack", told).rows == 50
-    assert any("packing anew" in line for line in told.lines)
+    lines: list[str] = []
+    assert packed(other, tmp_path / "pack", log=lines.append).rows == 50
+    assert any("packing anew" in line for line in lines)
     assert sorted(contents(tmp_path / "pack")) == ["images-00000.bin", "labels.bin", "pack.json"]
 
 
 @pytest.mark.parametrize(("name", "value"), [("grey", True), ("peak", 200), ("image_size", 4), ("resize", "box")])
-def test_pack_is_not_taken_for_one_that_was_made_by_other_rules(
-    archive: Path, tmp_path: Path, name: str, value: object
-) -> None:
+def test_pack_made_by_other_rules_is_refused(archive: Path, tmp_path: Path, name: str, value: object) -> None:
     size = {"image_size": 8} if name in ("image_size", "resize") else {}
     made = DataSettings(source="zip", path=archive, **size)
-    pack(list_source(made), tmp_path / "pack", teller=Told())
+    pack(list_source(made), tmp_path / "pack")
     table_of(tmp_path / "pack")
     settings = DataSettings(source="packed", path=tmp_path / "pack", **{**size, name: value})
     with pytest.raises(UserError, match=rf"data\.path .*/pack .*data\.{name}"):
         load_table(settings)
 
 
-def test_rules_that_a_pack_was_made_by_may_be_given_again(archive: Path, tmp_path: Path) -> None:
+def test_rules_of_a_pack_may_be_set_again(archive: Path, tmp_path: Path) -> None:
     rules = {"image_size": 8, "resize": "box", "grey": True}
-    pack(list_source(DataSettings(source="zip", path=archive, **rules)), tmp_path / "pack", teller=Told())
+    pack(list_source(DataSettings(source="zip", path=archive, **rules)), tmp_path / "pack")
     assert load_table(DataSettings(source="packed", path=tmp_path / "pack", **rules)).image_shape == (1, 8, 8)
 
 
 def test_finished_pack_is_not_packed_again_nor_by_another_source(archive: Path, spoilt: Path, tmp_path: Path) -> None:
     first = packed(archive, tmp_path / "pack")
-    told = Told()
-    assert packed(archive, tmp_path / "pack", told) == first
-    assert told.lines == [f"{tmp_path / 'pack'} is packed already"]
+    lines: list[str] = []
+    assert packed(archive, tmp_path / "pack", log=lines.append) == first
+    assert lines == [f"{tmp_path / 'pack'} is packed already"]
     with pytest.raises(UserError, match="another source"):
         packed(spoilt, tmp_path / "pack", on_error="skip")
 
 
-def test_directories_of_others_are_left_alone(archive: Path, tmp_path: Path) -> None:
+def test_directories_with_other_files_are_left_alone(archive: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     with pytest.raises(UserError, match="not empty"):
         packed(archive, tmp_path)
@@ -230,22 +212,22 @@ def test_directories_of_others_are_left_alone(archive: Path, tmp_path: Path) -> 
 
 
 def test_two_processes_do_not_pack_into_one_directory(archive: Path, tmp_path: Path) -> None:
-    class Second(Told):
-        def at(self, items: int) -> None:
-            with pytest.raises(UserError, match="another process"):
-                packed(archive, tmp_path / "pack")
-            self.done.append(items)
+    calls = []
 
-    told = Second()
-    packed(archive, tmp_path / "pack", told)
-    assert told.done
+    def second(more: int) -> None:
+        with pytest.raises(UserError, match="another process"):
+            packed(archive, tmp_path / "pack")
+        calls.append(more)
+
+    packed(archive, tmp_path / "pack", advance=second)
+    assert sum(calls) == 700
 
 
 @pytest.mark.parametrize("file", ["images-00001.bin", "labels.bin", "pack.json"])
 @pytest.mark.parametrize("damage", ["bit", "cut", "missing"])
 def test_any_damage_to_a_pack_is_noticed(archive: Path, tmp_path: Path, file: str, damage: str) -> None:
     made = packed(archive, tmp_path / "pack", shard_rows=400)
-    assert [made.damaged(rank, 3) for rank in range(3)] == [None] * 3
+    assert [made.damage(rank, 3) for rank in range(3)] == [None] * 3
     path = tmp_path / "pack" / file
     content = bytearray(path.read_bytes())
     if damage == "missing":
@@ -265,7 +247,7 @@ def test_any_damage_to_a_pack_is_noticed(archive: Path, tmp_path: Path, file: st
     assert "\n" not in str(caught.value)
 
 
-def test_index_that_is_no_index_is_refused(tmp_path: Path) -> None:
+def test_damaged_index_is_refused(tmp_path: Path) -> None:
     for content in (b"", b"[]", b"{}", b"\xff", b'{"format": 1}', b"[" * 100_000, b'{"index_sha256": null}'):
         (tmp_path / "pack.json").write_bytes(content)
         with pytest.raises(UserError, match=r"pack\.json"):
@@ -278,14 +260,12 @@ def test_pack_of_another_size_is_refused(archive: Path, tmp_path: Path) -> None:
         load_table(DataSettings(source="packed", path=tmp_path / "pack", image_size=8))
 
 
-def test_file_system_that_takes_no_more_is_told_in_one_line_and_the_packing_goes_on_later(
-    archive: Path, tmp_path: Path
-) -> None:
+def test_full_file_system_is_reported_in_one_line_and_the_packing_can_be_resumed(archive: Path, tmp_path: Path) -> None:
     packed(archive, tmp_path / "whole", shard_rows=100)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4000, before[1]))  # bytes of a file; a shard has 4,800
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4000, before[1]))  # bytes per file; a shard has 4,800
     try:
-        with pytest.raises(UserError, match=r"cannot be written \(File too large\); the same command goes on"):
+        with pytest.raises(UserError, match=r"cannot be written \(File too large\); the same command resumes"):
             packed(archive, tmp_path / "pack", shard_rows=100)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)

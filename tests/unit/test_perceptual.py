@@ -22,7 +22,7 @@ def layers() -> nn.Sequential:
 
 @pytest.fixture(scope="module")
 def trunk(layers: nn.Sequential, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same in a file as torchvision publishes it, but for the classifier, which LPIPS has no use for."""
+    """A file of them in torchvision's format, without the classifier, which LPIPS does not use."""
     path = tmp_path_factory.mktemp("vgg") / "vgg16.pth"
     torch.save({f"features.{name}": tensor for name, tensor in layers.state_dict().items()}, path)
     return path
@@ -59,14 +59,14 @@ def test_gradient_reaches_the_images_and_no_weight(loss: PerceptualLoss) -> None
     assert all(parameter.grad is None for parameter in loss.parameters())
 
 
-def test_tiny_grey_images_are_enlarged_and_coloured(loss: PerceptualLoss) -> None:
+def test_tiny_grey_images_are_enlarged_and_expanded_to_rgb(loss: PerceptualLoss) -> None:
     first, second = pictures(8, 1, channels=1), pictures(8, 2, channels=1)
     large = [nn.functional.interpolate(i, (32, 32), mode="bilinear").repeat(1, 3, 1, 1) for i in (first, second)]
     torch.testing.assert_close(loss(first, second), loss(*large))
 
 
 def missing(path: Path) -> None:
-    """Leaves no file."""
+    """Leave no file."""
 
 
 def corrupt(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Potentials that live from step to step, with a generator that stands still."""
+"""Persistent duals, with a fixed generator."""
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ def digits() -> Table:
 
 
 def generated(table: Table, step: int) -> tuple[Tensor, Tensor]:
-    """Features and classes of a generator that stands still, makes noisy digits and favours some of them."""
+    """Features and classes of a fixed generator, which makes noisy digits and favours some of them."""
     favour = torch.rand(len(table), generator=torch.Generator().manual_seed(0)) ** 3
     generator = torch.Generator().manual_seed(step)
     rows = torch.multinomial(favour, SLOTS, generator=generator)
@@ -57,7 +57,7 @@ def match(matcher: Matcher, table: Table, step: int) -> Match:
 
 
 def trained(table: Table, world: World, dual: str, scope: str = "full") -> tuple[Matcher, float, float]:
-    """After all steps: the matcher, how uneven the targets of the last epochs are, inner iterations per step."""
+    """After all steps: the matcher, the unevenness of the targets of the last epochs, inner iterations per step."""
     matcher, counts, iterations = matcher_of(table, world, dual, scope), torch.zeros(len(table)), 0
     for step in range(STEPS):
         found = match(matcher, table, step)
@@ -96,7 +96,9 @@ def test_classes_that_a_batch_lacks_keep_their_potential(digits: Table, alone: W
     x, _ = generated(digits, 0)
     threes = torch.full((SLOTS,), 3)
     found = match_with(matcher, x, torch.arange(SLOTS), threes, torch.zeros(SLOTS), STEPS)
-    assert torch.equal(matcher.tensors()["dual.potential"].flatten()[: len(digits)], before), "not before it counts"
+    assert torch.equal(matcher.tensors()["dual.potential"].flatten()[: len(digits)], before), (
+        "changed before the match was accepted"
+    )
     matcher.accept(found, images=(STEPS + 1) * SLOTS)
     changed = matcher.tensors()["dual.potential"].flatten()[: len(digits)] != before
     assert torch.equal(changed, digits.labels == 3)

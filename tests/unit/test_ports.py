@@ -1,4 +1,4 @@
-"""The port at which ranks meet is rank 0's, and nobody else's."""
+"""The rendezvous port is reserved for rank 0."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from torch.distributed import TCPStore
 from gfgw_prod.launcher.torch_changes import reserve_port
 
 
-def error_of_asking_for(port: int) -> int | None:
-    with socket.socket() as asks:
+def bind_error(port: int) -> int | None:
+    with socket.socket() as other:
         try:
-            asks.bind(("", port))
+            other.bind(("", port))
         except OSError as error:
             return error.errno
     return None
 
 
 @pytest.mark.parametrize("libuv", [True, False])
-def test_rank_0_gets_it_and_others_do_not(libuv: bool) -> None:
+def test_rank_0_gets_the_port_and_others_do_not(libuv: bool) -> None:
     port = reserve_port()
-    assert error_of_asking_for(port) == errno.EADDRINUSE
-    with pytest.raises(ConnectionRefusedError):  # nobody who comes early meets the launcher
+    assert bind_error(port) == errno.EADDRINUSE
+    with pytest.raises(ConnectionRefusedError):  # a rank that connects early does not reach the launcher
         socket.create_connection(("127.0.0.1", port))
     store = TCPStore("localhost", port, 2, is_master=True, wait_for_workers=False, use_libuv=libuv)
     store.set("key", "value")
@@ -32,7 +32,7 @@ def test_rank_0_gets_it_and_others_do_not(libuv: bool) -> None:
     assert peer.get("key") == b"value"
 
 
-def test_the_last_rounds_port_is_given_back() -> None:
+def test_port_of_the_last_round_is_released() -> None:
     port = reserve_port()
     assert reserve_port() != port
-    assert error_of_asking_for(port) is None
+    assert bind_error(port) is None

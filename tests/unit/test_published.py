@@ -50,7 +50,7 @@ def test_file_is_fetched_once_and_then_cached(elsewhere: PublishedFile, tmp_path
 
 def test_publishers_file_of_other_bytes_is_not_kept(elsewhere: PublishedFile, tmp_path: Path, caches: Path) -> None:
     (tmp_path / "net.pth").write_bytes(CONTENT[:-1])
-    with pytest.raises(UserError, match=r"net\.pth of their network .*hash.*name it as loss\.net"):
+    with pytest.raises(UserError, match=r"net\.pth of their network .*hash.*set loss\.net to its path"):
         path_of(elsewhere, None, print)
     assert not list(caches.iterdir())
 

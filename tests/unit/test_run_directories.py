@@ -61,7 +61,7 @@ def test_second_start_under_plain_torchrun_is_refused_too(tmp_path: Path, monkey
 
 
 def test_copies_in_the_place_of_the_originals_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"checkpoint\.upload_to .* is checkpoint\.root"):
+    with pytest.raises(UserError, match=r"checkpoint\.upload_to .* is the same as checkpoint\.root"):
         open_storages(CheckpointSettings(upload_to=str(tmp_path / "checkpoints")), tmp_path)
 
 

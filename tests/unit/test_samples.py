@@ -16,9 +16,9 @@ from gfgw_prod.distributed.cells import random_stream
 from gfgw_prod.distributed.world import World
 from gfgw_prod.generator import build_generator
 from gfgw_prod.process.exit_codes import UserError
-from gfgw_prod.sampling.files import sink_for
+from gfgw_prod.sampling.files import image_writer
 from gfgw_prod.sampling.pictures import draw_samples, enlarge, grid_of, to_bytes, write_png
-from gfgw_prod.sampling.sampler import CELL, Sampler, in_turn, sampling_times, turns
+from gfgw_prod.sampling.sampler import CELL, Sampler, batches, cycle_classes, sampling_times
 from gfgw_prod.settings.data import DataSettings
 from gfgw_prod.settings.networks import GeneratorSettings
 
@@ -69,7 +69,7 @@ def test_samples_of_a_network_are_the_same_bits_however_many_are_drawn_at_once()
     assert torch.equal(pieces[0], pieces[2][:1])
     assert torch.equal(pieces[1], pieces[2][:33])
     assert pieces[2].abs().max() == 1  # and without dropout
-    sampler = Sampler(generator, (1, 8, 8), in_turn(range(10)), seed=0, stream="grid", device=CPU)
+    sampler = Sampler(generator, (1, 8, 8), cycle_classes(range(10)), seed=0, stream="grid", device=CPU)
     assert torch.equal(sampler.images(64, 32)[:6], pieces[2][64:])
 
 
@@ -88,7 +88,7 @@ class Noting(nn.Module):
 def test_sampler_of_several_steps_mixes_its_predictions_with_fresh_noise() -> None:
     noting, times = Noting(), sampling_times(3, 0.4)
     assert times == pytest.approx((1, 0.8, 0.6))
-    sampler = Sampler(noting, (1, 2, 2), in_turn([0]), seed=1, stream="sample", device=CPU, times=times)
+    sampler = Sampler(noting, (1, 2, 2), cycle_classes([0]), seed=1, stream="sample", device=CPU, times=times)
     found = sampler.images(0, 32)
     (first, _), (second, at), (third, last) = noting.given
     assert torch.equal(first[5], torch.randn(1, 2, 2, generator=random_stream(1, "sample", 5)))
@@ -99,14 +99,14 @@ def test_sampler_of_several_steps_mixes_its_predictions_with_fresh_noise() -> No
     assert torch.equal(found, (third / 2).clamp(-1, 1))
 
 
-def test_turns_share_out_every_image_once() -> None:
+def test_batches_hold_every_image_once() -> None:
     for count, ranks in itertools.product((1, 31, 32, 500, 513, 1700), (1, 2, 3)):
-        of_ranks = [list(turns(count, 256, World(rank, ranks, CPU))) for rank in range(ranks)]
+        of_ranks = [list(batches(count, 256, World(rank, ranks, CPU))) for rank in range(ranks)]
         numbers = []
         for at_once in zip(*of_ranks, strict=True):
-            assert len({(turn.first, turn.count, turn.size) for turn in at_once}) == 1
+            assert len({(batch.first, batch.count, batch.size) for batch in at_once}) == 1
             assert at_once[0].size % CELL == 0
-            made = [number for turn in at_once for number in range(turn.start, turn.start + turn.size)]
+            made = [number for batch in at_once for number in range(batch.start, batch.start + batch.size)]
             numbers += made[: at_once[0].count]
         assert numbers == list(range(count))
 
@@ -116,11 +116,11 @@ def test_npz_holds_images_and_classes_and_is_the_same_bytes_every_time(tmp_path:
     labels, content = torch.arange(5) % 3, []
     for name in ("first", "second"):
         (tmp_path / name).mkdir()
-        sink = sink_for("npz", tmp_path / name, 5, labels, (3, 2, 4))
-        sink.add(0, levels[:2])
-        sink.add(2, levels[2:])
+        writer = image_writer("npz", tmp_path / name, 5, labels, (3, 2, 4))
+        writer.add(0, levels[:2])
+        writer.add(2, levels[2:])
         assert not (tmp_path / name / "samples.npz").exists()
-        content.append(Path(sink.close()).read_bytes())
+        content.append(Path(writer.close()).read_bytes())
         time.sleep(0.01)
     assert content[0] == content[1]
     with np.load(tmp_path / "first" / "samples.npz") as kept:
@@ -130,20 +130,20 @@ def test_npz_holds_images_and_classes_and_is_the_same_bytes_every_time(tmp_path:
 
 
 def test_npz_of_images_without_classes_holds_none(tmp_path: Path) -> None:
-    sink = sink_for("npz", tmp_path, 2, None, (1, 2, 2))
-    sink.add(0, torch.zeros(2, 1, 2, 2, dtype=torch.uint8))
-    with np.load(sink.close()) as kept:
+    writer = image_writer("npz", tmp_path, 2, None, (1, 2, 2))
+    writer.add(0, torch.zeros(2, 1, 2, 2, dtype=torch.uint8))
+    with np.load(writer.close()) as kept:
         assert list(kept) == ["arr_0"]
 
 
 @pytest.mark.parametrize("labels", [torch.tensor([2, 0, 1, 2, 0]), None])
 def test_pngs_are_a_data_set_of_the_same_images_and_classes(labels: Tensor | None, tmp_path: Path) -> None:
     levels = torch.arange(5 * 3 * 4 * 4, dtype=torch.uint8).view(5, 3, 4, 4)
-    (tmp_path / "dataset.json").write_text('{"labels": [["none.png", 1]]}')  # of what was there before
-    sink = sink_for("png", tmp_path, 5, labels, (3, 4, 4))
-    sink.add(0, levels[:2])
-    sink.add(2, levels[2:])
-    assert sink.close() == f"5 images in {tmp_path}"
+    (tmp_path / "dataset.json").write_text('{"labels": [["000007.png", 1]]}')  # of an earlier command
+    writer = image_writer("png", tmp_path, 5, labels, (3, 4, 4))
+    writer.add(0, levels[:2])
+    writer.add(2, levels[2:])
+    assert writer.close() == f"5 images in {tmp_path}"
     table = load_table(DataSettings(source="folder", path=tmp_path))
     assert torch.equal(table.images, levels)
     assert table.labels.tolist() == ([0] * 5 if labels is None else labels.tolist())
@@ -151,10 +151,10 @@ def test_pngs_are_a_data_set_of_the_same_images_and_classes(labels: Tensor | Non
 
 def test_pictures_of_an_earlier_command_do_not_stay_in_a_data_set(tmp_path: Path) -> None:
     def write(count: int) -> None:
-        sink = sink_for("png", tmp_path, count, torch.zeros(count, dtype=torch.int64), (1, 2, 2))
+        writer = image_writer("png", tmp_path, count, torch.zeros(count, dtype=torch.int64), (1, 2, 2))
         assert not (tmp_path / "dataset.json").exists()
-        sink.add(0, torch.zeros(count, 1, 2, 2, dtype=torch.uint8))
-        sink.close()
+        writer.add(0, torch.zeros(count, 1, 2, 2, dtype=torch.uint8))
+        writer.close()
 
     write(3)
     write(3)
@@ -166,19 +166,27 @@ def test_pictures_of_an_earlier_command_do_not_stay_in_a_data_set(tmp_path: Path
     assert (tmp_path / "dataset.json").exists()
 
 
+@pytest.mark.parametrize("content", ['{"labels": [["00000/img00000000.png", 3], ["000001.png", 1]]}', "{", ""])
+def test_labels_of_a_data_set_in_the_directory_are_kept(content: str, tmp_path: Path) -> None:
+    (tmp_path / "dataset.json").write_text(content)
+    with pytest.raises(UserError, match=r"--out .* holds the dataset\.json of another data set"):
+        image_writer("png", tmp_path, 2, None, (3, 4, 4))
+    assert (tmp_path / "dataset.json").read_text() == content
+
+
 @pytest.mark.parametrize("form", ["png", "grid", "npz"])
 def test_files_that_cannot_be_written_to_their_end_are_removed(form: str, tmp_path: Path) -> None:
     noise = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    sink = sink_for(form, tmp_path, 2, None, (3, 64, 64))
+    writer = image_writer(form, tmp_path, 2, None, (3, 64, 64))
 
     def write() -> None:
-        sink.add(0, noise)
-        sink.close()
+        writer.add(0, noise)
+        writer.close()
 
     with at_most(resource.RLIMIT_FSIZE, 4000):
         with pytest.raises(OSError, match="too large"):
             write()
-        sink.give_up()
+        writer.discard()
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,4 +1,4 @@
-"""A step of the first version's run at its full size: two cells of four images, frozen networks with random weights."""
+"""One step of the first version's run with full-size networks (frozen ones random), on two cells of two images."""
 
 from __future__ import annotations
 
@@ -19,12 +19,15 @@ from gfgw_prod.training.step_data import StepResult
 from ..checkpoints import ALONE
 
 CONFIG = Path(__file__).parents[2] / "configs" / "seed_report.yaml"
-ROWS = 24
+CELL = 2
+ROWS = 2 * CELL
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
 def training(tmp_path_factory: pytest.TempPathFactory) -> TrainingStep:
-    """The run's step, the bank encoded; weights of the frozen networks are drawn and read from files."""
+    """The run's parts with an encoded bank; the frozen networks read random weights from files."""
     directory = tmp_path_factory.mktemp("weights")
     dinov2, trunk = draw_frozen(directory)
     images = torch.randint(0, 256, (ROWS, 3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
@@ -32,7 +35,7 @@ def training(tmp_path_factory: pytest.TempPathFactory) -> TrainingStep:
     local = {
         "features": {"weights": str(dinov2), "block_rows": 8},
         "loss": {"lpips_trunk": str(trunk)},
-        "train": {"batch_size": 8, "cell_size": 4},
+        "train": {"batch_size": 2 * CELL, "cell_size": CELL},
     }
     training = build(reading.resolve(reading.read_yaml(CONFIG), local), ALONE, table, print)
     encode_bank(training)
@@ -41,28 +44,28 @@ def training(tmp_path_factory: pytest.TempPathFactory) -> TrainingStep:
 
 @pytest.fixture(scope="module")
 def computed(training: TrainingStep) -> StepResult:
-    """The first step, computed and not applied."""
+    """The first step, computed but not applied."""
     return training.compute(0, rows_of(training))
 
 
 def rows_of(training: TrainingStep, step: int = 0) -> list:
     spread = training.parallel.spread
-    stream = cell_stream(training.table, spread, seed=0, first_step=step, last_step=step + 1, size=4, rank=0)
+    stream = cell_stream(training.table, spread, seed=0, first_step=step, last_step=step + 1, size=CELL, rank=0)
     return list(stream)
 
 
-def test_network_is_the_reports(training: TrainingStep) -> None:
+def test_network_has_the_reported_size(training: TrainingStep) -> None:
     assert sum(parameter.numel() for parameter in training.parallel.module.parameters()) == 61_805_827
     assert training.matcher.bank.dim == 384
 
 
-def test_all_losses_are_finite_and_those_with_weight_are_not_zero(computed: StepResult) -> None:
+def test_losses_are_finite_and_every_weighted_one_is_positive(computed: StepResult) -> None:
     assert computed.losses.shape[0] == 2
     assert computed.losses.isfinite().all()
     terms = dict(zip(Losses._fields, computed.losses.unbind(dim=1), strict=True))
-    assert (terms.pop("boundary") == 0).all()  # enforced by construction
+    assert (terms.pop("boundary") == 0).all()  # zero by construction
     for term in ("energy", "consistency"):
-        assert (terms.pop(term) == 0).all()  # no part of the report
+        assert (terms.pop(term) == 0).all()  # off in that run
     assert all((term > 0).all() for term in terms.values())
     assert bool(computed.finite)
 
@@ -71,19 +74,19 @@ def test_gradient_is_finite_and_reaches_every_tensor_of_the_network(
     training: TrainingStep, computed: StepResult
 ) -> None:
     assert computed.gradient_norm.isfinite()
-    at_rest = [
+    without_gradient = [
         name
         for name, p in training.parallel.module.named_parameters()
         if not p.grad.isfinite().all() or not p.grad.any()
     ]
-    assert at_rest == []
+    assert without_gradient == []
 
 
 @pytest.mark.parametrize("term", ["flow", "feature", "structure", "lpips"])
 def test_each_loss_has_a_gradient_to_the_images(training: TrainingStep, computed: StepResult, term: str) -> None:
-    table, rows = training.table, computed.match.rows[:4]
-    predicted = table.rows(torch.arange(4)).mul(0.5).requires_grad_()
-    losses = training.objective(predicted, table.rows(rows), computed.match.features[:4])
+    table, rows = training.table, computed.match.rows[:CELL]
+    predicted = table.rows(torch.arange(CELL)).mul(0.5).requires_grad_()
+    losses = training.objective(predicted, table.rows(rows), computed.match.features[:CELL])
     [gradient] = torch.autograd.grad(getattr(losses, term), predicted)
     assert gradient.isfinite().all()
     assert (gradient.flatten(1).norm(dim=1) > 0).all()

@@ -7,12 +7,12 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
+from gfgw_prod.commands.options import Parser, with_dashes
 from gfgw_prod.process.exit_codes import UserError
 from gfgw_prod.settings.config import Config
 from gfgw_prod.settings.reading import (
-    Parser,
     add_settings,
-    normalised,
+    parsed,
     read_yaml,
     reject_unknown,
     resolve,
@@ -25,10 +25,10 @@ CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 
 def from_command_line(*arguments: str, file: dict | None = None) -> Config:
     parser = Parser()
-    source = add_settings(parser)
-    chosen, rest = parser.parse_known_args(normalised(arguments))
-    reject_unknown(rest)
-    return resolve(file or {}, source(parsed_args=chosen)())
+    add_settings(parser)
+    options, unknown = parser.parse_known_args(with_dashes(arguments))
+    reject_unknown(unknown)
+    return resolve(file or {}, parsed(options))
 
 
 def refusal(*layers: dict) -> str:
@@ -231,7 +231,7 @@ def test_choices_that_do_not_go_together_are_refused(transport: dict, hint: str)
     ("section", "settings", "hint"),
     [
         ("consistency", {"coupled_by": "noise"}, "features of extractor pixels"),
-        ("generator", {"correlation": 0.5, "exact_boundary": False}, "exact boundary's preconditioning"),
+        ("generator", {"correlation": 0.5, "exact_boundary": False}, "needs generator.exact_boundary"),
     ],
 )
 def test_settings_of_another_way_of_training_are_refused(section: str, settings: dict, hint: str) -> None:

@@ -1,4 +1,4 @@
-"""Feature spaces: which is used where, what is asked for if weights are not at hand, and Inception itself."""
+"""Feature spaces: which is used where, what is asked for if weights are missing, and Inception itself."""
 
 import io
 from pathlib import Path
@@ -15,9 +15,9 @@ from gfgw_prod.distributed.cells import random_stream
 from gfgw_prod.distributed.world import World
 from gfgw_prod.evaluation.distances import frechet_distance, moments_of
 from gfgw_prod.evaluation.evaluator import Evaluator
-from gfgw_prod.evaluation.plan import plan_of
+from gfgw_prod.evaluation.metric_spaces import choose_spaces
 from gfgw_prod.evaluation.spaces import INCEPTION_FILE, Dinov2, Files, Inception, Pixels, build_space
-from gfgw_prod.features.extractors import DINOV2, IMAGENET_MEAN, dinov2_of_file
+from gfgw_prod.features.extractors import DINOV2, IMAGENET_MEAN, load_dinov2
 from gfgw_prod.process.exit_codes import UserError
 from gfgw_prod.sampling.pictures import levels_of
 from gfgw_prod.weights.published import INCEPTION, VGG16
@@ -27,26 +27,26 @@ LARGE = 3 * 224 * 224  # numbers in an image
 
 @pytest.fixture(autouse=True)
 def empty_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """No weights are at hand but those that a test names."""
+    """No weights are cached."""
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
     monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *names: None)
     return tmp_path / "hub" / "checkpoints"
 
 
 def test_every_metric_that_can_be_measured_is_if_none_is_named() -> None:
-    plan = plan_of(None, "auto", Files(), "pixels", 64)
-    assert plan.spaces == dict.fromkeys(("fd", "kid", "pr", "coverage", "memorisation"), "pixels")
-    inception, dinov2 = plan.notes  # one line for each file
+    chosen = choose_spaces(None, "auto", Files(), "pixels", 64)
+    assert chosen.by_metric == dict.fromkeys(("fd", "kid", "pr", "coverage", "memorisation"), "pixels")
+    inception, dinov2 = chosen.notes  # one line for each file
     assert inception.startswith("kid is measured on pixels, fid is left out: ")
     assert INCEPTION_FILE in inception
     assert "vit_large_patch14_dinov2" in dinov2
     here = Path(__file__)
-    plan = plan_of(None, "auto", Files(here, here, here), "dinov2-small", LARGE)
-    assert plan.notes == ()
-    assert plan.spaces["kid"] == plan.spaces["fid"] == "inception"
-    assert plan.spaces["fd-dinov2"] == "dinov2"
-    assert plan.spaces["fd"] == plan.spaces["pr"] == "dinov2-small"
-    assert plan.used == ["dinov2-small", "inception", "dinov2"]
+    chosen = choose_spaces(None, "auto", Files(here, here, here), "dinov2-small", LARGE)
+    assert chosen.notes == ()
+    assert chosen.by_metric["kid"] == chosen.by_metric["fid"] == "inception"
+    assert chosen.by_metric["fd-dinov2"] == "dinov2"
+    assert chosen.by_metric["fd"] == chosen.by_metric["pr"] == "dinov2-small"
+    assert chosen.used == ["dinov2-small", "inception", "dinov2"]
 
 
 def test_weights_are_found_in_the_cache_of_torch(empty_caches: Path) -> None:
@@ -57,22 +57,22 @@ def test_weights_are_found_in_the_cache_of_torch(empty_caches: Path) -> None:
 
 
 @pytest.mark.parametrize("features", ["inception", "dinov2", "dinov2-small"])
-def test_space_that_is_asked_for_must_be_at_hand(features: str) -> None:
-    with pytest.raises(UserError, match=r"not at hand; (put|name)"):
-        plan_of(["pr"], features, Files(), "pixels", 64)
+def test_space_that_is_asked_for_needs_its_weights(features: str) -> None:
+    with pytest.raises(UserError, match=r"are missing; (put|name)"):
+        choose_spaces(["pr"], features, Files(), "pixels", 64)
 
 
 @pytest.mark.parametrize(("metric", "file"), [("fid", INCEPTION_FILE), ("fd-dinov2", "vit_large_patch14_dinov2")])
-def test_metric_that_is_asked_for_must_be_at_hand(metric: str, file: str) -> None:
+def test_metric_that_is_asked_for_needs_its_weights(metric: str, file: str) -> None:
     with pytest.raises(UserError, match=f"{metric} cannot be measured: .*{file}"):
-        plan_of(["fd", metric], "auto", Files(), "pixels", 64)
+        choose_spaces(["fd", metric], "auto", Files(), "pixels", 64)
 
 
 def test_raw_pixels_are_for_tiny_images() -> None:
     with pytest.raises(UserError, match="at most 4,096 numbers, not 150,528"):
-        plan_of(["fd"], "pixels", Files(), "pixels", LARGE)
+        choose_spaces(["fd"], "pixels", Files(), "pixels", LARGE)
     with pytest.raises(UserError, match="vit_small_patch14_dinov2"):
-        plan_of(["fd"], "auto", Files(), "dinov2-small", LARGE)
+        choose_spaces(["fd"], "auto", Files(), "dinov2-small", LARGE)
 
 
 class Unread(FeatureExtractorInceptionV3):
@@ -141,13 +141,13 @@ def tiny_vit() -> nn.Module:
     return network
 
 
-def test_every_figure_is_taken_in_the_space_of_the_plan(
+def test_every_figure_is_taken_in_the_space_of_its_metric(
     inception: tuple[Path, nn.Module], alone: World, table: Table
 ) -> None:
-    plan = plan_of(["fd", "kid", "fid"], "auto", Files(inception=inception[0]), "pixels", 16)
-    assert plan.spaces == {"fd": "pixels", "kid": "inception", "fid": "inception"}
+    chosen = choose_spaces(["fd", "kid", "fid"], "auto", Files(inception=inception[0]), "pixels", 16)
+    assert chosen.by_metric == {"fd": "pixels", "kid": "inception", "fid": "inception"}
     spaces = {"pixels": Pixels(table.image_shape), "inception": Dinov2(tiny_vit())}  # a quick network in its place
-    figures = Evaluator(table, plan, spaces, alone, num=40, seed=3, conditional=False).measure(Copier())
+    figures = Evaluator(table, chosen, spaces, alone, num=40, seed=3, conditional=False).measure(Copier())
     assert set(figures) == {"fd", "kid", "kid_std", "fid"}
     noise = torch.stack([torch.randn(1, 4, 4, generator=random_stream(3, "evaluate", i)) for i in range(40)])
     for figure, space in (("fd", spaces["pixels"]), ("fid", spaces["inception"])):
@@ -183,7 +183,7 @@ def test_position_embeddings_are_resampled_as_the_authors_of_dinov2_do(tmp_path:
     column = torch.arange(37.0).expand(37, 37).reshape(1, -1, 1)
     tensors["pos_embed"][:, 1:] = column  # the embedding of a patch is its column
     save_file(tensors, tmp_path / "model.safetensors")
-    network = dinov2_of_file(DINOV2, tmp_path / "model.safetensors", "features.weights")
+    network = load_dinov2(DINOV2, tmp_path / "model.safetensors", "features.weights")
     found = network.state_dict()["pos_embed"][0, 1:, 0].reshape(16, 16)[8]
     of_pixels = (torch.arange(16) + 0.5) * 37 / 16.1 - 0.5  # without antialiasing, by a factor with an offset of 0.1
     torch.testing.assert_close(found[1:-1], of_pixels[1:-1], atol=0.06, rtol=0)

@@ -1,4 +1,4 @@
-"""Phases of a step, and memory of a rank, as they are measured."""
+"""Measured time of a step's phases, and measured memory of a rank."""
 
 import mmap
 import os
@@ -7,13 +7,13 @@ import time
 import torch
 
 from gfgw_prod.telemetry.catalogue import BY_TAG
-from gfgw_prod.telemetry.memory import TAGS, of_this_rank
+from gfgw_prod.telemetry.memory import GPU_TAGS, HOST_TAGS, memory_bytes
 from gfgw_prod.telemetry.phases import STEP_PHASES, StepClock
 
 CPU = torch.device("cpu")
 
 
-def test_phases_are_means_over_the_steps_since_they_were_last_asked_for() -> None:
+def test_phases_are_means_over_the_steps_since_the_last_call() -> None:
     clock = StepClock(CPU)
     for seconds in (0.02, 0.04):
         clock.begin()
@@ -29,12 +29,11 @@ def test_phases_are_means_over_the_steps_since_they_were_last_asked_for() -> Non
     assert set(clock.take().values()) == {0.0}
 
 
-def test_memory_is_what_the_system_says() -> None:
-    assert set(TAGS) <= BY_TAG.keys()
-    resident, available, *gpu = of_this_rank(CPU)
+def test_memory_is_what_the_system_reports() -> None:
+    assert {*HOST_TAGS, *GPU_TAGS} <= BY_TAG.keys()
+    resident, available = memory_bytes(CPU)
     size = 64 << 20
     with mmap.mmap(-1, size) as block:  # fresh memory, which an allocator might not take
         block.write(b"x" * size)
-        assert size * 0.75 < of_this_rank(CPU)[0] - resident < size * 2
+        assert size * 0.75 < memory_bytes(CPU)[0] - resident < size * 2
     assert size < available < os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    assert gpu == [0, 0]

@@ -1,17 +1,14 @@
-"""Inputs at the edge of what can be solved: an honest answer in a bounded time, and one line where there is none."""
+"""Edge cases: solved in bounded time with the true error reported, or refused in one line."""
 
 import math
 
 import pytest
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from gfgw_prod.transport import Plan, Start, fused_gromov_wasserstein
 
-
-def unit_rows(rows: int, dim: int, seed: int, dtype: torch.dtype = torch.float64) -> Tensor:
-    return normalize(torch.randn(rows, dim, generator=torch.Generator().manual_seed(seed), dtype=dtype))
+from ..features import unit_rows
 
 
 def solve(x: Tensor, y: Tensor, p: Tensor | None = None, q: Tensor | None = None, **options: object) -> Plan:
@@ -22,14 +19,14 @@ def row_error(plan: Plan, p: float | Tensor) -> float:
     return float((plan.dense().double().sum(dim=1) - p).abs().sum())
 
 
-def test_marginals_that_miss_one_by_a_digit_are_normalised() -> None:
+def test_marginals_that_almost_sum_to_1_are_normalised() -> None:
     plan = solve(unit_rows(6, 8, 0), unit_rows(9, 8, 1), torch.full((6,), (1 + 9e-5) / 6))
     assert plan.status.converged
     assert plan.status.inner_iterations < 200
     assert float(plan.dense().sum()) == pytest.approx(1, abs=1e-12)
 
 
-def test_classes_whose_masses_differ_by_a_digit_are_evened_out() -> None:
+def test_class_masses_that_almost_agree_are_made_equal() -> None:
     labels, q = torch.arange(8) % 2, torch.full((8,), 1 / 8, dtype=torch.float64)
     q[0] += 3e-5
     q[1] -= 3e-5
@@ -38,7 +35,7 @@ def test_classes_whose_masses_differ_by_a_digit_are_evened_out() -> None:
     assert plan.status.inner_iterations < 200
 
 
-def test_one_column_leaves_nothing_to_iterate() -> None:
+def test_a_single_column_takes_all_mass() -> None:
     plan = solve(unit_rows(5, 8, 0), unit_rows(1, 8, 1), torch.full((5,), (1 + 5e-5) / 5), structure_weight=0.5)
     torch.testing.assert_close(plan.dense(), torch.full((5, 1), 0.2, dtype=torch.float64))
 
@@ -70,7 +67,7 @@ def test_a_tolerance_below_rounding_costs_few_hessians() -> None:
     assert plan.status.hessians < 60
 
 
-def test_what_is_left_to_go_counts_when_linearisations_contract_slowly() -> None:
+def test_tolerance_bounds_the_state_error_when_linearisations_contract_slowly() -> None:
     x, y = unit_rows(30, 8, 6), unit_rows(40, 8, 7)
     options = {"structure_weight": 0.9, "epsilon": 0.05}
     loose = solve(x, y, **options, tolerance=1e-3, max_outer_iterations=3000)
@@ -79,7 +76,7 @@ def test_what_is_left_to_go_counts_when_linearisations_contract_slowly() -> None
     assert float(torch.linalg.vector_norm(loose.state - tight.state) / torch.linalg.vector_norm(tight.state)) < 5e-3
 
 
-def test_error_is_that_of_the_plan_where_iterations_end_in_the_log_domain() -> None:
+def test_reported_error_is_the_plans_where_iterations_end_in_the_log_domain() -> None:
     x, y = unit_rows(64, 16, 0), unit_rows(256, 16, 1)
     for limit in range(1, 12):
         plan = solve(x, y, structure_weight=0.0, epsilon=1e-3, max_inner_iterations=limit)
@@ -95,7 +92,7 @@ def test_sums_of_half_precision_features_do_not_overflow() -> None:
     assert torch.isfinite(plan.potentials.f).all()
 
 
-def test_features_may_want_gradients_and_get_none() -> None:
+def test_plan_carries_no_gradient() -> None:
     x, y = unit_rows(4, 3, 0).requires_grad_(), unit_rows(5, 3, 1).requires_grad_()
     assert not solve(x, y).dense().requires_grad
 
@@ -116,11 +113,11 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("words", REFUSED)
-def test_options_that_mean_nothing_are_refused_by_name(words: str) -> None:
+def test_invalid_options_are_refused_by_name(words: str) -> None:
     with pytest.raises(ValueError, match=f"^{words}.*"):
         solve(EYE, EYE, **REFUSED[words])
 
 
-def test_features_must_be_numbers_of_the_right_kind() -> None:
+def test_features_must_be_real_floating_point_numbers() -> None:
     with pytest.raises(ValueError, match="floating-point"):
         solve(EYE.to(torch.complex64), EYE.to(torch.complex64))

@@ -10,22 +10,19 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from gfgw_prod.transport import Plan, Start, fused_gromov_wasserstein
 
-
-def unit_rows(rows: int, dim: int, seed: int, dtype: torch.dtype = torch.float64) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.nn.functional.normalize(1 + 0.6 * torch.randn(rows, dim, generator=generator, dtype=dtype))
+from ..features import close_rows
 
 
 def clusters(rows: int, dim: int, seed: int) -> Tensor:
-    """Rows of ten classes, as features of images are."""
+    """Rows of ten overlapping classes, like features of images."""
     generator = torch.Generator().manual_seed(seed)
     centres = torch.randn(10, dim, generator=torch.Generator().manual_seed(99))
     classes = torch.randint(10, (rows,), generator=generator)
     return torch.nn.functional.normalize(centres[classes] + 0.8 * torch.randn(rows, dim, generator=generator))
 
 
-def test_balanced_plans_of_distances_are_pots() -> None:
-    x, y = unit_rows(9, 5, 2), unit_rows(14, 5, 3)
+def test_euclidean_plan_is_pots_plan() -> None:
+    x, y = close_rows(9, 5, 2), close_rows(14, 5, 3)
     plan = fused_gromov_wasserstein(
         x, y, structure_weight=0.3, epsilon=0.05, geometry="euclidean", tolerance=1e-11, max_outer_iterations=500
     )
@@ -41,7 +38,7 @@ def test_balanced_plans_of_distances_are_pots() -> None:
 
 @pytest.mark.parametrize("epsilon", [0.05, 0.01, 0.003, 0.001])
 @pytest.mark.parametrize("lam", [0.0, 0.2])
-def test_single_precision_meets_the_error_or_says_that_it_does_not(lam: float, epsilon: float) -> None:
+def test_single_precision_meets_the_tolerance_or_reports_that_it_does_not(lam: float, epsilon: float) -> None:
     x, y = clusters(96, 48, 6), clusters(400, 48, 7)
     plan = fused_gromov_wasserstein(x, y, structure_weight=lam, epsilon=epsilon, tolerance=1e-4)
     T = plan.dense().double()
@@ -55,7 +52,7 @@ def test_single_precision_meets_the_error_or_says_that_it_does_not(lam: float, e
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_features_are_computed_with_in_single(dtype: torch.dtype) -> None:
+def test_half_precision_features_are_converted_to_single(dtype: torch.dtype) -> None:
     x, y = clusters(40, 16, 8).to(dtype), clusters(90, 16, 9).to(dtype)
     half, single = (
         fused_gromov_wasserstein(a, b, structure_weight=0.2, epsilon=0.05) for a, b in ((x, y), (x.float(), y.float()))
@@ -70,8 +67,8 @@ def fixed(x: Tensor, y: Tensor) -> Plan:
     )
 
 
-class Syncs(TorchDispatchMode):
-    """Counts reads of a tensor's value by the host."""
+class HostReads(TorchDispatchMode):
+    """Count host reads of tensor values."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -82,18 +79,18 @@ class Syncs(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_fixed_trips_make_no_host_sync_and_come_close() -> None:
+def test_fixed_trips_read_nothing_on_the_host_and_come_close() -> None:
     x, y = clusters(30, 16, 10), clusters(70, 16, 11)
-    with Syncs() as syncs:
+    with HostReads() as reads:
         plan = fixed(x, y)
         plan.argmax()
-    assert syncs.count == 0
+    assert reads.count == 0
     exact = fused_gromov_wasserstein(x, y, structure_weight=0.2, epsilon=0.1, tolerance=1e-5)
     assert (plan.dense() - exact.dense()).abs().sum() <= 0.05
     assert float((plan.dense().sum(dim=1) - 1 / 30).abs().sum()) == pytest.approx(plan.status.marginal_error, abs=1e-4)
-    with Syncs() as syncs:
+    with HostReads() as reads:
         fused_gromov_wasserstein(x, y, structure_weight=0.2, epsilon=0.1)
-    assert syncs.count > 0  # the adaptive solver does look: the count above can fail
+    assert reads.count > 0  # the adaptive solver reads, so the count above can fail
 
 
 def test_fixed_trips_stay_finite_at_a_tiny_epsilon() -> None:
@@ -110,6 +107,7 @@ def test_fixed_trips_stay_finite_at_a_tiny_epsilon() -> None:
     assert not plan.status.converged
 
 
+@pytest.mark.slow
 def test_fixed_trips_compile_whole() -> None:
     def answers(x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
         plan = fused_gromov_wasserstein(
@@ -124,8 +122,8 @@ def test_fixed_trips_compile_whole() -> None:
         torch.testing.assert_close(ours, eager, atol=1e-4, rtol=1e-4)
 
 
-def test_a_state_to_start_from_saves_linearisations() -> None:
-    x, y = unit_rows(20, 8, 14), unit_rows(30, 8, 15)
+def test_warm_start_saves_linearisations() -> None:
+    x, y = close_rows(20, 8, 14), close_rows(30, 8, 15)
     options = {"structure_weight": 0.5, "epsilon": 0.02, "tolerance": 1e-9, "max_outer_iterations": 200}
     cold = fused_gromov_wasserstein(x, y, **options)
     warm = fused_gromov_wasserstein(x, y, **options, start=Start(cold.potentials.g * 0.02, cold.state))
@@ -133,7 +131,7 @@ def test_a_state_to_start_from_saves_linearisations() -> None:
     assert (warm.dense() - cold.dense()).abs().sum() <= 1e-7
 
 
-def test_sharpness_runs_from_one_to_one_to_the_independent_coupling() -> None:
+def test_sharpness_is_0_for_one_to_one_and_1_for_independent_plans() -> None:
     x = torch.eye(8, dtype=torch.float64)
     sharp, blind = (fused_gromov_wasserstein(x, x, structure_weight=0.0, epsilon=eps) for eps in (0.01, 1e6))
     assert sharp.sharpness() == pytest.approx(0, abs=1e-6)

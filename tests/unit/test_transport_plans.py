@@ -1,4 +1,4 @@
-"""What holds for every plan: marginals, symmetry, special cases, single precision, refused input."""
+"""Properties of every plan: marginals, symmetry, special cases, single precision, refused input."""
 
 import math
 
@@ -10,19 +10,11 @@ from torch import Tensor
 
 from gfgw_prod.transport import Plan, Start, fused_gromov_wasserstein
 
+from ..features import marginal, unit_rows
+
 seeds = st.integers(0, 2**31)
 lambdas = st.floats(0, 0.6)
 epsilons = st.floats(0.1, 2)
-
-
-def unit_rows(rows: int, dim: int, seed: int, dtype: torch.dtype = torch.float64) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.nn.functional.normalize(torch.randn(rows, dim, generator=generator, dtype=dtype))
-
-
-def marginal(rows: int, seed: int) -> Tensor:
-    weights = torch.rand(rows, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) + 0.05
-    return weights / weights.sum()
 
 
 def solve(x: Tensor, y: Tensor, p: Tensor | None = None, q: Tensor | None = None, **options: object) -> Plan:
@@ -50,7 +42,7 @@ def test_permuted_rows_permute_the_plan(seed: int, lam: float, eps: float, order
 
 
 @given(seed=seeds, lam=lambdas, eps=epsilons)
-def test_duplicated_rows_share_alike(seed: int, lam: float, eps: float) -> None:
+def test_duplicated_rows_get_equal_rows_of_the_plan(seed: int, lam: float, eps: float) -> None:
     x, y = unit_rows(4, 3, seed), unit_rows(6, 3, seed + 1)
     T = solve(torch.cat([x, x]), y, structure_weight=lam, epsilon=eps).dense()
     torch.testing.assert_close(T[:4], T[4:], atol=1e-12, rtol=0)
@@ -91,7 +83,7 @@ def test_rows_and_columns_without_mass_stay_empty_and_change_nothing(seed: int, 
 
 
 @pytest.mark.parametrize("lam", [0.0, 0.125])
-def test_single_precision_at_a_tiny_epsilon_is_finite_and_honest(lam: float) -> None:
+def test_single_precision_at_a_tiny_epsilon_is_finite_and_reports_its_error(lam: float) -> None:
     x, y = unit_rows(64, 32, 0, torch.float32), unit_rows(300, 32, 1, torch.float32)
     plan = solve(x, y, structure_weight=lam, epsilon=0.001, tolerance=1e-4, max_inner_iterations=2000)
     T = plan.dense()
@@ -110,7 +102,7 @@ def test_too_few_iterations_are_reported_as_not_converged() -> None:
     assert plan.status.marginal_error > 1e-10
 
 
-def test_going_on_from_the_solution_takes_fewer_iterations() -> None:
+def test_starting_from_the_solution_takes_fewer_iterations() -> None:
     x, y = unit_rows(20, 8, 0), unit_rows(30, 8, 1)
     cold = solve(x, y, structure_weight=0.0, epsilon=0.02)
     warm = solve(x, y, structure_weight=0.0, epsilon=0.02, start=Start(cold.potentials.g * 0.02))

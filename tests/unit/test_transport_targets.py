@@ -1,25 +1,27 @@
-"""From a plan's rows to targets: heaviest column, drawn column, mixture."""
+"""Targets of a plan's rows: heaviest column, drawn column, mixture."""
 
 import pytest
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from gfgw_prod.transport import Plan, fused_gromov_wasserstein
 from gfgw_prod.transport.columns import Columns
 from gfgw_prod.transport.coupling import Options
 from gfgw_prod.transport.pot import solve_with_pot
 
+from ..features import unit_rows
+
 BELOW_ONE = 1 - 2**-24  # the largest number torch.rand gives
-
-
-def unit_rows(rows: int, seed: int) -> Tensor:
-    return normalize(torch.randn(rows, 3, generator=torch.Generator().manual_seed(seed)))
 
 
 def plan_of(rows: int, columns: int, *, q: Tensor | None = None) -> Plan:
     return fused_gromov_wasserstein(
-        unit_rows(rows, 0), unit_rows(columns, 1), None, q, structure_weight=0.2, epsilon=0.3
+        unit_rows(rows, 3, 0, torch.float32),
+        unit_rows(columns, 3, 1, torch.float32),
+        None,
+        q,
+        structure_weight=0.2,
+        epsilon=0.3,
     )
 
 
@@ -55,8 +57,8 @@ def test_barycentres_are_means_under_the_conditional_distribution() -> None:
     torch.testing.assert_close(plan.barycentre(lambda block: values[block], 5), plan.conditional() @ values)
 
 
-def test_pots_plan_names_the_same_targets() -> None:
-    plan, x, y = plan_of(20, 30), unit_rows(20, 0), unit_rows(30, 1)
+def test_pots_plan_gives_the_same_targets() -> None:
+    plan, x, y = plan_of(20, 30), unit_rows(20, 3, 0, torch.float32), unit_rows(30, 3, 1, torch.float32)
     options = Options(0.2, 0.3, max_outer_iterations=100, max_inner_iterations=5000, tolerance=1e-8)
     dense = solve_with_pot(x, torch.full((20,), 1 / 20), Columns(y, torch.full((30,), 1 / 30)), options)
     uniforms = torch.rand(20, generator=torch.Generator().manual_seed(1))

@@ -69,7 +69,7 @@ def test_run_that_is_told_to_stop_leaves_a_slow_upload_to_the_next_start(
     started = time.monotonic()
     keeper.saver.finish(lambda: True)
     assert time.monotonic() - started < 10
-    assert keeper.lines == ["told to stop: what is not uploaded yet is left to the next start"]
+    assert keeper.lines == ["told to stop: the unfinished upload is left to the next start"]
     assert keeper.storage.names() == ["step-00000001"]
     shut.set()
     successor = Keeper(tmp_path, "slow://root")

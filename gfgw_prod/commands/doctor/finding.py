@@ -1,4 +1,4 @@
-"""What a check has found."""
+"""The result of one check."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Finding:
-    """One check: ``ok``, ``note`` (works, with less) or ``bad`` (would fail); and what to do, unless it is ``ok``."""
+    """The result of a check: ``ok``, ``note`` (works, but worse) or ``bad`` (would fail); with advice unless ``ok``."""
 
     check: str
     state: Literal["ok", "note", "bad"]

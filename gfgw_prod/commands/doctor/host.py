@@ -1,4 +1,4 @@
-"""Interpreter, packages, processors, memory, network and clock of this host."""
+"""Interpreter, packages, CPUs, memory, network and clock of this host."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from gfgw_prod.commands.doctor.finding import Finding
 
 GIB = 2**30
 UNSYNCHRONISED = 5  # TIME_ERROR of adjtimex(2)
-TIMEX_BYTES = 512  # more than the kernel's struct, which is only read
+TIMEX_BYTES = 512  # more than the kernel's struct takes
 
 
 def python() -> Finding:
-    """The interpreter."""
+    """Check the version of Python."""
     fits = (3, 11) <= sys.version_info[:2] <= (3, 12)
     advice = "" if fits else "make clean setup PYTHON=/path/to/python3.12"
     return Finding("python", "ok" if fits else "bad", f"{platform.python_version()} (3.11 or 3.12 needed)", advice)
 
 
 def torch_build() -> Finding:
-    """The version of torch, and the CUDA it was built for."""
+    """Check the version of torch, and name the CUDA it was built for."""
     import torch
 
     fits = torch.__version__.split("+")[0] == "2.9.1"
@@ -36,34 +36,36 @@ def torch_build() -> Finding:
 
 
 def cores() -> Finding:
-    """Processors that this process may use."""
+    """Count the CPUs that this process may use."""
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return Finding("cores", "ok", f"{count}; without a GPU, as many ranks of one thread are the fastest")
+    return Finding("cores", "ok", f"{count}; without a GPU, one rank per core with one thread each is fastest")
 
 
 def memory() -> Finding:
-    """Main memory that is left, within the limit of the control group if there is one."""
-    left = []
+    """Check the free memory, within the limit of the control group if there is one."""
+    free = []
     with suppress(OSError, ValueError, IndexError):
         text = Path("/proc/meminfo").read_text(encoding="ascii")
-        left.append(int(text.partition("MemAvailable:")[2].split()[0]) * 1024)
+        free.append(int(text.partition("MemAvailable:")[2].split()[0]) * 1024)
     with suppress(OSError, ValueError):  # "max": no limit
         group = Path("/sys/fs/cgroup")
-        left.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
-    if not left:
-        return Finding("memory", "note", "this system does not tell", "gfgw train --dry-run says what a rank takes")
-    detail = f"{min(left) / GIB:.1f} GiB left (gfgw train --dry-run says what a rank takes)"
-    if min(left) < 2 * GIB:
+        free.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
+    if not free:
+        return Finding(
+            "memory", "note", "not reported by this system", "gfgw train --dry-run estimates what a rank needs"
+        )
+    detail = f"{min(free) / GIB:.1f} GiB free (gfgw train --dry-run estimates what a rank needs)"
+    if min(free) < 2 * GIB:
         return Finding("memory", "note", detail, "run fewer ranks (NPROC), or raise the limit of the container")
     return Finding("memory", "ok", detail)
 
 
 def shared_memory() -> Finding:
-    """/dev/shm, over which ranks of a node talk."""
+    """Check /dev/shm, which ranks of a node use to communicate."""
     try:
         free = shutil.disk_usage("/dev/shm").free
     except OSError:
-        return Finding("shared memory", "ok", "no /dev/shm: ranks talk over the network")
+        return Finding("shared memory", "ok", "no /dev/shm: ranks use the network")
     if free < GIB // 2:
         detail = f"{free / GIB:.2f} GiB free in /dev/shm, too little for NCCL with many ranks"
         return Finding("shared memory", "note", detail, "start the container with --shm-size 2g")
@@ -71,17 +73,17 @@ def shared_memory() -> Finding:
 
 
 def compiler() -> Finding:
-    """A C++ compiler, which `train.compile` calls on CPUs, as Triton calls one of C on GPUs."""
+    """Look for the C++ compiler that `train.compile` needs on CPUs (Triton needs a C compiler on GPUs)."""
     named = os.environ.get("CXX")
     found = next(filter(None, map(shutil.which, [named] if named else ["g++", "clang++"])), None)
     if found is not None:
         return Finding("compiler", "ok", f"{found}, for train.compile")
-    detail = f"CXX={named} is not there" if named else "none found; only train.compile needs one"
+    detail = f"CXX={named} does not exist" if named else "none found; only train.compile needs one"
     return Finding("compiler", "note", detail, "install g++ and Python's headers, or leave train.compile off")
 
 
 def loopback() -> Finding:
-    """Whether processes of this host can meet."""
+    """Check that processes of this host can connect."""
     try:
         with socket.create_server(("127.0.0.1", 0)) as server:
             return Finding("loopback", "ok", f"a port can be bound ({server.getsockname()[1]} tried)")
@@ -91,7 +93,7 @@ def loopback() -> Finding:
 
 
 def own_name() -> Finding:
-    """Whether other nodes would find this one by its name."""
+    """Check that other nodes can find this one by its name."""
     name = socket.gethostname()
     try:
         address = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)[0][4][0]
@@ -102,18 +104,18 @@ def own_name() -> Finding:
 
 
 def port(what: str, number: int) -> Finding:
-    """Whether a port that runs like to use is free."""
+    """Check that a default port is free."""
     try:
         with socket.create_server(("127.0.0.1", number)):
             return Finding(f"{what} port", "ok", f"{number} is free")
     except OSError as error:
         other = "--telemetry.prometheus-port" if what == "metrics" else "RDZV_ENDPOINT"
-        detail = f"{number} cannot be bound ({error.strerror}); perhaps a run has it"
+        detail = f"{number} cannot be bound ({error.strerror}); another run may be using it"
         return Finding(f"{what} port", "note", detail, f"choose another with {other}")
 
 
 def clock(now: float | None = None) -> Finding:
-    """Whether the clock is right, as far as the host knows: ages of checkpoints and alerts go by it."""
+    """Check the clock, which ages of checkpoints and alerts depend on."""
     now = time.time() if now is None else now
     shown = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(now))
     if now < Path(__file__).stat().st_mtime - 86400:
@@ -123,6 +125,6 @@ def clock(now: float | None = None) -> Finding:
     except (OSError, AttributeError):
         state = -1
     if state == UNSYNCHRONISED:
-        detail = f"{shown}, and the kernel knows of no time server that it follows"
-        return Finding("clock", "note", detail, "run chrony or systemd-timesyncd, unless the host of this guest does")
+        detail = f"{shown}, and the kernel is not synchronised with a time server"
+        return Finding("clock", "note", detail, "run chrony or systemd-timesyncd, unless a VM's host does")
     return Finding("clock", "ok", shown)

@@ -1,4 +1,4 @@
-"""What a launcher makes of a stop signal that arrives while torch reads the clock."""
+"""The launcher recognises a stop signal that arrives while torch times one of its methods."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from gfgw_prod.launcher.agent import stop_signal_in
 
 
 @pytest.fixture
-def told() -> Iterator[None]:
-    """A signal raises what the launcher's handler raises."""
+def raising_handler() -> Iterator[None]:
+    """SIGUSR2 raises what the launcher's handler raises."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise SignalException(f"got {number}", signal.Signals(number))
@@ -28,11 +28,11 @@ def told() -> Iterator[None]:
     signal.signal(signal.SIGUSR2, before)
 
 
-def struck_before(line: str, timed: Callable[[], None]) -> BaseException:
-    """What a timed function raises if a signal arrives before a line of torch's own that times it."""
+def signalled_before(line: str, timed: Callable[[], None]) -> BaseException:
+    """The error of a timed function if a signal arrives before a line of torch's timing decorator."""
 
     def trace(frame: FrameType, event: str, argument: Any) -> Any:
-        if event == "line" and line in lines_of(frame):
+        if event == "line" and line in source_line(frame):
             sys.settrace(None)
             os.kill(os.getpid(), signal.SIGUSR2)
         return trace
@@ -47,22 +47,22 @@ def struck_before(line: str, timed: Callable[[], None]) -> BaseException:
     raise AssertionError("nothing was raised")
 
 
-def lines_of(frame: FrameType) -> str:
-    """The line that a frame is at."""
+def source_line(frame: FrameType) -> str:
+    """The source line that a frame executes."""
     with open(frame.f_code.co_filename, encoding="utf-8") as file:
         return file.readlines()[frame.f_lineno - 1]
 
 
-@pytest.mark.usefixtures("told")
+@pytest.mark.usefixtures("raising_handler")
 @pytest.mark.parametrize("line", ["start = time.time()", "result = f("])
-def test_signal_is_found_behind_torchs_own_error(line: str) -> None:
-    error = struck_before(line, prof(lambda: None))
+def test_signal_is_found_behind_torchs_error(line: str) -> None:
+    error = signalled_before(line, prof(lambda: None))
     assert isinstance(error, UnboundLocalError) == ("start" in line)
     stop = stop_signal_in(error)
     assert stop is not None
     assert stop.sigval is signal.SIGUSR2
 
 
-def test_other_errors_tell_of_no_signal() -> None:
+def test_other_errors_hide_no_signal() -> None:
     assert stop_signal_in(UnboundLocalError("a mistake")) is None
     assert stop_signal_in(None) is None

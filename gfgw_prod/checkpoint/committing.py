@@ -1,0 +1,135 @@
+"""Write a staged state into a new directory and commit it as a checkpoint. Runs in the background on all ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from gfgw_prod.checkpoint.finding import open_checkpoint, step_directories, step_name
+from gfgw_prod.checkpoint.manifest import encode
+from gfgw_prod.checkpoint.reading import Checkpoint, State
+from gfgw_prod.checkpoint.retention import retain
+from gfgw_prod.checkpoint.storage import Storage
+from gfgw_prod.checkpoint.storages import claim_storage
+from gfgw_prod.checkpoint.uploading import Uploader
+from gfgw_prod.checkpoint.writing import HashingWriter
+from gfgw_prod.distributed.world import World
+from gfgw_prod.process.exit_codes import one_line
+from gfgw_prod.weights.unpickling import DamagedError
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+T = TypeVar("T")
+THREADS = 4  # of a rank, each of which writes and hashes a file
+
+
+class Committer:
+    """Holds the claim on a storage and commits checkpoints to it.
+
+    Args:
+        group: process group that nothing else uses; ``None`` for a single rank.
+        keep: number of newest checkpoints to keep.
+        keep_every_images: interval of checkpoints that stay for good; 0 for none.
+        uploader: on rank 0, if checkpoints are uploaded.
+
+    Raises:
+        UserError: if nothing can be written to the storage.
+    """
+
+    def __init__(
+        self,
+        storage: Storage,
+        world: World,
+        group: ProcessGroup | None,
+        log: Callable[[str], None],
+        *,
+        keep: int,
+        keep_every_images: int,
+        uploader: Uploader | None,
+    ):
+        self._storage, self._world, self._group, self._log = storage, world, group, log
+        self._keep, self._keep_every, self._uploader = keep, keep_every_images, uploader
+        self._token: str = world.broadcast(world.together(lambda: claim_storage(storage) if world.is_main else ""))
+        self._verified: set[str] = set()  # names of checkpoints that were read back
+
+    def resume_from(self, checkpoint: Checkpoint) -> None:
+        """Take a verified checkpoint as the newest of this storage, and upload it if that is still to be done."""
+        self._verified.add(checkpoint.name)
+        if self._uploader is not None:
+            self._uploader.offer(checkpoint)
+
+    def has_saved(self, step: int) -> bool:
+        """Whether a good checkpoint of the step exists. Damaged ones are quarantined. On rank 0."""
+        for name in [name for found, name in step_directories(self._storage) if found == step]:
+            try:
+                good = open_checkpoint(self._storage, name).problem() is None
+            except DamagedError:
+                good = False
+            if good:
+                return True
+            self._storage.quarantine(name)
+        return False
+
+    def commit(self, staged: State, manifest: dict[str, Any]) -> tuple[str | None, bool]:
+        """Write and commit a checkpoint. Collective.
+
+        Args:
+            staged: this rank's part of the state.
+            manifest: facts about the run; the files are added.
+
+        Returns:
+            What went wrong, if anything did, and whether another process has taken over the storage.
+        """
+        from torch.distributed.checkpoint import CheckpointException
+        from torch.distributed.checkpoint import save as dcp_save
+
+        path, problem = self._on_main(lambda: self._storage.begin(step_name(manifest["step"]), self._token))
+        if path is not None:
+            writer = HashingWriter(self._storage, path, threads=max(min(THREADS, len(staged)), 1))
+            try:
+                dcp_save(staged, storage_writer=writer, process_group=self._group, no_dist=self._group is None)
+            except CheckpointException as failed:  # raised on all ranks
+                rank, (error, _) = min(failed.failures.items())
+                problem = (f"rank {rank}: " if self._world.world_size > 1 else "") + one_line(error, 300)
+            by_rank = self._world.all_gather_object(writer.written(), self._group)
+            if problem is None:
+                files = {name: entry for written in by_rank for name, entry in written.items()}
+                _, problem = self._on_main(lambda: self._publish(path, {**manifest, "files": files}))
+        if problem is None:
+            return None, False
+        if path is not None:
+            self._on_main(lambda: self._storage.remove(path))
+        holds, _ = self._on_main(lambda: self._storage.holds(self._token))
+        if holds is False:
+            return f"another process has claimed {self._storage}", True
+        return problem, False
+
+    def release(self) -> None:
+        """Give up the claim at the end of a run. On rank 0."""
+        self._storage.release(self._token)
+
+    def _publish(self, path: str, manifest: dict[str, Any]) -> None:
+        """Turn a written directory into a checkpoint, offer it for upload, and remove old ones. On rank 0."""
+        for file, entry in manifest["files"].items():
+            if self._storage.size(f"{path}/{file}") != entry["bytes"]:
+                raise OSError(f"rank 0 does not see {file} as it was written: all ranks must share {self._storage}")
+        name = self._storage.commit(path, step_name(manifest["step"]), encode(manifest), self._token)
+        try:  # the save has succeeded: later errors are only logged
+            spare: tuple[str | None, ...] = (name,)
+            if self._uploader is not None:
+                self._uploader.offer(Checkpoint(self._storage, name, manifest))
+                spare = (self._uploader.uploading, name)
+            retain(self._storage, self._keep, self._keep_every, self._verified, spare=spare)
+        except Exception as error:  # clients of object stores raise errors of their own kinds
+            self._log(f"old checkpoints in {self._storage} could not be removed: {one_line(error, 300)}")
+
+    def _on_main(self, action: Callable[[], T]) -> tuple[T | None, str | None]:
+        """Run an action on rank 0; return its result, or what went wrong with it, on all ranks. Collective."""
+        answer: tuple[T | None, str | None] = (None, None)
+        if self._world.is_main:
+            try:
+                answer = action(), None
+            except Exception as error:  # clients of object stores raise errors of their own kinds
+                answer = None, one_line(error, 300)
+        return self._world.broadcast(answer, self._group)
