@@ -181,12 +181,17 @@ def train(run_dir: Path, *options: str, steps: int = STEPS, ranks: int = 1) -> O
     return outcome
 
 
+def printed_by(*arguments: str) -> str:
+    """Output of a command that succeeds in this process, which has imported torch already."""
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        assert cli.main(arguments) == 0
+    return printed.getvalue()
+
+
 def digests(run_dir: Path) -> dict[int, str]:
     """``weights_sha256`` by step, of checkpoints whose every file matches its hash."""
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed):  # in this process: torch is imported once for all of them
-        assert cli.main(["inspect", str(run_dir), "--verify", "--json"]) == 0
-    found = json.loads(printed.getvalue())["checkpoints"]
+    found = json.loads(printed_by("inspect", str(run_dir), "--verify", "--json"))["checkpoints"]
     return {each["step"]: each["weights_sha256"] for each in found if each["verified"]}
 
 

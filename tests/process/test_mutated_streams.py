@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from functools import partial
+from pathlib import Path
 
 import pytest
 
@@ -33,10 +34,10 @@ CRASHES = {"bank": f"size|{DISAGREE}", "target": "out of bounds", "order": DISAG
 
 
 @pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, str]]:
+def weights(reference: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, str]]:
     """Digests by stream: of its mutated copy on two ranks, and of the faithful trainer alone."""
     base = tmp_path_factory.mktemp("streams")
-    names = {options: f"faithful-{number}" for number, options in enumerate(sorted(set(STREAMS.values())))}
+    names = {options: f"faithful-{number}" for number, options in enumerate(sorted({*STREAMS.values()} - {()}))}
     commands = {
         name: partial(runs.execute, runs.training(base / name, *options, steps=STEPS))
         for options, name in names.items()
@@ -45,7 +46,8 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, st
         by_rank = BY_RANK.format(stream=stream)
         copy = copies.changed(base / f"{stream} package", copies.SEED_IS_DERIVED, after=by_rank)
         commands[stream] = partial(runs.execute, runs.training(base / stream, *options, steps=STEPS, ranks=2), copy)
-    found = {}
+    names[()] = "reference"
+    found = {"reference": runs.digests(reference)[STEPS]}
     for name, outcome in runs.execute_all(commands).items():
         if name in CRASHES and outcome.code != 0:
             assert re.search(CRASHES[name], outcome.stderr), outcome.stderr

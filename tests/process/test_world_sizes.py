@@ -19,12 +19,11 @@ EACH_TURN = ("--distributed.sync-each-turn", "true")
     ("ranks", "options"),
     [
         (3, WAITING),
-        (2, SHARDED),
         (2, (*SHARDED, *EACH_TURN)),
         (4, (*SHARDED, "--distributed.shard-ranks", "2", *WAITING)),
         (4, (*SHARDED, "--distributed.shard-ranks", "2", *EACH_TURN)),
     ],
-    ids=["ddp", "fsdp", "fsdp each turn", "hsdp", "hsdp each turn"],
+    ids=["ddp", "fsdp each turn", "hsdp", "hsdp each turn"],
 )
 def test_ranks_train_the_weights_that_one_process_trains(
     reference: Path, tmp_path: Path, ranks: int, options: tuple[str, ...]
