@@ -1,4 +1,4 @@
-"""Settings that no run can have, found by walking the model of all settings: wrong by construction, never by luck."""
+"""Invalid settings, derived from the schema of all settings: each is wrong by construction."""
 
 from __future__ import annotations
 

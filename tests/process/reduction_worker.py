@@ -1,4 +1,4 @@
-"""Gradients of a few numbers, reduced on forked ranks in every way there is; prints what each rank found, as JSON.
+"""Reduce small gradients on forked ranks in every way, and print what each rank found as JSON.
 
 ``reduction_worker.py RANKS CELLS...`` compares with one process; ``reduction_worker.py fault`` flips a bit on rank 0.
 """

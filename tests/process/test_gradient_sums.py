@@ -32,6 +32,6 @@ def test_every_way_to_reduce_gives_the_gradients_of_one_process(
         assert [way for way, good in found.items() if not good] == []
 
 
-def test_rank_that_adds_up_wrongly_is_named_and_not_the_one_whose_part_it_was(tmp_path: Path) -> None:
+def test_rank_that_adds_wrongly_is_named_and_not_the_owner_of_the_part(tmp_path: Path) -> None:
     for found in ranks_found(tmp_path, "fault"):
         assert found["named"] == ["gradient", [0]]
