@@ -17,7 +17,7 @@ from gfgw_prod.process.watchdog import watch
 from gfgw_prod.resilience.preemption import StopRequest
 from gfgw_prod.settings import schedule
 from gfgw_prod.settings.config import Config
-from gfgw_prod.settings.evaluation import FIGURES
+from gfgw_prod.settings.evaluation import FIGURES, SEED
 from gfgw_prod.telemetry.sinks import last_recorded_step
 from gfgw_prod.training.precision import Precision
 from gfgw_prod.training.reporting import Reporter
@@ -52,7 +52,7 @@ class PeriodicEvaluation:
             {name: build_space(name, files, table.image_shape, reporter.log).to(world.device) for name in metrics.used},
             world,
             num=e.num,
-            seed=e.seed,
+            seed=SEED,
             conditional=config.generator.conditional,
             on_progress=self._on_progress,
         )
