@@ -1,4 +1,4 @@
-"""The commands that look and do not train: dry run, doctor, inspect, sample, help."""
+"""Commands that do not train: dry run, doctor, inspect, sample, help."""
 
 from __future__ import annotations
 

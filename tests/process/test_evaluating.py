@@ -21,7 +21,7 @@ NUM = "700"  # blocks of 256: two turns of two ranks, the last of them short
 
 
 def gfgw(*arguments: str, ranks: int = 1) -> runs.Outcome:
-    """A command, alone or under torchrun, that must succeed."""
+    """Run a command that must succeed, alone or under torchrun."""
     launcher = list(runs.GFGW)
     if ranks > 1:  # torchrun would take --num for the beginning of one of its own options
         torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks))
@@ -33,9 +33,9 @@ def gfgw(*arguments: str, ranks: int = 1) -> runs.Outcome:
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of two sharded ranks that measures as it trains."""
+    """A run of two sharded ranks with evaluations."""
     run_dir = tmp_path_factory.mktemp("measured") / "run"
-    told = (
+    options = (
         "--evaluation.every-kimg",
         str(runs.EVERY_STEP_KIMG),
         "--evaluation.num",
@@ -43,7 +43,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "--evaluation.metrics",
         runs.METRICS,
     )
-    runs.train(run_dir, *told, "--distributed.strategy", "fsdp", steps=2, ranks=2)
+    runs.train(run_dir, *options, "--distributed.strategy", "fsdp", steps=2, ranks=2)
     return run_dir
 
 

@@ -101,8 +101,8 @@ def _served(
 
 
 def _ending(case: Case, directory: Path) -> Ending:
-    said = [directory.with_suffix(suffix) for suffix in (".code", ".out", ".err")]
-    code, out, err = (file.read_bytes().decode(errors="replace") if file.exists() else "" for file in said)
+    outputs = [directory.with_suffix(suffix) for suffix in (".code", ".out", ".err")]
+    code, out, err = (file.read_bytes().decode(errors="replace") if file.exists() else "" for file in outputs)
     left = {str(path.relative_to(directory)) for path in directory.rglob("*")} - case.files.keys()
     return code, out, err, left
 

@@ -1,4 +1,4 @@
-"""Feature spaces: which is used where, what is asked for if weights are missing, and Inception itself."""
+"""Feature spaces: the choice for each metric, missing weights, and the networks."""
 
 import io
 from pathlib import Path
@@ -33,7 +33,7 @@ def empty_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "hub" / "checkpoints"
 
 
-def test_every_metric_that_can_be_measured_is_if_none_is_named() -> None:
+def test_without_a_list_every_metric_that_has_weights_is_measured() -> None:
     chosen = choose_spaces(None, "auto", Files(), "pixels", 64)
     assert chosen.by_metric == dict.fromkeys(("fd", "kid", "pr", "coverage", "memorisation"), "pixels")
     inception, dinov2 = chosen.notes  # one line for each file
@@ -94,7 +94,7 @@ def inception(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, nn.Module
     return path, network
 
 
-def test_cached_file_must_have_the_published_bytes_and_a_named_one_is_told_of(
+def test_cached_file_must_have_the_published_bytes_and_a_named_one_gets_a_line(
     inception: tuple[Path, nn.Module], empty_caches: Path
 ) -> None:
     empty_caches.mkdir(parents=True)
@@ -102,13 +102,13 @@ def test_cached_file_must_have_the_published_bytes_and_a_named_one_is_told_of(
     cached.write_bytes(inception[0].read_bytes())
     with pytest.raises(UserError, match=rf"{cached} is damaged: its SHA-256 is .* is 6726825d.*evaluation\.inception"):
         build_space("inception", Files(), (1, 8, 8))
-    said: list[str] = []
-    build_space("inception", Files(inception=inception[0]), (1, 8, 8), said.append)
-    [line] = said
+    lines: list[str] = []
+    build_space("inception", Files(inception=inception[0]), (1, 8, 8), lines.append)
+    [line] = lines
     assert line.startswith(f"evaluation.inception: {inception[0]} is not {INCEPTION_FILE} of torch-fidelity's")
 
 
-def test_name_of_a_file_says_how_its_hash_begins() -> None:
+def test_file_names_contain_the_first_digits_of_the_hash() -> None:
     for published in (INCEPTION, VGG16):
         assert published.file.endswith(f"-{published.sha256[:8]}.pth")
 
