@@ -9,7 +9,7 @@ from gfgw_prod.data.sources import Table
 from gfgw_prod.distributed.world import World
 from gfgw_prod.evaluation.evaluator import Evaluator
 from gfgw_prod.evaluation.metric_spaces import choose_spaces
-from gfgw_prod.evaluation.spaces import Files, build_space, trained_with
+from gfgw_prod.evaluation.spaces import WeightFiles, build_space, trained_with
 from gfgw_prod.generator.ema import Ema
 from gfgw_prod.process.meter import Meter, Mode
 from gfgw_prod.process.signals import StopRequestedError
@@ -42,7 +42,7 @@ class PeriodicEvaluation:
         e = config.evaluation
         if not e.every_kimg:
             return
-        files = Files(e.inception, e.dinov2, config.features.weights)
+        files = WeightFiles.of_run(config)
         metrics = choose_spaces(e.metrics, e.features, files, trained_with(config), math.prod(table.image_shape))
         for note in metrics.notes:
             reporter.log(f"evaluation: {note}")

@@ -16,7 +16,7 @@ from gfgw_prod.commands import cli
 from gfgw_prod.commands.evaluation_curves import curve_name
 from gfgw_prod.data.sources import load_table
 from gfgw_prod.evaluation.metric_spaces import MetricSpaces, choose_spaces
-from gfgw_prod.evaluation.spaces import Files
+from gfgw_prod.evaluation.spaces import WeightFiles
 from gfgw_prod.generator import build_generator
 from gfgw_prod.sampling.trained import TrainedGenerator, to_safetensors
 from gfgw_prod.settings.data import DataSettings
@@ -156,7 +156,7 @@ def test_weights_come_from_the_command_line_or_else_from_the_run(tmp_path: Path)
     here, there, gone = tmp_path / "here", tmp_path / "there", tmp_path / "gone"
     for file in (here, there):
         file.touch()
-    files = Files.now(Files(here, gone, gone), Files(dinov2=there))
+    files = WeightFiles({"inception": here, "dinov2": gone, "dinov2-small": gone}).replaced_by({"dinov2": there})
     assert [files.find(name) for name in ("inception", "dinov2", "dinov2-small")] == [here, there, None]
     assert files.gone == {"dinov2-small": gone}
     chosen = choose_spaces(None, "auto", files, "dinov2-small", 64)
