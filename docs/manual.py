@@ -48,7 +48,8 @@ def settings_page() -> str:
     parts = [SETTINGS_HEAD, "## At the top\n", *_table("", {"seed": Config.model_fields["seed"]})]
     for name, field in Config.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            parts += [f"\n## {name}\n", f"{(field.description or '').capitalize()}.\n"]
+            title = field.description or ""
+            parts += [f"\n## {name}\n", f"{title[:1].upper()}{title[1:]}.\n"]
             parts += _table(f"{name}.", field.annotation.model_fields)
     return "\n".join(parts) + "\n"
 
