@@ -8,7 +8,7 @@ import pytest
 from xdist.scheduler import LoadScopeScheduling
 from xdist.workermanage import WorkerController
 
-# These measure durations, or use what a machine has once. One worker runs them all, one after the other.
+# These measure durations, or wait on deadlines that a busy machine misses. One worker runs them one after the other.
 IN_TURN = (
     "test_slurm",
     "test_two_hosts",
@@ -17,14 +17,9 @@ IN_TURN = (
     "test_stragglers",
     "test_preemption",
     "test_chaos",
-    "test_crash_loops",
     "test_live_metrics",
     "test_monitoring",
     "test_health",
-    "test_job_ending",
-    "test_orphans",
-    "test_stopped_launchers",
-    "test_signals_while_starting",
 )
 
 # One worker builds the image and uses it, once the files in turn are done: it keeps the disk busy for minutes.
