@@ -86,6 +86,7 @@ def edit_the_manifest(file: Path, chance: random.Random) -> None:
 KINDS = (flip_a_bit, truncate, delete, zero_the_tail, swap_with_another, append, edit_the_manifest)
 
 
+@pytest.mark.slow
 def test_five_hundred_damages_are_five_hundred_fallbacks(whole: Path, tmp_path: Path) -> None:
     chance = random.Random(0)
     for number in range(DAMAGES):
