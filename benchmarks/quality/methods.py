@@ -66,7 +66,13 @@ class Ours:
         parts.encode_bank()
         self.sampler, self.ema, self._step = parts.parallel.module, parts.ema, parts.step
         self._stream: Iterator[CellRows] = cell_stream(
-            table, parts.parallel.spread, seed=seed, first_step=0, last_step=steps, size=config.train.cell_size, rank=0
+            table,
+            parts.parallel.assignment,
+            seed=seed,
+            first_step=0,
+            last_step=steps,
+            size=config.train.cell_size,
+            rank=0,
         )
         self._done = 0
 

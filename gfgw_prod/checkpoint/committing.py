@@ -50,7 +50,7 @@ class Committer:
     ):
         self._storage, self._world, self._group, self._log = storage, world, group, log
         self._keep, self._keep_every, self._uploader = keep, keep_every_images, uploader
-        self._token: str = world.broadcast(world.together(lambda: claim_storage(storage) if world.is_main else ""))
+        self._token: str = world.broadcast(world.on_all_ranks(lambda: claim_storage(storage) if world.is_main else ""))
         self._verified: set[str] = set()  # names of checkpoints that were read back
 
     def resume_from(self, checkpoint: Checkpoint) -> None:

@@ -68,7 +68,7 @@ class Saver:
         self._max_failures = settings.max_failures
         keep, keep_every = settings.keep, round(settings.keep_every_kimg * 1000)
         self._uploader: Uploader | None = None
-        token = world.together(lambda: claim_storage(upload_to[0]) if upload_to and world.is_main else "")
+        token = world.on_all_ranks(lambda: claim_storage(upload_to[0]) if upload_to and world.is_main else "")
         if token:
             self._uploader = Uploader(
                 self.storage, upload_to[0], token, keep=keep, keep_every_images=keep_every, log=log

@@ -169,12 +169,12 @@ def _measure(
     for note in metrics.notes:
         log_once(note)
     table = _open_data(config.data, options, world, log_once)
-    fingerprint = world.together(lambda: _check_data(table, trained, allow_other=options.other_data))
-    spaces = world.together(
+    fingerprint = world.on_all_ranks(lambda: _check_data(table, trained, allow_other=options.other_data))
+    spaces = world.on_all_ranks(
         lambda: {name: build_space(name, files, table.image_shape, log_once).to(world.device) for name in metrics.used}
     )
     with Meter("measuring", enabled=world.is_main) as meter:
-        evaluator = world.together(
+        evaluator = world.on_all_ranks(
             lambda: Evaluator(
                 table,
                 metrics,
@@ -188,7 +188,7 @@ def _measure(
                 on_progress=meter.show,
             )
         )
-        figures = evaluator.measure(world.together(trained.build).to(world.device))
+        figures = evaluator.measure(world.on_all_ranks(trained.build).to(world.device))
     if not world.is_main:
         return
     other_data = trained.data_fingerprint not in ("", fingerprint)

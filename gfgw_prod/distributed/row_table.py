@@ -1,4 +1,4 @@
-"""Tables with one row per image of the data set, spread over ranks in whole blocks and addressed by global row id.
+"""Tables with one row per image of the data set, assignment over ranks in whole blocks and addressed by global row id.
 
 A block is the same rows whatever the number of ranks, so work done block by block gives the same bits on any of them.
 """

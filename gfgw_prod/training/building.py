@@ -36,13 +36,13 @@ def build(config: Config, world: World, table: Table, report: Callable[[str], No
         UserError: if weights cannot be reached, or settings do not fit the images or each other.
     """
     shape, loss = table.image_shape, config.loss
-    extractor = world.main_first(lambda: build_extractor(config.features, shape, report)).to(world.device)
+    extractor = world.rank0_first(lambda: build_extractor(config.features, shape, report)).to(world.device)
     perceptual = None
     if loss.lpips:
-        perceptual = world.main_first(lambda: build_perceptual(loss.lpips_trunk, report)).to(world.device)
-    world.together(lambda: check_scales(loss.flow_scales, shape))
+        perceptual = world.rank0_first(lambda: build_perceptual(loss.lpips_trunk, report)).to(world.device)
+    world.on_all_ranks(lambda: check_scales(loss.flow_scales, shape))
     settings = config.generator if fresh else config.generator.model_copy(update={"pretrained": None})
-    generator = world.main_first(lambda: start_generator(settings, shape, table.num_classes, config.seed, report)).to(
+    generator = world.rank0_first(lambda: start_generator(settings, shape, table.num_classes, config.seed, report)).to(
         world.device
     )
     precision = Precision(config.train.precision, world.device)

@@ -148,7 +148,7 @@ class Reporter:
         """Record the last step's metrics. Collective."""
         parts = self._parts
         values: dict[str, Value] = {
-            **result.values(self.world, parts.parallel.spread),
+            **result.values(self.world, parts.parallel.assignment),
             **schedules_at(self.config, result.images_seen).values(),
             **self._checked_step.values(),
             **self._checked_step.figures(),
@@ -159,7 +159,7 @@ class Reporter:
             "run/steps": step,
             "run/images": images,
             "run/world_size": self.world.world_size,
-            "run/idle_share": parts.parallel.spread.idle_share,
+            "run/idle_share": parts.parallel.assignment.idle_share,
             "run/damaged_checkpoints": self._damaged,
             "transport/bank_share": parts.matcher.usage.share(images),
         }

@@ -58,14 +58,14 @@ class TrainingStep:
     @property
     def turns(self) -> int:
         """Cells that this rank runs in a step."""
-        return self.parallel.spread.turns
+        return self.parallel.assignment.turns_per_rank
 
     def compute(self, step: int, rows: Sequence[CellRows]) -> StepResult:
         """Computes a step from what the stream brings to its turns. Collective."""
         config, world = self.config, self.world
         self.clock.begin()
         images_seen = step * config.train.batch_size
-        turns = self.parallel.spread.turns_of(config.seed, step, size=config.train.cell_size, rank=world.rank)
+        turns = self.parallel.assignment.turns_of(config.seed, step, size=config.train.cell_size, rank=world.rank)
         self.parallel.module.zero_grad(set_to_none=True)  # of a computation that did not count
         inputs = [
             CellInputs.draw(turn.cell, found, self.table, world.device) for turn, found in zip(turns, rows, strict=True)
@@ -95,7 +95,7 @@ class TrainingStep:
             for turn, cell, target in zip(turns, inputs, targets, strict=True)
         ]
         self.clock.lap("regress")
-        own_gradients = self.parallel.finish()
+        own_gradients = self.parallel.finish_step()
         checksums = [
             torch.stack([checksum([features]), checksum([found]), gradient])
             for features, found, gradient in zip(generated, terms, own_gradients, strict=True)
@@ -199,7 +199,7 @@ class TrainingStep:
         """
         config = self.config
         gathered = self.world.all_gather(features)  # (W, turns, b, d)
-        batch = self.parallel.spread.in_order(gathered).flatten(0, 1)
+        batch = self.parallel.assignment.in_cell_order(gathered).flatten(0, 1)
         finite, batch = batch.isfinite().all(), batch.nan_to_num(0.0, 0.0, 0.0)
         cells = [Cell(config.seed, step, index, config.train.cell_size) for index in range(config.cells)]
         uniforms = torch.cat([cell.uniform("target") for cell in cells])

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gfgw_prod.data.sources import Table
 from gfgw_prod.data.stream import CellRows
-from gfgw_prod.distributed.cells import Cell, Spread
+from gfgw_prod.distributed.cells import Cell, CellAssignment
 from gfgw_prod.distributed.world import World
 from gfgw_prod.training.objective import Losses
 from gfgw_prod.transport.matching import Match
@@ -38,13 +38,13 @@ class StepResult:
         """The largest total loss of this rank's cells."""
         return torch.where(self.counts > 0, self.terms[:, 0], 0.0).max()
 
-    def values(self, world: World, spread: Spread) -> dict[str, float]:
+    def values(self, world: World, assignment: CellAssignment) -> dict[str, float]:
         """Metrics by tag of the catalogue; losses are means over all cells, in the order of cells. Collective.
 
         A step at t = 1 and one before have different terms. Only those it has are told, or curves would fall to zero.
         """
-        means = spread.in_order(world.all_gather(self.terms)).double().mean(dim=0).tolist()
-        streamed = spread.in_order(world.all_gather(self.streamed.to(world.device))).flatten()
+        means = assignment.in_cell_order(world.all_gather(self.terms)).double().mean(dim=0).tolist()
+        streamed = assignment.in_cell_order(world.all_gather(self.streamed.to(world.device))).flatten()
         rows = torch.cat([streamed, self.match.rows]).cpu()
         losses = dict(zip(Losses._fields, means, strict=True))
         return {f"loss/{term}": mean for term, mean in losses.items() if mean or term == "total"} | {

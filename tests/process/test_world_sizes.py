@@ -12,18 +12,16 @@ from . import runs
 # Kept passes and recomputed blocks do not change the weights either.
 WAITING = ("--train.kept-passes", "9", "--generator.checkpoint-activations", "true")
 SHARDED = ("--distributed.strategy", "fsdp")
-EACH_TURN = ("--distributed.sync-each-turn", "true")
 
 
 @pytest.mark.parametrize(
     ("ranks", "options"),
     [
         (3, WAITING),
-        (2, (*SHARDED, *EACH_TURN)),
+        (2, SHARDED),
         (4, (*SHARDED, "--distributed.shard-ranks", "2", *WAITING)),
-        (4, (*SHARDED, "--distributed.shard-ranks", "2", *EACH_TURN)),
     ],
-    ids=["ddp", "fsdp each turn", "hsdp", "hsdp each turn"],
+    ids=["ddp", "fsdp", "hsdp"],
 )
 def test_ranks_train_the_weights_that_one_process_trains(
     reference: Path, tmp_path: Path, ranks: int, options: tuple[str, ...]
@@ -84,7 +82,7 @@ def test_another_seed_trains_other_weights(reference: Path, tmp_path: Path) -> N
     assert runs.digests(tmp_path / "run")[2] != runs.digests(reference)[2]
 
 
-@pytest.mark.parametrize("options", [(), SHARDED, (*SHARDED, *EACH_TURN)], ids=["ddp", "fsdp", "fsdp each turn"])
+@pytest.mark.parametrize("options", [(), SHARDED], ids=["ddp", "fsdp"])
 def test_fast_reduction_trains_on_two_ranks(reference: Path, tmp_path: Path, options: tuple[str, ...]) -> None:
     options = ("--distributed.reduction", "fast", *options)
     runs.train(tmp_path / "run", *options, steps=2, ranks=2)

@@ -79,12 +79,8 @@ WAYS = [
     (2, {"strategy": "fsdp"}, 5 / 2 + 2, 1 / 2 + 3 * 4 / 2),  # weights are gathered three times in four turns
     (2, {"strategy": "fsdp", "reduction": "fast"}, 5 / 2 + 1, 1 / 2 + 3 * 4 / 2),
     (2, {"strategy": "fsdp", "shard_ranks": 1}, 5 + 2, 2 / 2),  # as much as ddp
-    (2, {"strategy": "fsdp", "sync_each_turn": True}, (5 + 3) / 2, 4 / 2 + 3 * 4 / 2),
-    (2, {"strategy": "fsdp", "sync_each_turn": True, "reduction": "fast"}, 5 / 2, 4 / 2 + 3 * 4 / 2),
     (4, {"strategy": "fsdp", "shard_ranks": 2}, 5 / 2 + 1, 3 / 4 + 1 / 4 + 3 * 2 / 2),
-    (4, {"strategy": "fsdp", "shard_ranks": 2, "sync_each_turn": True}, 5 / 2 + 3 / 4, 2 * 3 / 4 + 1 / 4 + 3 * 2 / 2),
     (8, {"strategy": "fsdp"}, 5 / 8, 7 / 8 + 3 * 7 / 8),
-    (8, {"strategy": "fsdp", "sync_each_turn": True}, 5 / 8, 7 / 8 + 3 * 7 / 8),
 ]
 
 

@@ -44,7 +44,7 @@ FREE_CHANGES = [
     ("train.total_kimg", 5.0),
     ("checkpoint.keep", 9),
     ("distributed.strategy", "fsdp"),
-    ("distributed.sync_each_turn", True),
+    ("distributed.shard_ranks", 2),
     ("telemetry.prometheus_port", 9000),
     ("telemetry.sample_grid", 3),
 ]

@@ -49,8 +49,8 @@ def computed(parts: Parts) -> StepResult:
 
 
 def rows_of(parts: Parts, step: int = 0) -> list:
-    spread = parts.parallel.spread
-    stream = cell_stream(parts.step.table, spread, seed=0, first_step=step, last_step=step + 1, size=CELL, rank=0)
+    assignment = parts.parallel.assignment
+    stream = cell_stream(parts.step.table, assignment, seed=0, first_step=step, last_step=step + 1, size=CELL, rank=0)
     return list(stream)
 
 
