@@ -33,7 +33,7 @@ def test_killed_run_ends_with_the_same_weights(reference: Path, killed_and_resum
     runs.assert_each_metric_has_each_step_once(killed_and_resumed)
 
 
-def test_finished_run_finds_nothing_to_do_and_leaves_its_files_alone(copy_of_reference: Path) -> None:
+def test_finished_run_has_nothing_to_do_and_changes_no_file(copy_of_reference: Path) -> None:
     before = contents(copy_of_reference / "checkpoints")
     recorded = runs.records(copy_of_reference)
     outcome = runs.train(copy_of_reference)
