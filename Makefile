@@ -17,6 +17,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 
 CONFIG ?= configs/digits.yaml
+WORKERS ?= 2
 ARGS ?=
 SCRIPTS = $(wildcard launch/*.sh launch/*.sbatch docker/*.sh) .ci/run
 
@@ -48,11 +49,11 @@ $(READY): requirements.lock pyproject.toml Makefile
 train: $(READY) ## train CONFIG (configs/digits.yaml) on this machine; NPROC=ranks, ARGS="--train.batch-size 256"
 	@PYTHON=$(CURDIR)/$(BIN)/python exec launch/elastic.sh --config $(CONFIG) $(ARGS)
 
-test: $(READY) ## run all tests, two at a time; ARGS goes to pytest
-	@$(BIN)/python -m pytest --numprocesses 2 $(ARGS)
+test: $(READY) ## run all tests, WORKERS (2) at a time; ARGS goes to pytest
+	@$(BIN)/python -m pytest --numprocesses $(WORKERS) $(ARGS)
 
 test-fast: $(READY) ## run the quick unit tests, in about a minute; ARGS goes to pytest
-	@$(BIN)/python -m pytest --numprocesses 2 -m "not slow" tests/unit $(ARGS)
+	@$(BIN)/python -m pytest --numprocesses $(WORKERS) -m "not slow" tests/unit $(ARGS)
 
 chaos: $(READY) ## inject 40 faults into a digits run and compare its weights; ARGS="--seed 1 --faults 20"
 	@$(BIN)/python -m tests.chaos $(ARGS)

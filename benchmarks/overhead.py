@@ -64,8 +64,8 @@ class FullSize:
         options = {"audit_every_steps": 0, "replicated": True, "hosts": ["here"], "log": print}
         self.checked = CheckedStep(self.training, NumberGuard(self.config.resilience), self.world, **options)
         self.reporter.begin(0, self.training, self.checked)
-        spread, steps = self.training.parallel.spread, self.config.total_steps
-        self.stream = cell_stream(table, spread, seed=0, first_step=0, last_step=steps, size=BATCH, rank=0)
+        assignment, steps = self.training.parallel.assignment, self.config.total_steps
+        self.stream = cell_stream(table, assignment, seed=0, first_step=0, last_step=steps, size=BATCH, rank=0)
         self.made = 0
         shape = BATCH, *table.image_shape
         self.noise, self.labels, self.ones = torch.randn(shape), torch.zeros(BATCH, dtype=torch.long), torch.ones(BATCH)

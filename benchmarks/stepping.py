@@ -15,6 +15,7 @@ from gfgw_prod.distributed.world import World
 from gfgw_prod.resilience.starts import StartCounter
 from gfgw_prod.settings import reading
 from gfgw_prod.telemetry.startup import Startup
+from gfgw_prod.training.building import encode_bank
 from gfgw_prod.training.trainer import Run
 
 ROOT = Path(__file__).resolve().parent.parent

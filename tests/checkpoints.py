@@ -1,4 +1,4 @@
-"""Small states, and savers and readers of them, for tests of checkpoints."""
+"""Small states for tests of checkpoints, and what saves and reads them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ FACTS: dict[str, Any] = {
 
 
 def state(seed: int = 0, rows: int = 16) -> dict[str, Tensor]:
-    """A state of three tensors, of the seed's own numbers."""
+    """Three random tensors; ``rows`` is the size of two of them."""
     generator = torch.Generator().manual_seed(seed)
     return {
         "generator.weight": torch.randn(rows, 8, generator=generator),
@@ -41,7 +41,7 @@ def state(seed: int = 0, rows: int = 16) -> dict[str, Tensor]:
 
 
 class Keeper:
-    """Saves states of one root, as a run alone does."""
+    """Saves states under one root, as a run of one process does."""
 
     def __init__(self, root: str | Path, upload_to: str | Path = "", **settings: Any):
         if "://" not in str(root):
@@ -52,38 +52,38 @@ class Keeper:
         self.saver = Saver(CheckpointSettings(**settings), storages, ALONE, self.lines.append)
 
     def start(self, step: int, saved: dict[str, Tensor] | None = None, facts: dict[str, Any] = FACTS) -> None:
-        """Begins to save the step's state."""
+        """Start to save the state of a step."""
         self.saver.save(state(step) if saved is None else saved, step=step, images=step * 1000, facts=facts)
 
     def save(self, *steps: int, rows: int = 16) -> None:
-        """Saves the steps' states, and waits for each."""
+        """Save the states of the steps, and wait for each."""
         for step in steps:
             self.start(step, state(step, rows))
             self.saver.join()
 
     def figures(self) -> dict[str, float]:
-        """The last value of each metric since the last call."""
+        """Last value of each metric since the last call."""
         return {tag: value for _, _, values in self.saver.take_metrics() for tag, value in values.items()}
 
 
 def steps(storage: Storage) -> list[int]:
-    """Steps of all that counts as a checkpoint."""
+    """Steps of the checkpoints."""
     return [found.step for found in checkpoints_in(storage)]
 
 
 def names(keeper: Keeper) -> list[str]:
-    """What stands in its storage, but hidden things."""
+    """Visible names in its storage."""
     return [name for name in keeper.storage.names() if not name.startswith(".")]
 
 
 def choose(*storages: Storage) -> tuple[Checkpoint | None, list[str]]:
-    """What a run would resume from, and what it would say."""
+    """The checkpoint that a run would resume from, and the lines that it would log."""
     lines: list[str] = []
     return newest_good(storages, ALONE, lines.append), lines
 
 
 def assert_holds(found: Checkpoint | None, step: int, saved: dict[str, Tensor] | None = None) -> None:
-    """The checkpoint is of the step, bit by bit."""
+    """Assert that the checkpoint holds the state of the step, bit for bit."""
     assert found is not None
     assert found.step == step
     wanted = state(step) if saved is None else saved

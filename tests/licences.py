@@ -1,4 +1,4 @@
-"""``python -m tests.licences``: prints ``docs/licences.md``, the licences of everything that the locks name."""
+"""``python -m tests.licences`` prints ``docs/licences.md``, the licences of all locked packages."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ of the first. Weights of frozen networks and data sets are not part of either.
 
 
 def locked(lock: str) -> dict[str, str]:
-    """Versions by name, as a lock has them."""
+    """Versions by name, from a lock file."""
     found = re.findall(r"^([a-z0-9-]+)==([^ ;\\]+)", (ROOT / lock).read_text(encoding="utf-8"), re.MULTILINE)
     return dict(found)
 
@@ -36,7 +36,7 @@ def page() -> str:
     lines = [HEAD]
     for title, packages in parts.items():
         lines += [f"## {title}\n", "| package | version | licence |", "|---|---|---|"]
-        # What another system or interpreter would get beside these is in the lock, and is not installed.
+        # The lock also has packages of other systems and interpreters, which are not installed.
         known = [name for name in packages if name in licences]
         lines += [f"| {name} | {packages[name]} | {licences[name].replace('|', '/')} |" for name in known]
         lines.append("")

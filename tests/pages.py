@@ -1,4 +1,4 @@
-"""The pages of the manual, their commands, and which of these are run by a test and which are only checked, and why."""
+"""The commands of the README and docs/: which ones a test runs, and which it only parses, and why."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import NamedTuple
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
-# Sections whose blocks are one script, and the pages that have a test of their own.
+# Sections whose blocks are one script, and pages with a test of their own.
 SCRIPTS = {("README.md", "Two nodes, a stop, a kill")}
 ELSEWHERE = {"extending.md": "tests/process/test_extending.py"}
 
@@ -31,27 +31,27 @@ RUN = (
     "--distributed.strategy fsdp",
 )
 
-# What is parsed and not run, as patterns, and why.
+# Patterns of commands that are parsed but not run, and why.
 CHECKED = {
-    r"make test": "is what runs this",
+    r"make test": "runs this test",
     r'make train ARGS=".*"': "as make train, for minutes",
     r"make train CONFIG=configs/cifar10\.yaml .*": "needs CIFAR-10, the weights of three networks, and a GPU",
     r"make (docker-build|docker-train .*|up)": "needs a docker daemon; tests/image builds and runs the image and stack",
-    r"make (compose .*|down)": "needs that stack; tests/image/test_stack.py runs them with podman, but cp and logs",
-    r'echo "GRAFANA_ADMIN_PASSWORD=.*" >docker/\.env': "belongs to make up; tests/process/test_compose.py has it so",
-    r"\.venv/bin/tensorboard --logdir runs(/digits)?": "serves for ever; make browser looks at it",
-    r".*gfgw evaluate RUN .*": "takes minutes; the same with 5,000 samples is run",
+    r"make (compose .*|down)": "needs that stack; tests/image/test_stack.py runs all but cp and logs with podman",
+    r'echo "GRAFANA_ADMIN_PASSWORD=.*" >docker/\.env': "belongs to make up; tests/process/test_compose.py sets it",
+    r"\.venv/bin/tensorboard --logdir runs(/digits)?": "never ends; make browser looks at it",
+    r".*gfgw evaluate RUN .*": "takes minutes; a smaller one is run",
     r".*torchrun .*=8 -m gfgw_prod evaluate RUN .*": "is run with two ranks",
     r".*gfgw (pack data/imagenet64|train --config configs/imagenet64\.yaml).*": "needs ImageNet, or a GPU",
     r"NNODES=1:4 RDZV_ENDPOINT=node0:29400 .*": "needs hosts and CIFAR-10; the README's two nodes are run",
     r"sbatch .*": "needs a cluster; tests/process/test_slurm.py submits the script to a real SLURM",
-    r"kubectl .*": "needs a cluster; tests/process/test_manifests.py holds the manifests against the schemas",
-    r"curl -s 127\.0\.0\.1:9100/\w+": "needs a run on that port; tests/process/test_health.py asks these pages",
+    r"kubectl .*": "needs a cluster; tests/process/test_manifests.py checks the manifests against the schemas",
+    r"curl -s 127\.0\.0\.1:9100/\w+": "needs a run on that port; tests/process/test_health.py reads these pages",
 }
 
 
 class Block(NamedTuple):
-    """A block of shell commands, with the page and the heading it stands under."""
+    """A block of shell commands, with its page and heading."""
 
     page: str
     heading: str
@@ -59,14 +59,14 @@ class Block(NamedTuple):
 
     @property
     def commands(self) -> list[str]:
-        """Its commands, a line each, without comments."""
+        """Its commands, one per line, without comments."""
         joined = self.text.replace("\\\n", " ")
         lines = (re.sub(r"(^|\s+)#\s.*$", "", line).strip() for line in joined.splitlines())
         return [re.sub(r"\s{2,}", " ", line) for line in lines if line]
 
 
 def shell_blocks() -> list[Block]:
-    """Every block of shell commands of the README and docs/."""
+    """All blocks of shell commands of the README and docs/."""
     found = []
     for page in PAGES:
         heading = ""
@@ -81,10 +81,10 @@ def shell_blocks() -> list[Block]:
 
 
 def script(page: str, heading: str) -> str:
-    """All shell blocks under a heading, one after the other."""
+    """All shell blocks under a heading, joined."""
     return "".join(block.text for block in shell_blocks() if (block.page, block.heading) == (page, heading))
 
 
 def code_blocks(page: Path, language: str) -> list[str]:
-    """Blocks of a language."""
+    """Code blocks of a language."""
     return re.findall(rf"^```{language}\n(.*?)^```", page.read_text("utf-8"), re.M | re.S)

@@ -8,7 +8,7 @@ import pytest
 from xdist.scheduler import LoadScopeScheduling
 from xdist.workermanage import WorkerController
 
-# These measure durations, or use what a machine has once. One worker runs them all, one after the other.
+# These measure durations, or wait on deadlines that a busy machine misses. One worker runs them one after the other.
 IN_TURN = (
     "test_slurm",
     "test_two_hosts",
@@ -17,20 +17,15 @@ IN_TURN = (
     "test_stragglers",
     "test_preemption",
     "test_chaos",
-    "test_crash_loops",
     "test_live_metrics",
     "test_monitoring",
     "test_health",
-    "test_job_ending",
-    "test_orphans",
-    "test_stopped_launchers",
-    "test_signals_while_starting",
 )
 
-# One worker builds the image and uses it.
+# One worker builds the image and uses it, once the files in turn are done: it keeps the disk busy for minutes.
 OF_THE_IMAGE = ("test_image", "test_stack")
 
-# The image keeps the disk busy for minutes. These are long enough to run beside it, and suffer least.
+# The last ones, since they are long and suffer least from a busy disk.
 BESIDE_THE_IMAGE = ("test_world_sizes", "test_many_steps")
 
 
@@ -57,8 +52,16 @@ class FilesInTurn(LoadScopeScheduling):
 
     def _assign_work_unit(self, node: WorkerController) -> None:
         """Assign tests to a worker, unless it is still collecting; ``schedule`` is called once it has collected."""
-        if node in self.registered_collections:
-            super()._assign_work_unit(node)
+        if node not in self.registered_collections:
+            return
+        if "image" in self.workqueue:
+            self.workqueue.move_to_end("image", last=self._is_in_turn_elsewhere(node))
+        super()._assign_work_unit(node)
+
+    def _is_in_turn_elsewhere(self, node: WorkerController) -> bool:
+        """Whether another worker has files in turn to run."""
+        assigned = (scopes.get("in turn", {}) for other, scopes in self.assigned_work.items() if other is not node)
+        return "in turn" in self.workqueue or any(not all(tests.values()) for tests in assigned)
 
     def schedule(self) -> None:
         """Assign tests. A worker that replaces a crashed one learns here if there is nothing more for it."""

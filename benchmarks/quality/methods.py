@@ -66,12 +66,18 @@ class Ours:
         encode_bank(step)
         self.sampler, self.ema, self._step = step.parallel.module, step.ema, step
         self._stream: Iterator[CellRows] = cell_stream(
-            table, step.parallel.spread, seed=seed, first_step=0, last_step=steps, size=config.train.cell_size, rank=0
+            table,
+            step.parallel.assignment,
+            seed=seed,
+            first_step=0,
+            last_step=steps,
+            size=config.train.cell_size,
+            rank=0,
         )
         self._done = 0
 
     def step(self) -> None:
-        rows = [next(self._stream) for _ in range(self._step.parallel.spread.turns)]
+        rows = [next(self._stream) for _ in range(self._step.parallel.assignment.turns_per_rank)]
         self._step.apply(self._step.compute(self._done, rows))
         self._done += 1
 

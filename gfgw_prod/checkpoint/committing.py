@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from gfgw_prod.checkpoint.finding import open_checkpoint, step_directories, step_name
 from gfgw_prod.checkpoint.manifest import encode
 from gfgw_prod.checkpoint.reading import Checkpoint, State
-from gfgw_prod.checkpoint.retention import retain
+from gfgw_prod.checkpoint.retention import Retention
 from gfgw_prod.checkpoint.storage import Storage
 from gfgw_prod.checkpoint.storages import claim_storage
 from gfgw_prod.checkpoint.uploading import Uploader
@@ -29,8 +29,7 @@ class Committer:
 
     Args:
         group: process group that nothing else uses; ``None`` for a single rank.
-        keep: number of newest checkpoints to keep.
-        keep_every_images: interval of checkpoints that stay for good; 0 for none.
+        retention: of the storage.
         uploader: on rank 0, if checkpoints are uploaded.
 
     Raises:
@@ -42,20 +41,17 @@ class Committer:
         storage: Storage,
         world: World,
         group: ProcessGroup | None,
-        log: Callable[[str], None],
-        *,
-        keep: int,
-        keep_every_images: int,
+        retention: Retention,
         uploader: Uploader | None,
+        log: Callable[[str], None],
     ):
-        self._storage, self._world, self._group, self._log = storage, world, group, log
-        self._keep, self._keep_every, self._uploader = keep, keep_every_images, uploader
-        self._token: str = world.broadcast(world.together(lambda: claim_storage(storage) if world.is_main else ""))
-        self._verified: set[str] = set()  # names of checkpoints that were read back
+        self._storage, self._world, self._group = storage, world, group
+        self._retention, self._uploader, self._log = retention, uploader, log
+        self._token: str = world.broadcast(world.on_all_ranks(lambda: claim_storage(storage) if world.is_main else ""))
 
     def resume_from(self, checkpoint: Checkpoint) -> None:
         """Take a verified checkpoint as the newest of this storage, and upload it if that is still to be done."""
-        self._verified.add(checkpoint.name)
+        self._retention.verified.add(checkpoint.name)
         if self._uploader is not None:
             self._uploader.offer(checkpoint)
 
@@ -116,11 +112,11 @@ class Committer:
                 raise OSError(f"rank 0 does not see {file} as it was written: all ranks must share {self._storage}")
         name = self._storage.commit(path, step_name(manifest["step"]), encode(manifest), self._token)
         try:  # the save has succeeded: later errors are only logged
-            spare: tuple[str | None, ...] = (name,)
+            uploading = None
             if self._uploader is not None:
                 self._uploader.offer(Checkpoint(self._storage, name, manifest))
-                spare = (self._uploader.uploading, name)
-            retain(self._storage, self._keep, self._keep_every, self._verified, spare=spare)
+                uploading = self._uploader.uploading
+            self._retention.apply(name, uploading)
         except Exception as error:  # clients of object stores raise errors of their own kinds
             self._log(f"old checkpoints in {self._storage} could not be removed: {one_line(error, 300)}")
 

@@ -2,26 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Sequence
 
 from gfgw_prod.checkpoint.finding import checkpoints_in
 from gfgw_prod.checkpoint.reading import Checkpoint
 from gfgw_prod.checkpoint.storage import Storage
 
 
-def retain(
-    storage: Storage, keep: int, every_images: int, verified: set[str], *, spare: Container[str | None] = ()
-) -> None:
-    """Remove the ``surplus`` checkpoints of a storage. Damaged ones are neither counted nor removed.
+class Retention:
+    """Removes the ``surplus`` checkpoints of a storage. Damaged ones are neither counted nor removed.
 
-    Args:
-        verified: names of checkpoints whose hashes were checked before; only their sizes are checked again. Grows.
-        spare: names of checkpoints to keep in any case.
+    Attributes:
+        verified: names of checkpoints whose hashes were checked before; only their sizes are checked again.
     """
-    found = [checkpoint for checkpoint in checkpoints_in(storage) if _is_good(checkpoint, verified)]
-    for checkpoint in surplus(found, keep, every_images):
-        if checkpoint.name not in spare:
-            storage.remove(checkpoint.name)
+
+    def __init__(self, storage: Storage, keep: int, every_images: int):
+        self._storage, self._keep, self._every_images = storage, keep, every_images
+        self.verified: set[str] = set()
+
+    def apply(self, *spare: str | None) -> None:
+        """Remove surplus checkpoints, except for those named in ``spare``."""
+        found = [checkpoint for checkpoint in checkpoints_in(self._storage) if self._is_good(checkpoint)]
+        for checkpoint in surplus(found, self._keep, self._every_images):
+            if checkpoint.name not in spare:
+                self._storage.remove(checkpoint.name)
+
+    def _is_good(self, checkpoint: Checkpoint) -> bool:
+        if checkpoint.name in self.verified:
+            return checkpoint.size_problem() is None
+        if checkpoint.problem() is not None:
+            return False
+        self.verified.add(checkpoint.name)
+        return True
 
 
 def surplus(found: Sequence[Checkpoint], keep: int, every_images: int) -> list[Checkpoint]:
@@ -38,12 +50,3 @@ def surplus(found: Sequence[Checkpoint], keep: int, every_images: int) -> list[C
     before_streak = [each for each in regular if each.step < found[-1].streak_from]
     needed = [*found[-1:], *regular[-keep:], *multiples.values(), *before_streak[-1:]]
     return [checkpoint for checkpoint in found if checkpoint not in needed]
-
-
-def _is_good(checkpoint: Checkpoint, verified: set[str]) -> bool:
-    if checkpoint.name in verified:
-        return checkpoint.size_problem() is None
-    if checkpoint.problem() is not None:
-        return False
-    verified.add(checkpoint.name)
-    return True

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from gfgw_prod.checkpoint.committing import Committer
 from gfgw_prod.checkpoint.reading import Checkpoint, State
+from gfgw_prod.checkpoint.retention import Retention
 from gfgw_prod.checkpoint.staging import Stage, tensor_bytes
 from gfgw_prod.checkpoint.storage import Storage
 from gfgw_prod.checkpoint.storages import claim_storage
@@ -66,18 +67,16 @@ class Saver:
         self.saved_step: int | None = None
         self._world, self._log = world, log
         self._max_failures = settings.max_failures
-        keep, keep_every = settings.keep, round(settings.keep_every_kimg * 1000)
+        retention, *upload_retention = (
+            Retention(storage, settings.keep, round(settings.keep_every_kimg * 1000)) for storage in storages
+        )
         self._uploader: Uploader | None = None
-        token = world.together(lambda: claim_storage(upload_to[0]) if upload_to and world.is_main else "")
+        token = world.on_all_ranks(lambda: claim_storage(upload_to[0]) if upload_to and world.is_main else "")
         if token:
-            self._uploader = Uploader(
-                self.storage, upload_to[0], token, keep=keep, keep_every_images=keep_every, log=log
-            )
+            self._uploader = Uploader(self.storage, upload_to[0], token, upload_retention[0], log)
         self._stage = Stage(world, constant)
         group = world.background_group(SLOWEST)
-        self._committer = Committer(
-            self.storage, world, group, log, keep=keep, keep_every_images=keep_every, uploader=self._uploader
-        )
+        self._committer = Committer(self.storage, world, group, retention, self._uploader, log)
         self._thread: threading.Thread | None = None
         self._preallocating: threading.Thread | None = None
         self._outcome: Outcome | None = None

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from gfgw_prod.checkpoint.finding import open_checkpoint, step_directories
 from gfgw_prod.checkpoint.manifest import encode
 from gfgw_prod.checkpoint.reading import Checkpoint
-from gfgw_prod.checkpoint.retention import retain
+from gfgw_prod.checkpoint.retention import Retention
 from gfgw_prod.checkpoint.storage import BLOCK, Storage
 from gfgw_prod.process.exit_codes import one_line
 
@@ -22,26 +22,15 @@ class Uploader:
 
     Args:
         token: of the claim on ``target``.
-        keep: number of newest checkpoints to keep there.
-        keep_every_images: interval of checkpoints that stay there for good; 0 for none.
+        retention: of ``target``.
 
     Attributes:
         uploading: name of the checkpoint that is being copied, and must not be removed.
     """
 
-    def __init__(
-        self,
-        source: Storage,
-        target: Storage,
-        token: str,
-        *,
-        keep: int,
-        keep_every_images: int,
-        log: Callable[[str], None],
-    ):
+    def __init__(self, source: Storage, target: Storage, token: str, retention: Retention, log: Callable[[str], None]):
         self._source, self._target, self._token = source, target, token
-        self._keep, self._keep_every, self._log = keep, keep_every_images, log
-        self._verified: set[str] = set()
+        self._retention, self._log = retention, log
         self._wake = threading.Condition()
         self._next: Checkpoint | None = None
         self._finishing = False
@@ -104,8 +93,8 @@ class Uploader:
         if problem is not None:
             raise OSError(f"the copy differs: {problem}")
         uploaded = self._target.commit(path, checkpoint.name, encode(checkpoint.manifest), self._token)
-        self._verified.add(uploaded)
-        retain(self._target, self._keep, self._keep_every, self._verified)
+        self._retention.verified.add(uploaded)
+        self._retention.apply()
 
     def _is_good(self, name: str) -> bool:
         try:

@@ -5,10 +5,12 @@ Only the module of the given command is imported, and that imports heavy package
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import os
 import sys
 from collections.abc import Sequence
+from types import ModuleType
 from typing import NamedTuple
 
 from gfgw_prod import __version__
@@ -64,7 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _exit_code(arguments: list[str]) -> int:
     try:
-        return _run(arguments)
+        command, options = parse(arguments)
+        return int(command.run(options))
     except (UserError, NoProgressError, HardwareError) as error:
         first_report.report_first(f"gfgw: {error}", without_launcher=reports_for_node())
         write_error_file(error)
@@ -84,8 +87,14 @@ def _exit_code(arguments: list[str]) -> int:
         return INTERRUPTED
 
 
-def _run(arguments: list[str]) -> int:
-    if arguments[:1] in (["-h"], ["--help"], ["--version"]):
+def parse(arguments: Sequence[str]) -> tuple[ModuleType, argparse.Namespace]:
+    """The module of the given command and its options.
+
+    Raises:
+        UserError: for an unknown command or option.
+        SystemExit: after printing help or the version.
+    """
+    if arguments and arguments[0] in ("-h", "--help", "--version"):
         _overview().parse_args(arguments)  # prints and exits
     if not arguments or arguments[0] not in COMMANDS:
         problem = f"unknown command {arguments[0][:100]!r}" if arguments else "no command"
@@ -102,7 +111,7 @@ def _run(arguments: list[str]) -> int:
         reject_unknown(unknown)
     if unknown:
         raise UserError(f"{name}: unexpected argument {unknown[0]!r}; see gfgw {name} --help")
-    return int(command.run(options))
+    return command, options
 
 
 def _overview() -> Parser:

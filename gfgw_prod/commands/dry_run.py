@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from gfgw_prod.data.sources import shape_and_classes
-from gfgw_prod.distributed.cells import Spread
-from gfgw_prod.distributed.parallel import shards_of
-from gfgw_prod.distributed.reduction import levels
+from gfgw_prod.distributed.cells import CellAssignment
+from gfgw_prod.distributed.parallel import ranks_per_copy
+from gfgw_prod.distributed.reduction import node_levels
 from gfgw_prod.distributed.row_table import rows_per_block
 from gfgw_prod.features.extractors import DINOV2, Dinov2Features, feature_dim
 from gfgw_prod.generator import build_generator
@@ -45,10 +45,10 @@ def estimate(config: Config, *, ranks: int, as_json: bool) -> int:
     activations = saved_bytes(generator, frozen, config.train.cell_size, shape, config.train.precision)
     parameters = sum(p.numel() for p in generator.parameters())
     dim = feature_dim(config.features, shape)
-    spread = Spread.under(config.distributed, config.cells, ranks)
-    shards = shards_of(config.distributed, ranks)
+    assignment = CellAssignment(config.cells, ranks)
+    shards = ranks_per_copy(config.distributed, ranks)
     # Weights, gradients, two moments and the EMA, and gradients that wait to be summed.
-    state = round((5 + _waiting(spread, config.distributed, shards)) * parameters / shards)
+    state = round((5 + _kept_gradients(assignment, config.distributed, shards)) * parameters / shards)
     held = _rows_of_a_rank(rows, ranks)
     coupled, gathered = _coupled_rows(config, rows, held)
     memory = {
@@ -56,22 +56,22 @@ def estimate(config: Config, *, ranks: int, as_json: bool) -> int:
         "frozen": sum(p.numel() for network in frozen for p in network.parameters()) * FLOAT_BYTES,
         # Passes kept until they have targets are in memory together.
         "activations": activations
-        * (max(1, min(config.train.kept_passes, spread.turns)) if config.train.one_step_share else 1),
+        * (max(1, min(config.train.kept_passes, assignment.turns_per_rank)) if config.train.one_step_share else 1),
         # Features of each row, the step that last used it as a target, and a persistent potential.
         "bank": held * (dim * FLOAT_BYTES + ID_BYTES + (FLOAT_BYTES if config.transport.dual == "persistent" else 0)),
         # Packed images are mapped into memory, which the system can reclaim. Labels are not.
         "table": rows * (ID_BYTES + (0 if config.data.source == "packed" else math.prod(shape))),
         "coupling": (2 * config.train.batch_size * coupled + gathered * dim) * FLOAT_BYTES,
     }
-    sent = _sent_bytes(config, parameters, spread, shards, dim, gathered)
+    sent = _sent_bytes(config, parameters, assignment, shards, dim, gathered)
     report = {
         "parameters": parameters,
         "steps": config.total_steps,
         "images": config.total_steps * config.train.batch_size,
         "ranks": ranks,
         "cells": config.cells,
-        "cells_per_rank": spread.turns,
-        "idle_share": spread.idle_share,
+        "cells_per_rank": assignment.turns_per_rank,
+        "idle_share": assignment.idle_share,
         "memory_bytes_per_rank": memory,
         "sent_bytes_per_rank_and_step": sent,
     }
@@ -80,31 +80,32 @@ def estimate(config: Config, *, ranks: int, as_json: bool) -> int:
         return FINISHED
     print(f"parameters        {parameters:,}")
     print(f"steps             {report['steps']:,} of {config.train.batch_size} images ({report['images']:,})")
-    print(f"cells             {config.cells} of {config.train.cell_size}; {spread.turns} per rank on {ranks} ranks")
+    turns = assignment.turns_per_rank
+    print(f"cells             {config.cells} of {config.train.cell_size}; {turns} per rank on {ranks} ranks")
     for name, size in memory.items():
         print(f"memory, {name:<12}{size / 2**20:>10,.1f} MiB per rank")
     print(f"sent per step     {sent / 2**20:>12,.1f} MiB per rank")
     return FINISHED
 
 
-def _waiting(spread: Spread, settings: DistributedSettings, shards: int) -> float:
+def _kept_gradients(assignment: CellAssignment, settings: DistributedSettings, shards: int) -> float:
     """Peak size of gradients outside ``.grad``, relative to a rank's ``.grad``."""
-    sums = _partial_sums(spread) if settings.reduction == "exact" else 0
-    if spread.world_size == 1:
+    sums = _partial_sums(assignment) if settings.reduction == "exact" else 0
+    if assignment.world_size == 1:
         return sums
     if settings.strategy == "ddp":
         return sums + 1  # DDP's buckets
-    if spread.turns == 1:
+    if assignment.turns_per_rank == 1:
         return 0
-    if not spread.contiguous:
-        return sums * shards / spread.world_size  # sums are sharded over all ranks, not only within a group
     return shards * max(sums, 1)  # unsharded
 
 
-def _partial_sums(spread: Spread) -> int:
-    """Peak number of partial sums: over a rank's own cells or, if turns are synchronised, over all."""
-    held = spread.shares if spread.contiguous else [range(spread.cells)]
-    return max(len(levels(range(cells.start, stop))) for cells in held for stop in range(cells.start, cells.stop + 1))
+def _partial_sums(assignment: CellAssignment) -> int:
+    """Peak number of partial sums over a rank's own cells."""
+    prefixes = (
+        range(cells.start, stop) for cells in assignment.cells_by_rank for stop in range(cells.start, cells.stop + 1)
+    )
+    return max(len(node_levels(prefix)) for prefix in prefixes)
 
 
 def _rows_of_a_rank(rows: int, ranks: int) -> int:
@@ -200,22 +201,21 @@ def _storage(tensor: Tensor) -> int:
     return int(tensor.untyped_storage()._cdata)
 
 
-def _sent_bytes(config: Config, parameters: int, spread: Spread, shards: int, dim: int, gathered: int) -> int:
+def _sent_bytes(
+    config: Config, parameters: int, assignment: CellAssignment, shards: int, dim: int, gathered: int
+) -> int:
     """Bytes sent per rank and step: gradients, weights (FSDP), features and drawn bank rows."""
-    ranks = spread.world_size
+    ranks = assignment.world_size
     part, within, groups = (ranks - 1) / ranks, (shards - 1) / shards, ranks // shards
     exact = config.distributed.reduction == "exact"
-    exchanges = 1  # of a gradient: one reduce-scatter a step
-    if not spread.contiguous:
-        exchanges = spread.turns
-    elif exact:  # one for each node of the tree
-        exchanges = max(len(levels(share)) for share in spread.shares)
+    # One reduce-scatter of the gradient a step or, under exact, one for each node of the summation tree.
+    exchanges = max(len(node_levels(cells)) for cells in assignment.cells_by_rank) if exact else 1
     gradients = parameters * part * exchanges
-    # The other half of an all-reduce over replicas of the shards: with reduction exact, once a step.
-    gradients += parameters / shards * (groups - 1) / groups * (1 if exact else exchanges)
+    gradients += parameters / shards * (groups - 1) / groups  # copies of the generator gather their sums
     weights = 0.0
     if config.distributed.strategy == "fsdp":
-        weights = parameters * within * 3 * spread.turns  # gathered to generate, and for the forward and backward pass
+        # Gathered to generate, and for the forward and backward pass.
+        weights = parameters * within * 3 * assignment.turns_per_rank
     features = config.train.batch_size * part * dim
     drawn = gathered * part * dim
     return round((gradients + weights + features + drawn) * FLOAT_BYTES)

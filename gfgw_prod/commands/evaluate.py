@@ -6,13 +6,14 @@ import argparse
 import json
 import math
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from gfgw_prod.commands.options import add_drawing, add_json, add_place, check_drawing, path
 from gfgw_prod.distributed.torchrun import rank_environment
 from gfgw_prod.process.exit_codes import FINISHED, UserError
 from gfgw_prod.process.standard_streams import log
-from gfgw_prod.settings.data import BUILT_IN
+from gfgw_prod.settings.data import BUILT_IN, DataSettings
 from gfgw_prod.settings.evaluation import FEATURES, FEWEST, FIGURES, METRICS, EvaluationMetric
 from gfgw_prod.settings.reading import resolve
 from gfgw_prod.settings.removed import without_removed
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from gfgw_prod.distributed.world import World
     from gfgw_prod.evaluation.manifolds import Figures
     from gfgw_prod.evaluation.metric_spaces import MetricSpaces
-    from gfgw_prod.evaluation.spaces import Files
+    from gfgw_prod.evaluation.spaces import WeightFiles
     from gfgw_prod.sampling.trained import TrainedGenerator
     from gfgw_prod.settings.config import Config
 
@@ -62,13 +63,14 @@ def run(options: argparse.Namespace) -> int:
     rank_environment()  # refuses a malformed environment before torch is imported
     from gfgw_prod.distributed.world import World
     from gfgw_prod.evaluation.metric_spaces import choose_spaces
-    from gfgw_prod.evaluation.spaces import Files, trained_with
+    from gfgw_prod.evaluation.spaces import WeightFiles, trained_with
     from gfgw_prod.sampling.trained import read_trained
 
     trained = read_trained(options.place, raw=options.raw)
     config = _configuration(trained, options)
-    recorded = Files(config.evaluation.inception, config.evaluation.dinov2, config.features.weights)
-    files = Files.now(recorded, Files(options.inception, options.dinov2, options.dinov2_small))
+    files = WeightFiles.of_run(config).replaced_by(
+        {"inception": options.inception, "dinov2": options.dinov2, "dinov2-small": options.dinov2_small}
+    )
     pixels = math.prod(trained.image_shape)
     metrics = choose_spaces(asked, options.features, files, trained_with(config), pixels)
     with World.joined(config.run.device, config.run.threads, config.distributed.timeout_seconds) as world:
@@ -104,6 +106,19 @@ def _configuration(trained: TrainedGenerator, options: argparse.Namespace) -> Co
     return resolve(without_removed(own), {"evaluation": weights}, given)
 
 
+def _open_data(
+    settings: DataSettings, options: argparse.Namespace, world: World, log_once: Callable[[str], None]
+) -> Table:
+    from gfgw_prod.data.sources import open_table
+
+    try:
+        return open_table(settings, world, log_once)
+    except UserError as error:
+        if options.data_path is not None or settings.source in BUILT_IN:
+            raise
+        raise UserError(f"{error}; evaluate --data-path says where the data set is now") from None
+
+
 def _check_data(table: Table, trained: TrainedGenerator, *, allow_other: bool) -> str:
     """Check that the data set is the one of the training, or of the same form if another is allowed.
 
@@ -132,12 +147,11 @@ def _measure(
     trained: TrainedGenerator,
     config: Config,
     metrics: MetricSpaces,
-    files: Files,
+    files: WeightFiles,
     options: argparse.Namespace,
     world: World,
 ) -> None:
     from gfgw_prod.commands.evaluation_curves import add_to_curves, curve_name
-    from gfgw_prod.data.sources import open_table
     from gfgw_prod.evaluation.evaluator import Evaluator
     from gfgw_prod.evaluation.spaces import build_space
     from gfgw_prod.process.meter import Meter
@@ -154,18 +168,13 @@ def _measure(
 
     for note in metrics.notes:
         log_once(note)
-    try:
-        table = open_table(config.data, world, log_once)
-    except UserError as error:
-        if options.data_path is not None or config.data.source in BUILT_IN:
-            raise
-        raise UserError(f"{error}; evaluate --data-path says where the data set is now") from None
-    fingerprint = world.together(lambda: _check_data(table, trained, allow_other=options.other_data))
-    spaces = world.together(
+    table = _open_data(config.data, options, world, log_once)
+    fingerprint = world.on_all_ranks(lambda: _check_data(table, trained, allow_other=options.other_data))
+    spaces = world.on_all_ranks(
         lambda: {name: build_space(name, files, table.image_shape, log_once).to(world.device) for name in metrics.used}
     )
     with Meter("measuring", enabled=world.is_main) as meter:
-        evaluator = world.together(
+        evaluator = world.on_all_ranks(
             lambda: Evaluator(
                 table,
                 metrics,
@@ -179,33 +188,29 @@ def _measure(
                 on_progress=meter.show,
             )
         )
-        figures = evaluator.measure(world.together(trained.build).to(world.device))
+        figures = evaluator.measure(world.on_all_ranks(trained.build).to(world.device))
     if not world.is_main:
         return
     other_data = trained.data_fingerprint not in ("", fingerprint)
     add_to_curves(options.place, curve_name(options, metrics, other_data), figures, trained.images)
     if options.json:
-        subject: dict[str, Any] = {
-            "step": trained.step,
-            "images": trained.images,
-            "weights": trained.weights,
-            "weights_sha256": trained.weights_sha256,
-            "num": options.num,
-            "seed": options.seed,
-            "steps": options.steps,
-            "data": {
-                "source": config.data.source,
-                "rows": len(table),
-                "sha256": fingerprint,
-                "trained_on_sha256": trained.data_fingerprint or None,
-            },
-            "features": dict(metrics.by_metric),
-            "features_sha256": {name: space.digest() for name, space in spaces.items()},
+        data = {
+            "source": config.data.source,
+            "rows": len(table),
+            "sha256": fingerprint,
+            "trained_on_sha256": trained.data_fingerprint or None,
         }
-        print(json.dumps(subject | figures, indent=1))
+        networks = {name: space.digest() for name, space in spaces.items()}
+        features = {"features": metrics.by_metric, "features_sha256": networks}
+        print(json.dumps(_subject(trained, options) | {"data": data} | features | figures, indent=1))
         return
     _print_table(trained, figures, metrics, options)
     log(f"measured in {time.monotonic() - started:.1f} s on {world.world_size} rank(s)")
+
+
+def _subject(trained: TrainedGenerator, options: argparse.Namespace) -> dict[str, Any]:
+    weights = {name: getattr(trained, name) for name in ("step", "images", "weights", "weights_sha256")}
+    return weights | {name: getattr(options, name) for name in ("num", "seed", "steps")}
 
 
 def _print_table(

@@ -30,7 +30,7 @@ def add_to_curves(place: str, name: str, figures: Figures, images: int) -> None:
 
 
 def curve_name(options: argparse.Namespace, metrics: MetricSpaces, other_data: bool) -> str:
-    """A name such as ``evaluate-num5000-seed0-pixels``: it holds whatever else than the weights changes the figures."""
+    """A name such as ``evaluate-num5000-seed0-pixels``, different for each way of measuring."""
     spaces = {space for metric, space in metrics.by_metric.items() if metric not in FIXED_SPACES}
     parts = ["evaluate", f"num{options.num}", f"seed{options.seed}", *sorted(spaces)]
     parts += [f"steps{options.steps}"] if options.steps > 1 else []

@@ -95,9 +95,9 @@ def _draw(trained: TrainedGenerator, options: argparse.Namespace, classes: tuple
     from gfgw_prod.sampling.pictures import levels_of
     from gfgw_prod.sampling.sampler import CELL, Sampler, batches, cycle_classes, sampling_times
 
-    writer = world.together(lambda: _open(options, trained, classes) if world.is_main else None)
+    writer = world.on_all_ranks(lambda: _open(options, trained, classes) if world.is_main else None)
     sampler = Sampler(
-        world.together(trained.build).to(world.device),
+        world.on_all_ranks(trained.build).to(world.device),
         trained.image_shape,
         cycle_classes(classes),
         seed=options.seed,
@@ -115,7 +115,7 @@ def _draw(trained: TrainedGenerator, options: argparse.Namespace, classes: tuple
             except OSError as error:
                 raise UserError(f"--out {options.out} cannot be written ({reason_of(error)})") from None
 
-        return world.together(attempt)
+        return world.on_all_ranks(attempt)
 
     try:
         with Meter("drawing samples", options.num, "images", enabled=world.is_main) as meter:

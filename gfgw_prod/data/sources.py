@@ -122,9 +122,9 @@ def open_table(settings: DataSettings, world: World, log: Callable[[str], None],
         UserError: as ``load_table`` does, or if a pack is damaged.
     """
     progress = progress if world.is_main else "off"
-    table = world.main_first(lambda: load_table(settings, log, progress))
+    table = world.rank0_first(lambda: load_table(settings, log, progress))
     if settings.verify:
-        world.together(lambda: table.check(world.local_rank, world.local_world_size, progress))
+        world.on_all_ranks(lambda: table.check(world.local_rank, world.local_world_size, progress))
     return table
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from torchdata import nodes
 
 from gfgw_prod.data.sources import Table
-from gfgw_prod.distributed.cells import Cell, Spread, random_stream
+from gfgw_prod.distributed.cells import Cell, CellAssignment, random_stream
 
 
 @lru_cache(maxsize=4)  # two epochs of each of a run's two orders
@@ -59,7 +59,7 @@ class CellRows:
 
 def cell_stream(
     table: Table,
-    spread: Spread,
+    assignment: CellAssignment,
     *,
     seed: int,
     first_step: int,
@@ -71,7 +71,7 @@ def cell_stream(
 ) -> Iterator[CellRows]:
     """The rank's cells of steps ``first_step`` to ``last_step`` (exclusive), one ``CellRows`` per turn.
 
-    The order is that of ``spread.turns_of``, for any number of workers.
+    The order is that of ``assignment.turns_of``, for any number of workers.
 
     Args:
         workers: threads that fetch ahead; 0 fetches on demand.
@@ -81,11 +81,11 @@ def cell_stream(
 
     def positions() -> Iterator[Cell]:
         for step in range(first_step, last_step):
-            for turn in spread.turns_of(seed, step, size=size, rank=rank):
+            for turn in assignment.turns_of(seed, step, size=size, rank=rank):
                 yield turn.cell
 
     def fetch(cell: Cell) -> CellRows:
-        ids = order.rows((cell.step * spread.cells + cell.index) * size, size)
+        ids = order.rows((cell.step * assignment.cells + cell.index) * size, size)
         return CellRows(cell, ids, table.labels[ids], table.rows(ids))
 
     node: Any = nodes.IterableWrapper(positions())

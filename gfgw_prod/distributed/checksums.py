@@ -1,4 +1,4 @@
-"""Checksums of tensors' bits: equal where the bits are, and all but surely different where they are not."""
+"""64-bit checksums of tensors. Equal bits give equal checksums; different bits almost surely give different ones."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from gfgw_prod.distributed.shards import local
 
 WORD = 8  # bytes
 ROW = 4096  # words
-SMALL = 1 << 16  # numbers; tensors below are put together first: many calls cost more than a copy
-SPREAD = 0x9E3779B97F4A7C15 - (1 << 64)  # an odd multiplier, 2**64 over the golden ratio
+SMALL = 1 << 16  # elements; smaller tensors are concatenated first, because many calls cost more than a copy
+MULTIPLIER = 0x9E3779B97F4A7C15 - (1 << 64)  # odd, 2**64 divided by the golden ratio
 
 
 def checksum(tensors: Sequence[Tensor]) -> Tensor:
-    """A 64-bit integer, ``()``, on the tensors' device; of sharded tensors, of this rank's parts.
+    """Compute an int64 checksum ``()`` of tensors on one device; of sharded tensors, only this rank's part counts.
 
-    Words are laid out in rows. The sums of all rows and of all columns, each times an odd number of its own, are added
-    modulo ``2**64``: a change of one word shows, and so do changes of a few that would cancel in a plain sum, exchanges
-    and changes of sign. Many times cheaper than a number of its own for every word.
+    8-byte words are laid out in rows. The sums of all rows and columns are multiplied by distinct odd numbers and
+    added modulo ``2**64``. This detects a change of one word, swapped words, changed signs, and changes that cancel in
+    a plain sum. It is many times faster than a distinct factor for every word.
     """
     parts = [local(tensor) for tensor in tensors]
     small: dict[torch.dtype, list[Tensor]] = {}
@@ -37,7 +37,7 @@ def checksum(tensors: Sequence[Tensor]) -> Tensor:
 
 
 def _sum(flat: Tensor) -> Tensor:
-    """Of the bits of a tensor ``(n,)``."""
+    """Checksum ``()`` of a tensor ``(n,)``."""
     bits = flat.view(torch.uint8)
     if missing := -len(bits) % WORD:
         bits = pad(bits, (0, missing))
@@ -47,13 +47,13 @@ def _sum(flat: Tensor) -> Tensor:
     whole = len(words) // ROW * ROW
     sums = [each.sum(dim=dim) for each in (words[:whole].view(-1, ROW), words[None, whole:]) for dim in (0, 1)]
     total = torch.cat(sums)
-    mixed = total ^ (total >> 32)  # else a change of the highest bit, times two odd numbers, is none
+    mixed = total ^ (total >> 32)  # else a flip of the highest bit in a row sum and a column sum would cancel
     return (mixed * _odd_numbers(len(total), flat.device)).sum()
 
 
 @cache
 def _all_odd_numbers(count: int, device: torch.device) -> Tensor:
-    return (2 * torch.arange(count, device=device) + 1) * SPREAD
+    return (2 * torch.arange(count, device=device) + 1) * MULTIPLIER
 
 
 def _odd_numbers(count: int, device: torch.device) -> Tensor:

@@ -1,7 +1,6 @@
-"""Wraps the generator for one rank, for DDP and for FSDP2, and reduces its gradients over cells, turns and ranks.
+"""Wraps the generator for training on one or several ranks, and sums its gradients over cells and ranks.
 
-The model knows nothing of this. A strategy offers the module to call, ``turn`` (a context around one round's backward
-pass) and ``finish`` (leave the step's summed gradient in ``.grad``).
+The generator itself is single-device code. ``Alone``, ``Replicated`` (DDP) and ``Sharded`` (FSDP2) have one interface.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor, nn
 
-from gfgw_prod.distributed.cells import Spread, Turn
+from gfgw_prod.distributed.cells import CellAssignment, Turn
 from gfgw_prod.distributed.checksums import checksum
 from gfgw_prod.distributed.reduction import TreeSum, gradients
 from gfgw_prod.distributed.replicated import Replicated
@@ -25,20 +24,23 @@ if TYPE_CHECKING:
 
 
 class Parallel(Protocol):
-    """A generator ready for training on this rank. Passes may be made at any time, backward passes within a turn."""
+    """A generator ready for training on this rank.
 
-    spread: Spread  # of the step's cells over ranks
-    module: nn.Module  # holds the parameters; call it
-    replicated: bool  # whether every rank of several holds all parameters and gradients
+    Forward passes may be made at any time; each backward pass belongs inside ``turn``.
+    """
+
+    assignment: CellAssignment
+    module: nn.Module  # holds the parameters; call it for a forward pass
+    replicated: bool  # whether each of several ranks holds all parameters and gradients
 
     def turn(self, turn: Turn) -> AbstractContextManager[None]:
-        """Around one round's backward pass: takes its gradients in."""
+        """Collect the gradients of the backward pass made inside the body."""
 
-    def finish(self) -> list[Tensor]:
-        """Leaves the sum over all counted cells in the parameters' ``.grad``.
+    def finish_step(self) -> list[Tensor]:
+        """Write the sum over all counted cells into the parameters' ``.grad``. Collective.
 
         Returns:
-            A checksum of this rank's own gradient for each turn, before it met any other.
+            For each turn a checksum of this rank's own gradients, before they were added to other ranks'.
         """
 
 
@@ -50,27 +52,30 @@ def parallelise(
     blocks: type[nn.Module],
     example: tuple[Any, ...],
 ) -> Parallel:
-    """Wraps the generator.
+    """Wrap the generator as ``distributed.strategy`` says. Collective.
 
     Args:
-        cells: of a step.
-        blocks: FSDP shards each submodule of this type on its own.
-        example: inputs of one forward pass, for DDP's rehearsal.
-    """
-    spread = Spread.under(settings, cells, world.world_size)
-    exact = settings.reduction == "exact"
-    if world.world_size == 1:
-        return Alone(generator, spread, exact=exact)
-    if settings.strategy == "ddp":
-        return Replicated(generator, spread, world, exact=exact, example=example)
-    return Sharded(generator, spread, world, settings, shards_of(settings, world.world_size), blocks)
-
-
-def shards_of(settings: DistributedSettings, ranks: int) -> int:
-    """Ranks that share one copy of the generator: one where it is not sharded.
+        cells: per step.
+        blocks: module type whose instances FSDP shards and gathers one by one.
+        example: inputs of one forward pass, which DDP needs for a trial backward pass.
 
     Raises:
-        UserError: if groups of so many do not divide the ranks.
+        UserError: if ``distributed.shard_ranks`` does not divide the number of ranks.
+    """
+    assignment = CellAssignment(cells, world.world_size)
+    exact = settings.reduction == "exact"
+    if world.world_size == 1:
+        return Alone(generator, assignment, exact=exact)
+    if settings.strategy == "ddp":
+        return Replicated(generator, assignment, world, exact=exact, example=example)
+    return Sharded(generator, assignment, world, settings, ranks_per_copy(settings, world.world_size), blocks)
+
+
+def ranks_per_copy(settings: DistributedSettings, ranks: int) -> int:
+    """Count the ranks that share one copy of the generator; 1 if it is not sharded.
+
+    Raises:
+        UserError: if that count does not divide the number of ranks.
     """
     if settings.strategy == "ddp" or ranks == 1:
         return 1
@@ -81,10 +86,10 @@ def shards_of(settings: DistributedSettings, ranks: int) -> int:
 
 
 class Alone:
-    """One rank: gradients of cells go through the same tree as anywhere else."""
+    """One rank without a process group; cells' gradients are added along the same tree as on several ranks."""
 
-    def __init__(self, generator: nn.Module, spread: Spread, *, exact: bool):
-        self.spread, self.replicated = spread, False
+    def __init__(self, generator: nn.Module, assignment: CellAssignment, *, exact: bool):
+        self.assignment, self.replicated = assignment, False
         self.module = generator
         self._parameters = [p for p in generator.parameters() if p.requires_grad]
         self._sums = [TreeSum() for _ in self._parameters] if exact else None
@@ -97,12 +102,12 @@ class Alone:
         if self._sums is not None:
             for parameter, tree in zip(self._parameters, self._sums, strict=True):
                 assert parameter.grad is not None
-                tree.push(parameter.grad, give=True)
+                tree.push(parameter.grad, donate=True)
                 parameter.grad = None
 
-    def finish(self) -> list[Tensor]:
+    def finish_step(self) -> list[Tensor]:
         if self._sums is not None:
             for parameter, tree in zip(self._parameters, self._sums, strict=True):
-                parameter.grad = tree.pop()
+                parameter.grad = tree.pop_total()
         checksums, self._checksums = self._checksums, []
         return checksums

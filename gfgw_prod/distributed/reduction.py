@@ -1,8 +1,21 @@
-"""Sums of cells' gradients along one fixed binary tree, whatever the number of ranks.
+"""Sums of cells' gradients along one fixed binary tree, the same for every number of ranks.
 
-Floating-point addition is not associative, so the order of summation is part of the result. Cells are added in order of
-their index by a binary counter: leaf 2k with leaf 2k+1, then pairs of pairs. Ranks exchange nodes of the tree by
-``all_to_all``, which moves as many bytes as a ring reduce-scatter, and each adds up its own slice.
+Floating-point addition is not associative, so the order of summation is part of the result. Leaf ``c`` of the tree is
+the gradient of cell ``c``. For 6 cells:
+
+    level 0   0   1   2   3   4   5
+              └─┬─┘   └─┬─┘   └─┬─┘
+    level 1    0-1     2-3     4-5
+                └───┬───┘       │
+    level 2        0-3          │
+                    └─────┬─────┘
+    total             0-3 + 4-5
+
+A rank adds the nodes whose leaves are all its own, and sends the rest: of 3 ranks with 2 cells each, every rank sends
+one node (0-1, 2-3 or 4-5); of 2 ranks with 3 cells each, rank 0 sends 0-1 and 2, and rank 1 sends 3 and 4-5.
+
+A node crosses the wire by ``all_to_all``: every rank receives its own slice of all ranks' nodes and adds the slices up.
+That is as many bytes as a ring reduce-scatter of one gradient for each node that a rank sends.
 """
 
 from __future__ import annotations
@@ -10,7 +23,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -23,7 +35,7 @@ from gfgw_prod.distributed.world import World
 
 @dataclass
 class _Node:
-    """The sum of the ``2**level`` leaves from ``start`` on, a multiple of their number."""
+    """Sum of the ``2**level`` leaves from ``start`` on, where ``start`` is a multiple of ``2**level``."""
 
     start: int
     level: int
@@ -31,36 +43,47 @@ class _Node:
 
 
 class TreeSum:
-    """A running sum over leaves given in order, with at most ``log2(leaves) + 1`` partial sums alive.
+    """Running sum over leaves pushed in order, by a binary counter.
+
+    Keeps at most ``log2(leaves) + 1`` partial sums, or ``2 log2(leaves)`` if ``first`` is not a multiple of a large
+    enough power of two.
 
     Args:
-        first: index of the first leaf among all; partial sums are nodes of the tree over all leaves, at most
-            ``2 log2(leaves)`` where the first is no multiple of a power of two.
+        first: index of the first leaf pushed.
     """
 
     def __init__(self, first: int = 0) -> None:
         self._first = self._next = first
         self._nodes: list[_Node] = []
 
-    def push(self, value: Tensor, level: int = 0, *, give: bool = False) -> None:
-        """Adds the next leaf, or the sum of the next ``2**level``; copied where it is kept, unless it is given away."""
+    def push(self, value: Tensor, level: int = 0, *, donate: bool = False) -> None:
+        """Add the next leaf, or the sum of the next ``2**level`` leaves.
+
+        Args:
+            donate: the sum may keep and overwrite ``value``; otherwise it copies what it keeps.
+        """
         node = _Node(self._next, level, value)
         self._next += 1 << level
         while self._nodes and self._nodes[-1].level == node.level and not self._nodes[-1].start >> node.level & 1:
             left = self._nodes.pop()
             node = _Node(left.start, left.level + 1, left.sum.add_(node.sum))
-        if node.sum is value and not give:
+        if node.sum is value and not donate:
             node.sum = value.clone()
         self._nodes.append(node)
 
-    def take(self) -> list[Tensor]:
-        """The partial sums so far, of the leaves that ``levels`` says; the next push starts anew."""
+    def push_nodes(self, nodes: Iterable[tuple[Tensor, int]]) -> None:
+        """Add sums of leaves with their levels, in the order of leaves."""
+        for value, level in nodes:
+            self.push(value, level)
+
+    def pop_nodes(self) -> list[Tensor]:
+        """Return the partial sums, whose levels are ``node_levels`` of the leaves, and start over at ``first``."""
         nodes, self._nodes, self._next = self._nodes, [], self._first
         return [node.sum for node in nodes]
 
-    def pop(self) -> Tensor:
-        """The sum of all leaves so far; the next push starts a new one."""
-        nodes = self.take()
+    def pop_total(self) -> Tensor:
+        """Return the sum of all leaves, and start over at ``first``."""
+        nodes = self.pop_nodes()
         total = nodes.pop()
         while nodes:
             total = nodes.pop().add_(total)
@@ -68,8 +91,8 @@ class TreeSum:
 
 
 @cache
-def levels(leaves: range) -> tuple[int, ...]:
-    """Levels of the fewest nodes of the tree that hold neighbouring leaves, in order."""
+def node_levels(leaves: range) -> tuple[int, ...]:
+    """Levels of the fewest tree nodes that cover neighbouring leaves exactly, from left to right."""
     found: list[int] = []
     start = leaves.start
     while start < leaves.stop:
@@ -81,10 +104,42 @@ def levels(leaves: range) -> tuple[int, ...]:
     return tuple(found)
 
 
-def exchange_chunks(flat: Tensor, world: World, group: dist.ProcessGroup | None = None) -> Tensor:
-    """Sends chunk ``i`` of ``flat`` to rank ``i`` of the group; returns this rank's chunk of each, ``(ranks, chunk)``.
+def exchange_nodes(
+    nodes: Sequence[Tensor],
+    cells_by_rank: Sequence[range],
+    like: Tensor,
+    world: World,
+    group: dist.ProcessGroup | None = None,
+) -> list[tuple[Tensor, int]]:
+    """Send every rank its slice of this rank's nodes. Collective over ``group``, or over all ranks.
 
-    What the number of ranks does not divide is padded with zeros. Without a group, among all ranks.
+    Makes as many ``all_to_all`` calls as the rank with the most nodes has. In each, a rank sends
+    ``(ranks - 1) / ranks`` of a node's bytes.
+
+    Args:
+        nodes: this rank's, each flat, ``(n,)``, as ``TreeSum.pop_nodes`` returns them.
+        cells_by_rank: cells of every rank of the group.
+        like: tensor ``(n,)`` that gives the dtype and device of a node.
+
+    Returns:
+        This rank's slice, ``(ceil(n / ranks),)``, of every rank's nodes with their levels, in the order of cells.
+    """
+    levels_by_rank = [node_levels(cells) for cells in cells_by_rank]
+    # All ranks must take part in every exchange. A rank with fewer nodes sends zeros, which nobody adds.
+    padding = [torch.zeros_like(like)] * (max(map(len, levels_by_rank)) - len(nodes))
+    received = [_exchange_slices(node, world, group) for node in (*nodes, *padding)]
+    return [
+        (node[rank], level)
+        for rank, levels in enumerate(levels_by_rank)
+        for node, level in zip(received, levels, strict=False)
+    ]
+
+
+def _exchange_slices(flat: Tensor, world: World, group: dist.ProcessGroup | None) -> Tensor:
+    """Send slice ``i`` of ``flat (n,)``, padded with zeros, to rank ``i``; return the slices received, by rank.
+
+    Returns:
+        ``(ranks, ceil(n / ranks))``.
     """
     ranks = world.world_size if group is None else group.size()
     if short := -len(flat) % ranks:
@@ -95,60 +150,37 @@ def exchange_chunks(flat: Tensor, world: World, group: dist.ProcessGroup | None 
     return received.view(ranks, -1)
 
 
-def exchange_nodes(
-    nodes: Sequence[Tensor],
-    held: Sequence[range],
-    gradient: Tensor,
-    world: World,
-    group: dist.ProcessGroup | None = None,
-) -> list[tuple[Tensor, int]]:
-    """This rank's slice of all ranks' nodes, each with its level, in the order of leaves. Collective.
-
-    Args:
-        nodes: this rank's, as ``levels`` says of the leaves it holds; each is flat.
-        held: leaves by rank of the group, neighbours within a rank and from rank to rank.
-        gradient: flat, shaped as a node.
-        group: none is all ranks.
-    """
-    by_rank = [levels(leaves) for leaves in held]
-    # A rank with fewer nodes than the others sends zeros, which nobody adds.
-    sent = [*nodes, *[torch.zeros_like(gradient)] * (max(map(len, by_rank)) - len(nodes))]
-    received = [exchange_chunks(node, world, group) for node in sent]
-    return [
-        (node[rank], level) for rank, found in enumerate(by_rank) for node, level in zip(received, found, strict=False)
-    ]
-
-
 def gradients(parameters: Iterable[Tensor]) -> list[Tensor]:
-    """What stands in ``.grad``, of those that have one."""
+    """List ``.grad`` of the parameters that have one."""
     return [parameter.grad for parameter in parameters if parameter.grad is not None]
 
 
 def gradient_norm(parameters: Iterable[Tensor], world: World) -> Tensor:
-    """The L2 norm of all gradients, the same bits for replicated and for row-sharded parameters.
+    """L2 norm ``()`` of all gradients, with the same bits for replicated and for row-sharded parameters. Collective.
 
-    Squares are summed per row first (a row lies on one rank alone), then over all rows in one fixed order.
+    Squares are summed per row first (a row is on one rank), then over all rows in one fixed order.
     """
     row_sums: list[Tensor] = []
-    sharded = None
+    shards = None
     for gradient in gradients(parameters):
         if isinstance(gradient, DTensor):
-            sharded = gradient.device_mesh.get_group()
-            row_sums.append(_placed_row_sums(gradient))
+            shards = gradient.device_mesh.get_group()
+            row_sums.append(_sharded_row_sums(gradient))
         else:
             row_sums.append(_row_sums(gradient))
     total = torch.cat(row_sums)
-    if sharded is not None:
-        total = world.all_reduce_sum(total, sharded)  # every row is non-zero on one rank only: adding zeros is exact
+    if shards is not None:
+        total = world.all_reduce_sum(total, shards)  # a row is zero on all ranks but one, and adding zeros is exact
     return total.sum().sqrt()
 
 
 def _row_sums(gradient: Tensor) -> Tensor:
+    """Sums of squares of each row, ``(rows, ...)`` -> ``(rows,)``."""
     return gradient.square().reshape(len(gradient), -1).sum(dim=1)
 
 
-def _placed_row_sums(gradient: DTensor) -> Tensor:
-    """Row sums of a tensor sharded by rows, zero where the rows are another rank's."""
+def _sharded_row_sums(gradient: DTensor) -> Tensor:
+    """``_row_sums`` of a tensor sharded by rows, ``(rows,)``; zero for the rows of other ranks."""
     mine = local(gradient)
     rows = gradient.shape[0]
     result = mine.new_zeros(rows)
@@ -160,16 +192,13 @@ def _placed_row_sums(gradient: DTensor) -> Tensor:
 
 
 def scale_gradients(parameters: Iterable[Tensor], factor: Tensor) -> None:
-    """Multiplies every gradient by a scalar tensor."""
+    """Multiply every gradient by a scalar tensor, in place."""
     for gradient in gradients(parameters):
         local(gradient).mul_(factor)
 
 
 def split_like(flat: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
-    """Consecutive pieces of a flat tensor in the shapes of the parameters; what is left over is padding."""
-    pieces: list[Any] = []
-    offset = 0
-    for parameter in parameters:
-        pieces.append(flat[offset : offset + parameter.numel()].view(parameter.shape))
-        offset += parameter.numel()
-    return pieces
+    """Split a flat tensor into views with the parameters' shapes; elements beyond them are padding."""
+    counts = [parameter.numel() for parameter in parameters]
+    pieces = flat[: sum(counts)].split(counts)
+    return [piece.view(parameter.shape) for piece, parameter in zip(pieces, parameters, strict=True)]

@@ -1,6 +1,6 @@
-"""The generator on every rank: DistributedDataParallel with sums of our own.
+"""DDP: the generator on every rank, with gradients added along the tree of ``reduction.py``.
 
-Annotations are evaluated: DDP looks at those of its hook.
+No ``from __future__ import annotations`` here: DDP inspects the evaluated annotations of its communication hook.
 """
 
 import warnings
@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from gfgw_prod.distributed.cells import Spread, Turn
+from gfgw_prod.distributed.cells import CellAssignment, Turn
 from gfgw_prod.distributed.checksums import checksum
 from gfgw_prod.distributed.reduction import TreeSum, exchange_nodes, gradients, split_like
 from gfgw_prod.distributed.world import World
@@ -21,26 +21,29 @@ from gfgw_prod.distributed.world import World
 class Replicated:
     """DistributedDataParallel with a communication hook per bucket.
 
-    A rank's cells are neighbours: it adds up their nodes of the tree by itself, and all nodes cross the wire during
-    the last backward pass. Where the ranks' shares are powers of two, that is as much as a plain all-reduce sends.
+    A rank adds its own cells' gradients locally. Its tree nodes cross the wire during the last backward pass, bucket by
+    bucket: an ``all_to_all`` for each node, and at the end of the step an ``all_gather`` of the total's slices. If
+    ``turns_per_rank`` is a power of two, each rank has one node, and sends as many bytes as a ring all-reduce.
     """
 
-    def __init__(self, generator: nn.Module, spread: Spread, world: World, *, exact: bool, example: tuple[Any, ...]):
+    def __init__(
+        self, generator: nn.Module, assignment: CellAssignment, world: World, *, exact: bool, example: tuple[Any, ...]
+    ):
         device_ids = [world.device] if world.device.type == "cuda" else None
-        self.spread, self.replicated = spread, True
+        self.assignment, self.replicated = assignment, True
         self.module = generator
         self._ddp = nn.parallel.DistributedDataParallel(generator, device_ids=device_ids, broadcast_buffers=False)
         self._world = world
         self._exact = exact
         self._turn: Turn | None = None
-        first = spread.held(world.rank).start
+        first = assignment.cells_by_rank[world.rank].start
         self._sums: dict[Tensor, TreeSum] = {p: TreeSum(first) for p in generator.parameters() if p.requires_grad}
-        self._buckets: list[tuple[list[Tensor], Tensor]] = []  # parameters, and this rank's slice of their total
-        self._checksums: list[Tensor] = []  # of all turns but the last
-        self._in_buckets: list[Tensor] = []  # of the last
-        self._ddp.register_comm_hook(None, self._take_bucket)
-        # DDP lays its buckets out anew after the first backward pass; that pass is made here, its gradients dropped.
-        # DDP would also warn about the strides of gradients of 1x1 convolutions, which mean the same in either order.
+        self._totals: list[tuple[list[Tensor], Tensor]] = []  # per bucket: parameters, this rank's slice of their total
+        self._checksums: list[Tensor] = []  # one per turn before the last
+        self._bucket_checksums: list[Tensor] = []  # of the last turn
+        self._ddp.register_comm_hook(None, self._reduce_bucket)
+        # DDP lays its buckets out anew after the first backward pass. Make that pass here and drop its gradients.
+        # DDP would also warn about the strides of gradients of 1x1 convolutions, which are the same in either order.
         warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
         self._ddp(*example).sum().backward()
         generator.zero_grad(set_to_none=True)
@@ -48,8 +51,8 @@ class Replicated:
     @contextmanager
     def turn(self, turn: Turn) -> Iterator[None]:
         self._turn = turn
-        # Gradients add up locally and cross the wire once, in the last round. Passes go past DDP, for those of several
-        # turns may wait for their backward passes: what its own would do before a backward pass is done here.
+        # DDP's hook runs in the last turn alone. Forward passes bypass DDP, because those of several turns may be made
+        # before their backward passes; so do here what DDP's own forward pass does to prepare for a backward pass.
         if turn.is_last:
             self._ddp.reducer.prepare_for_forward()
             self._ddp.reducer._rebuild_buckets()
@@ -62,46 +65,47 @@ class Replicated:
         if turn.counts and not turn.is_last:
             for parameter, tree in self._sums.items():
                 assert parameter.grad is not None
-                tree.push(parameter.grad, give=True)
+                tree.push(parameter.grad, donate=True)
         self.module.zero_grad(set_to_none=True)  # the trees hold the sums
 
-    def finish(self) -> list[Tensor]:
-        for parameters, chunk in self._buckets:
-            full = self._world.all_gather(chunk).flatten()
+    def finish_step(self) -> list[Tensor]:
+        for parameters, total in self._totals:
+            full = self._world.all_gather(total).flatten()
             for parameter, gradient in zip(parameters, split_like(full, parameters), strict=True):
                 parameter.grad = gradient
-        self._buckets.clear()
-        checksums = [*self._checksums, torch.stack(self._in_buckets).sum()]
-        self._checksums, self._in_buckets = [], []
+        self._totals.clear()
+        checksums = [*self._checksums, torch.stack(self._bucket_checksums).sum()]
+        self._checksums, self._bucket_checksums = [], []
         return checksums
 
-    def _take_bucket(self, _: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+    def _reduce_bucket(self, _: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+        """DDP's communication hook: add up one bucket's gradients, ``(n,)``, over ranks."""
         done: torch.futures.Future[Tensor] = torch.futures.Future()
         flat = bucket.buffer()
-        if self._turn is not None:
+        if self._turn is not None:  # else it is the trial pass of the constructor
             if self._exact:
                 nodes = self._nodes(bucket)
-                self._in_buckets.append(checksum(nodes or [flat]))  # of what is sent: an error of adding it up shows
+                # Checksum what is sent, so that an error in this rank's own additions shows.
+                self._bucket_checksums.append(checksum(nodes or [flat]))
                 total = TreeSum()
-                for node, level in exchange_nodes(nodes, self.spread.shares, flat, self._world):
-                    total.push(node, level)
-                self._buckets.append((bucket.parameters(), total.pop()))
+                total.push_nodes(exchange_nodes(nodes, self.assignment.cells_by_rank, flat, self._world))
+                self._totals.append((bucket.parameters(), total.pop_total()))
             else:
-                self._in_buckets.append(checksum([flat]))
+                self._bucket_checksums.append(checksum([flat]))
                 with self._world.traffic.waiting():
                     dist.all_reduce(flat)
         done.set_result(flat)
         return done
 
     def _nodes(self, bucket: dist.GradBucket) -> list[Tensor]:
-        """This rank's nodes of the tree over a bucket's gradients, each flat."""
+        """This rank's tree nodes of a bucket's gradients, each flat, ``(n,)``."""
         assert self._turn is not None
-        if self.spread.turns == 1:
+        if self.assignment.turns_per_rank == 1:
             return [bucket.buffer()] if self._turn.counts else []
         by_parameter = []
         for parameter, gradient in zip(bucket.parameters(), bucket.gradients(), strict=True):
             tree = self._sums[parameter]
             if self._turn.counts:
                 tree.push(gradient)
-            by_parameter.append(tree.take())
+            by_parameter.append(tree.pop_nodes())
         return [torch.cat([part.flatten() for part in parts]) for parts in zip(*by_parameter, strict=True)]

@@ -1,6 +1,6 @@
-"""Tables with one row per image of the data set, spread over ranks in whole blocks and addressed by global row id.
+"""Tables with one row per image of the data set, sharded over ranks in whole blocks, addressed by global row id.
 
-A block is the same rows whatever the number of ranks, so work done block by block gives the same bits on any of them.
+A block holds the same rows for every number of ranks, so work done block by block gives the same bits on all of them.
 """
 
 from __future__ import annotations
@@ -17,15 +17,19 @@ MOST_BLOCKS = 32
 
 
 def rows_per_block(total: int) -> int:
-    """Rows per block of a table of ``total`` rows: a power of two, at least 512, that makes at most 32 blocks."""
+    """Smallest power of two, at least 512, that divides ``total`` rows into at most 32 blocks."""
     return max(SMALLEST_BLOCK, 1 << (-(-total // MOST_BLOCKS) - 1).bit_length())
 
 
 class RowTable:
-    """``N`` rows of one shape; this rank holds ``local``, global rows ``start`` to ``end``, in whole blocks.
+    """Table ``(total, *shape)`` sharded by rows.
 
     Args:
-        device: which holds them; the world's by default.
+        device: where this rank keeps its rows; the world's device by default.
+
+    Attributes:
+        local: this rank's rows ``start`` to ``end``, ``(end - start, *shape)``; whole blocks, and maybe none.
+        most_local: the most rows of any rank, with a padded last block.
     """
 
     def __init__(
@@ -39,7 +43,7 @@ class RowTable:
         self.total, self.world = total, world
         self.block_rows = rows_per_block(total)
         blocks = -(-total // self.block_rows)
-        self.most_local = -(-blocks // world.world_size) * self.block_rows  # rows of any rank, the last block padded
+        self.most_local = -(-blocks // world.world_size) * self.block_rows
         self.start = min(self.most_local * world.rank, total)
         self.end = min(self.start + self.most_local, total)
         held = -(-(self.end - self.start) // self.block_rows)
@@ -49,13 +53,13 @@ class RowTable:
 
     @classmethod
     def of(cls, values: Tensor, world: World) -> RowTable:
-        """A table of rows ``(N, ...)`` that all ranks have."""
+        """Create a table of rows ``(total, ...)`` that all ranks hold."""
         table = cls(len(values), values.shape[1:], world, values.dtype)
         table.fill(0, values)
         return table
 
     def state(self) -> Tensor:
-        """All rows as ``(blocks, block_rows, ...)``, the last block padded; a DTensor over ranks. Shares memory."""
+        """View all rows as ``(blocks, block_rows, ...)``, the last block padded; a DTensor on several ranks."""
         if self.world.world_size == 1:
             return self._storage
         from torch.distributed.device_mesh import init_device_mesh
@@ -67,37 +71,41 @@ class RowTable:
         )
 
     def rows(self, ids: Tensor) -> Tensor:
-        """Rows by global id on every rank, ``(m,)`` -> ``(m, ...)``, on the world's device.
+        """Look up rows by global id, ``(m,)`` -> ``(m, ...)``, on the world's device.
 
-        Collective: all ranks ask for the same ids.
+        Collective: all ranks pass the same ids. All-reduces the rows' bytes.
         """
         ids = ids.to(self.local.device)
         if self.world.world_size == 1:
             return self.local[ids].to(self.world.device)
-        # Picking one's own by a mask would have the host wait for their number.
+        # Select with torch.where: indexing with a mask makes the host wait for the GPU.
         mine, places = self._places(ids)
         rows = self.local.new_zeros(len(ids), *self.local.shape[1:])
         if len(self.local):
             rows = torch.where(
                 mine.view(-1, *[1] * (rows.dim() - 1)), self.local[places.clamp_max(len(self.local) - 1)], rows
             )
-        bits = torch.int32 if rows.element_size() == 4 else torch.int64  # a sum with zeros, and -0.0 stays -0.0
+        bits = (
+            torch.int32 if rows.element_size() == 4 else torch.int64
+        )  # a sum of bits with zeros, so that -0.0 stays -0.0
         return self.world.all_reduce_sum(rows.view(bits).to(self.world.device)).view(rows.dtype)
 
     def fill(self, first: int, values: Tensor) -> None:
-        """Sets the rows from ``first`` on; every rank is given all and keeps its own."""
+        """Set rows from ``first`` on. Every rank passes all values and keeps those of its own rows."""
         start, end = max(first, self.start), min(first + len(values), self.end)
         if start < end:
             self.local[start - self.start : end - self.start] = values[start - first : end - first]
 
     def write(self, ids: Tensor, values: Tensor) -> None:
-        """Sets rows by global id; every rank is given all and keeps its own. Equal ids must have equal values."""
+        """Set rows by global id. Every rank passes all values; equal ids must have equal values."""
         _, places = self._places(ids.to(self.local.device))
-        rows = torch.cat([self.local, self.local.new_zeros(1, *self.local.shape[1:])])  # the last is for other ranks'
+        rows = torch.cat(
+            [self.local, self.local.new_zeros(1, *self.local.shape[1:])]
+        )  # the last row takes other ranks'
         rows[places] = values.to(rows.dtype)
         self.local.copy_(rows[:-1])
 
     def _places(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Which ids are of this rank, and where its rows stand; others' are one past the end."""
+        """Mask of this rank's ids, and their indices in ``local``; other ranks' ids get the index past the end."""
         mine = (ids >= self.start) & (ids < self.end)
         return mine, torch.where(mine, ids - self.start, len(self.local))

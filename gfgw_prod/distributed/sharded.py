@@ -1,8 +1,8 @@
-"""The generator in shards over all ranks or, as HSDP, over groups of them: FSDP2 with a reduce-scatter of our own."""
+"""FSDP2: the generator in shards over all ranks or, as HSDP, over groups of ranks that each share one copy."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from gfgw_prod.distributed.cells import Spread, Turn
+from gfgw_prod.distributed.cells import CellAssignment, Turn
 from gfgw_prod.distributed.checksums import checksum
 from gfgw_prod.distributed.reduction import TreeSum, exchange_nodes
 from gfgw_prod.distributed.world import World
@@ -20,23 +20,23 @@ if TYPE_CHECKING:
 
 
 class Sharded:
-    """FSDP2 with our own reduce-scatter in ``exact`` mode.
+    """FSDP2, in ``exact`` mode with a reduce-scatter that adds along the tree of ``reduction.py``.
 
-    Gradients of several turns are added up where they are and cross the wire in the last one, as under DDP. With
-    ``sync_each_turn`` they cross in every turn, and no rank ever keeps a whole one.
+    As under DDP, a rank adds its own cells' gradients locally and sends them in the last turn. Until then it keeps
+    whole gradients: ``(parameters,)`` for each partial sum, not a shard of them.
 
-    With fewer ``shards`` than ranks, so many neighbours share one copy of the generator (HSDP): weights are gathered
-    among them alone, and their sums of gradients then cross to the other groups.
+    With ``shards`` below the number of ranks (HSDP), weights are gathered within a copy; sums of gradients are
+    scattered within a copy, and then added across copies.
 
     Args:
-        shards: ranks that share one copy, neighbours; they divide all ranks.
-        blocks: each submodule of this type is gathered on its own.
+        shards: neighbouring ranks that share one copy; divides the number of ranks.
+        blocks: module type whose instances are gathered one by one.
     """
 
     def __init__(
         self,
         generator: nn.Module,
-        spread: Spread,
+        assignment: CellAssignment,
         world: World,
         settings: DistributedSettings,
         shards: int,
@@ -45,23 +45,23 @@ class Sharded:
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
-        groups = world.world_size // shards
-        mesh = init_device_mesh(world.device.type, (groups, shards), mesh_dim_names=("replica", "shard"))
-        replicas = mesh["replica"].get_group() if groups > 1 else None
-        # FSDP knows its group of ranks alone; what crosses to the others is the reduce-scatter's affair.
+        copies = world.world_size // shards
+        mesh = init_device_mesh(world.device.type, (copies, shards), mesh_dim_names=("replica", "shard"))
+        replicas = mesh["replica"].get_group() if copies > 1 else None
+        # FSDP only knows the ranks of this copy. The reduce-scatter below adds across copies.
         policy = MixedPrecisionPolicy(
             param_dtype=torch.bfloat16 if settings.gather_dtype == "bfloat16" else None,
             reduce_dtype=torch.float32,
-            cast_forward_inputs=False,  # times would lose their digits; autocast sees to the rest
+            cast_forward_inputs=False,  # times would lose precision; autocast converts the images
         )
         for module in generator.modules():
             if isinstance(module, blocks):
                 fully_shard(module, mesh=mesh["shard"], reshard_after_forward=True, mp_policy=policy)
-        # The root too: a pass without gradient must leave every parameter sharded, as EMA and checkpoints find it.
+        # Reshard the root too: EMA and checkpoints need every parameter sharded after a pass without gradient.
         self._root = fully_shard(generator, mesh=mesh["shard"], reshard_after_forward=True, mp_policy=policy)
-        self.spread, self.replicated = spread, False
+        self.assignment, self.replicated = assignment, False
         self.module = generator
-        self._exact, self._each_turn = settings.reduction == "exact", settings.sync_each_turn
+        self._exact = settings.reduction == "exact"
         self._device = world.device
         self._reducers: list[Any] = []
         self._checksums: list[Tensor] = []
@@ -74,106 +74,107 @@ class Sharded:
                 if not self._exact:
                     module.set_custom_reduce_scatter(plain)
                 else:
-                    reducer = _tree_reduce_scatter(world, spread, mesh["shard"].get_group(), replicas)
+                    reducer = _tree_reduce_scatter(world, assignment, mesh["shard"].get_group(), replicas)
                     module.set_custom_reduce_scatter(reducer)
                     self._reducers.append(reducer)
 
     @contextmanager
     def turn(self, turn: Turn) -> Iterator[None]:
-        for reducer in self._reducers:
-            reducer.turn = turn
-        if not self._exact:  # whole gradients are FSDP's own affair
-            self._root.set_requires_gradient_sync(turn.is_last or self._each_turn)
+        if not self._exact:  # FSDP adds whole gradients itself, where they cannot be looked at: no checksum
+            self._root.set_requires_gradient_sync(turn.is_last)
             yield
             self._checksums.append(torch.zeros((), dtype=torch.int64, device=self._device))
             return
+        for reducer in self._reducers:
+            reducer.turn = turn
         if turn.is_last:
-            self.module.zero_grad(set_to_none=True)  # the reducers hold the sums; what FSDP has added up are zeros
+            self.module.zero_grad(set_to_none=True)  # FSDP has only added up zeros; the reducers hold the sums
         yield
-        parts = [part for reducer in self._reducers for part in reducer.checksums]
+        parts = [part for reducer in self._reducers for part in reducer.sent_checksums]
         if kept := [gradient for reducer in self._reducers for gradient in reducer.kept]:
-            parts.append(checksum(kept))  # one for all: on small networks it is the number of calls that takes time
+            parts.append(checksum(kept))  # one call for all: small networks spend more time in calls than in sums
         self._checksums.append(torch.stack(parts).sum())
         for reducer in self._reducers:
-            reducer.kept, reducer.checksums = [], []
+            reducer.kept, reducer.sent_checksums = [], []
 
-    def finish(self) -> list[Tensor]:
+    def finish_step(self) -> list[Tensor]:
+        # FSDP has written the total into ``.grad`` in the last turn.
         checksums, self._checksums = self._checksums, []
-        return checksums  # FSDP has written the last round's result, which is the total
+        return checksums
 
 
 def _tree_reduce_scatter(
-    world: World, spread: Spread, shards: dist.ProcessGroup, replicas: dist.ProcessGroup | None
+    world: World, assignment: CellAssignment, shards: dist.ProcessGroup, replicas: dist.ProcessGroup | None
 ) -> Any:
-    """A reduce-scatter for FSDP2 that adds up every rank's nodes of the tree; the last turn gives the total.
+    """Create a reduce-scatter for FSDP2 that keeps gradients until the last turn and then adds all ranks' tree nodes.
+
+    For a module of ``n`` parameters, padded to a multiple of the shards, the last turn sends ``(n,)`` by
+    ``all_to_all`` for each node of this rank. With several copies it also sends ``(n / shards,)`` for each node of a
+    copy, and gathers the slices of the total once.
 
     Args:
-        shards: the ranks that share one copy of the generator.
-        replicas: the ranks that hold the same slice as this one, if there are several copies.
+        shards: ranks of this rank's copy of the generator.
+        replicas: ranks that hold the same shard in every copy, if there are several copies.
     """
     from torch.distributed.fsdp._fully_shard._fsdp_api import ReduceScatter
     from torch.distributed.fsdp._fully_shard._fsdp_collectives import DefaultAllocMixin
 
-    size, own_group = shards.size(), world.rank // shards.size()
-    groups = [range(start, start + size) for start in range(0, world.world_size, size)]
+    size, cells_by_rank = shards.size(), assignment.cells_by_rank
+    own_copy = world.rank // size
+    cells_within_copy = cells_by_rank[own_copy * size : (own_copy + 1) * size]
+    cells_by_copy = [
+        range(cells_by_rank[first].start, cells_by_rank[first + size - 1].stop)
+        for first in range(0, world.world_size, size)
+    ]
 
     class TreeReduceScatter(DefaultAllocMixin, ReduceScatter):
         def __init__(self) -> None:
             self.turn: Turn | None = None
-            # Of this turn: checksums of gradients that cross the wire, and the gradients that stay.
-            self.checksums: list[Tensor] = []
-            self.kept: list[Tensor] = []
-            self._own = TreeSum(spread.held(world.rank).start)  # of whole gradients, where they wait for the last turn
-            self._total = TreeSum()  # of this rank's slice
+            self.kept: list[Tensor] = []  # whole gradients of this turn that stay on this rank
+            self.sent_checksums: list[Tensor] = []  # of nodes sent in this turn
+            self._own = TreeSum(cells_by_rank[world.rank].start)  # of this rank's whole gradients
 
         def __call__(
             self, output_tensor: Tensor, input_tensor: Tensor, group: dist.ProcessGroup, op: Any, async_op: bool = False
         ) -> None:
+            """Write this rank's shard of the total, or zeros before the last turn, into ``output_tensor (n/shards,)``.
+
+            Args:
+                input_tensor: this turn's whole gradient, ``(n,)``.
+            """
             turn = self.turn
             assert turn is not None
-            if not spread.contiguous:
-                nodes = [input_tensor] if turn.counts else []
-                self._add(nodes, [turn.held(rank, spread.cells) for rank in range(world.world_size)], input_tensor)
-            else:
-                self._keep(input_tensor, turn)
-            if not turn.is_last:
-                output_tensor.zero_()
-                return
-            total = self._total.pop()
-            if replicas is not None:
-                total = world.all_gather(total, replicas).flatten()[: len(output_tensor)]
-            output_tensor.copy_(total)
-
-        def _keep(self, gradient: Tensor, turn: Turn) -> None:
-            """Adds a whole gradient to this rank's own nodes, which cross the wire in the last turn."""
-            if gradient.is_cuda:
-                # FSDP allocates it on another stream, which must not have it back before this one has done with it.
-                gradient.record_stream(torch.cuda.current_stream(gradient.device))
+            if input_tensor.is_cuda:
+                # FSDP allocates it on another stream, which must not reuse its memory while this stream needs it.
+                input_tensor.record_stream(torch.cuda.current_stream(input_tensor.device))
             if turn.counts:
-                self._own.push(gradient, give=True)
+                self._own.push(input_tensor, donate=True)
             if turn.is_last:
-                self._add(self._own.take(), spread.shares, gradient)
+                output_tensor.copy_(self._total(input_tensor)[: len(output_tensor)])
             else:
-                self.kept.append(gradient)
+                self.kept.append(input_tensor)
+                output_tensor.zero_()
 
-        def _add(self, nodes: Sequence[Tensor], held: Sequence[range], gradient: Tensor) -> None:
-            """Adds this rank's slice of all ranks' nodes, which crosses to other groups as few nodes of theirs."""
-            self.checksums.append(checksum(nodes or [gradient]))  # of what is sent: an error of adding it up is its own
-            slices = exchange_nodes(nodes, [held[rank] for rank in groups[own_group]], gradient, world, shards)
+        def _total(self, like: Tensor) -> Tensor:
+            """Exchange all ranks' nodes and return this rank's shard of their sum, padded."""
+            nodes = self._own.pop_nodes()
+            # Checksum what is sent, so that an error in this rank's own additions shows.
+            self.sent_checksums.append(checksum(nodes or [like]))
+            slices = exchange_nodes(nodes, cells_within_copy, like, world, shards)
             if replicas is not None:
-                held = [range(held[ranks[0]].start, held[ranks[-1]].stop) for ranks in groups]
-                tree = TreeSum(held[own_group].start)
-                for node, level in slices:
-                    tree.push(node, level)
-                slices = exchange_nodes(tree.take(), held, gradient[: len(gradient) // size], world, replicas)
-            for node, level in slices:
-                self._total.push(node, level)
+                tree = TreeSum(cells_by_copy[own_copy].start)
+                tree.push_nodes(slices)
+                slices = exchange_nodes(tree.pop_nodes(), cells_by_copy, like[: len(like) // size], world, replicas)
+            tree = TreeSum()
+            tree.push_nodes(slices)
+            total = tree.pop_total()
+            return total if replicas is None else world.all_gather(total, replicas).flatten()
 
     return TreeReduceScatter()
 
 
 def _timed_collectives(world: World, replicas: dist.ProcessGroup | None) -> tuple[Any, Any]:
-    """FSDP2's own all-gather and reduce-scatter, whose time counts as waiting; the latter also over the groups."""
+    """FSDP2's own all-gather and reduce-scatter, timed as waiting; the latter also all-reduces across copies."""
     from torch.distributed.fsdp._fully_shard._fsdp_collectives import DefaultAllGather, DefaultReduceScatter
 
     class TimedAllGather(DefaultAllGather):

@@ -1,4 +1,4 @@
-"""Sharded tensors seen from one rank."""
+"""This rank's part of sharded tensors."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch.distributed.tensor import DTensor
 
 
 def local(tensor: Tensor) -> Tensor:
-    """A sharded tensor's part on this rank, or a replicated tensor itself; shares memory, detached."""
+    """This rank's part of a sharded tensor, or a replicated tensor itself; detached, in the same memory."""
     if isinstance(tensor, DTensor):
         tensor = tensor.to_local()
     return tensor.detach()

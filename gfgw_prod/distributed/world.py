@@ -1,4 +1,4 @@
-"""The ranks of a run: start-up, device, and the few collectives the trainer needs."""
+"""The ranks of a run: process group, device, and the collectives that the trainer uses."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ T = TypeVar("T")
 
 @dataclass
 class Traffic:
-    """What this rank has given to the collectives of its steps so far: bytes of tensors, and time.
+    """Bytes that this rank has given to collectives so far, and seconds that its training thread has spent in them.
 
-    Ranks meet in collectives, so the time in them is mostly that of waiting for others. It is the host's: on a GPU,
-    where collectives are only enqueued, it says nothing.
+    Ranks meet in collectives, so most of that time is waiting for slower ranks. It is host time, and says nothing on a
+    GPU, where collectives are only enqueued.
     """
 
     bytes: int = 0
     seconds: float = 0.0
 
     def add(self, value: Tensor) -> None:
-        """Counts one contribution."""
+        """Count the bytes of one contribution."""
         self.bytes += value.numel() * value.element_size()
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Around a collective, in the thread that trains."""
+        """Time a collective of the training thread."""
         started = time.perf_counter()
         yield
         self.seconds += time.perf_counter() - started
@@ -47,10 +47,10 @@ class Traffic:
 
 @dataclass(frozen=True)
 class World:
-    """This process among its peers. A run alone is a world of one, for which the collectives are no-ops.
+    """This process and the other ranks of its run. With one rank there is no process group; collectives do nothing.
 
     Attributes:
-        local_rank: number among the ``local_world_size`` ranks of its node.
+        local_rank: index among the ``local_world_size`` ranks of its node.
     """
 
     rank: int
@@ -62,62 +62,65 @@ class World:
 
     @classmethod
     def start(cls, device: Literal["auto", "cpu", "cuda"], threads: int, timeout_seconds: int) -> World:
-        """Joins the process group that torchrun prepared; a run alone has none.
+        """Set torch up for deterministic arithmetic and join torchrun's process group, if there is one.
+
+        Args:
+            threads: intra-op CPU threads of this rank.
+            timeout_seconds: longest wait in a collective.
 
         Raises:
-            UserError: if torchrun's environment is malformed, or a GPU is asked for where there is none.
+            UserError: if torchrun's environment is malformed, or there are fewer GPUs than asked for.
         """
-        mine = rank_environment()
+        launched = rank_environment()
         torch.set_num_threads(threads)
-        chosen = choose_device(device, mine or RankEnvironment())
-        timeout = timedelta(seconds=timeout_seconds)
-        backend = "nccl" if chosen.type == "cuda" else "gloo"
+        chosen = choose_device(device, launched or RankEnvironment())
         torch.use_deterministic_algorithms(True)
-        # Costs time, for memory that nobody reads before it is written.
+        # Filling memory that is always written before it is read only costs time.
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         if chosen.type == "cuda":
-            os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # read when the first matrices are multiplied
+            os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # cuBLAS reads it at its first call
             torch.cuda.set_device(chosen)
-            torch.backends.cudnn.benchmark = False  # picks kernels by their time: not a function of the configuration
-        if mine is not None:
-            with _silent_output():
-                dist.init_process_group(backend, timeout=timeout)
-            return cls(mine.rank, mine.world_size, chosen, mine.local_rank, mine.local_world_size)
-        return cls(0, 1, chosen)
+            torch.backends.cudnn.benchmark = False  # it picks kernels by measured time, so bits would vary
+        if launched is None:
+            return cls(0, 1, chosen)
+        with _silent_output():
+            backend = "nccl" if chosen.type == "cuda" else "gloo"
+            dist.init_process_group(backend, timeout=timedelta(seconds=timeout_seconds))
+        return cls(launched.rank, launched.world_size, chosen, launched.local_rank, launched.local_world_size)
 
     @classmethod
     @contextmanager
     def joined(cls, device: Literal["auto", "cpu", "cuda"], threads: int, timeout_seconds: int) -> Iterator[World]:
-        """Within, this process is one of its peers; see ``start``. Bad input is what all ranks find, and leave for.
+        """Start as ``start`` does, and leave the process group after the body or a ``UserError``.
 
-        After any other error the group stays until the process has told of it and ends: peers that miss it end, too,
-        and their launcher would stop this rank before it has.
+        After any other error the group stays until the process ends: if this rank left it before it had written its
+        error, its peers would fail, and the launcher would kill this rank.
         """
         world = cls.start(device, threads, timeout_seconds)
         try:
             yield world
-        except UserError:
+        except UserError:  # all ranks raise it
             world.stop()
             raise
         world.stop()
 
     @property
     def is_main(self) -> bool:
-        """Whether this rank speaks for the run."""
+        """Whether this is rank 0, which writes the run's files and output."""
         return self.rank == 0
 
     @property
     def is_first_on_node(self) -> bool:
-        """Whether this rank answers for its node."""
+        """Whether this rank reports for its node."""
         return reports_for_node()
 
     def stop(self) -> None:
-        """Leaves the process group."""
+        """Leave the process group."""
         if dist.is_initialized():
             dist.destroy_process_group()
 
     def background_group(self, timeout: timedelta) -> dist.ProcessGroup | None:
-        """All ranks over gloo, for collectives of a thread of its own; ``None`` for a run alone. Collective."""
+        """Create a gloo group of all ranks for a background thread; ``None`` with one rank. Collective."""
         if self.world_size == 1:
             return None
         with _silent_output():
@@ -125,24 +128,27 @@ class World:
         return group
 
     def barrier(self) -> None:
-        """Waits for all ranks."""
+        """Wait for all ranks."""
         if self.world_size > 1:
             with self.traffic.waiting():
                 dist.barrier()
 
     def all_gather(self, value: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
-        """Equal-shaped tensors of all ranks, or of a group, stacked by rank: ``(...)`` -> ``(ranks, ...)``."""
+        """Stack equal-shaped tensors of all ranks, or of a group, by rank: ``(...)`` -> ``(ranks, ...)``."""
         if self.world_size == 1:
             return value[None]
         self.traffic.add(value)
         gathered = value.new_empty((self.world_size if group is None else group.size(), *value.shape))
         with self.traffic.waiting():
-            # Gloo wants flat tensors.
+            # Gloo requires flat tensors.
             dist.all_gather_into_tensor(gathered.flatten(), value.contiguous().flatten(), group=group)
         return gathered
 
     def all_reduce_sum(self, value: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
-        """The sum over ranks, of integers, or of numbers that are zero on all but one: the same in every order."""
+        """Sum over all ranks, or over a group, in place.
+
+        Only for sums that are exact in every order: of integers, or of numbers that are zero on all ranks but one.
+        """
         if self.world_size > 1:
             self.traffic.add(value)
             with self.traffic.waiting():
@@ -150,7 +156,7 @@ class World:
         return value
 
     def all_reduce_max(self, value: Tensor) -> Tensor:
-        """The elementwise maximum over ranks."""
+        """Elementwise maximum over ranks, in place."""
         if self.world_size > 1:
             self.traffic.add(value)
             with self.traffic.waiting():
@@ -158,74 +164,68 @@ class World:
         return value
 
     def broadcast(self, value: T, group: dist.ProcessGroup | None = None) -> T:
-        """Rank 0's value, on every rank; over a background group, if one is given."""
+        """Return rank 0's value on all ranks, over a background group if one is given."""
         if self.world_size == 1:
             return value
         box = [value]
         device = self.device if group is None else torch.device("cpu")
-        with self._waiting(group):
+        with self._timed(group):
             dist.broadcast_object_list(box, src=0, group=group, device=device)
         return box[0]
 
     def all_gather_object(self, value: T, group: dist.ProcessGroup | None = None) -> list[T]:
-        """Every rank's value, by rank, on all ranks; over a background group, if one is given."""
+        """Return all ranks' values, by rank, over a background group if one is given."""
         if self.world_size == 1:
             return [value]
         values: list[T] = [value] * self.world_size
-        with self._waiting(group):
+        with self._timed(group):
             dist.all_gather_object(values, value, group=group)
         return values
 
-    def agree(self, problem: str | None) -> None:
-        """Raises the first rank's problem on all ranks, so that none waits for one that gave up.
+    def on_all_ranks(self, action: Callable[[], T]) -> T:
+        """Call ``action`` on every rank and return its result; if it fails on any rank, raise on all. Collective.
+
+        Without this, a rank that gives up would leave the others waiting in their next collective.
 
         Raises:
-            UserError: if any rank has a problem.
+            UserError: the first failing rank's.
         """
-        for found in self.all_gather_object(problem):
-            if found is not None:
-                raise UserError(found)
-
-    def together(self, action: Callable[[], T]) -> T:
-        """The action's result; a user error on any rank is raised on all, so that none waits for one that gave up.
-
-        Raises:
-            UserError: that of the first rank that has one.
-        """
+        error: UserError | None = None
         try:
             result = action()
-        except UserError as error:
-            self.agree(str(error))
-            raise
-        self.agree(None)
+        except UserError as raised:
+            error = raised
+        problems = [problem for problem in self.all_gather_object(error and str(error)) if problem is not None]
+        if problems:
+            raise UserError(problems[0])
         return result
 
-    def main_first(self, build: Callable[[], T]) -> T:
-        """The action's result, rank 0's before the others': what it had to fetch or to prepare, they find.
+    def rank0_first(self, action: Callable[[], T]) -> T:
+        """Call ``action`` on rank 0, then on the others, which find what rank 0 has fetched or prepared. Collective.
 
         Raises:
-            UserError: that of the first rank that has one.
+            UserError: the first failing rank's.
         """
-        made = self.together(lambda: (build(),) if self.is_main else None)
-        return self.together(lambda: build() if made is None else made[0])
+        made = self.on_all_ranks(lambda: (action(),) if self.is_main else None)
+        return self.on_all_ranks(lambda: action() if made is None else made[0])
 
-    def _waiting(self, group: dist.ProcessGroup | None) -> AbstractContextManager[None]:
-        """Threads of the background have groups of their own, and do not hold up a step."""
+    def _timed(self, group: dist.ProcessGroup | None) -> AbstractContextManager[None]:
+        """Time a collective, unless it is a background thread's, which does not hold up the training thread."""
         return self.traffic.waiting() if group is None else nullcontext()
 
 
-def choose_device(device: Literal["auto", "cpu", "cuda"], mine: RankEnvironment) -> torch.device:
-    """The device of a rank; all ranks of a node come to the same verdict.
+def choose_device(device: Literal["auto", "cpu", "cuda"], launched: RankEnvironment) -> torch.device:
+    """Choose this rank's device; all ranks of a node choose the same type.
 
     Raises:
-        UserError: if a GPU is asked for where there are fewer than ranks.
+        UserError: for ``cuda`` on a node with fewer GPUs than ranks.
     """
-    ranks = mine.local_world_size
+    ranks = launched.local_world_size
     if device == "cpu":
         return torch.device("cpu")
     count = torch.cuda.device_count()
     if count >= ranks:
-        return torch.device("cuda", mine.local_rank)
+        return torch.device("cuda", launched.local_rank)
     if device == "cuda":
         raise UserError(
             f"run.device cuda: {ranks} ranks on this node have {count} GPUs; use run.device cpu or fewer ranks"
@@ -235,14 +235,14 @@ def choose_device(device: Literal["auto", "cpu", "cuda"], mine: RankEnvironment)
 
 @contextmanager
 def _silent_output() -> Iterator[None]:
-    """Gloo announces its connections on standard output, from C++, in lines that ranks garble for each other."""
+    """Discard standard output: gloo prints its connections there, from C++, and lines of several ranks get mixed."""
     sys.stdout.flush()
-    held = os.dup(1)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
+    stdout = os.dup(1)
+    null = os.open(os.devnull, os.O_WRONLY)
     try:
-        os.dup2(nowhere, 1)
+        os.dup2(null, 1)
         yield
     finally:
-        os.dup2(held, 1)
-        os.close(held)
-        os.close(nowhere)
+        os.dup2(stdout, 1)
+        os.close(stdout)
+        os.close(null)

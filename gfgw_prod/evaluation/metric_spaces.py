@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from gfgw_prod.evaluation.spaces import Files
+from gfgw_prod.evaluation.spaces import WeightFiles
 from gfgw_prod.process.exit_codes import UserError
 from gfgw_prod.settings.evaluation import METRICS, EvaluationMetric, Features, SpaceName
 
@@ -33,7 +33,11 @@ class MetricSpaces:
 
 
 def choose_spaces(
-    asked: Iterable[EvaluationMetric] | None, features: Features, files: Files, trained_with: SpaceName, pixels: int
+    asked: Iterable[EvaluationMetric] | None,
+    features: Features,
+    files: WeightFiles,
+    trained_with: SpaceName,
+    pixels: int,
 ) -> MetricSpaces:
     """Choose the space of each metric in ``asked``, or of all that can be measured if it is ``None``.
 
@@ -71,7 +75,7 @@ def choose_spaces(
     return MetricSpaces(spaces, tuple(f"{', '.join(effects)}: {missing}" for missing, effects in notes.items()))
 
 
-def _missing(space: SpaceName, files: Files, pixels: int) -> str | None:
+def _missing(space: SpaceName, files: WeightFiles, pixels: int) -> str | None:
     """Why a space cannot be used, and what would help; ``None`` if it can."""
     if space == "pixels":
         if pixels <= MOST_PIXELS:

@@ -26,7 +26,12 @@ if TYPE_CHECKING:
     from gfgw_prod.settings.config import Config
 
 DINOV2_LARGE = "vit_large_patch14_dinov2.lvd142m"
-NETWORKS: tuple[SpaceName, ...] = ("inception", "dinov2", "dinov2-small")
+# The setting that names the weights of each network.
+SETTINGS: dict[SpaceName, str] = {
+    "inception": "evaluation.inception",
+    "dinov2": "evaluation.dinov2",
+    "dinov2-small": "features.weights",
+}
 INCEPTION_FILE = published.INCEPTION.file
 
 
@@ -103,41 +108,32 @@ class Dinov2(Space):
 
 
 @dataclass(frozen=True)
-class Files:
-    """Weight files that were named; ``None`` means the cache of torch or of the hub.
+class WeightFiles:
+    """Files of weights by space.
 
     Attributes:
-        inception: torch-fidelity's file.
-        dinov2: timm's ViT-L/14.
-        dinov2_small: timm's ViT-S/14, which runs are trained with.
-        gone: files that the run used and that no longer exist.
+        named: files that settings or options name; for other spaces, the caches of torch and the hub are searched.
+        gone: files that the run's settings name and that no longer exist.
     """
 
-    inception: Path | None = None
-    dinov2: Path | None = None
-    dinov2_small: Path | None = None
+    named: Mapping[SpaceName, Path | None] = field(default_factory=dict)
     gone: Mapping[SpaceName, Path] = field(default_factory=dict)
 
     @classmethod
-    def now(cls, recorded: Files, given: Files) -> Files:
-        """The files given, else those recorded by the run that still exist."""
-        used = {name: recorded.named(name)[1] for name in NETWORKS if given.named(name)[1] is None}
-        gone = {name: file for name, file in used.items() if file is not None and not os.path.isfile(file)}
-        found = {name: given.named(name)[1] or (None if name in gone else used[name]) for name in NETWORKS}
-        return cls(found["inception"], found["dinov2"], found["dinov2-small"], gone)
+    def of_run(cls, config: Config) -> WeightFiles:
+        """The files that a run's settings name."""
+        e = config.evaluation
+        return cls({"inception": e.inception, "dinov2": e.dinov2, "dinov2-small": config.features.weights})
 
-    def named(self, space: SpaceName) -> tuple[str, Path | None]:
-        """The setting of a space's weight file, and the file it names."""
-        return {
-            "inception": ("evaluation.inception", self.inception),
-            "dinov2": ("evaluation.dinov2", self.dinov2),
-            "dinov2-small": ("features.weights", self.dinov2_small),
-        }[space]
+    def replaced_by(self, given: Mapping[SpaceName, Path | None]) -> WeightFiles:
+        """The given files, else those named so far that still exist."""
+        kept = {space: file for space, file in self.named.items() if file and not given.get(space)}
+        gone = {space: file for space, file in kept.items() if not os.path.isfile(file)}
+        return WeightFiles({**given, **kept, **dict.fromkeys(gone)}, gone)
 
     def find(self, space: SpaceName) -> Path | None:
         """The weight file of a space: the one named, else a cached one."""
-        _, named = self.named(space)
-        return named or _cached(space)
+        return self.named.get(space) or _cached(space)
 
     def has(self, space: SpaceName) -> bool:
         """Whether a space needs no weights or its file was found."""
@@ -145,8 +141,7 @@ class Files:
 
     def wanted(self, space: SpaceName) -> str:
         """Advice: which file to put where."""
-        setting, _ = self.named(space)
-        setting += f" (evaluate --{space})"
+        setting = f"{SETTINGS[space]} (evaluate --{space})"
         lost = f"the run's own {self.gone[space]} is gone; " if space in self.gone else ""
         if space == "inception":
             return f"{lost}put torch-fidelity's {INCEPTION_FILE} into {_hub_directory()} or name it as {setting}"
@@ -155,7 +150,7 @@ class Files:
 
 def build_space(
     space: SpaceName,
-    files: Files,
+    files: WeightFiles,
     image_shape: tuple[int, int, int],
     log: Callable[[str], None] = lambda line: None,
 ) -> Space:
@@ -169,7 +164,7 @@ def build_space(
     """
     if space == "pixels":
         return Pixels(image_shape)
-    file, (setting, given) = files.find(space), files.named(space)
+    file, setting = files.find(space), SETTINGS[space]
     if file is None:
         raise UserError(f"the weights of {space} are missing; {files.wanted(space)}")
     if not os.path.isfile(file):
@@ -177,7 +172,7 @@ def build_space(
     if space == "dinov2":  # no hash of it is published
         return Dinov2(load_dinov2(DINOV2_LARGE, file, setting))
     weights = published.INCEPTION if space == "inception" else published.DINOV2
-    with published.verify(weights, file, log, user_given=given is not None):
+    with published.verify(weights, file, log, user_given=files.named.get(space) is not None):
         if space == "inception":
             return Inception(file)
         return Dinov2(load_dinov2(DINOV2, file, setting))

@@ -1,4 +1,4 @@
-"""The one-step generator: U-Net, boundary-conditioned wrapper, averaged weights."""
+"""The one-step generator: U-Net, preconditioning, EMA, and weights to start from."""
 
 from __future__ import annotations
 
@@ -22,10 +22,13 @@ __all__ = ["OneStepGenerator", "SongUNet", "UNetBlock", "build_generator", "inte
 def build_generator(
     settings: GeneratorSettings, image_shape: tuple[int, int, int], num_classes: int, seed: int
 ) -> OneStepGenerator:
-    """A generator with weights drawn from the run's ``weights`` stream, on torch's current default device.
+    """Build the generator on torch's default device, with weights drawn from the stream ``weights`` of ``seed``.
+
+    Args:
+        image_shape: ``(channels, side, side)``.
 
     Raises:
-        UserError: if the image's side does not fit the number of levels.
+        UserError: if the side cannot be halved once per level.
     """
     classes = num_classes if settings.conditional else 0
     try:
@@ -55,16 +58,16 @@ def start_generator(
     image_shape: tuple[int, int, int],
     num_classes: int,
     seed: int,
-    report: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> OneStepGenerator:
-    """The generator that a run begins with: drawn, or of a published network (``generator.pretrained``).
+    """Build the generator with random weights or, if ``generator.pretrained`` is set, with a published network's.
 
     Raises:
-        UserError: if the settings do not fit the images or the published network.
+        UserError: if the settings do not fit the images or the published network, or its file cannot be read.
     """
     generator = build_generator(settings, image_shape, num_classes, seed)
     if settings.pretrained is not None:
         known = EDM.get(str(settings.pretrained))
-        with nullcontext(settings.pretrained) if known is None else obtain(known, None, report) as path:
-            report(f"generator: {load_edm(generator.network, path)}")
+        with nullcontext(settings.pretrained) if known is None else obtain(known, None, log) as path:
+            log(f"generator: {load_edm(generator.network, path)}")
     return generator

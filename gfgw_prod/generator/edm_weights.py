@@ -1,7 +1,7 @@
-"""Weights of EDM's published networks (Karras et al. 2022, arXiv:2206.00364) as a start, from their ``.pkl`` files.
+"""Loads weights from the ``.pkl`` files of EDM's published networks (Karras et al. 2022, arXiv:2206.00364).
 
-Those files hold objects with their own source code, which their library runs when it unpickles them. Here the code is
-never looked at: objects become plain records of their state, from which tensors are taken.
+Those files contain source code, which EDM's own library executes when it unpickles them. Here nothing is executed:
+objects become plain records of their state, and only tensors are read from them.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from torch import Tensor, nn
 from gfgw_prod.process.exit_codes import UserError, one_line
 from gfgw_prod.weights.unpickling import DamagedError, unpickle
 
-# Without a counterpart here: the augmentation's input, and constants of the resampling.
+# Tensors of the files that SongUNet does not have: the augmentation's input and constants of the resampling.
 UNUSED = ("map_augment.weight", "resample_filter")
-# Ours that an unconditional file has not: zero, so that the network begins as the file's, whatever the label.
+# Parameters that an unconditional file lacks. They are set to zero, so that labels have no effect at first.
 OPTIONAL = ("map_label.weight", "map_label.bias")
 
 
 class _Record:
-    """A module's state, whatever class it was of."""
+    """State of a module of any class."""
 
     def __init__(self, *_: Any) -> None:
         self.state: dict[str, Any] = {}
@@ -35,7 +35,7 @@ class _Record:
 
 
 def _reconstructed(meta: dict[str, Any]) -> _Record:
-    """In place of running ``meta["module_src"]``."""
+    """Take the state instead of executing ``meta["module_src"]``."""
     record = _Record()
     record.state = meta["state"]
     return record
@@ -63,10 +63,10 @@ ALLOWED: dict[tuple[str, str], Any] = {
 
 
 def read_edm(path: Path) -> dict[str, Tensor]:
-    """Tensors of the averaged network in one of EDM's files, by the names of ``SongUNet.state_dict()``.
+    """Read the EMA network's tensors from a file, by the names of ``SongUNet.state_dict()``.
 
     Raises:
-        UserError: if there is no such file, it is not one of EDM's, or it asks for anything that such a file does not.
+        UserError: if the file is missing, is not one of EDM's, or refers to anything outside ``ALLOWED``.
     """
     if not os.path.isfile(path):
         raise UserError(f"generator.pretrained: no file {path}; it must be a network .pkl of EDM")
@@ -91,14 +91,14 @@ def _tensors(module: _Record, prefix: str) -> Iterator[tuple[str, Tensor]]:
 
 
 def load_edm(network: nn.Module, path: Path) -> str:
-    """Fills a ``SongUNet`` with a file's weights; returns in words what was and was not filled.
+    """Load a file's weights into a ``SongUNet``; return one line of text that says which tensors were used.
 
     Raises:
-        UserError: if the file cannot be read, or is of a network of other layers or shapes.
+        UserError: if the file cannot be read, or its network has other layers or shapes.
     """
     found = {name: tensor for name, tensor in read_edm(path).items() if not name.endswith(UNUSED)}
     own = dict(network.named_parameters())
-    lacking = [name for name in own if name not in found and name in OPTIONAL]
+    zeroed = [name for name in own if name not in found and name in OPTIONAL]
     wrong = sorted((found.keys() ^ own.keys()) - {*OPTIONAL})
     wrong += sorted(name for name in found.keys() & own.keys() if found[name].shape != own[name].shape)
     if wrong:
@@ -109,9 +109,9 @@ def load_edm(network: nn.Module, path: Path) -> str:
     with torch.no_grad():
         for name in found.keys() & own.keys():
             own[name].copy_(found[name])
-        for name in lacking:
+        for name in zeroed:
             own[name].zero_()
-    left = sorted(found.keys() - own.keys())
-    told = f"{len(own) - len(lacking)} of {len(own)} tensors from {path}"
-    told += f"; zero: {', '.join(lacking)}" if lacking else ""
-    return told + (f"; not used: {', '.join(left)}" if left else "")
+    unused = sorted(found.keys() - own.keys())
+    text = f"{len(own) - len(zeroed)} of {len(own)} tensors from {path}"
+    text += f"; zero: {', '.join(zeroed)}" if zeroed else ""
+    return text + (f"; not used: {', '.join(unused)}" if unused else "")

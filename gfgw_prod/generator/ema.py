@@ -1,4 +1,4 @@
-"""Exponential moving average of the generator's weights, sharded or replicated as the weights are."""
+"""Exponential moving average (EMA) of the generator's weights."""
 
 from __future__ import annotations
 
@@ -12,9 +12,12 @@ from gfgw_prod.distributed.shards import local
 
 
 class Ema:
-    """Averages every parameter of ``module``; with FSDP the averages are shards of the same layout.
+    """EMA of every parameter of ``module``, sharded as the parameters are.
 
-    The networks have no persistent buffers, so parameters are the whole state.
+    The network has no persistent buffers, so its parameters are its whole state.
+
+    Attributes:
+        tensors: averages by parameter name.
     """
 
     def __init__(self, module: nn.Module):
@@ -25,21 +28,21 @@ class Ema:
 
     @torch.no_grad()
     def update(self, decay: float) -> None:
-        """``ema <- decay * ema + (1 - decay) * weights``."""
+        """Set ``ema <- decay * ema + (1 - decay) * weights``."""
         for name, parameter in self._module.named_parameters():
             local(self.tensors[name]).lerp_(local(parameter), 1 - decay)
 
     @contextmanager
     def applied(self) -> Iterator[nn.Module]:
-        """The module with averaged weights inside the body, with its own again afterwards."""
-        self._exchange()
+        """Give the module its averaged weights inside the body, and its own again afterwards."""
+        self._swap()
         try:
             yield self._module
         finally:
-            self._exchange()
+            self._swap()
 
     @torch.no_grad()
-    def _exchange(self) -> None:
+    def _swap(self) -> None:
         for name, parameter in self._module.named_parameters():
             mine, average = local(parameter), local(self.tensors[name])
             held = mine.clone()

@@ -1,7 +1,7 @@
-"""The U-Net of score-based models (SongUNet in Karras et al. 2022, "EDM", table 7: DDPM++), at any size.
+"""The U-Net of EDM ("DDPM++" in table 7 of Karras et al. 2022), for any image size.
 
-Written from the papers (Song et al. 2021, arXiv:2011.13456; Karras et al. 2022, arXiv:2206.00364).
-Parameter names and shapes follow the published networks, so that their weights fit.
+Written from the papers (Song et al. 2021, arXiv:2011.13456; Karras et al. 2022, arXiv:2206.00364). Parameters have the
+names and shapes of the published networks, so that their weights can be loaded.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from torch.utils.checkpoint import checkpoint
 
 
 def _uniform_(tensor: Tensor, fan_in: int, fan_out: int, scale: float = 1.0) -> None:
-    """Xavier-uniform with an explicit fan, as every published variant of this network uses."""
+    """Fill with ``scale`` times Xavier-uniform numbers of an explicit fan, in place."""
     bound = scale * math.sqrt(6 / (fan_in + fan_out))
     nn.init.uniform_(tensor, -bound, bound)
 
 
 class Linear(nn.Linear):
-    """A linear layer initialised with ``scale`` times Xavier-uniform weights and zero bias."""
+    """Linear layer initialised with ``scale`` times Xavier-uniform weights and zero bias."""
 
     def __init__(self, in_features: int, out_features: int, scale: float = 1.0, bias: bool = True):
         self.scale = scale
@@ -35,7 +35,7 @@ class Linear(nn.Linear):
 
 
 class Conv2d(nn.Conv2d):
-    """A same-padding convolution initialised with ``scale`` times Xavier-uniform weights and zero bias."""
+    """Convolution with same padding, initialised with ``scale`` times Xavier-uniform weights and zero bias."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel: int, scale: float = 1.0):
         self.scale = scale
@@ -49,7 +49,7 @@ class Conv2d(nn.Conv2d):
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """GroupNorm with at most 32 groups of at least 4 channels."""
+    """Create a GroupNorm with at most 32 groups, of at least 4 channels where possible."""
     groups = min(32, max(channels // 4, 1))
     while channels % groups:
         groups -= 1
@@ -57,7 +57,7 @@ def group_norm(channels: int) -> nn.GroupNorm:
 
 
 class PositionalEmbedding(nn.Module):
-    """Sine and cosine features of a scalar ``(n,)`` -> ``(n, channels)``, without parameters."""
+    """Sine and cosine features of a scalar, ``(n,)`` -> ``(n, channels)``; no parameters."""
 
     def __init__(self, channels: int, max_positions: int = 10_000):
         super().__init__()
@@ -71,7 +71,7 @@ class PositionalEmbedding(nn.Module):
 
 
 class Resample(nn.Module):
-    """Box-filter down- or up-sampling by 2 (``resample_filter=[1, 1]``), without parameters."""
+    """Down- or up-sampling by 2 with a box filter (EDM's ``resample_filter=[1, 1]``); no parameters."""
 
     def __init__(self, direction: str):
         super().__init__()
@@ -84,9 +84,10 @@ class Resample(nn.Module):
 
 
 class UNetBlock(nn.Module):
-    """A residual block with embedding modulation, optional resampling and single-head self-attention.
+    """Residual block that adds an embedding, with optional resampling and single-head self-attention.
 
-    Shapes: ``x (n, in_channels, h, w)``, ``embedding (n, emb_channels)`` -> ``(n, out_channels, h', w')``.
+    Maps ``x (n, in_channels, h, w)`` and ``embedding (n, emb_channels)`` to ``(n, out_channels, h', w')``. The side is
+    halved with ``resample="down"`` and doubled with ``"up"``.
     """
 
     def __init__(
@@ -117,8 +118,8 @@ class UNetBlock(nn.Module):
             self.proj = Conv2d(out_channels, out_channels, 1, scale=1e-5)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        # A block's input may also feed a skip connection. Summing the block's own two uses at this node first fixes the
-        # order of that three-term gradient sum, which wrappers such as FSDP would otherwise change.
+        # A block's input may also feed a skip connection: its gradient is a sum of three terms. The view adds this
+        # block's two terms first; without it the order of the sum, and so the bits, differ under FSDP.
         residual = x = x.view_as(x)
         x = F.silu(self.norm0(x))
         if self.resample is not None:
@@ -132,7 +133,7 @@ class UNetBlock(nn.Module):
         if self.norm2 is None:
             return x
         n, c, h, w = x.shape
-        # Published weights order qkv as (channel, {q, k, v}), hence the reshape to (n, c, 3, h*w).
+        # Published weights order the channels of qkv as (c, 3), hence the reshape to (n, c, 3, h*w).
         q, k, v = self.qkv(self.norm2(x)).reshape(n, c, 3, h * w).transpose(1, 3).unbind(2)
         attended = F.scaled_dot_product_attention(q, k, v)  # (n, h*w, c)
         output: Tensor = (self.proj(attended.transpose(1, 2).reshape(n, c, h, w)) + x) * math.sqrt(0.5)
@@ -140,16 +141,18 @@ class UNetBlock(nn.Module):
 
 
 class SongUNet(nn.Module):
-    """The encoder/decoder, ``(n, in_channels, r, r)``, noise level ``(n,)``, labels ``(n, label_dim)`` or ``None``.
+    """U-Net ``F(x, c_noise, labels)`` on images ``(n, image_channels, resolution, resolution)``.
 
     Args:
-        resolution: side of the square image, pixels.
-        channel_mult: channels of each resolution as a multiple of ``model_channels``; each level halves the side.
-        attention_resolutions: sides at which blocks attend.
-        label_dim: number of classes; 0 is unconditional.
-        dropout: probability inside residual blocks.
-        channels_last: lay out images with channels last; weights keep their layout, which shards and files know.
-        checkpoint_blocks: keep blocks' inputs alone for the backward pass, and compute the rest again.
+        resolution: side of the square images, pixels.
+        channel_mult: channels per level as multiples of ``model_channels``; each level halves the side.
+        channel_mult_emb: width of the embedding as a multiple of ``model_channels``.
+        num_blocks: residual blocks per level of the encoder; the decoder has one more.
+        attention_resolutions: sides, in pixels, at which blocks have self-attention.
+        dropout: probability in residual blocks.
+        label_dim: width of the one-hot labels; 0 is unconditional.
+        channels_last: store activations with channels last; weights keep the layout of shards and files.
+        checkpoint_blocks: keep only the inputs of blocks for the backward pass, and recompute the rest.
 
     Raises:
         ValueError: if the side cannot be halved once per level.
@@ -222,9 +225,10 @@ class SongUNet(nn.Module):
         self.dec[f"{resolution}x{resolution}_aux_norm"] = group_norm(channels)
         self.dec[f"{resolution}x{resolution}_aux_conv"] = Conv2d(channels, image_channels, 3, scale=1e-5)
 
-    def forward(self, x: Tensor, noise_level: Tensor, labels: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, c_noise: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Map images ``(n, c, r, r)``, noise levels ``(n,)``, one-hot labels ``(n, label_dim)`` to ``(n, c, r, r)``."""
         # The published networks swap the halves of the positional embedding to (cos, sin).
-        embedding = self.map_noise(noise_level)
+        embedding = self.map_noise(c_noise)
         embedding = embedding.unflatten(1, (2, -1)).flip(1).flatten(1).to(x.dtype)
         if self.map_label is not None and labels is not None:
             embedding = embedding + self.map_label(labels.to(x.dtype))
@@ -233,20 +237,20 @@ class SongUNet(nn.Module):
         x = x.contiguous(memory_format=torch.channels_last if self._channels_last else torch.contiguous_format)
         skips = []
         for module in self.enc.values():
-            x = self._through(module, x, embedding) if isinstance(module, UNetBlock) else module(x)
+            x = self._run_block(module, x, embedding) if isinstance(module, UNetBlock) else module(x)
             skips.append(x)
         *blocks, norm, conv = self.dec.values()
         for module in blocks:
             assert isinstance(module, UNetBlock)
             if module.conv0.in_channels != x.shape[1]:
                 x = torch.cat([x, skips.pop()], dim=1)
-            x = self._through(module, x, embedding)
+            x = self._run_block(module, x, embedding)
         output: Tensor = conv(F.silu(norm(x)))
         return output.contiguous()
 
-    def _through(self, block: UNetBlock, x: Tensor, embedding: Tensor) -> Tensor:
+    def _run_block(self, block: UNetBlock, x: Tensor, embedding: Tensor) -> Tensor:
         if self._checkpoint_blocks and torch.is_grad_enabled():
-            output: Tensor = checkpoint(block, x, embedding, use_reentrant=False)  # draws the same dropout masks again
+            output: Tensor = checkpoint(block, x, embedding, use_reentrant=False)  # with the same dropout masks
         else:
             output = block(x, embedding)
         return output

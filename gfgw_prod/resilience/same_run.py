@@ -45,7 +45,6 @@ FREE = frozenset(
         "generator.checkpoint_activations",
         "distributed.strategy",
         "distributed.shard_ranks",
-        "distributed.sync_each_turn",
         "distributed.timeout_seconds",
         "resilience.hang_seconds",
         "resilience.max_no_progress",

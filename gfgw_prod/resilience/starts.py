@@ -53,7 +53,7 @@ class StartCounter:
             UserError: if a storage cannot be listed.
         """
         problem, earlier = None, 0
-        step = self._world.together(lambda: _newest_step(storages) if self._world.is_main else 0)
+        step = self._world.on_all_ranks(lambda: _newest_step(storages) if self._world.is_main else 0)
         if self._world.is_main:
             last, earlier = self._read()
             # A newer checkpoint is progress; the loss of the newest is not.

@@ -14,6 +14,7 @@ Features = Literal["auto", "pixels", "dinov2-small", "dinov2", "inception"]
 METRICS: tuple[EvaluationMetric, ...] = get_args(EvaluationMetric)
 FEATURES: tuple[Features, ...] = get_args(Features)
 FEWEST, MOST = 10, 10_000_000  # samples; the data set needs FEWEST images too
+SEED = 0  # of evaluations while training, and by default of `gfgw evaluate`
 
 # Figures that are one number: their metric, and which values are better.
 FIGURES: dict[str, tuple[EvaluationMetric, Literal["lower", "higher", ""]]] = {
@@ -44,6 +45,5 @@ class EvaluationSettings(Section):
     features: Features = Field(
         "auto", description="feature space of fd, kid, pr, coverage, memorisation; auto: the run's own"
     )
-    seed: Annotated[Whole, Field(ge=0, lt=2**63)] = Field(0, description="seed of the samples")
     inception: UserPath | None = Field(None, description="torch-fidelity's Inception weights; null: torch's cache")
     dinov2: UserPath | None = Field(None, description="DINOv2 ViT-L/14 weights of fd-dinov2; null: the hub's cache")

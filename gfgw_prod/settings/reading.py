@@ -177,10 +177,9 @@ def _merge(base: dict[str, Any], layer: Mapping[Any, Any]) -> None:
         if not isinstance(name, str):
             raise UserError(f"setting names must be words, not {_shown(name)}")
         key = name.replace("-", "_")
-        if isinstance(value, Mapping) and isinstance(base.get(key), dict):
-            _merge(base[key], value)
-        elif isinstance(value, Mapping):
-            base[key] = {}
+        if isinstance(value, Mapping):
+            if not isinstance(base.get(key), dict):
+                base[key] = {}
             _merge(base[key], value)
         else:
             base[key] = value

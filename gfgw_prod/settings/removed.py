@@ -7,6 +7,8 @@ from typing import Any
 
 # Setting: the value that is now built in. A recorded configuration with another value is refused as unknown.
 REMOVED: dict[str, Any] = {
+    "distributed.sync_each_turn": False,
+    "evaluation.seed": 0,
     "transport.anneal_from": None,
     "transport.marginal": "balanced",
 }

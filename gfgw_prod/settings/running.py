@@ -29,9 +29,6 @@ class DistributedSettings(Section):
     shard_ranks: Annotated[Whole, Field(ge=0, le=1_000_000)] = Field(
         0, description="neighbouring ranks that share one copy of the generator under fsdp (HSDP); 0 is all"
     )
-    sync_each_turn: bool = Field(
-        False, description="under fsdp, gradients of several turns cross one by one and no rank keeps a whole one"
-    )
     gather_dtype: Literal["float32", "bfloat16"] = Field(
         "float32",
         description="weights as fsdp sends them for a pass; bfloat16, half as much, needs train.precision bf16",

@@ -26,7 +26,7 @@ class TransportSettings(Section):
     epsilon_kimg: NonNegative = Field(1600.0, description="length of the decay of epsilon, kimg")
     noise_weight: Annotated[Real, Field(ge=0, le=100)] = Field(
         0.0,
-        description="weight of 1 - cosine between a slot's noise and its target's pixels; features pixels only",
+        description="weight of 1 - cosine of a slot's noise and its target's pixels; needs features.extractor pixels",
     )
     outer_iterations: Count = Field(10, description="largest number of linearisations per step")
     inner_iterations: Count = Field(200, description="largest number of Sinkhorn iterations per linearisation")

@@ -42,16 +42,16 @@ def build(
     precision = Precision(config.train.precision, device)
 
     # Frozen networks.
-    extractor = world.main_first(lambda: build_extractor(config.features, shape, log)).to(device)
+    extractor = world.rank0_first(lambda: build_extractor(config.features, shape, log)).to(device)
     perceptual = None
     if config.loss.lpips:
-        perceptual = world.main_first(lambda: build_perceptual(config.loss.lpips_trunk, log)).to(device)
-    world.together(lambda: check_scales(config.loss.flow_scales, shape))
+        perceptual = world.rank0_first(lambda: build_perceptual(config.loss.lpips_trunk, log)).to(device)
+    world.on_all_ranks(lambda: check_scales(config.loss.flow_scales, shape))
     objective = Objective(config.loss, extractor, perceptual, precision)
 
     # The generator, its average and its optimiser.
     settings = config.generator if fresh else config.generator.model_copy(update={"pretrained": None})
-    generator = world.main_first(lambda: start_generator(settings, shape, table.num_classes, config.seed, log)).to(
+    generator = world.rank0_first(lambda: start_generator(settings, shape, table.num_classes, config.seed, log)).to(
         device
     )
     if config.train.compile:

@@ -90,7 +90,7 @@ class CheckedStep:
         Raises:
             HardwareError: if no two computations agree, or ranks disagree on what must be the same on all.
         """
-        rows = [next(stream) for _ in range(self._step.parallel.spread.turns)]
+        rows = [next(stream) for _ in range(self._step.parallel.assignment.turns_per_rank)]
         result = self._step.compute(step, rows)
         numbers, same_on_all = self._numbers(result)
         anomaly = self._guard.anomaly(numbers)

@@ -18,7 +18,7 @@ from gfgw_prod.data.stream import CellRows, cell_stream
 
 if TYPE_CHECKING:
     from gfgw_prod.data.sources import Table
-    from gfgw_prod.distributed.cells import Spread
+    from gfgw_prod.distributed.cells import CellAssignment
     from gfgw_prod.distributed.world import World
     from gfgw_prod.transport.matching import Match
 
@@ -38,12 +38,14 @@ class Feed:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="targets") if workers else None
         self._waited, self._since = 0.0, time.perf_counter()  # seconds; when they were last reported
 
-    def stream(self, spread: Spread, seed: int, first_step: int, last_step: int, size: int) -> Iterator[CellRows]:
-        """The rows of this rank's cells; see ``cell_stream``."""
+    def stream(
+        self, assignment: CellAssignment, seed: int, first_step: int, last_step: int, size: int
+    ) -> Iterator[CellRows]:
+        """This rank's cells, as ``cell_stream`` has them."""
         return self._timed(
             cell_stream(
                 self._table,
-                spread,
+                assignment,
                 seed=seed,
                 first_step=first_step,
                 last_step=last_step,

@@ -9,7 +9,7 @@ from gfgw_prod.data.sources import Table
 from gfgw_prod.distributed.world import World
 from gfgw_prod.evaluation.evaluator import Evaluator
 from gfgw_prod.evaluation.metric_spaces import choose_spaces
-from gfgw_prod.evaluation.spaces import Files, build_space, trained_with
+from gfgw_prod.evaluation.spaces import WeightFiles, build_space, trained_with
 from gfgw_prod.generator.ema import Ema
 from gfgw_prod.process.meter import Meter, Mode
 from gfgw_prod.process.signals import StopRequestedError
@@ -17,7 +17,7 @@ from gfgw_prod.process.watchdog import watch
 from gfgw_prod.resilience.preemption import StopRequest
 from gfgw_prod.settings import schedule
 from gfgw_prod.settings.config import Config
-from gfgw_prod.settings.evaluation import FIGURES
+from gfgw_prod.settings.evaluation import FIGURES, SEED
 from gfgw_prod.telemetry.sinks import last_recorded_step
 from gfgw_prod.training.precision import Precision
 from gfgw_prod.training.reporting import Reporter
@@ -42,7 +42,7 @@ class PeriodicEvaluation:
         e = config.evaluation
         if not e.every_kimg:
             return
-        files = Files(e.inception, e.dinov2, config.features.weights)
+        files = WeightFiles.of_run(config)
         metrics = choose_spaces(e.metrics, e.features, files, trained_with(config), math.prod(table.image_shape))
         for note in metrics.notes:
             reporter.log(f"evaluation: {note}")
@@ -52,7 +52,7 @@ class PeriodicEvaluation:
             {name: build_space(name, files, table.image_shape, reporter.log).to(world.device) for name in metrics.used},
             world,
             num=e.num,
-            seed=e.seed,
+            seed=SEED,
             conditional=config.generator.conditional,
             on_progress=self._on_progress,
         )

@@ -148,7 +148,7 @@ class Reporter:
         """Record the last step's metrics. Collective."""
         training = self._training
         values: dict[str, Value] = {
-            **result.values(self.world, training.parallel.spread),
+            **result.values(self.world, training.parallel.assignment),
             **schedules_at(self.config, result.images_seen).values(),
             **self._checked_step.values(),
             **training.values(),
@@ -158,7 +158,7 @@ class Reporter:
             "run/steps": step,
             "run/images": images,
             "run/world_size": self.world.world_size,
-            "run/idle_share": training.parallel.spread.idle_share,
+            "run/idle_share": training.parallel.assignment.idle_share,
             "run/damaged_checkpoints": self._damaged,
             "transport/bank_share": training.matcher.usage.share(images),
         }

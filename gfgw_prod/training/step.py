@@ -86,7 +86,7 @@ class TrainingStep:
         """Draw the noise and flips of this rank's cells."""
         config = self.config
         self.parallel.module.zero_grad(set_to_none=True)  # left by a computation that was not applied
-        turns = self.parallel.spread.turns_of(config.seed, step, size=config.train.cell_size, rank=self.world.rank)
+        turns = self.parallel.assignment.turns_of(config.seed, step, size=config.train.cell_size, rank=self.world.rank)
         cells = [
             CellInputs.draw(turn.cell, found, self.table, self.world.device)
             for turn, found in zip(turns, rows, strict=True)
@@ -119,7 +119,7 @@ class TrainingStep:
         """
         config = self.config
         gathered = self.world.all_gather(features)  # (W, turns, b, d)
-        batch = self.parallel.spread.in_order(gathered).flatten(0, 1)  # (B, d), in the order of cells
+        batch = self.parallel.assignment.in_cell_order(gathered).flatten(0, 1)  # (B, d), in the order of cells
         finite, batch = batch.isfinite().all(), batch.nan_to_num(0.0, 0.0, 0.0)
         # Every rank draws what all ranks' cells drew.
         cells = [Cell(config.seed, inputs.step, index, config.train.cell_size) for index in range(config.cells)]
@@ -158,7 +158,7 @@ class TrainingStep:
         Returns:
             Checksums ``(turns,)`` of this rank's own gradients, and the norm of the sum, ``()``.
         """
-        checksums = self.parallel.finish()
+        checksums = self.parallel.finish_step()
         self.precision.unscale(self._parameters())
         return torch.stack(checksums), gradient_norm(self._parameters(), self.world)
 

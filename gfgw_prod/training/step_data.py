@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gfgw_prod.data.sources import Table
 from gfgw_prod.data.stream import CellRows
-from gfgw_prod.distributed.cells import Cell, Spread, Turn
+from gfgw_prod.distributed.cells import Cell, CellAssignment, Turn
 from gfgw_prod.distributed.world import World
 from gfgw_prod.training.objective import Losses
 from gfgw_prod.transport.matching import Match
@@ -80,14 +80,14 @@ class StepResult:
         """The largest total loss of this rank's cells, ``()``."""
         return torch.where(self.counts > 0, self.losses[:, 0], 0.0).max()
 
-    def values(self, world: World, spread: Spread) -> dict[str, float]:
+    def values(self, world: World, assignment: CellAssignment) -> dict[str, float]:
         """Metrics by catalogue tag. Losses are means over all cells. Collective.
 
         Steps at t = 1 and steps before have different terms; a term that a step lacks is left out, or its curve would
         drop to zero.
         """
-        means = spread.in_order(world.all_gather(self.losses)).double().mean(dim=0).tolist()
-        streamed = spread.in_order(world.all_gather(self.row_ids.to(world.device))).flatten()
+        means = assignment.in_cell_order(world.all_gather(self.losses)).double().mean(dim=0).tolist()
+        streamed = assignment.in_cell_order(world.all_gather(self.row_ids.to(world.device))).flatten()
         rows = torch.cat([streamed, self.match.rows]).cpu()
         losses = dict(zip(Losses._fields, means, strict=True))
         return {f"loss/{term}": mean for term, mean in losses.items() if mean or term == "total"} | {

@@ -85,10 +85,12 @@ class Run:
             )
 
         # Claim the run directory, the port and the storages.
-        self.lock = world.together(lambda: prepare_directory(self.dir, self.reporter.log) if world.is_main else None)
-        world.together(self.node.listen)
+        self.lock = world.on_all_ranks(
+            lambda: prepare_directory(self.dir, self.reporter.log) if world.is_main else None
+        )
+        world.on_all_ranks(self.node.listen)
         self.reporter.keep_stacks()
-        self.storages = world.together(lambda: open_storages(config.checkpoint, self.dir, make=world.is_main))
+        self.storages = world.on_all_ranks(lambda: open_storages(config.checkpoint, self.dir, make=world.is_main))
         starts.count(self.storages)
 
         # Open the data set.
@@ -116,7 +118,7 @@ class Run:
 
         # What interrupts training.
         self.stop = preemption.StopRequest(world, config.distributed.timeout_seconds)
-        self.evaluation = world.together(
+        self.evaluation = world.on_all_ranks(
             lambda: PeriodicEvaluation(config, self.table, world, self.stop, self.reporter)
         )
         startup.done("generator")
@@ -139,10 +141,10 @@ class Run:
             by_rank = self.world.all_gather_object(self.facts)
         if found is not None:
             self.step = self.first_step = found.step
-        for change in self.world.together(lambda: self._accept_changes(found, by_rank)):
+        for change in self.world.on_all_ranks(lambda: self._accept_changes(found, by_rank)):
             self.reporter.log(f"run.allow_changes: going on with {change}")
-        cache = self.world.together(lambda: BankCache.of(self.config, self.facts, self.reporter.log_from_any_rank))
-        self.world.together(lambda: self.reporter.open(self.step, found, damaged))
+        cache = self.world.on_all_ranks(lambda: BankCache.of(self.config, self.facts, self.reporter.log_from_any_rank))
+        self.world.on_all_ranks(lambda: self.reporter.open(self.step, found, damaged))
         if found is not None:
             with self._unwatched(f"resuming from {found.name}"):
                 found.load(self.state(), self.world)
@@ -161,7 +163,9 @@ class Run:
     def stream(self, last_step: int) -> Iterator[CellRows]:
         """This rank's cells from the current step to ``last_step``, exclusive."""
         size = self.config.train.cell_size
-        return self.training.feed.stream(self.training.parallel.spread, self.config.seed, self.step, last_step, size)
+        return self.training.feed.stream(
+            self.training.parallel.assignment, self.config.seed, self.step, last_step, size
+        )
 
     def loop(self) -> bool:
         """Train until ``train.total_kimg`` or a stop signal, and save the state.

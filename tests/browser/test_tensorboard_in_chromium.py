@@ -16,12 +16,12 @@ from PIL import Image
 from ..process import debian, runs
 
 QUIET = ("--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-quic")
-CURVE = (255, 112, 67)  # TensorBoard's colour of the first run
+CURVE = (255, 112, 67)  # colour of TensorBoard's first run
 
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Where TensorBoard shows a run that was killed between two checkpoints and resumed."""
+    """Address of a TensorBoard that shows a run that was killed between two checkpoints and resumed."""
     debian.require("Chromium", ["chromium"], ["chromium"])
     run_dir = tmp_path_factory.mktemp("runs") / "killed"
     command = runs.training(run_dir, *runs.UNHURRIED)
@@ -34,19 +34,19 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     server = runs.start([program, "--logdir", str(run_dir.parent), "--port", str(port)])
     runs.wait_until(lambda: runs.listens(port), server)
     there = f"http://127.0.0.1:{port}"
-    runs.wait_until(lambda: asked(f"{there}/data/runs"), server)
+    runs.wait_until(lambda: read_json(f"{there}/data/runs"), server)
     yield there
     server.terminate()
     runs.outcome_of(server)
 
 
-def asked(address: str) -> list:
+def read_json(address: str) -> list:
     with urllib.request.urlopen(address, timeout=30) as answer:
         return list(json.load(answer))
 
 
-def seen(address: str, picture: Path) -> np.ndarray:
-    """What the browser draws, ``(h, w, 3)``."""
+def screenshot(address: str, picture: Path) -> np.ndarray:
+    """Screenshot of the browser, ``(h, w, 3)``."""
     profile = f"--user-data-dir={picture.parent / 'profile'}"
     looks = ("--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--window-size=1400,1000")
     patience = "--virtual-time-budget=20000"
@@ -57,16 +57,16 @@ def seen(address: str, picture: Path) -> np.ndarray:
 
 
 def is_drawn(address: str, picture: Path, shows: Callable[[np.ndarray], bool]) -> bool:
-    """Whether a look shows it; the browser's patience is counted in its own time, and a busy machine may have none."""
-    return any(shows(seen(address, picture)) for _ in range(3))
+    """Whether one of three screenshots shows it: a busy machine may draw nothing within the browser's virtual time."""
+    return any(shows(screenshot(address, picture)) for _ in range(3))
 
 
 def test_served_curve_is_continuous(address: str) -> None:
-    [run] = asked(f"{address}/data/runs")
-    points = asked(f"{address}/data/plugin/scalars/scalars?run={run}&tag=loss/total")
+    [run] = read_json(f"{address}/data/runs")
+    points = read_json(f"{address}/data/plugin/scalars/scalars?run={run}&tag=loss/total")
     steps = [step for _, step, _ in points]
     assert steps == [runs.BATCH * step for step in range(1, runs.STEPS + 1)]
-    grids = asked(f"{address}/data/plugin/images/images?run={run}&tag=samples&sample=0")
+    grids = read_json(f"{address}/data/plugin/images/images?run={run}&tag=samples&sample=0")
     assert all(a["step"] < b["step"] for a, b in itertools.pairwise(grids))
     assert grids[-1]["step"] == runs.BATCH * runs.STEPS
 
@@ -81,6 +81,6 @@ def test_charts_are_drawn(address: str, tmp_path: Path) -> None:
 def test_grids_are_drawn(address: str, tmp_path: Path) -> None:
     def grids(drawn: np.ndarray) -> bool:
         grey = (np.ptp(drawn[190:, 370:].astype(int), axis=2) == 0) & (drawn[190:, 370:, 0] < 230)
-        return grey.sum() > 20_000  # the page itself is lighter
+        return grey.sum() > 20_000  # the page background is lighter
 
     assert is_drawn(f"{address}/#images", tmp_path / "grids.png", grids)

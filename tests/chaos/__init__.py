@@ -1,5 +1,5 @@
-"""A run of digits under a seeded schedule of faults, which must end with the weights of a run that was left alone.
+"""A digits run under a seeded schedule of faults, which must end with the weights of an undisturbed run.
 
-`python -m tests.chaos` plays what surrounds a job: it starts the launchers, strikes, and starts again what has left.
-The product is the one that is shipped; faults inside a rank come through `inside/sitecustomize.py`.
+`python -m tests.chaos` plays the scheduler of a job: it starts the launchers, injects faults, and restarts what exits.
+The product is unchanged; `inside/sitecustomize.py` brings faults into a rank.
 """

@@ -1,4 +1,4 @@
-"""`python -m tests.chaos [--seed N] [--faults N]`; exit code 1 unless all was survived and the weights are the same."""
+"""`python -m tests.chaos [--seed N] [--faults N]`; exit code 1 unless all faults are survived and the weights equal."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from .report import show
 from .schedule import schedule
 
 
-def chaos(directory: Path, seed: int, count: int, kinds: Sequence[Fault], say: Callable[[str], None]) -> Result:
-    """Strikes a run in a new directory with so many faults and compares."""
+def chaos(directory: Path, seed: int, count: int, kinds: Sequence[Fault], log: Callable[[str], None]) -> Result:
+    """Inject ``count`` faults into a run in a new directory, and compare it with an undisturbed one."""
     faults = schedule(seed, count, kinds)
     with small_disk(directory / "disk") as root, Job(directory, root, faults[0].launch) as job:
-        campaign = Campaign(job, seed, say)
+        campaign = Campaign(job, seed, log)
         campaign.run(faults)
         campaign.conclude(directory / "undisturbed")
     return campaign.result
 
 
 def main() -> int:
-    """The command; returns its exit code."""
+    """Run the command. Returns its exit code."""
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
     parser.add_argument("--seed", type=int, default=0, help="of the schedule (0)")
     parser.add_argument("--faults", type=int, default=40, help="how many (40)")
@@ -42,7 +42,7 @@ def main() -> int:
     kinds = [kind for kind in wanted if kind.name not in not_run]
     if chosen.faults < 1 or not kinds:
         parser.error("nothing to do")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # through all that is to be cleared away
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # clean up on the way out
     directory = Path(tempfile.mkdtemp(prefix="chaos-"))
     result = chaos(
         directory, chosen.seed, chosen.faults, kinds, lambda line: console.print(line, highlight=False, soft_wrap=True)
@@ -51,7 +51,7 @@ def main() -> int:
     if result.good:
         shutil.rmtree(directory)
         return 0
-    console.print(f"what was said: {directory}/job.log", highlight=False, soft_wrap=True)
+    console.print(f"log of the job: {directory}/job.log", highlight=False, soft_wrap=True)
     return 1
 
 

@@ -1,4 +1,4 @@
-"""Strikes a run with one fault after the other, and measures what each of them costs."""
+"""Inject one fault after the other into a run, and measure what each of them costs."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from .job import BATCH, EVERY, Job, undisturbed
 from .progress import Progress
 from .schedule import Planned
 
-LIMIT_SECONDS = 240  # for a job to go on after a fault
-MORE_STEPS = 2  # after those that were made before a fault: one could be finished by ranks that are about to fail
-GIVE_UP_AFTER = 3  # faults in a row that were not survived
+LIMIT_SECONDS = 240  # for a job to make steps again after a fault
+MORE_STEPS = 2  # after a fault: failing ranks may still finish one
+GIVE_UP_AFTER = 3  # faults in a row that the job did not survive
 
 
 @dataclass(frozen=True)
 class Struck:
-    """What a fault did."""
+    """What a fault cost."""
 
     kind: str
-    problem: str  # empty if it was survived
-    images: int  # that were computed again
+    problem: str  # empty if the job survived
+    images: int  # computed again
     seconds: float  # lost
 
 
 @dataclass
 class Result:
-    """What a run under faults came to."""
+    """Outcome of a run under faults."""
 
     struck: list[Struck] = field(default_factory=list)
     steps: int = 0
@@ -47,39 +47,39 @@ class Result:
 
     @property
     def good(self) -> bool:
-        """Whether all faults were survived, and nothing of them is left."""
+        """Whether the run survived all faults and equals the undisturbed one."""
         survived = not any(each.problem for each in self.struck)
         return survived and not self.problem and self.same_weights and self.same_losses
 
 
 class Campaign:
-    """Faults over one run.
+    """Injects faults into one run.
 
     Args:
-        say: is told of every fault.
+        log: takes one line for each fault.
     """
 
-    def __init__(self, job: Job, seed: int, say: Callable[[str], None]):
-        self.job, self.say = job, say
+    def __init__(self, job: Job, seed: int, log: Callable[[str], None]):
+        self.job, self.log = job, log
         self.chance = Random(seed)
         self.progress = Progress(job.run_dir)
         self.result = Result()
 
     def run(self, faults: Sequence[Planned]) -> None:
-        """Strikes with all faults, and has the job leave."""
+        """Inject all faults, then stop the job."""
         started = time.monotonic()
         failures = 0
         for number, planned in enumerate(faults):
             following = faults[min(number + 1, len(faults) - 1)]
             struck = self._strike(planned, following)
             self.result.struck.append(struck)
-            self.say(
+            self.log(
                 f"{number + 1:3d}/{len(faults)} {time.monotonic() - started:5.0f} s  step {self.progress.step:5d}  "
                 f"{planned.fault.name}: {struck.problem or f'{struck.images} images, {struck.seconds:.1f} s'}"
             )
             failures = failures + 1 if struck.problem else 0
             if failures == GIVE_UP_AFTER:
-                self.result.problem = f"given up after {failures} faults in a row that were not survived"
+                self.result.problem = f"gave up after {failures} faults in a row that the job did not survive"
                 break
         self._leave()
         self.progress.next_launch()
@@ -87,7 +87,7 @@ class Campaign:
         self.result.useful_seconds = self.progress.useful_seconds
 
     def conclude(self, undisturbed_dir: Path) -> None:
-        """Compares what was saved last with a run of the same length that was left alone."""
+        """Compare the newest checkpoint with that of an undisturbed run of the same length."""
         result, run_dir = self.result, self.job.run_dir
         result.steps = self.job.newest_step()
         undisturbed(undisturbed_dir, result.steps)
@@ -96,7 +96,7 @@ class Campaign:
         try:
             runs.assert_each_metric_has_each_step_once(run_dir, result.steps)
         except AssertionError as error:
-            result.problem = result.problem or f"a step is missing, or there twice: {error}"
+            result.problem = result.problem or f"a step is missing or recorded twice: {error}"
 
     def _strike(self, planned: Planned, following: Planned) -> Struck:
         fault, job, progress = planned.fault, self.job, self.progress
@@ -112,21 +112,21 @@ class Campaign:
             progress.look()
             mark = progress.step + MORE_STEPS
             usual = progress.usual_seconds
-            self._until(lambda: progress.step >= mark, "the job does not go on")
-            self._until(felt, "it was not felt")
-            mark = progress.step + MORE_STEPS  # what is noticed late makes the job go back only now
-            self._until(lambda: progress.step >= mark, "the job does not go on")
+            self._until(lambda: progress.step >= mark, "no further steps")
+            self._until(felt, "the fault had no effect")
+            mark = progress.step + MORE_STEPS  # a fault that is noticed late makes the job go back only now
+            self._until(lambda: progress.step >= mark, "no further steps")
         except (TimeoutError, subprocess.TimeoutExpired) as error:
             job.kill()
             return Struck(fault.name, str(error), 0, 0.0)
         seconds = progress.arrived(mark) - struck_at - (mark - before) * usual
         images = (progress.repeated - repeated) * BATCH
         unforeseen = [code for code in job.left[left:] if code not in fault.leaves]
-        problem = f"launchers left with {unforeseen}" if unforeseen else ""
+        problem = f"launchers exited with {unforeseen}" if unforeseen else ""
         return Struck(fault.name, problem, images, max(seconds, 0.0))
 
     def _make_ready(self, planned: Planned) -> None:
-        """Waits until the launch that is to be struck trains, and has saved something since the last fault."""
+        """Wait until the planned launch trains and has saved a checkpoint since the last fault."""
         job, progress = self.job, self.progress
         if job.launch != planned.launch:
             job.next = planned.launch
@@ -135,14 +135,14 @@ class Campaign:
         ranks = planned.launch.world_size
         self._until(
             lambda: job.newest_step() > saved and len(job.checkpoints()) > 1 and progress.ranks == ranks,
-            "the job does not make a checkpoint",
+            "no checkpoint",
         )
         at = progress.step + self.chance.randrange(EVERY)
-        self._until(lambda: progress.step >= at and len(job.ranks()) == ranks, "the job does not train")
+        self._until(lambda: progress.step >= at and len(job.ranks()) == ranks, "no training")
         time.sleep(self.chance.random() * progress.usual_seconds)
 
     def _until(self, condition: Callable[[], bool], problem: str) -> None:
-        """Lets the scheduler do its work meanwhile.
+        """Wait for the condition while the scheduler restarts what exits.
 
         Raises:
             TimeoutError: with the problem.
@@ -163,12 +163,12 @@ class Campaign:
         self.job.stop()
         codes = [agent.returncode for agent in running]
         if any(code != PREEMPTED for code in codes):
-            self.result.problem = self.result.problem or f"told to stop, the launchers left with {codes}"
+            self.result.problem = self.result.problem or f"the launchers exited with {codes} after a stop signal"
 
 
 @contextmanager
 def small_disk(directory: Path) -> Iterator[Path]:
-    """A file system that is soon full; without root, just a directory."""
+    """A file system of 64 MB; without root, a plain directory."""
     directory.mkdir(parents=True)
     if os.geteuid():
         yield directory

@@ -1,4 +1,4 @@
-"""The kinds of faults: what they strike, where they can, and how it is told that they were felt."""
+"""Kinds of faults: what they hit, which launches they fit, and how to tell that they had an effect."""
 
 from __future__ import annotations
 
@@ -18,33 +18,33 @@ from ..process import runs
 from ..process.two_hosts import CANNOT
 from .job import Job, Launch
 
-FELT_SECONDS = 60  # at most, until a fault is taken
+FELT_SECONDS = 60  # limit for a fault to take effect
 
 
 class Fault(Protocol):
     """A kind of fault."""
 
     name: str
-    leaves: frozenset[int]  # exit codes of launchers that the scheduler should see
+    leaves: frozenset[int]  # exit codes of launchers that the fault may cause
 
     def fits(self, launch: Launch) -> bool:
-        """Whether it can strike such a launch."""
+        """Whether the fault applies to this launch."""
 
     def ends(self, launch: Launch) -> bool:
-        """Whether the whole job leaves because of it."""
+        """Whether the fault ends the whole job."""
 
     def cannot(self) -> str:
-        """Why it cannot be done on this machine; empty if it can."""
+        """Why this machine cannot inject the fault; empty if it can."""
 
     def strike(self, job: Job, chance: Random) -> Callable[[], bool]:
-        """Does it. The answer tells, when the run has gone on, whether it was felt."""
+        """Inject the fault. Returns a check, for later, that it had an effect."""
 
 
 def until(condition: Callable[[], bool], what: str) -> None:
-    """Waits for a fault to be taken.
+    """Wait for the condition.
 
     Raises:
-        TimeoutError: if it was not.
+        TimeoutError: with ``what``, after ``FELT_SECONDS``.
     """
     deadline = time.monotonic() + FELT_SECONDS
     while not condition():
@@ -62,13 +62,13 @@ def gone(pid: int) -> bool:
 
 
 def certainly() -> bool:
-    """The answer of a fault that cannot be overlooked."""
+    """The check of a fault that always has an effect."""
     return True
 
 
 @dataclass(frozen=True)
 class Anywhere:
-    """A fault that needs nothing, and that the job outlives."""
+    """Base class: a fault that fits every launch and that the job survives."""
 
     name: str
     leaves: frozenset[int] = frozenset()
@@ -92,12 +92,12 @@ class SignalRank(Anywhere):
     def strike(self, job: Job, chance: Random) -> Callable[[], bool]:
         _, pid = chance.choice(sorted(job.ranks().items()))
         os.kill(pid, self.number)
-        return lambda: gone(pid)  # replaced, whatever the signal was
+        return lambda: gone(pid)  # every signal must lead to a new process
 
 
 @dataclass(frozen=True)
 class TerminateRank(Anywhere):
-    """SIGTERM to one rank: all ranks save, and the job leaves."""
+    """SIGTERM to one rank: all ranks save, and the job exits."""
 
     leaves: frozenset[int] = frozenset({PREEMPTED})
 
@@ -117,7 +117,7 @@ class TerminateRank(Anywhere):
 
 @dataclass(frozen=True)
 class TerminateJob(Anywhere):
-    """SIGTERM to the launchers of all hosts, as a scheduler does that wants its machines back."""
+    """SIGTERM to the launchers of all hosts, as a scheduler preempts a job."""
 
     leaves: frozenset[int] = frozenset({PREEMPTED})
 
@@ -132,7 +132,7 @@ class TerminateJob(Anywhere):
 
 @dataclass(frozen=True)
 class KillAgent(Anywhere):
-    """SIGKILL to the launcher of one host, perhaps the one with the rendezvous: its ranks go with it."""
+    """SIGKILL to the launcher of one host, perhaps that of the rendezvous. Its ranks die with it."""
 
     leaves: frozenset[int] = frozenset({-signal.SIGKILL})
 
@@ -150,13 +150,13 @@ class KillAgent(Anywhere):
 
 @dataclass(frozen=True)
 class Inside(Anywhere):
-    """A fault within a step of one rank, brought in by ``inside/sitecustomize.py``."""
+    """A fault within a step of one rank, injected by ``inside/sitecustomize.py``."""
 
     kind: str = ""
-    noticed: str = ": rank {rank} on "  # in what the job says
+    noticed: str = ": rank {rank} on "  # in the log of the job
     bits: tuple[int, ...] = (0,)
     wrong_number: bool = False
-    needs_audit: bool = False  # without which nobody would find it
+    needs_audit: bool = False  # nothing else would find it
     needs_replicas: bool = False
 
     def fits(self, launch: Launch) -> bool:
@@ -182,14 +182,14 @@ class Inside(Anywhere):
 
 @dataclass(frozen=True)
 class DamageCheckpoint(Anywhere):
-    """Every rank is killed, and the checkpoint that they should go on from is no longer what was written."""
+    """SIGKILL to every rank, and damage to the checkpoint that they would resume from."""
 
     def strike(self, job: Job, chance: Random) -> Callable[[], bool]:
         set_aside = len(list(job.root.glob("damaged-*")))
         ranks = job.ranks().values()
         for pid in ranks:
             os.kill(pid, signal.SIGKILL)
-        until(lambda: all(map(gone, ranks)), "the death of ranks")  # nobody commits another one from here on
+        until(lambda: all(map(gone, ranks)), "the death of ranks")  # from here on, nobody commits another one
         file = chance.choice(sorted(job.checkpoints()[-1].iterdir()))
         size = file.stat().st_size
         how = chance.choice(["flip", "cut", "delete"])
@@ -208,7 +208,7 @@ class DamageCheckpoint(Anywhere):
 
 @dataclass(frozen=True)
 class FillDisk(Anywhere):
-    """The file system of the checkpoints is full, of bytes or of files, until a save has failed for it."""
+    """Fill the file system of the checkpoints, with bytes or with files, until a save fails."""
 
     def cannot(self) -> str:
         return "a small file system of its own needs root" if os.geteuid() else ""
@@ -245,7 +245,7 @@ def _until_full(write: Callable[[int], object]) -> None:
 
 @dataclass(frozen=True)
 class CutLink(Anywhere):
-    """The cable between two hosts is out, for less or more than ranks wait for each other."""
+    """Unplug the cable between two hosts, for less or for more than the ranks wait for each other."""
 
     seconds: tuple[int, ...] = (3, 13)
 

@@ -1,4 +1,4 @@
-"""A job and its scheduler: starts the launchers of a run, on one host or two, and starts again what has left."""
+"""A job and its scheduler: start the launchers of a run on one or two hosts, and restart those that exit."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ SETTINGS = (
     *("--telemetry.samples-every-kimg", "1000000"),
 )
 ENDLESS_KIMG = 1_000_000
-PEERS_SECONDS = 10  # longest wait for the other ranks
+PEERS_SECONDS = 10  # longest wait for other ranks
 GRACE_SECONDS = 20
 SURROUNDINGS = {"MAX_RESTARTS": "100000", "GRACE_SECONDS": str(GRACE_SECONDS)}
 
 
 @dataclass(frozen=True)
 class Launch:
-    """How a job is started. All of them train the same weights."""
+    """How a job is started. Every launch trains the same weights."""
 
     hosts: int = 1
     ranks: int = 2
@@ -38,16 +38,16 @@ class Launch:
 
     @property
     def world_size(self) -> int:
-        """Ranks in all."""
+        """Number of ranks."""
         return self.hosts if self.hosts > 1 else self.ranks
 
     @property
     def evenly(self) -> bool:
-        """Whether no rank runs cells without weight, in which no number matters."""
+        """Whether no rank runs weightless cells, whose numbers do not matter."""
         return CELLS % self.world_size == 0
 
     def options(self) -> list[str]:
-        """Settings that the trajectory does not depend on."""
+        """Settings that do not change the trajectory."""
         chosen = ["--distributed.strategy", self.strategy, "--distributed.timeout-seconds", str(PEERS_SECONDS)]
         if self.audit:
             chosen += ["--resilience.audit-every-steps", "1"]
@@ -55,20 +55,20 @@ class Launch:
 
 
 class Job:
-    """A run without end, on whatever it was launched last. A context: nothing is left of it behind.
+    """An endless run. Leaving the context kills it.
 
     Args:
-        root: where its checkpoints are.
-        first: the launch that the scheduler begins with.
+        root: directory of its checkpoints.
+        first: its first launch.
     """
 
     def __init__(self, directory: Path, root: Path, first: Launch):
         self.run_dir, self.root, self.launch = directory / "run", root, first
-        self.faults = directory / "faults"  # where ranks look for theirs
+        self.faults = directory / "faults"  # where ranks look for faults
         self.log = directory / "job.log"
-        self.next = first  # what the scheduler starts when all hosts have left
+        self.next = first  # what the scheduler starts once all launchers have exited
         self.agents: list[subprocess.Popen[str]] = []
-        self.left: list[int] = []  # exit codes of agents that were started again
+        self.left: list[int] = []  # exit codes of restarted agents
         self.net: TwoHosts | None = None
         self._stack = ExitStack()
 
@@ -82,14 +82,14 @@ class Job:
         self._stack.close()
 
     def start(self) -> None:
-        """Starts the launchers of what is to come next."""
+        """Start the launchers of the next launch."""
         self.launch = self.next
         if self.launch.hosts == 2 and self.net is None:
             self.net = self._stack.enter_context(TwoHosts())
         self.agents = [self._agent(host) for host in range(self.launch.hosts)]
 
     def tend(self) -> bool:
-        """Starts again what has left, as a scheduler does. Returns whether that was the whole job."""
+        """Restart the launchers that have exited. Returns whether it was the whole job."""
         if not self.agents:
             self.start()
             return True
@@ -104,7 +104,7 @@ class Job:
         return False
 
     def stop(self, limit_seconds: float = 60) -> None:
-        """Tells all launchers to stop, and waits until they have."""
+        """Send SIGTERM to all launchers, and wait for them."""
         for agent in self.agents:
             agent.send_signal(signal.SIGTERM)
         deadline = time.monotonic() + limit_seconds
@@ -112,25 +112,25 @@ class Job:
             agent.wait(max(deadline - time.monotonic(), 0.1))
 
     def kill(self) -> None:
-        """Ranks go with their launcher."""
+        """Kill the launchers; ranks die with them."""
         for agent in self.agents:
             agent.kill()
             agent.wait()
 
     def ranks(self) -> dict[int, int]:
-        """Process ids by rank, as far as they are there."""
+        """Process ids of the living ranks, by rank."""
         return {rank: pid for agent in self.agents for rank, pid in runs.workers_of(agent.pid).items()}
 
     def said(self, words: str) -> int:
-        """How often."""
+        """How often these words stand in the log."""
         return self.log.read_text(encoding="utf-8", errors="replace").count(words)
 
     def checkpoints(self) -> list[Path]:
-        """Oldest first."""
+        """Checkpoint directories, oldest first."""
         return sorted(self.root.glob("step-*"))
 
     def newest_step(self) -> int:
-        """Of the checkpoints; 0 before the first."""
+        """Step of the newest checkpoint; 0 before the first."""
         return max((int(path.name[5:13]) for path in self.checkpoints()), default=0)
 
     def _agent(self, host: int) -> subprocess.Popen[str]:
@@ -144,5 +144,5 @@ class Job:
 
 
 def undisturbed(run_dir: Path, steps: int) -> None:
-    """Makes a run of so many steps, alone, that nobody strikes, and in which nothing could be struck."""
+    """Train that many steps in one process, without faults."""
     runs.train(run_dir, *SETTINGS, "--train.total-kimg", str(steps * BATCH / 1000))

@@ -1,4 +1,4 @@
-"""What a run under faults has made so far, from the records that it writes and, resumed, takes back."""
+"""Progress of a run under faults, from the records that it writes, and truncates when it resumes."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from typing import IO
 
 
 class Progress:
-    """Follows ``stats.jsonl``. A resumed run replaces it by a file without the steps that it makes again."""
+    """Follows ``stats.jsonl``. A resumed run replaces the file by one without the steps that it repeats."""
 
     def __init__(self, run_dir: Path):
-        self.step = 0  # the highest that was ever made
-        self.position = 0  # the last that was made
-        self.repeated = 0  # steps that were made again
-        self.ranks = 0  # that made the last step
-        self.useful_seconds = 0.0  # of the steps of launches that have ended, at each one's usual pace
-        self._arrived: dict[int, float] = {}  # by step, when it was made for the first time
+        self.step = 0  # highest so far
+        self.position = 0  # last one
+        self.repeated = 0  # steps computed again
+        self.ranks = 0  # of the last step
+        self.useful_seconds = 0.0  # of steps of finished launches, at each launch's usual pace
+        self._arrived: dict[int, float] = {}  # first time of each step
         self._path = run_dir / "stats.jsonl"
         self._file: IO[str] | None = None
         self._partial = ""
@@ -29,17 +29,17 @@ class Progress:
 
     @property
     def usual_seconds(self) -> float:
-        """Of a step of the present launch."""
+        """Median seconds of a step of this launch."""
         return median(self._paces) if len(self._paces) >= 5 else self._usual
 
     def arrived(self, step: int) -> float:
-        """When a step was made for the first time, in seconds since the epoch."""
+        """When a step was first recorded, in seconds since the epoch."""
         return self._arrived[step]
 
     def look(self) -> None:
-        """Takes in what was written since."""
+        """Read new records."""
         if self._file is not None:
-            self._take(self._file)  # to its end, also if it has been replaced meanwhile
+            self._take(self._file)  # to its end, even if it has been replaced
             try:
                 replaced = os.stat(self._path).st_ino != os.fstat(self._file.fileno()).st_ino
             except FileNotFoundError:
@@ -54,7 +54,7 @@ class Progress:
             self._take(self._file)
 
     def next_launch(self) -> None:
-        """Another topology has another pace."""
+        """Start measuring the pace anew."""
         self.look()
         self._usual = self.usual_seconds
         self.useful_seconds += self._new_steps * self._usual
@@ -65,7 +65,7 @@ class Progress:
         *lines, self._partial = (self._partial + file.read()).split("\n")
         for line in lines:
             record = json.loads(line)
-            # What is kept of the time before a resume was seen then.
+            # Older records, which a resume kept, have been read before.
             if "loss/total" in record and record["time"] > self._latest:
                 self._made(record["step"], record["time"], int(record["run/world_size"]))
 

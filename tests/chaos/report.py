@@ -1,4 +1,4 @@
-"""The table at the end."""
+"""The final table."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .campaign import Result
 
 
 def show(result: Result, not_run: Mapping[str, str], console: Console) -> None:
-    """Prints what was struck, what it cost, and whether anything is left of it."""
+    """Print the faults, their cost, and whether the run equals the undisturbed one."""
     table = Table("fault", title_justify="left")
     for head in ("injected", "survived", "images recomputed", "seconds lost, median", "most"):
         table.add_column(head, justify="right")
@@ -29,7 +29,7 @@ def show(result: Result, not_run: Mapping[str, str], console: Console) -> None:
     goodput = result.useful_seconds / max(result.wall_seconds, 1e-9)
     lines = [
         f"goodput: {goodput:.0%}, {result.useful_seconds:.0f} s of steps in {result.wall_seconds:.0f} s",
-        f"weights after {result.steps} steps {_equal(result.same_weights)} those of a run that was left alone",
+        f"weights after {result.steps} steps {_equal(result.same_weights)} those of an undisturbed run",
         f"losses, gradient norms and batches of all steps {_equal(result.same_losses)} its",
         *([result.problem] if result.problem else []),
     ]

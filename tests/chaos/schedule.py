@@ -1,4 +1,4 @@
-"""Which faults strike, in which order, on what: a function of a seed."""
+"""The order of faults and launches, as a function of a seed."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ EVEN, UNEVEN = ((2, "ddp"), (2, "fsdp"), (2, "fsdp")), (3, "ddp")  # ranks of on
 
 @dataclass(frozen=True)
 class Planned:
-    """A fault, and the launch that it is to strike."""
+    """A fault and the launch that it hits."""
 
     fault: Fault
     launch: Launch
 
 
 def schedule(seed: int, count: int, kinds: Sequence[Fault]) -> list[Planned]:
-    """Deals out the kinds evenly and in random order, over launches on other ranks, hosts and strategies.
+    """Distribute the kinds evenly and in random order over launches with different ranks, hosts and strategies.
 
-    A launch ends with a fault for which the whole job leaves, if it has been dealt one.
+    A fault that ends the whole job comes last in its launch.
     """
     chance = Random(seed)
     dealt = [kind for _ in range(-(-count // len(kinds))) for kind in chance.sample(kinds, len(kinds))][:count]
@@ -43,7 +43,7 @@ def schedule(seed: int, count: int, kinds: Sequence[Fault]) -> list[Planned]:
 
 
 def _launches(chance: Random, count: int, kinds: Sequence[Fault]) -> list[Launch]:
-    """Ways to start the run: every kind fits one of them."""
+    """Launches such that every kind fits one of them."""
     two_hosts = not all(kind.fits(Launch(audit=True)) for kind in kinds)
     audit = not all(kind.fits(Launch()) or kind.fits(Launch(hosts=2)) for kind in kinds)
     ways = [*chance.sample(EVEN, len(EVEN)), UNEVEN]

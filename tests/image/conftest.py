@@ -12,7 +12,7 @@ from .engine import IMAGE, build, make_base, podman, require
 
 @pytest.fixture(scope="session")
 def image(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What the engine knows of the image."""
+    """The engine's description of the image."""
     require()
     make_base(tmp_path_factory.mktemp("base"))
     build(tmp_path_factory.mktemp("secrets"))

@@ -18,10 +18,10 @@ from ..process import debian, runs
 
 BASE, IMAGE = "localhost/gfgw-base:bookworm", "localhost/gfgw-test"
 PACKAGES = ("buildah", "podman", "runc", "debootstrap")
-FREE_GB = 30  # the environment is there twice while it is copied from one stage to the other
+FREE_GB = 30  # the environment exists twice while it is copied between stages
 PODMAN = ("podman", "--cgroup-manager", "cgroupfs", "--runtime", "runc")
 BUNDLE = Path("/etc/ssl/certs/ca-certificates.crt")
-# Always the same: a layer that is taken from the cache was made with it, too.
+# Constant, so that cached layers were built with it, too.
 MARKER = "d41a7c0e93b85f26c17e4fb2908ad653"
 HOST = "builder-6b7f1e0c4d"
 
@@ -36,12 +36,12 @@ def require() -> None:
 def do(
     *command: str, limit_seconds: float = 300, check: bool = True, environment: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Runs a command in the tree.
+    """Run a command in the repository.
 
     Raises:
-        TimeoutError: if it takes too long. Its session is killed then, and all processes are told.
+        TimeoutError: after the limit, with a list of all processes. The command's session is killed.
     """
-    # Files, not pipes: who is left behind, as a container's monitor, would hold a pipe open for as long as it lives.
+    # Files, not pipes: a process that is left behind, such as a container's monitor, would keep a pipe open.
     with tempfile.TemporaryFile("w+") as stdout, tempfile.TemporaryFile("w+") as stderr:
         process = subprocess.Popen(
             command,
@@ -61,7 +61,7 @@ def do(
         finally:
             if code is None:
                 os.killpg(process.pid, signal.SIGKILL)
-                with contextlib.suppress(subprocess.TimeoutExpired):  # one that waits for a disk cannot be killed
+                with contextlib.suppress(subprocess.TimeoutExpired):  # a process that waits for a disk cannot be killed
                     process.wait(10)
         for file in (stdout, stderr):
             file.seek(0)
@@ -76,7 +76,7 @@ def do(
 def podman(
     *arguments: str, check: bool = True, environment: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Runs podman. Where it does not answer and no container of ours is at work, that is no fault of the image's."""
+    """Run podman. Skip the test if podman hangs although none of our containers runs: not the image's fault."""
     try:
         return do(*PODMAN, *arguments, check=check, environment=environment)
     except TimeoutError as error:
@@ -90,7 +90,7 @@ def podman(
 
 
 def make_base(directory: Path) -> None:
-    """A minimal Debian, unless there is one."""
+    """Make the base image, a minimal Debian, unless it exists."""
     if podman("image", "exists", BASE, check=False).returncode == 0:
         return
     tree, archive = directory / "rootfs", directory / "rootfs.tar"
@@ -100,12 +100,12 @@ def make_base(directory: Path) -> None:
 
 
 def build(directory: Path) -> None:
-    """The image on that base, made on a machine called ``HOST``.
+    """Build the image on that base, on a machine named ``HOST``.
 
-    Behind a proxy pip trusts what this machine trusts, for as long as it runs.
+    Behind a proxy, pip trusts the certificates of this machine during the build.
 
     Args:
-        directory: for the secrets, each with the marker.
+        directory: for files of secrets, which all contain the marker.
     """
     index = os.environ.get("PIP_CONFIG_FILE")
     given = {"pipconf": Path(index).read_text() if index else "[global]\n"}
@@ -125,7 +125,7 @@ def build(directory: Path) -> None:
 
 
 def secret_words() -> list[str]:
-    """What of the secrets would give them away: the marker, and addresses of indices that are not everybody's."""
+    """Words that would reveal the secrets: the marker, and addresses of private package indices."""
     config = configparser.RawConfigParser()
     config.read(os.environ.get("PIP_CONFIG_FILE", ""))
     values = [value for section in config.sections() for name, value in config.items(section) if "index-url" in name]

@@ -1,4 +1,4 @@
-"""The stack of docker/compose.yaml, for real: docker-compose, and podman where it expects Docker's daemon."""
+"""The real stack of docker/compose.yaml: docker-compose, with podman instead of Docker's daemon."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ import pytest
 from ..process import debian, monitoring, runs
 from .engine import BASE, IMAGE, PODMAN, do, podman
 
-# By service, in the containers. Grafana has no package here.
+# Ports in the containers, by service. Debian has no package of Grafana.
 PORTS = {"trainer": 9100, "tensorboard": 6006, "prometheus": 9090, "alertmanager": 9093}
 SERVICES = tuple(PORTS)
 VARIABLES = {"trainer": "METRICS_PORT", **{name: f"{name.upper()}_PORT" for name in SERVICES[1:]}}
-# Debian's servers in images that are laid out as the published ones.
+# Debian's servers, in images laid out like the published ones.
 SERVERS = {
     "docker.io/prom/prometheus:v3.5.0": ("/usr/bin/prometheus", "/bin/prometheus", "/prometheus"),
     "docker.io/prom/alertmanager:v0.28.1": ("/usr/bin/prometheus-alertmanager", "/bin/alertmanager", "/alertmanager"),
 }
-TEMPLATES = "/usr/share/prometheus/alertmanager"  # which the published Alertmanager has within
+TEMPLATES = "/usr/share/prometheus/alertmanager"  # part of the published Alertmanager
 # Names of services are resolved by a plugin; limits of files and processes as in other tests.
 SETTINGS = """\
 [containers]
@@ -49,7 +49,7 @@ def require() -> None:
 
 
 class Stack:
-    """By context; in the end nothing is left of it."""
+    """The stack, removed at the end of the context."""
 
     def __init__(self, directory: Path):
         self.directory, self.name = directory, f"gfgw-{runs.free_port()}"
@@ -97,30 +97,30 @@ class Stack:
         if tried.returncode:
             pytest.skip(f"containers have no network of their own here: {tried.stderr.strip()[-300:]}")
         for tag, (program, name, state) in SERVERS.items():
-            left.callback(podman, "rmi", "--force", tag, check=False)  # they are not what their names say
+            left.callback(podman, "rmi", "--force", tag, check=False)  # their names are those of the published images
             self._make(tag, program, name, state)
 
     def compose(self, *arguments: str, check: bool = True) -> str:
-        """Runs docker-compose with the shipped file; returns what it prints."""
+        """Run docker-compose with the shipped file. Returns its output."""
         command = ("docker-compose", "-f", "docker/compose.yaml", *arguments)
         return do(*command, check=check, environment=self.environment).stdout
 
     def make(self, target: str, arguments: str = "") -> str:
-        """Runs a target of the Makefile for this stack."""
+        """Run a target of the Makefile for this stack. Returns its output."""
         command = ["make", "--no-print-directory", target, "COMPOSE=docker-compose", f"IMAGE={IMAGE}"]
         return do(*command, *([f"ARGS={arguments}"] if arguments else []), environment=self.environment).stdout
 
     def volume(self, name: str) -> Path:
-        """Where the files of a volume are on this machine."""
+        """Directory of a volume on this machine."""
         return Path(podman("volume", "inspect", "--format", "{{.Mountpoint}}", f"{self.name}_{name}").stdout.strip())
 
     def logs(self, service: str) -> str:
-        """What a service has said."""
+        """Output of a service."""
         done = podman("logs", f"{self.name}_{service}_1", check=False)
         return done.stdout + done.stderr
 
     def get(self, service: str, path: str) -> Any:
-        """What a service answers on this machine's loopback; nothing while nobody answers."""
+        """JSON answer of a service on this machine's loopback; ``None`` while it does not answer."""
         try:
             with monitoring.DIRECT.open(f"http://127.0.0.1:{self.ports[service]}{path}", timeout=10) as answer:
                 return json.load(answer)
@@ -128,17 +128,17 @@ class Stack:
             return None
 
     def alertmanagers(self) -> list[str]:
-        """To whom Prometheus tells alerts."""
+        """Addresses to which Prometheus sends alerts."""
         answer = self.get("prometheus", "/api/v1/alertmanagers")
         return [each["url"] for each in answer["data"]["activeAlertmanagers"]] if answer else []
 
     def query(self, expression: str) -> list[dict[str, Any]]:
-        """What an expression of Prometheus is now."""
+        """Current value of an expression in Prometheus."""
         answer = self.get("prometheus", "/api/v1/query?" + urllib.parse.urlencode({"query": expression}))
         return list(answer["data"]["result"]) if answer else []
 
     def wait_for(self, condition: Callable[[], object], limit_seconds: float = 300) -> None:
-        """Waits until the condition holds."""
+        """Wait until the condition holds."""
         deadline = time.monotonic() + limit_seconds
         while not condition():
             assert time.monotonic() < deadline, {service: self.logs(service)[-1500:] for service in SERVICES}

@@ -1,4 +1,4 @@
-"""The stack that `make up` starts, but Grafana, really run: who finds whom, what stays when it goes down."""
+"""The stack of `make up`, without Grafana: its services find each other, and a restart keeps their data."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def stack(image: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> It
         yield found
 
 
-def test_stack_finds_itself_is_on_loopback_alone_and_goes_on_after_it_was_down(stack: Stack) -> None:
+def test_services_find_each_other_on_loopback_only_and_resume_after_a_restart(stack: Stack) -> None:
     stack.compose("up", "--detach", *SERVICES)
     for service, port in PORTS.items():
         assert stack.compose("port", service, str(port)).strip() == f"127.0.0.1:{stack.ports[service]}"
@@ -39,7 +39,7 @@ def test_stack_finds_itself_is_on_loopback_alone_and_goes_on_after_it_was_down(s
     assert stack.compose("ps", "--quiet").split() == []
     assert stack.get("trainer", "/live") is None
 
-    # What they print does not always come through podman.
+    # podman sometimes loses their output.
     stack.make("compose", "run --rm trainer sample runs/digits --num 64 --grid --out runs/digits/more-samples")
     assert (stack.volume("runs") / "digits" / "more-samples" / "grid.png").stat().st_size > 0
     stack.make("compose", "run --rm trainer inspect runs/digits")
@@ -47,5 +47,5 @@ def test_stack_finds_itself_is_on_loopback_alone_and_goes_on_after_it_was_down(s
 
     stack.compose("up", "--detach", "trainer", "prometheus")
     stack.wait_for(lambda: "resumed runs/digits at " in stack.logs("trainer"))
-    # Prometheus has kept what it knew, and the run is the same instance.
+    # Prometheus has kept its data, and the run is the same instance.
     stack.wait_for(lambda: stack.query('changes(process_start_time_seconds{instance="trainer:9100"}[10m]) == 1'))

@@ -1,4 +1,4 @@
-"""Copies of the repository as a person would clone it, with the environment of the tests and a short digits run."""
+"""Copies of the repository like a fresh clone, with the environment of the tests and a short digits run."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SHORT = {
 
 
 def clone(directory: Path) -> tuple[Path, dict[str, str]]:
-    """The copy, and the environment in which its commands run the copy's code."""
+    """Copy the repository. Returns the copy, and the environment in which commands run its code."""
     directory.mkdir()
     for name in PARTS:
         source = runs.ROOT / name
@@ -30,7 +30,7 @@ def clone(directory: Path) -> tuple[Path, dict[str, str]]:
         else:
             shutil.copy(source, directory / name)
     for name in ("Makefile", "pyproject.toml", "requirements.lock"):
-        os.utime(directory / name, (0, 0))  # older than the environment, so that make takes it as it is
+        os.utime(directory / name, (0, 0))  # older than the environment, so that make does not rebuild it
     (directory / ".venv").symlink_to(sys.prefix)
     config = directory / "configs" / "digits.yaml"
     settings = yaml.safe_load(config.read_text())

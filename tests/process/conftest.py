@@ -1,4 +1,4 @@
-"""Runs that several files look at. They are finished: a test that goes on with one does so in a copy."""
+"""Finished runs that several files read. A test that resumes one copies it first."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ from . import runs
 
 @pytest.fixture(scope="package", autouse=True)
 def no_long_collections() -> None:
-    """What unit tests of this process left is looked at once more, and never again.
+    """Exclude what unit tests have left in this process from garbage collection.
 
-    A collection of garbage that walks through all of it stops every thread for up to seven seconds, in which a run that
-    is to be struck comes to its end.
+    A full collection would stop every thread for up to seven seconds, in which the run under test may finish.
     """
     gc.collect()
     gc.freeze()
@@ -32,13 +31,13 @@ def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def copy_of_reference(reference: Path, tmp_path: Path) -> Path:
-    """The undisturbed run, to go on with or to damage."""
+    """A copy of the undisturbed run, to resume or to damage."""
     return shutil.copytree(reference, tmp_path / "run")
 
 
 @pytest.fixture(scope="session")
 def killed_and_resumed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run killed with SIGKILL between two checkpoints, then launched again with the same command."""
+    """A run killed with SIGKILL between two checkpoints, then started again with the same command."""
     run_dir = tmp_path_factory.mktemp("killed") / "run"
     command = runs.training(run_dir, *runs.UNHURRIED)
     process = runs.start(command)

@@ -20,7 +20,7 @@ PROCESS_BEGINS = Line("__main__.py", "    die_with_agent()\n")
 BLOCK_IS_ENCODED = Line("features/bank.py", "    images = table.rows(torch.arange(begin, end)).to(world.device)\n")
 STEP_BEGINS = Line("training/trainer.py", '            watch.progress(f"in step {self.step + 1}")\n')
 RUN_CLOSES = Line("training/trainer.py", "            run.close()\n")
-UPLOAD_BEGINS = Line("checkpoint/uploading.py", "        step = checkpoint.name\n")
+UPLOAD_BEGINS = Line("checkpoint/uploading.py", "        path = self._target.begin(checkpoint.name, self._token)\n")
 ROWS_ARE_READ = Line(
     "data/sources.py", "        if isinstance(self.images, Tensor):\n            found = self.images[ids]\n"
 )
@@ -47,6 +47,11 @@ def held_in_step(directory: Path, step: int, until: Path) -> dict[str, str]:
     """Holds the ranks after that many steps until a file exists."""
     waits = f"while self.step == {step} and not __import__('os').path.exists('{until}'): __import__('time').sleep(0.05)"
     return in_step(directory, waits)
+
+
+def slowed(directory: Path, seconds: float = 0.5) -> dict[str, str]:
+    """Makes each step sleep, which leaves time to strike between two steps and uses no core."""
+    return in_step(directory, f"__import__('time').sleep({seconds})")
 
 
 def while_encoding(directory: Path, statement: str) -> dict[str, str]:

@@ -1,9 +1,9 @@
-"""A process that has imported the package, and forks a child for each case: the command without its 1.8 s of imports.
+"""Import the package once, and fork a child for each case: the command without its two seconds of imports.
 
-``python fork_server.py CASES MODULE...`` imports the modules and takes cases from a file of JSON. Each says where its
-outputs and its exit code go. A child sets up what a shell would, runs
-``python -m gfgw_prod`` from its first line on and ends as an interpreter does: exit codes, tracebacks and signals are
-those of a real process. The fewer modules, the quicker a fork; a child imports what it lacks.
+``python fork_server.py CASES MODULE...`` imports the modules and reads cases from a JSON file, which name the files for
+their output and exit code. A child sets up what a shell would, runs ``python -m gfgw_prod`` from its first line, and
+ends as an interpreter does: exit codes, tracebacks and signals are those of a real process. Fewer modules make a fork
+faster; a child imports those it lacks.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-MOST_BYTES = 4 << 30  # of a child's data: what asks for more must not take the machine along
+MOST_BYTES = 4 << 30  # of a child's data: more must not exhaust the machine
 TIMED_OUT = "no end"
 
 
 def serve(cases: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """Runs every case; returns ``None`` in the server once all have ended, and in a child the case it is to become."""
+    """Run every case. Returns ``None`` in the server once all have ended, and its case in each child."""
     for case in cases:
         child = os.fork()
         if child == 0:
@@ -44,7 +44,7 @@ def serve(cases: list[dict[str, Any]]) -> dict[str, Any] | None:
 
 
 def become(case: dict[str, Any]) -> None:
-    """Directory, arguments, environment and standard streams of a case."""
+    """Set the directory, arguments, environment and standard streams of a case."""
     os.chdir(case["directory"])
     sys.argv[1:] = case["arguments"]
     os.environ.clear()
@@ -56,12 +56,12 @@ def become(case: dict[str, Any]) -> None:
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if number in case["closed"]:
             os.close(number)
-            setattr(sys, name, None)  # as an interpreter does that finds it closed
+            setattr(sys, name, None)  # as an interpreter does if it starts with the stream closed
     resource.setrlimit(resource.RLIMIT_DATA, (MOST_BYTES, MOST_BYTES))
 
 
 def leave(code: Any) -> None:
-    """Ends as the interpreter does, but for taking all modules apart, which takes ten times as long as the case."""
+    """Exit like the interpreter, without tearing down modules, which takes ten times as long as the case."""
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
@@ -76,11 +76,11 @@ def leave(code: Any) -> None:
 if __name__ == "__main__":
     for name in sys.argv[2:]:
         importlib.import_module(name)
-    assert len(os.listdir("/proc/self/task")) == 1, "a child of a process with threads is no copy of it"
-    gc.freeze()  # pages that no child writes are never copied
+    assert len(os.listdir("/proc/self/task")) == 1, "a fork of a process with threads would lose them"
+    gc.freeze()  # no collection writes to shared pages, which would copy them
     if (mine := serve(json.loads(Path(sys.argv[1]).read_text()))) is not None:
         become(mine)
         try:
             runpy.run_module("gfgw_prod", run_name="__main__", alter_sys=True)
-        except SystemExit as end:  # anything else gets the interpreter's own traceback
+        except SystemExit as end:  # any other exception gets the interpreter's own traceback
             leave(end.code)

@@ -1,4 +1,4 @@
-"""Malformed arguments of every command, by hand. ``@`` is the directory of surroundings."""
+"""Malformed arguments of every command, written by hand. ``@`` is the directory of surroundings."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ ARGUMENTS: tuple[list[str], ...] = (
     *(["doctor", "x"], ["doctor", "--verify"], ["doctor", "--json=1"]),
 )  # fmt: skip
 
-# Arguments, and what the complaint must say.
+# Arguments, and words of the error.
 TOLD: tuple[tuple[list[str], tuple[str, ...]], ...] = (
     ([], ("train", "sample", "evaluate", "inspect", "doctor")),
     (["trian"], ("trian", "train")),

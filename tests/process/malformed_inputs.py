@@ -1,4 +1,4 @@
-"""A thousand malformed inputs, the same ones every time. Each is wrong by construction: none may be let through."""
+"""A thousand malformed inputs, the same every time. Each is wrong by construction: none may be accepted."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .malformed_surroundings import ENVIRONMENTS, FILES, SURROUNDINGS, TOGETHER
 SEED = 20_240_229
 IN_FILES, ON_COMMAND_LINES, MISSPELT = 230, 150, 80
 ALONE = ["train", "--config", str(runs.DIGITS), "--telemetry.progress", "off"]
-# What must make no difference: each case has some of it. ``None`` takes a variable away.
+# Variables that must make no difference; each case sets two of them. ``None`` removes one.
 NOISE: tuple[tuple[str, str | None], ...] = (
     *(("HOME", each) for each in (None, "/no/such/home", "")),
     *(("TMPDIR", each) for each in (None, "/no/such/directory", "")),
@@ -35,16 +35,16 @@ NOISE: tuple[tuple[str, str | None], ...] = (
 
 @dataclass(frozen=True)
 class Case:
-    """A command line and what surrounds it.
+    """A command line and its surroundings.
 
     Args:
-        kind: what is wrong with it, in a word.
-        arguments: of ``gfgw``; ``@`` stands for the directory of surroundings that all cases share.
+        kind: what is wrong, in a word.
+        arguments: of ``gfgw``; ``@`` stands for the shared directory of surroundings.
         files: by name in the case's own directory, in which it runs.
-        environment: on top of the suite's; ``None`` takes a variable away.
-        words: of the complaint.
-        begun: whether a run's directory may have been made before it could be known what is wrong.
-        stdout, stderr: a file in place of the one that is looked at.
+        environment: on top of the suite's; ``None`` removes a variable.
+        words: that the error line must contain.
+        begun: whether the run directory may exist, because the error only shows later.
+        stdout, stderr: a file instead of the one that the test reads.
         closed: standard streams by number.
     """
 
@@ -60,14 +60,14 @@ class Case:
 
     @property
     def needs_torch(self) -> bool:
-        """Whether it is refused only after torch has been imported."""
+        """Whether the error only shows after importing torch."""
         if self.kind in ("arguments", "streams"):
             return not {"sample", "inspect", "export", "doctor", "--dry-run", "--run.dir"}.isdisjoint(self.arguments)
         return self.kind == "surroundings"
 
 
 def cases() -> list[Case]:
-    """All of them, in a fixed order; those of the walk over the settings are drawn at random from a fixed seed."""
+    """All cases in a fixed order. Those about settings are drawn at random from a fixed seed."""
     numbers = random.Random(SEED)
     found = [*_values_in_files(numbers), *_values_on_command_lines(numbers), *_misspelt_names(numbers)]
     found += [Case("files", ["train", "--config", "settings.yaml"], {"settings.yaml": each}) for each in FILES]
@@ -108,7 +108,7 @@ def _misspelt_names(numbers: random.Random) -> Iterator[Case]:
 
 
 def _streams() -> Iterator[Case]:
-    """Standard streams that are closed or full: the exit code is all that is left to tell."""
+    """Standard streams that are closed or full: only the exit code remains."""
     wrong = ["train", "--train.batch-size", "0"]
     for closed in ((0,), (1,), (2,), (0, 1), (0, 2), (1, 2), (0, 1, 2)):
         for arguments in (wrong, ["inspect", "@/empty"], [*ALONE, "--run.dir", "@/file"]):
@@ -120,7 +120,7 @@ def _streams() -> Iterator[Case]:
 
 
 def _spread(every: list[tuple[str, Any]], count: int, numbers: random.Random) -> list[tuple[str, Any]]:
-    """So many of them, drawn such that every setting has its share."""
+    """Draw ``count`` of them, evenly over the settings."""
     by_name: dict[str, list[Any]] = {}
     for name, value in numbers.sample(every, len(every)):
         by_name.setdefault(name, []).append(value)

@@ -1,4 +1,4 @@
-"""Settings that no run can have, found by walking the model of all settings: wrong by construction, never by luck."""
+"""Invalid settings, derived from the schema of all settings: each is wrong by construction."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ SECTIONS = sorted({name.partition(".")[0] for name in LEAVES if "." in name})
 
 
 def bounds(schema: Schema) -> tuple[float | None, float | None]:
-    """The least and the greatest value of a number, the bounds themselves included or not."""
+    """Lower and upper bound of a number, inclusive or not."""
     low = schema.get("minimum", schema.get("exclusiveMinimum"))
     return low, schema.get("maximum", schema.get("exclusiveMaximum"))
 
@@ -64,7 +64,7 @@ def wrong_numbers(schema: Schema) -> list[Any]:
 
 
 def wrong_values(schema: Schema) -> list[Any]:
-    """Values, as YAML can hold them, that the setting of the schema must refuse."""
+    """YAML values that a setting with this schema must refuse."""
     if "anyOf" in schema:  # of something or null
         something = next(each for each in schema["anyOf"] if each["type"] != "null")
         return [value for value in wrong_values(something) if value is not None]
@@ -114,7 +114,7 @@ def wrong_sequences(schema: Schema) -> Iterator[Any]:
 
 
 def as_option(value: Any) -> str | None:
-    """A wrong value as a word of the command line; ``None`` if it is right there, or cannot stand there."""
+    """A wrong value as an argument; ``None`` if it is valid or impossible there."""
     if isinstance(value, bool) or value is None or isinstance(value, list | dict | bytes):
         return None
     word = str(value)
@@ -124,7 +124,7 @@ def as_option(value: Any) -> str | None:
 def wrong_options(schema: Schema) -> list[str]:
     something = next((each for each in schema.get("anyOf", []) if each["type"] != "null"), schema)
     words = [word for word in map(as_option, wrong_values(schema)) if word is not None]
-    if something["type"] == "string" and "enum" not in something:  # whatever is a number in a file is a name here
+    if something["type"] == "string" and "enum" not in something:  # any word is text on the command line
         return ["a\udcffb", *([""] if something.get("format") == "path" else [])]
     if something["type"] == "array":  # one number is a sequence of one there
         return [
@@ -143,13 +143,13 @@ def wrong_options(schema: Schema) -> list[str]:
 
 
 def nested(name: str, value: Any, spelling: str = "_") -> dict[str, Any]:
-    """A settings file's content that sets one setting."""
+    """Content of a settings file that sets one setting."""
     section, _, key = name.replace("_", spelling).partition(".")
     return {section: {key: value}} if key else {section: value}
 
 
 def misspelt(name: str, random_numbers: random.Random) -> str:
-    """A name near to a setting's that is none."""
+    """A misspelt name of a setting."""
     while True:
         at = random_numbers.randrange(len(name))
         made = {

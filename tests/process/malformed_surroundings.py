@@ -1,4 +1,4 @@
-"""Malformed files, surroundings and environments, by hand: what no walk over the settings would find."""
+"""Malformed files, surroundings and environments, written by hand."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ FILES: tuple[bytes, ...] = (
     + b"]",
 )
 
-# Settings that are right one by one and wrong together, and words of the complaint.
+# Settings that are valid one by one and invalid together, and words of the error.
 TOGETHER: tuple[tuple[dict[str, str], tuple[str, ...]], ...] = (
     *(({"train.batch_size": b, "train.cell_size": c}, ("train.batch_size", "train.cell_size")) for b, c in
       (("100", "16"), ("1", "2"), ("31", "32"), ("999983", "2"), ("7", "3"), ("64", "63"))),
@@ -92,7 +92,7 @@ TOGETHER: tuple[tuple[dict[str, str], tuple[str, ...]], ...] = (
     ({"evaluation.num": "9"}, ("evaluation.num", "10")),
 )  # fmt: skip
 
-# Options of a run, and words of the complaint.
+# Options of a run, and words of the error.
 SURROUNDINGS: tuple[tuple[list[str], tuple[str, ...]], ...] = (
     *((["--run.dir", place], ("run.dir",)) for place in
       ("@/file", "@/file/run", "@/loop", "@/loop/run", "@/fifo", "@/socket", "/proc/run", "/dev/null",
@@ -159,7 +159,7 @@ WHOLE = {
     "MASTER_PORT": "29500",
 }
 NO_COUNTS = ("", " ", "x", "-1", "1.5", "1e3", "0x1", "٣", "1_0", "nan", "9" * 30, "+1", "1 2")
-# What torchrun sets, on top of nothing.
+# Variables that torchrun sets.
 ENVIRONMENTS: tuple[dict[str, str | None], ...] = (
     *({**WHOLE, name: None} for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")),
     *({**WHOLE, name: each} for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE",

@@ -1,4 +1,4 @@
-"""The manifests under `launch/kubernetes/` as a cluster gets them, and what a pod makes of them."""
+"""The rendered manifests of `launch/kubernetes/`, and what a pod gets from them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import yaml
 from . import runs
 
 DIRECTORY = runs.ROOT / "launch" / "kubernetes"
-CONFIG_PLACE = "/etc/gfgw/run.yaml"  # where a pod finds its settings
+CONFIG_PLACE = "/etc/gfgw/run.yaml"  # where a pod mounts its settings
 KUBERNETES = "1.32"
 
 
@@ -70,7 +70,7 @@ class Manifests:
         return port, asked["path"]
 
     def patience(self, probe: str) -> int:
-        """Seconds of failure after which a probe gives up."""
+        """Seconds of failure after which a probe acts."""
         return int(self.trainer[probe]["periodSeconds"] * self.trainer[probe]["failureThreshold"])
 
     def environment(self, namespace: str, address: str) -> dict[str, str]:
@@ -87,7 +87,7 @@ class Manifests:
         return found
 
     def action(self, code: int, conditions: Mapping[str, str]) -> str:
-        """What the Job does about a pod that failed: the action of the first rule that fits."""
+        """The action of the Job for a failed pod: that of the first rule that fits."""
         for rule in self.spec["podFailurePolicy"]["rules"]:
             codes = rule.get("onExitCodes")
             if codes is not None:

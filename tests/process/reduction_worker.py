@@ -1,4 +1,4 @@
-"""Gradients of a few numbers, reduced on forked ranks in every way there is; prints what each rank found, as JSON.
+"""Reduce small gradients on forked ranks in every way, and print what each rank found as JSON.
 
 ``reduction_worker.py RANKS CELLS...`` compares with one process; ``reduction_worker.py fault`` flips a bit on rank 0.
 """
@@ -51,12 +51,12 @@ def wrapped(settings: dict[str, Any], cells: int, world: World) -> Parallel:
 def compute(parallel: Parallel, rank: int, spoil: Callable[[int], None] = lambda turn: None) -> Tensor:
     """One step's gradients; returns a checksum a turn."""
     parallel.module.zero_grad(set_to_none=True)
-    for number, turn in enumerate(parallel.spread.turns_of(0, 0, size=4, rank=rank)):
+    for number, turn in enumerate(parallel.assignment.turns_of(0, 0, size=4, rank=rank)):
         x = torch.randn(4, 3, generator=torch.Generator().manual_seed(turn.cell.index))
         with parallel.turn(turn):
             (parallel.module(x).sum() * turn.weight * (1 + 0.37 * turn.cell.index)).backward()
         spoil(number)
-    return torch.stack(parallel.finish())
+    return torch.stack(parallel.finish_step())
 
 
 def whole_gradients(parallel: Parallel) -> list[Tensor]:
@@ -65,11 +65,10 @@ def whole_gradients(parallel: Parallel) -> list[Tensor]:
 
 
 def ways(ranks: int) -> Iterator[dict[str, Any]]:
-    """Settings of every way to spread the network over so many ranks."""
+    """Settings of every strategy and group size for so many ranks."""
     yield {"strategy": "ddp"}
     for shards in (each for each in range(1, ranks + 1) if ranks % each == 0):
-        for each_turn in (False, True):
-            yield {"strategy": "fsdp", "shard_ranks": shards, "sync_each_turn": each_turn}
+        yield {"strategy": "fsdp", "shard_ranks": shards}
 
 
 def compare(world: World, cells: list[int]) -> dict[str, bool]:

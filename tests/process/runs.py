@@ -1,4 +1,4 @@
-"""Tiny runs as real processes, and what they leave behind."""
+"""Start tiny runs as real processes, and read what they write."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ ROOT = Path(__file__).parents[2]
 DIGITS = ROOT / "configs" / "digits.yaml"
 ELASTIC = ROOT / "launch" / "elastic.sh"
 GFGW = (sys.executable, "-m", "gfgw_prod")
-# Of a launcher.
+# Options of a launcher that meets no other.
 MEETS_ITSELF = ("--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", "--local-addr", "localhost")
-LIMIT_SECONDS = 600  # of any one process, far more than a run takes on two busy cores
+LIMIT_SECONDS = 600  # of one process; far more than a run takes on two busy cores
 
-# Six cells of 16 images, with every source of randomness and every term that needs no downloaded weights.
+# Six cells of 16 images, every source of randomness, and every loss term that needs no downloaded weights.
 BATCH = 96
 STEPS = 6
 EVERY_STEP_KIMG = BATCH / 1000
@@ -51,21 +51,21 @@ TINY = (
     *("--telemetry.log-every-kimg", str(EVERY_STEP_KIMG), "--telemetry.samples-every-kimg", str(2 * EVERY_STEP_KIMG)),
     *("--evaluation.every-kimg", "0", "--telemetry.progress", "off"),
 )
-# The smallest network, on four cells of 8 images: for many steps on few cores. Two of three ranks idle in turn.
+# The smallest network on four cells of 8 images, for many steps on few cores. Two of three ranks run weightless cells.
 SMALL_BATCH = 32
 SMALL = (
     *("--train.batch-size", str(SMALL_BATCH), "--train.cell-size", "8", "--transport.tolerance", "1e-2"),
     *("--generator.model-channels", "8", "--generator.channel-mult", "[1]"),
     *("--telemetry.log-every-kimg", str(SMALL_BATCH / 1000), "--telemetry.samples-every-kimg", "100"),
 )
-METRICS = "fd,kid,pr,coverage,memorisation"  # of evaluations, all that need no network's weights
-# Many large pictures: the weights are the same, and there is time to strike between a checkpoint and the next.
+METRICS = "fd,kid,pr,coverage,memorisation"  # all that need no weights of a network
+# Large pictures at every step: the same weights, with time for a kill between two checkpoints.
 UNHURRIED = ("--telemetry.samples-every-kimg", str(EVERY_STEP_KIMG), "--telemetry.sample-grid", "32")
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a process ended and what it said."""
+    """Exit code and output of a process."""
 
     code: int
     stdout: str
@@ -73,7 +73,7 @@ class Outcome:
 
     @property
     def complaint(self) -> str:
-        """The one line of a refusal."""
+        """The one line on stderr of a command that exits with 2."""
         lines = self.stderr.splitlines()
         assert self.code == 2, f"exit code {self.code}\n{self.stderr}"
         assert len(lines) == 1, self.stderr
@@ -81,7 +81,7 @@ class Outcome:
 
 
 def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
-    """This process's environment without what torchrun and make set, with the tests' interpreter and no network."""
+    """This process's environment without variables of torchrun and make, with the tests' interpreter and no network."""
     inherited = {
         name: value
         for name, value in os.environ.items()
@@ -120,7 +120,7 @@ def start(
     cwd: Path | None = None,
     output: TextIO | None = None,
 ) -> subprocess.Popen[str]:
-    """Starts a process. What it says is kept for ``outcome_of``, or goes to a file: an unread pipe fills up."""
+    """Start a process. Its output waits for ``outcome_of``, or goes to a file: an unread pipe fills up."""
     return subprocess.Popen(
         command,
         cwd=cwd,
@@ -133,7 +133,7 @@ def start(
 
 
 def outcome_of(process: subprocess.Popen[str], limit_seconds: float = LIMIT_SECONDS) -> Outcome:
-    """Waits for a process to end. One that hangs is told to stop, so that an agent can take its ranks along."""
+    """Wait for a process to end. One that hangs gets SIGTERM first, so that an agent can stop its ranks."""
     try:
         stdout, stderr = process.communicate(timeout=limit_seconds)
     except subprocess.TimeoutExpired:
@@ -148,19 +148,19 @@ def outcome_of(process: subprocess.Popen[str], limit_seconds: float = LIMIT_SECO
 
 
 def execute(command: Sequence[str], extra: Mapping[str, str] | None = None, cwd: Path | None = None) -> Outcome:
-    """Runs a process to its end."""
+    """Run a process to its end."""
     return outcome_of(start(command, extra, cwd))
 
 
 def execute_all(commands: Mapping[str, Callable[[], Outcome]], at_once: int = 2) -> dict[str, Outcome]:
-    """Outcomes by name, a few processes at a time."""
+    """Outcomes by name, running a few processes at a time."""
     with ThreadPoolExecutor(at_once) as pool:
         futures = {name: pool.submit(command) for name, command in commands.items()}
         return {name: future.result() for name, future in futures.items()}
 
 
 def training(run_dir: Path, *options: str, steps: int = STEPS, ranks: int = 1) -> list[str]:
-    """The command of a tiny run, alone or under torchrun."""
+    """The command of a tiny run, as one process or under torchrun."""
     launcher = list(GFGW)
     if ranks > 1:
         torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks))
@@ -175,34 +175,39 @@ def elastic(run_dir: Path, *options: str, steps: int = STEPS) -> list[str]:
 
 
 def train(run_dir: Path, *options: str, steps: int = STEPS, ranks: int = 1) -> Outcome:
-    """Runs a tiny run to its end, which must be a good one."""
+    """Train a tiny run to its end, which must succeed."""
     outcome = execute(training(run_dir, *options, steps=steps, ranks=ranks))
     assert outcome.code == 0, outcome.stderr
     return outcome
 
 
-def digests(run_dir: Path) -> dict[int, str]:
-    """``weights_sha256`` by step, of checkpoints whose every file matches its hash."""
+def printed_by(*arguments: str) -> str:
+    """Output of a command that succeeds in this process, which has imported torch already."""
     printed = io.StringIO()
-    with contextlib.redirect_stdout(printed):  # in this process: torch is imported once for all of them
-        assert cli.main(["inspect", str(run_dir), "--verify", "--json"]) == 0
-    found = json.loads(printed.getvalue())["checkpoints"]
+    with contextlib.redirect_stdout(printed):
+        assert cli.main(arguments) == 0
+    return printed.getvalue()
+
+
+def digests(run_dir: Path) -> dict[int, str]:
+    """``weights_sha256`` by step, of the checkpoints that verify."""
+    found = json.loads(printed_by("inspect", str(run_dir), "--verify", "--json"))["checkpoints"]
     return {each["step"]: each["weights_sha256"] for each in found if each["verified"]}
 
 
 def manifest(run_dir: Path, step: int) -> dict[str, Any]:
-    """What the checkpoint of a step says of itself."""
+    """The manifest of the checkpoint of a step."""
     return dict(json.loads((run_dir / "checkpoints" / f"step-{step:08d}" / "manifest.json").read_text()))
 
 
 def records(run_dir: Path) -> list[dict[str, Any]]:
-    """Every line of ``stats.jsonl``, but for the half of one that is just being written."""
+    """All complete lines of ``stats.jsonl``."""
     lines = (run_dir / "stats.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def losses(run_dir: Path) -> dict[int, dict[str, float]]:
-    """Loss terms, the gradient norm and the checksum of the batch's row ids by step."""
+    """Loss terms, gradient norm and checksum of the batch's row ids, by step."""
     wanted = ("loss/", "optimizer/gradient", "data/")
     return {
         record["step"]: {tag: value for tag, value in record.items() if tag.startswith(wanted)}
@@ -212,12 +217,12 @@ def losses(run_dir: Path) -> dict[int, dict[str, float]]:
 
 
 def last_step(run_dir: Path) -> int:
-    """The last step on record; 0 before the first."""
+    """The last recorded step; 0 before the first."""
     return max(losses(run_dir), default=0) if (run_dir / "stats.jsonl").exists() else 0
 
 
 def assert_each_metric_has_each_step_once(run_dir: Path, steps: int = STEPS) -> None:
-    """No step is missing from the records of a run, and none is counted twice."""
+    """Assert that the records of a run miss no step and repeat none."""
     by_metric: dict[str, list[int]] = {}
     for record in records(run_dir):
         for metric in record.keys() - {"step", "images", "time"}:
@@ -234,7 +239,7 @@ def newest_shard(run_dir: Path) -> Path:
 
 
 def wait_until(condition: Callable[[], Any], process: subprocess.Popen[str], limit_seconds: float = 120) -> Any:
-    """The first true value of the condition while the process lives."""
+    """Wait for the condition to be true while the process lives. Returns its value."""
     deadline = time.monotonic() + limit_seconds
     while not (value := condition()):
         if process.poll() is not None:
@@ -247,7 +252,7 @@ def wait_until(condition: Callable[[], Any], process: subprocess.Popen[str], lim
 
 
 def hear(process: subprocess.Popen[str], words: str) -> str:
-    """What a process says to stderr, up to these words and maybe beyond. The rest is left for ``outcome_of``."""
+    """Read stderr of a process up to these words, or a little further. The rest is left for ``outcome_of``."""
     assert process.stderr is not None
     said = b""  # read past the file's buffer: communicate() would not find what is left in there
     while words.encode() not in said:
@@ -257,7 +262,7 @@ def hear(process: subprocess.Popen[str], words: str) -> str:
 
 
 def kill_after_checkpoint(process: subprocess.Popen[str], run_dir: Path, step: int, victim: int | None = None) -> None:
-    """Sends SIGKILL to the process, or to the victim, as soon as the checkpoint of the step is there."""
+    """Send SIGKILL to the process, or to the victim, once the checkpoint of the step exists."""
     wait_until((run_dir / "checkpoints" / f"step-{step:08d}").exists, process)
     os.kill(process.pid if victim is None else victim, signal.SIGKILL)
 
@@ -278,13 +283,13 @@ def workers_of(agent: int) -> dict[int, int]:
 
 
 def free_port() -> int:
-    """A TCP port that nobody listens on, and that the system gives to nobody who asks for any."""
+    """A TCP port that is free and outside the system's range of ephemeral ports."""
     while True:
         with contextlib.suppress(OSError), socket.create_server(("", random.randrange(10_000, 20_000))) as server:
             return int(server.getsockname()[1])
 
 
 def listens(port: int) -> bool:
-    """Whether somebody listens on the TCP port of this host."""
+    """Whether a process listens on the TCP port of this host."""
     with socket.socket() as client:
         return client.connect_ex(("localhost", port)) == 0

@@ -1,7 +1,7 @@
-"""Saves checkpoints in children that are killed with SIGKILL, and looks at what they leave; one JSON line for each.
+"""Save checkpoints in children that get SIGKILL, and print what they leave, one JSON line for each.
 
 Run as ``python -m tests.process.saving_worker ROOT moments COUNT`` or ``... ROOT operations``. Children are forks, so
-that torch is imported once; the parent itself starts no thread, which a fork would lose.
+that torch is imported once; the parent starts no thread, since a fork would lose it.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def fork(body: Callable[[], None]) -> int:
 
 
 def answer_of(body: Callable[[], dict[str, object]]) -> dict[str, object]:
-    """What a child has to say."""
+    """Result of a function that runs in a child."""
     reading, writing = os.pipe()
     child = fork(lambda: os.write(writing, json.dumps(body()).encode()) and None)
     os.close(writing)
@@ -56,7 +56,7 @@ def answer_of(body: Callable[[], dict[str, object]]) -> dict[str, object]:
 
 
 def look(root: Path) -> dict[str, object]:
-    """What a successor finds: it claims the root first, as a run does."""
+    """What a successor finds. Like a run, it first claims the root."""
     successor = Keeper(root, keep=3)
     counted = steps(successor.storage)
     found, lines = choose(successor.storage)
@@ -76,7 +76,7 @@ def look(root: Path) -> dict[str, object]:
 
 
 def moments(root: Path, count: int) -> None:
-    """Kills at random moments of saves that follow one another."""
+    """Kill at random moments within consecutive saves."""
     chance = random.Random(0)
     for _ in range(count):
         reading, writing = os.pipe()
@@ -93,7 +93,7 @@ def moments(root: Path, count: int) -> None:
 
         child = fork(save_on_and_on)
         os.close(writing)
-        first = os.read(reading, 4)  # it has begun
+        first = os.read(reading, 4)  # it has started
         time.sleep(chance.uniform(0, 0.08))
         os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
@@ -112,7 +112,7 @@ def moments(root: Path, count: int) -> None:
 
 
 def operations(root: Path) -> None:
-    """Kills before the first, the second, ... operation on a file within a fourth save, until one comes through."""
+    """Kill before the first, the second, ... file operation of a fourth save, until one save completes."""
     template = root / "template"
     os.waitpid(fork(lambda: Keeper(template, keep=3).save(1, 2, 3, rows=ROWS)), 0)
     number, status = 0, 1

@@ -1,4 +1,4 @@
-"""Hardware that lies on one of two ranks is found; the run ends with the weights of an undisturbed one."""
+"""Wrong computations of one of two ranks are found; the run ends with the weights of an undisturbed run."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ STORIES: dict[str, tuple[str, tuple[str, ...], str, bool]] = {
 
 
 def struck(directory: Path, kind: str, options: tuple[str, ...]) -> runs.Outcome:
-    """A run of two ranks, of which the second computes wrongly, once."""
+    """A run of two ranks, of which rank 1 computes wrongly once."""
     faults, run_dir = directory / "faults", directory / "run"
     faults.mkdir()
     (faults / f"{kind}-1").write_text(f"20\n{run_dir / 'checkpoints' / 'step-00000002'}")
@@ -55,7 +55,7 @@ def test_rank_that_computes_wrongly_once_is_named_and_leaves_no_trace(
     assert said in outcome.stderr
     assert ("restart 1 of 3" in outcome.stderr) == again
     assert "Traceback" not in outcome.stderr
-    if not again:  # of two ranks that differ for good, nobody can tell which is right
+    if not again:  # if two ranks differ for good, neither can be named
         assert f"rank 1 on {socket.gethostname()} computed" in outcome.stderr
         told = [record["run/hardware_errors"] for record in runs.records(run_dir) if "run/hardware_errors" in record]
         assert told[-1] == [0, 1]

@@ -1,4 +1,4 @@
-"""A short run under faults ends with the weights of a run that was left alone; `make chaos` is the long one."""
+"""A short run under faults ends with the weights of an undisturbed run; `make chaos` runs a long one."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from ..chaos.job import INSIDE
 from ..chaos.schedule import schedule
 from . import runs
 
-# A stopped rank and a cut link cost the longest wait for a peer; other tests have them.
+# A stopped rank and a cut link cost the longest waits; test_hangs.py and test_two_hosts.py have them.
 QUICK = [kind for kind in KINDS if not kind.cannot() and not any(word in kind.name for word in ("SIGSTOP", "cut"))]
 SEED = 1
 
 
 @pytest.mark.timeout(600)
-def test_run_under_faults_survives_all_of_them_and_ends_with_the_same_weights(tmp_path: Path) -> None:
+def test_run_survives_all_faults_and_ends_with_the_same_weights(tmp_path: Path) -> None:
     said: list[str] = []
     result = chaos(tmp_path, SEED, 6, QUICK, said.append)
     assert len(result.struck) == 6
@@ -36,17 +36,17 @@ def test_same_seed_gives_the_same_schedule_and_every_kind_occurs() -> None:
     assert schedule(0, 40, KINDS) != schedule(1, 40, KINDS)
 
 
-def test_flipped_bit_that_nobody_looks_for_trains_other_weights_and_without_one_they_are_the_same(
+def test_undetected_flipped_bit_trains_other_weights_and_no_flip_trains_the_same(
     reference: Path, tmp_path: Path
 ) -> None:
-    def waiting_for(rank: int) -> runs.Outcome:
+    def flipped_on(rank: int) -> runs.Outcome:
         directory = tmp_path / str(rank)
         directory.mkdir()
         (directory / f"flip-{rank}").write_text("20")
         inside = {"PYTHONPATH": str(INSIDE), "CHAOS_FAULTS": str(directory), "NPROC": "1", "MAX_RESTARTS": "0"}
         return runs.execute(runs.elastic(directory / "run", steps=2), inside)
 
-    outcomes = runs.execute_all({str(rank): partial(waiting_for, rank) for rank in (0, 1)})  # there is no rank 1
+    outcomes = runs.execute_all({str(rank): partial(flipped_on, rank) for rank in (0, 1)})  # there is no rank 1
     assert [outcome.code for outcome in outcomes.values()] == [0, 0], outcomes
     assert (tmp_path / "0" / "flip-0.taken").exists()
     assert runs.digests(tmp_path / "0" / "run")[2] != runs.digests(reference)[2]

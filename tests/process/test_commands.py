@@ -1,4 +1,4 @@
-"""The commands that look and do not train: dry run, doctor, inspect, sample, help."""
+"""Commands that do not train: dry run, doctor, inspect, sample, help."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from . import runs
 
 
 def gfgw(*arguments: str) -> str:
-    """What a command prints; it must succeed."""
+    """Output of a process that succeeds."""
     outcome = runs.execute([*runs.GFGW, *arguments])
     assert outcome.code == 0, outcome.stderr
     return outcome.stdout
@@ -29,7 +29,7 @@ def pictures(directory: Path) -> dict[str, bytes]:
 
 def test_dry_run_counts_what_the_run_then_holds(reference: Path, tmp_path: Path) -> None:
     command = runs.training(tmp_path / "run", "--dry-run", "--json", "--ranks", "4")[len(runs.GFGW) :]
-    plan = json.loads(gfgw(*command))
+    plan = json.loads(runs.printed_by(*command))
     [*_, last] = find_checkpoints(reference)
     assert plan["parameters"] == sum(tensor.numel() for tensor in last.read_tensors("generator.").values())
     assert (plan["steps"], plan["images"]) == (last.step, last.images)
@@ -42,7 +42,9 @@ def test_dry_run_counts_what_the_run_then_holds(reference: Path, tmp_path: Path)
 
 
 def test_dry_run_of_cifar10_needs_neither_data_nor_weights() -> None:
-    plan = json.loads(gfgw("train", "--config", str(runs.ROOT / "configs" / "cifar10.yaml"), "--dry-run", "--json"))
+    plan = json.loads(
+        runs.printed_by("train", "--config", str(runs.ROOT / "configs" / "cifar10.yaml"), "--dry-run", "--json")
+    )
     assert plan["parameters"] == 55_734_147
     # 21.6 million parameters of DINOv2 ViT-S/14 at 112 pixels, 14.7 million of VGG-16's convolutions, 4 bytes each
     assert plan["memory_bytes_per_rank"]["frozen"] == pytest.approx(4 * 36.27e6, rel=1e-3)
@@ -53,9 +55,9 @@ def test_dry_run_of_imagenet_takes_the_number_of_classes_from_the_pack(tmp_path:
     archive = image_files.write_zip(tmp_path / "few.zip", images, [0, 999, 5])
     config = ("--config", str(runs.ROOT / "configs" / "imagenet64.yaml"))
     source = ("--data.source", "zip", "--data.path", str(archive))
-    made = json.loads(gfgw("pack", str(tmp_path / "pack"), *config, *source, "--workers", "0", "--json"))
+    made = json.loads(runs.printed_by("pack", str(tmp_path / "pack"), *config, *source, "--workers", "0", "--json"))
     assert (made["rows"], made["image_shape"], made["num_classes"]) == (3, [3, 64, 64], 1000)
-    plan = json.loads(gfgw("train", *config, "--data.path", str(tmp_path / "pack"), "--dry-run", "--json"))
+    plan = json.loads(runs.printed_by("train", *config, "--data.path", str(tmp_path / "pack"), "--dry-run", "--json"))
     assert plan["parameters"] == 270_320_451
 
 
@@ -71,7 +73,7 @@ def test_inspect_lists_every_checkpoint_in_words_and_in_json(reference: Path) ->
     assert [each["images"] for each in found] == [2 * runs.BATCH, 4 * runs.BATCH, 6 * runs.BATCH]
     assert all(each["verified"] is True and len(each["weights_sha256"]) == 64 for each in found)
     one = reference / "checkpoints" / found[1]["name"]
-    words = gfgw("inspect", str(one), "--verify").splitlines()
+    words = runs.printed_by("inspect", str(one), "--verify").splitlines()
     assert len(words) == 2
     assert found[1]["name"] in words[1]
     assert words[1].endswith(found[1]["weights_sha256"])
@@ -85,7 +87,9 @@ def test_inspect_names_damage_and_fails_if_asked_to_verify(copy_of_reference: Pa
     strict = runs.execute([*runs.GFGW, "inspect", str(copy_of_reference), "--verify", "--json"])
     assert strict.code == 2
     *others, last = json.loads(strict.stdout)["checkpoints"]
-    assert json.loads(gfgw("inspect", str(copy_of_reference), "--json"))["checkpoints"][-1]["verified"] is False
+    assert (
+        json.loads(runs.printed_by("inspect", str(copy_of_reference), "--json"))["checkpoints"][-1]["verified"] is False
+    )
     assert all(each["verified"] for each in others)
     assert (last["verified"], last["weights_sha256"]) == (False, None)
     assert shard.name in last["problem"]
@@ -93,15 +97,8 @@ def test_inspect_names_damage_and_fails_if_asked_to_verify(copy_of_reference: Pa
 
 def test_samples_depend_on_the_seed_and_the_weights_alone(reference: Path, tmp_path: Path) -> None:
     variants = {"once": [], "again": [], "seed": ["--seed", "1"], "raw": ["--raw"]}
-    outcomes = runs.execute_all(
-        {
-            name: lambda n=name, o=options: runs.execute(
-                [*runs.GFGW, "sample", str(reference), "--num", "3", "--out", str(tmp_path / n), *o]
-            )
-            for name, options in variants.items()
-        }
-    )
-    assert {name: outcome.code for name, outcome in outcomes.items()} == dict.fromkeys(variants, 0)
+    for name, options in variants.items():
+        runs.printed_by("sample", str(reference), "--num", "3", "--out", str(tmp_path / name), *options)
     once, again, seed, raw = (pictures(tmp_path / name) for name in variants)
     assert once == again
     assert len({each.pop("dataset.json") for each in (once, seed, raw)}) == 1  # their classes
@@ -112,7 +109,7 @@ def test_samples_depend_on_the_seed_and_the_weights_alone(reference: Path, tmp_p
 
 
 def test_grid_is_one_picture_of_all_samples(reference: Path, tmp_path: Path) -> None:
-    printed = gfgw("sample", str(reference), "--num", "6", "--out", str(tmp_path), "--grid")
+    printed = runs.printed_by("sample", str(reference), "--num", "6", "--out", str(tmp_path), "--grid")
     assert printed.strip() == str(tmp_path / "grid.png")
     assert list(pictures(tmp_path)) == ["grid.png"]
     with Image.open(tmp_path / "grid.png") as grid:  # two columns, three rows of enlarged 8-pixel images

@@ -1,4 +1,4 @@
-"""The compose file: the real docker-compose takes it, and it opens no door."""
+"""docker-compose accepts the compose file, which confines its containers to loopback."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def docker_compose() -> None:
 
 
 def composed(*files: Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    """What docker-compose makes of files and variables."""
+    """The configuration that docker-compose resolves."""
     environment = {name: value for name, value in os.environ.items() if name in ("PATH", "HOME", "LANG")}
     chosen = [word for file in files or (FILE,) for word in ("-f", str(file))]
-    with tempfile.NamedTemporaryFile() as empty:  # instead of a .env that somebody has here
+    with tempfile.NamedTemporaryFile() as empty:  # instead of a local .env
         command = ["docker-compose", "--env-file", empty.name, *chosen, "config"]
         return subprocess.run(
             command, env={**environment, **variables}, capture_output=True, text=True, timeout=60, check=False
@@ -52,7 +52,7 @@ def test_nothing_starts_without_a_password() -> None:
     assert (grafana["GF_AUTH_ANONYMOUS_ENABLED"], grafana["GF_USERS_ALLOW_SIGN_UP"]) == ("false", "false")
 
 
-def test_all_ports_are_of_the_loopback_unless_told_otherwise() -> None:
+def test_ports_are_on_loopback_unless_bind_address_says_otherwise() -> None:
     found = services()
     assert set(found) == {"trainer", "prometheus", "alertmanager", "grafana", "tensorboard"}
     assert addresses(found) == {"127.0.0.1"}
@@ -68,14 +68,14 @@ def test_every_container_is_confined() -> None:
         assert name in ("trainer", "tensorboard") or ":" in service["image"], "a version, not the latest"
 
 
-def test_gpus_are_an_addition() -> None:
+def test_gpus_are_an_overlay() -> None:
     done = composed(FILE, FILE.with_name("compose.gpu.yaml"), GRAFANA_ADMIN_PASSWORD="of a test")
     assert done.returncode == 0, done.stderr
     devices = yaml.safe_load(done.stdout)["services"]["trainer"]["deploy"]["resources"]["reservations"]["devices"]
     assert devices == [{"capabilities": ["gpu"], "count": "all", "driver": "nvidia"}] or devices[0]["count"] == -1
 
 
-def test_mounted_files_are_there() -> None:
+def test_mounted_files_exist() -> None:
     for service in services().values():
         for volume in service["volumes"]:
             source = volume.split(":")[0]
@@ -83,7 +83,7 @@ def test_mounted_files_are_there() -> None:
 
 
 def make(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """What make does, with a password in its environment."""
+    """Run make with a password in its environment."""
     return subprocess.run(
         ["make", "--no-print-directory", *arguments],
         cwd=runs.ROOT,
@@ -95,7 +95,7 @@ def make(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_stack_of_a_clone_is_its_own_and_tells_where_it_is(tmp_path: Path) -> None:
+def test_each_clone_has_its_own_stack_and_prints_its_addresses(tmp_path: Path) -> None:
     said, fake = tmp_path / "said", tmp_path / "compose"
     fake.write_text(f'#!/bin/sh\necho "$@" >>{said}\ncase $5 in port) echo 127.0.0.1:$7 ;; esac\n')
     fake.chmod(0o755)
@@ -108,7 +108,7 @@ def test_stack_of_a_clone_is_its_own_and_tells_where_it_is(tmp_path: Path) -> No
     assert set(real.stdout.split()) == {"trainer", "prometheus", "alertmanager", "grafana", "tensorboard"}, real.stderr
 
 
-def test_settings_that_would_be_dropped_are_refused() -> None:
+def test_arguments_that_make_up_would_drop_are_refused() -> None:
     refused = make("up", "DOCKER=false", "ARGS=--train.total-kimg 5")
     assert refused.returncode == 2
     assert len(refused.stderr.splitlines()) == 1

@@ -1,4 +1,4 @@
-"""A run that comes no further is not started for ever."""
+"""A run that crashes again and again without progress ends with exit code 76."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ WAITS = "__import__('time').sleep(600)"
 
 
 def encoding(agent: subprocess.Popen[str], run_dir: Path, rank: int = 0) -> None:
-    """Waits until a rank is about to encode the bank."""
+    """Wait until a rank is about to encode the bank."""
     runs.wait_until((run_dir / "stacks" / f"rank-{rank}.txt").exists, agent)
-    time.sleep(0.2)  # it has the file, and soon it knows that it has
+    time.sleep(0.2)  # from the file to the encoding
 
 
 def counted(run_dir: Path) -> dict[str, int]:
@@ -97,7 +97,7 @@ def test_start_with_bad_input_is_no_crash_although_rank_0_is_stopped_before_it_c
 
 def test_node_told_to_stop_while_rank_0_on_another_encodes_the_bank_takes_the_start_back(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
-    # Both are at it, and in no collective: one that notices first that its peer has gone leaves as crashed.
+    # Both ranks are encoding, not in a collective: in one, a rank that misses its peer would crash.
     at_it = f"open('{tmp_path}/at-it-' + __import__('os').environ['RANK'], 'w').close()"
     copy = copies.while_encoding(tmp_path, f"{at_it}; {WAITS}")
     meeting = {"NNODES": "2", "NPROC": "1", "RDZV_ENDPOINT": f"localhost:{runs.free_port()}", "LOCAL_ADDR": "localhost"}

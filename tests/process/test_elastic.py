@@ -11,17 +11,11 @@ import pytest
 
 from gfgw_prod.process.exit_codes import PREEMPTED
 
-from . import runs
+from . import copies, runs
 from .two_hosts import CANNOT
 
 TWO_RANKS = {"NPROC": "2"}
 NEEDS_PROC = pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finding a rank's process needs /proc")
-
-
-def test_two_ranks_train_the_weights_that_one_process_trains(reference: Path, tmp_path: Path) -> None:
-    outcome = runs.execute(runs.elastic(tmp_path / "run", steps=2), TWO_RANKS)
-    assert outcome.code == 0, outcome.stderr
-    assert runs.digests(tmp_path / "run") == {2: runs.digests(reference)[2]}
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere torch chooses the port")
@@ -39,7 +33,7 @@ def test_port_at_which_ranks_meet_is_reserved_for_them() -> None:
 @NEEDS_PROC
 def test_run_with_a_killed_rank_is_restarted_and_ends_with_the_same_weights(reference: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
-    agent = runs.start(runs.elastic(run_dir, *runs.UNHURRIED), TWO_RANKS)
+    agent = runs.start(runs.elastic(run_dir), copies.slowed(tmp_path) | TWO_RANKS)
     workers = runs.wait_until(lambda: len(found := runs.workers_of(agent.pid)) == 2 and found, agent)
     runs.kill_after_checkpoint(agent, run_dir, step=2, victim=workers[1])
     outcome = runs.outcome_of(agent)

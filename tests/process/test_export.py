@@ -1,4 +1,4 @@
-"""``export``: the newest whole checkpoint as a file for other programs, or one line that says why not."""
+"""The command ``export``: the newest good checkpoint as a file for other programs, or one line with the error."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from . import runs
 
 @pytest.fixture(scope="module")
 def exported(reference: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with the undisturbed run's generator in both formats, made by quiet processes."""
+    """A directory with the reference run's generator in both formats."""
     place = tmp_path_factory.mktemp("exported") / "made" / "on the way"
     outcomes = runs.execute_all(
         {
@@ -148,9 +148,9 @@ def test_bad_input_is_refused_in_one_line_and_writes_nothing(
 
     arguments, words = CASES[name]
     assert cli.main(["export", *map(filled, arguments)]) == 2
-    said = capsys.readouterr()
-    assert said.out == ""
-    assert len(said.err.splitlines()) == 1, said.err
-    assert all(filled(word) in said.err for word in words), said.err
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert len(printed.err.splitlines()) == 1, printed.err
+    assert all(filled(word) in printed.err for word in words), printed.err
     assert sorted(tmp_path.rglob("*")) == before
     assert Path("/dev/null").is_char_device()

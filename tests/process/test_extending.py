@@ -16,14 +16,17 @@ PAGE = pages.ROOT / "docs" / "extending.md"
 def test_examples_of_extending_apply_and_train(tmp_path: Path) -> None:
     where, environment = clones.clone(tmp_path / "clone")
     files = re.findall(r"`(gfgw_prod/\w+/\w+\.py)`\n\n```python\n(.*?)^```", PAGE.read_text("utf-8"), re.M | re.S)
-    assert len(files) == len(pages.code_blocks(PAGE, "python")) == 3
+    assert len(files) == len(pages.code_blocks(PAGE, "python")) == 6
     for name, content in files:
         assert not (where / name).exists()
         (where / name).write_text(content)
     for patch in pages.code_blocks(PAGE, "diff"):
         subprocess.run(["git", "apply", "-p0", "-"], input=patch, text=True, check=True, cwd=where)
     [block] = [block for block in pages.shell_blocks() if block.page == PAGE.name]
-    outcome = runs.execute(["bash", "-c", block.text], environment, cwd=where)
+    outcome = runs.execute(["bash", "-c", f"set -e; {block.text}"], environment, cwd=where)
     assert outcome.code == 0, outcome.stderr
-    last = runs.losses(where / "runs" / "extended")[8]
-    assert last["loss/contrast"] > 0
+    assert int(outcome.stdout) > 1000  # parameters, from the new command
+    run_dir = where / "runs" / "extended"
+    assert runs.losses(run_dir)[8]["loss/contrast"] > 0
+    assert runs.records(run_dir)[-1]["evaluation/spread"] > 0
+    assert len((run_dir / "losses.csv").read_text().splitlines()) == len(runs.losses(run_dir))

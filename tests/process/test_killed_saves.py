@@ -1,4 +1,4 @@
-"""A process killed at any moment of a save leaves checkpoints that are whole, and loses at most that save."""
+"""A process killed at any moment of a save leaves whole checkpoints, and loses at most that save."""
 
 from __future__ import annotations
 
@@ -23,32 +23,32 @@ def kills(root: Path, *how: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in outcome.stdout.splitlines()]
 
 
-def assert_nothing_is_lost(told: dict[str, Any]) -> None:
-    assert told["whole"], told
-    assert told["found"] in (told["started"] - 1, told["started"]), told
-    # The newest ones, without a gap. A kill before old ones are removed leaves more than are kept.
-    assert told["counted"] == list(range(told["found"] - len(told["counted"]) + 1, told["found"] + 1)), told
-    assert len(told["counted"]) >= min(3, told["found"]), told
-    assert not told["lines"], told  # nothing that was only begun is taken for a damaged checkpoint
-    assert not told["left"], told
+def assert_nothing_is_lost(report: dict[str, Any]) -> None:
+    assert report["whole"], report
+    assert report["found"] in (report["started"] - 1, report["started"]), report
+    # The newest ones, without a gap. A kill before retention leaves more than are kept.
+    assert report["counted"] == list(range(report["found"] - len(report["counted"]) + 1, report["found"] + 1)), report
+    assert len(report["counted"]) >= min(3, report["found"]), report
+    assert not report["lines"], report  # an unfinished save is not a damaged checkpoint
+    assert not report["left"], report
 
 
 @pytest.mark.timeout(600)
 def test_two_hundred_kills_lose_at_most_the_save_in_flight(tmp_path: Path) -> None:
     found = kills(tmp_path / "root", "moments", str(KILLS))
     assert len(found) == KILLS
-    for told in found:
-        assert told["signal"] == signal.SIGKILL, told
-        assert_nothing_is_lost(told)
-    lost = [told["started"] - told["found"] for told in found]
-    assert 1 in lost  # or no kill came within a save
+    for report in found:
+        assert report["signal"] == signal.SIGKILL, report
+        assert_nothing_is_lost(report)
+    lost = [report["started"] - report["found"] for report in found]
+    assert 1 in lost  # at least one kill hit a save
 
 
 def test_kill_before_any_operation_of_a_save_loses_at_most_that_save(tmp_path: Path) -> None:
     *killed, last = kills(tmp_path / "root", "operations")
-    assert len(killed) >= 15  # the protocol has as many steps
-    for told in killed:
-        assert told["signal"] == signal.SIGKILL, told
-        assert_nothing_is_lost(told)
+    assert len(killed) >= 15  # a save has as many file operations
+    for report in killed:
+        assert report["signal"] == signal.SIGKILL, report
+        assert_nothing_is_lost(report)
     assert last["signal"] == 0
     assert last["found"] == last["started"]

@@ -20,9 +20,9 @@ from . import malformed_inputs, runs
 from .malformed_arguments import SETTINGS_FILES
 from .malformed_inputs import Case
 
-LIMIT_SECONDS = 60  # of any one case; most take a twentieth of a second
+LIMIT_SECONDS = 60  # of one case; most take a twentieth of a second
 CASES = malformed_inputs.cases()
-pytestmark = pytest.mark.timeout(900)  # all cases are run for the first test; on two idle cores they take a minute
+pytestmark = pytest.mark.timeout(900)  # the first test runs all cases, which take a minute on two idle cores
 LIGHT = tuple(f"gfgw_prod.commands.{name}" for name in ("cli", "train", "pack", "evaluate"))
 HEAVY = (
     *(f"gfgw_prod.{name}" for name in ("training.trainer", "commands.dry_run", "sampling.files", "sampling.trained")),
@@ -35,7 +35,7 @@ KINDS = sorted({case.kind for case in CASES})
 
 @pytest.fixture(scope="module")
 def surroundings(reference: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Everything that is not what a setting means."""
+    """Files, directories and sockets that are not what a setting expects."""
     here = tmp_path_factory.mktemp("surroundings")
     for name in ("empty", "unpacked/cifar-10-batches-py", "garbage/checkpoints/step-00000001", "stats-is-binary"):
         (here / name).mkdir(parents=True)
@@ -73,7 +73,7 @@ def surroundings(reference: Path, tmp_path_factory: pytest.TempPathFactory) -> I
 
 @pytest.fixture(scope="module")
 def endings(surroundings: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Ending]:
-    """Of every case: exit code, standard output and error, and the files that it left in its directory."""
+    """Exit code, stdout, stderr and new files of every case."""
     place = tmp_path_factory.mktemp("cases")
     caches = {"HF_HOME": str(surroundings / "no-hub"), "TORCH_HOME": str(surroundings / "no-torch")}
     with socket.create_server(("127.0.0.1", 0)) as busy:
@@ -101,8 +101,8 @@ def _served(
 
 
 def _ending(case: Case, directory: Path) -> Ending:
-    said = [directory.with_suffix(suffix) for suffix in (".code", ".out", ".err")]
-    code, out, err = (file.read_bytes().decode(errors="replace") if file.exists() else "" for file in said)
+    outputs = [directory.with_suffix(suffix) for suffix in (".code", ".out", ".err")]
+    code, out, err = (file.read_bytes().decode(errors="replace") if file.exists() else "" for file in outputs)
     left = {str(path.relative_to(directory)) for path in directory.rglob("*")} - case.files.keys()
     return code, out, err, left
 
@@ -126,7 +126,7 @@ def _prepared(case: Case, directory: Path, surroundings: Path, port: str, caches
 
 
 def _fault(case: Case, surroundings: Path, ending: Ending) -> str | None:
-    """What is wrong with how a case ended."""
+    """Why a case ended wrongly, or ``None``."""
     code, out, err, left = ending
     lines = err.splitlines()
     if code != "2":
@@ -146,7 +146,7 @@ def _fault(case: Case, surroundings: Path, ending: Ending) -> str | None:
     return f"left {sorted(half)[:5]}" if half else None
 
 
-def test_there_are_a_thousand_of_every_kind() -> None:
+def test_there_are_a_thousand_cases() -> None:
     assert len(CASES) >= 1000
 
 
@@ -159,7 +159,7 @@ def test_refused_in_one_line_with_nothing_left_behind(endings: list[Ending], sur
     assert not faults, f"{len(faults)} faults\n" + "\n".join(faults)
 
 
-def test_refused_run_is_as_it_was(endings: list[Ending], surroundings: Path, reference: Path) -> None:
+def test_refused_run_is_unchanged(endings: list[Ending], surroundings: Path, reference: Path) -> None:
     assert endings
     for name in ("config.yaml", "stats.jsonl"):
         assert (surroundings / "reference" / name).read_bytes() == (reference / name).read_bytes()

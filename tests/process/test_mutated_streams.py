@@ -1,18 +1,19 @@
-"""The comparison of world sizes can fail: a copy of the trainer with one stream keyed by rank trains other weights."""
+"""A copy of the trainer with one random stream keyed by rank trains other weights: the comparison can fail."""
 
 from __future__ import annotations
 
 import re
 from functools import partial
+from pathlib import Path
 
 import pytest
 
 from . import copies, runs
 
-# Rank 0 keeps its streams, so that what is found is a stream keyed by rank, not one that is another for everybody.
+# Rank 0 keeps its streams, so that only a difference between ranks can change the weights.
 BY_RANK = '    text += (__import__("os").environ.get("RANK", "0").strip("0")) if stream == "{stream}" else ""\n'
 STEPS = 2
-# Every stream that a step draws from, and the settings that make it matter where the tiny run's do not.
+# Every stream of a step, and settings that make it matter where those of the tiny run do not.
 STREAMS = {
     "noise": (),
     "time": (),
@@ -21,22 +22,22 @@ STREAMS = {
     "target": (),
     "order": ("--transport.target", "independent"),
     "bank": ("--transport.scope", "subset", "--transport.subset-rows", "300"),
-    "weights": ("--distributed.strategy", "fsdp"),  # under DDP rank 0 sends its own to all
+    "weights": ("--distributed.strategy", "fsdp"),  # DDP broadcasts those of rank 0
     "none of them": (),
 }
 
 
-# What every rank draws for all must agree: ranks that do not send each other tensors of other sizes, name rows that do
-# not exist, or wait for rows that nobody sends.
-DISAGREE = "must be the same on all ranks"  # found when a step is computed again: the gradient norms are not
+# Ranks that disagree on what they draw together exchange tensors of different sizes, ask for rows that do not exist, or
+# wait for rows that nobody sends.
+DISAGREE = "must be the same on all ranks"  # a step is recomputed because the gradient norms differ
 CRASHES = {"bank": f"size|{DISAGREE}", "target": "out of bounds", "order": DISAGREE}
 
 
 @pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, str]]:
-    """Digests by stream: of its mutated copy on two ranks, and of the faithful trainer alone."""
+def weights(reference: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, str]]:
+    """Digests by stream: of its mutated copy on two ranks, and of the original in one process."""
     base = tmp_path_factory.mktemp("streams")
-    names = {options: f"faithful-{number}" for number, options in enumerate(sorted(set(STREAMS.values())))}
+    names = {options: f"original-{number}" for number, options in enumerate(sorted({*STREAMS.values()} - {()}))}
     commands = {
         name: partial(runs.execute, runs.training(base / name, *options, steps=STEPS))
         for options, name in names.items()
@@ -45,7 +46,8 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, st
         by_rank = BY_RANK.format(stream=stream)
         copy = copies.changed(base / f"{stream} package", copies.SEED_IS_DERIVED, after=by_rank)
         commands[stream] = partial(runs.execute, runs.training(base / stream, *options, steps=STEPS, ranks=2), copy)
-    found = {}
+    names[()] = "reference"
+    found = {"reference": runs.digests(reference)[STEPS]}
     for name, outcome in runs.execute_all(commands).items():
         if name in CRASHES and outcome.code != 0:
             assert re.search(CRASHES[name], outcome.stderr), outcome.stderr
@@ -58,6 +60,6 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, st
 
 @pytest.mark.parametrize("stream", STREAMS)
 def test_stream_keyed_by_rank_trains_other_weights(weights: dict[str, tuple[str, str]], stream: str) -> None:
-    keyed, faithful = weights[stream]
-    assert len(faithful) == 64, faithful
-    assert (keyed == faithful) == (stream == "none of them"), keyed
+    keyed, original = weights[stream]
+    assert len(original) == 64, original
+    assert (keyed == original) == (stream == "none of them"), keyed

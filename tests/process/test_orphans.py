@@ -63,7 +63,7 @@ def kill_and_wait(agent: subprocess.Popen[str]) -> None:
 
 
 def test_no_rank_outlives_its_agent(tmp_path: Path) -> None:
-    agent = runs.start(runs.elastic(tmp_path / "run", *runs.UNHURRIED), {"NPROC": "1"})
+    agent = runs.start(runs.elastic(tmp_path / "run", steps=10_000), {"NPROC": "1"})
     runs.wait_until((tmp_path / "run" / "stats.jsonl").exists, agent)
     workers = runs.workers_of(agent.pid)
     assert workers
@@ -73,7 +73,7 @@ def test_no_rank_outlives_its_agent(tmp_path: Path) -> None:
 
 
 def test_agent_killed_while_its_rank_starts_does_not_block_the_next_run(tmp_path: Path) -> None:
-    command = runs.elastic(tmp_path / "run", *runs.UNHURRIED, steps=1)
+    command = runs.elastic(tmp_path / "run", steps=1)
     agent = runs.start(command, {"NPROC": "1"})
     workers = runs.wait_until(lambda: runs.workers_of(agent.pid), agent)
     kill_and_wait(agent)

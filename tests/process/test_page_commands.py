@@ -1,4 +1,4 @@
-"""The commands of the README and docs/, run as they stand there in a copy of the repository with a short digits run."""
+"""The commands of the README and docs/ work as written, in a copy of the repository with a short digits run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests import image_files, pages
 
 from . import clones, runs
 
-LEAVE_NOTHING = "trap 'exit 1' TERM; trap 'kill $(jobs -p) 2>/dev/null' EXIT\n"  # should it be stopped
+LEAVE_NOTHING = "trap 'exit 1' TERM; trap 'kill $(jobs -p) 2>/dev/null' EXIT\n"  # also if it is stopped
 
 
 def shell(text: str, where: Path, environment: dict[str, str]) -> runs.Outcome:
@@ -21,12 +21,12 @@ def shell(text: str, where: Path, environment: dict[str, str]) -> runs.Outcome:
 
 
 @pytest.mark.timeout(600)
-def test_commands_of_the_manual_work_as_they_stand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_commands_of_the_manual_work_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     where, environment = clones.clone(tmp_path / "clone")
     reader = np.random.default_rng(0).integers(0, 256, (8, 3, 70, 80), dtype=np.uint8)
     image_files.write_class_folders(where / "DIR", reader, [0, 1] * 4)
     walk = pages.script("README.md", "Two nodes, a stop, a kill").replace("29400", str(runs.free_port()))
-    walk = walk.replace("RDZV_LAST_CALL=10", "RDZV_LAST_CALL=30")  # a node that comes late is met in the next round
+    walk = walk.replace("RDZV_LAST_CALL=10", "RDZV_LAST_CALL=30")  # a late node would join the next round
     outcomes = runs.execute_all(
         {
             "two nodes": lambda: shell(LEAVE_NOTHING + walk, where, environment),
@@ -53,7 +53,7 @@ def test_commands_of_the_manual_work_as_they_stand(tmp_path: Path, monkeypatch: 
 
 
 def one_by_one(where: Path, environment: dict[str, str]) -> runs.Outcome:
-    """Every single command, in order; the last one's outcome."""
+    """Run every command in order. Returns the outcome of the last one."""
     for command in pages.RUN:
         outcome = shell(command, where, environment)
         assert outcome.code == 0, f"{command}\n{outcome.stdout}\n{outcome.stderr}"
@@ -62,7 +62,7 @@ def one_by_one(where: Path, environment: dict[str, str]) -> runs.Outcome:
 
 
 def check(command: str, outcome: runs.Outcome, where: Path) -> None:
-    """What the page says the command does."""
+    """Check the effect that the page describes."""
     run = where / "runs" / "digits"
     match command:
         case "make train":

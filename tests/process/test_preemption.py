@@ -36,7 +36,7 @@ def assert_saves_at_a_signal_and_resumes(
     assert "told to stop at" in outcome.stderr
     (saved,) = runs.digests(run_dir)
     assert 0 < saved < runs.STEPS
-    again = runs.execute([*command, "--telemetry.samples-every-kimg", "1000"], {"NPROC": "2"})
+    again = runs.execute([*command, "--telemetry.samples-every-kimg", "1000"], {"NPROC": "1"})
     assert again.code == 0, again.stderr
     assert f"from step-{saved:08d}" in again.stderr
     assert runs.digests(run_dir)[runs.STEPS] == runs.digests(reference)[runs.STEPS]
@@ -121,7 +121,7 @@ def test_rank_signalled_while_it_starts_and_waits_for_its_peer_ends_the_job(tmp_
 
 
 def test_preempted_job_does_not_wait_for_a_slow_upload(reference: Path, tmp_path: Path) -> None:
-    copy = copies.changed(tmp_path, copies.UPLOAD_BEGINS, after="        __import__('time').sleep(600)\n")
+    copy = copies.changed(tmp_path, copies.UPLOAD_BEGINS, before="        __import__('time').sleep(600)\n")
     run_dir = tmp_path / "run"
     command = runs.elastic(run_dir, *SLOWLY, "--checkpoint.upload-to", str(tmp_path / "target"))
     agent = runs.start(command, copy | {"NPROC": "2", "GRACE_SECONDS": "30"})
@@ -132,7 +132,7 @@ def test_preempted_job_does_not_wait_for_a_slow_upload(reference: Path, tmp_path
     assert "the unfinished upload is left to the next start" in outcome.stderr
     (saved,) = runs.digests(run_dir)
     assert not list((tmp_path / "target").glob("step-*"))
-    outcome = runs.execute(command, {"NPROC": "2"})
+    outcome = runs.execute(command, {"NPROC": "1"})
     assert outcome.code == 0, outcome.stderr
     assert f"from step-{saved:08d}" in outcome.stderr
     assert runs.digests(run_dir)[runs.STEPS] == runs.digests(reference)[runs.STEPS]

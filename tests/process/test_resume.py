@@ -1,4 +1,4 @@
-"""A run that was stopped, killed, grown, shrunk or damaged ends with the weights of one that was left alone."""
+"""A run that was stopped, killed, resized or damaged ends with the weights of an undisturbed one."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_killed_run_ends_with_the_same_weights(reference: Path, killed_and_resum
     runs.assert_each_metric_has_each_step_once(killed_and_resumed)
 
 
-def test_finished_run_finds_nothing_to_do_and_leaves_its_files_alone(copy_of_reference: Path) -> None:
+def test_finished_run_has_nothing_to_do_and_changes_no_file(copy_of_reference: Path) -> None:
     before = contents(copy_of_reference / "checkpoints")
     recorded = runs.records(copy_of_reference)
     outcome = runs.train(copy_of_reference)
@@ -42,7 +42,7 @@ def test_finished_run_finds_nothing_to_do_and_leaves_its_files_alone(copy_of_ref
     assert runs.records(copy_of_reference) == recorded
 
 
-def test_damaged_checkpoint_is_passed_over_kept_aside_and_replaced(reference: Path, copy_of_reference: Path) -> None:
+def test_damaged_checkpoint_is_skipped_quarantined_and_replaced(reference: Path, copy_of_reference: Path) -> None:
     shard = runs.newest_shard(copy_of_reference)
     damaged = bytearray(shard.read_bytes())
     damaged[len(damaged) // 2] ^= 1
@@ -69,11 +69,11 @@ def test_allowed_change_is_made_and_recorded(reference: Path, tmp_path: Path) ->
     assert "run.allow_changes" in refused
     told = runs.train(run_dir, *slower, "--run.allow-changes", "true", steps=4).stderr
     assert "going on with optimizer.lr" in told
-    runs.train(run_dir, *slower)  # what was allowed once is the run's own now
+    runs.train(run_dir, *slower)  # an allowed change stays
     weights = runs.digests(run_dir)
     assert weights[2] == runs.digests(reference)[2]
     assert weights[runs.STEPS] != runs.digests(reference)[runs.STEPS]
     (recorded,) = runs.manifest(run_dir, runs.STEPS)["changes"]
     assert recorded["step"] == 2
     assert recorded["changes"][0].startswith("optimizer.lr")
-    assert "changed after step 2: optimizer.lr" in runs.execute([*runs.GFGW, "inspect", str(run_dir)]).stdout
+    assert "changed after step 2: optimizer.lr" in runs.printed_by("inspect", str(run_dir))

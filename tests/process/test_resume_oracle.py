@@ -1,4 +1,4 @@
-"""Runs that are killed twice at random, and go on each time on another number of ranks, end with the same weights."""
+"""Runs that are killed twice at random and resumed on other numbers of ranks end with the same weights."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from . import runs
 
 STEPS = 16
 EVERY = 3  # steps between checkpoints
-ORDER = (1, 2, 4, 3)  # ranks of the launches, in a ring
+ORDER = (1, 2, 4, 3)  # ranks of consecutive launches, cyclic
 STEP_KIMG = runs.SMALL_BATCH / 1000
 OPTIONS = (
     *(*runs.SMALL, "--train.total-kimg", str(STEPS * STEP_KIMG)),
     *("--checkpoint.every-kimg", str(EVERY * STEP_KIMG)),
-    *("--telemetry.samples-every-kimg", str(STEP_KIMG)),  # time to strike between two steps
+    *("--telemetry.samples-every-kimg", str(STEP_KIMG)),  # time for a kill between two steps
 )
 
 
 def killed_twice(run_dir: Path, number: int, expected: dict[int, dict[str, float]]) -> str:
-    """Trains to the end in three launches, two of which die; returns the digest of the weights."""
+    """Train to the end in three launches, two of which are killed. Returns the digest of the weights."""
     chance = random.Random(number)
     for launch in range(3):
         ranks = ORDER[(number + launch) % len(ORDER)]
@@ -42,7 +42,7 @@ def killed_twice(run_dir: Path, number: int, expected: dict[int, dict[str, float
         os.kill(victims[chance.randrange(ranks)], signal.SIGKILL)
         assert runs.outcome_of(process).code != 0
         so_far = runs.losses(run_dir)
-        assert so_far == {step: expected[step] for step in so_far}, "a step that was made twice differs"
+        assert so_far == {step: expected[step] for step in so_far}, "a repeated step differs"
     assert runs.losses(run_dir) == expected
     runs.assert_each_metric_has_each_step_once(run_dir, STEPS)
     return runs.digests(run_dir)[STEPS]

@@ -1,4 +1,4 @@
-"""What a run leaves for people and tools: curves, pictures, records, its configuration."""
+"""The files of a run for people and tools: curves, pictures, records, its configuration."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_pictures_of_samples_are_drawn_at_their_interval(reference: Path) -> Non
         assert len(picture.convert("L").getcolors() or ()) > 10
 
 
-def test_curves_of_a_killed_run_never_double_back(killed_and_resumed: Path) -> None:
+def test_curves_of_a_killed_run_have_every_step_once(killed_and_resumed: Path) -> None:
     events = curves(killed_and_resumed)
     tags = {tag: [point.step for point in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
     tags["samples"] = [picture.step for picture in events.Images("samples")]
@@ -50,7 +50,7 @@ def test_curves_of_a_killed_run_never_double_back(killed_and_resumed: Path) -> N
         assert all(a < b for a, b in itertools.pairwise(steps)), f"{tag}: {steps}"
 
 
-def test_records_are_finite_and_know_where_they_stand(reference: Path) -> None:
+def test_records_are_finite_and_name_their_step_and_images(reference: Path) -> None:
     for record in runs.records(reference):
         assert record["images"] == record["step"] * runs.BATCH
         values = (value if isinstance(value, list) else [value] for value in record.values())

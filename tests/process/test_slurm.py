@@ -117,7 +117,8 @@ def ends(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ends]:
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run_dir = tmp_path_factory.mktemp("undisturbed") / "run"
-    outcome = runs.execute([*runs.GFGW, "train", *ARGUMENTS, "--run.dir", str(run_dir)])
+    without_pictures = ("--telemetry.samples-every-kimg", "1000")
+    outcome = runs.execute([*runs.GFGW, "train", *ARGUMENTS, *without_pictures, "--run.dir", str(run_dir)])
     assert outcome.code == 0, outcome.stderr
     return run_dir
 

@@ -96,17 +96,23 @@ while True:
 """
 
 
-@pytest.mark.parametrize("again", [signal.SIGTERM, signal.SIGUSR1], ids=lambda number: number.name)
-def test_launcher_signalled_twice_lets_its_ranks_save(tmp_path: Path, again: signal.Signals) -> None:
-    script, up = tmp_path / "saves.py", tmp_path / "up"
+def test_launcher_signalled_twice_lets_its_ranks_save(tmp_path: Path) -> None:
+    script = tmp_path / "saves.py"
     script.write_text(SAVES)
-    agent = runs.start(launcher(f"exec {sys.executable} {script} {up}", *runs.MEETS_ITSELF))
-    runs.wait_until(up.exists, agent)
-    agent.send_signal(signal.SIGUSR1)
-    time.sleep(2)
-    agent.send_signal(again)
-    assert runs.outcome_of(agent, limit_seconds=60).code == PREEMPTED
-    assert (tmp_path / "up.saved").exists()
+    places = {again: tmp_path / again.name for again in (signal.SIGTERM, signal.SIGUSR1)}  # both at once: they wait
+    with kill_at_the_end() as agents:
+        for up in places.values():
+            agents.append(runs.start(launcher(f"exec {sys.executable} {script} {up}", *runs.MEETS_ITSELF)))
+        for agent, up in zip(agents, places.values(), strict=True):
+            runs.wait_until(up.exists, agent)
+        for agent in agents:
+            agent.send_signal(signal.SIGUSR1)
+        time.sleep(2)
+        for agent, again in zip(agents, places, strict=True):
+            agent.send_signal(again)
+        for agent, up in zip(agents, places.values(), strict=True):
+            assert runs.outcome_of(agent, limit_seconds=60).code == PREEMPTED
+            assert up.with_suffix(".saved").exists()
 
 
 def test_launcher_signalled_while_its_ranks_save_for_a_joining_node_lets_them_save(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from gfgw_prod.process.exit_codes import PREEMPTED
 
-from . import runs
+from . import copies, runs
 from .two_hosts import CANNOT, TwoHosts
 
 pytestmark = pytest.mark.skipif(bool(CANNOT), reason=CANNOT)
@@ -27,17 +27,21 @@ class Job:
 
     def __init__(self, directory: Path, *options: str):
         self.run_dir = directory / "run"
-        self.command = runs.elastic(self.run_dir, *runs.UNHURRIED, *options, steps=STEPS)
+        self.command = runs.elastic(self.run_dir, *options, steps=STEPS)
+        self.copy = copies.slowed(directory, 0.8)
         self.agents: list[subprocess.Popen[str]] = []
 
     @contextmanager
     def on(self, net: TwoHosts) -> Iterator[Job]:
-        self.agents = [net.start(host, self.command) for host in (0, 1)]
+        self.agents = [self.start(net, host) for host in (0, 1)]
         try:
             yield self
         finally:
             for agent in self.agents:
                 agent.kill()  # the ranks die with their agent
+
+    def start(self, net: TwoHosts, host: int) -> subprocess.Popen[str]:
+        return net.start(host, self.command, self.copy)
 
     def position(self) -> tuple[int, int]:
         """Number of ranks, and the last recorded step."""
@@ -67,7 +71,7 @@ def killed_agent(directory: Path) -> tuple[Path, list[runs.Outcome]]:
         assert runs.outcome_of(job.agents[1]).code == -signal.SIGKILL
         alone = job.wait_for(1)
         assert alone >= step - 2  # one interval between checkpoints
-        job.agents[1] = net.start(1, job.command)
+        job.agents[1] = job.start(net, 1)
         job.wait_for(2, after=alone)
         return job.run_dir, job.end()
 
@@ -91,7 +95,7 @@ def lost_rendezvous(directory: Path) -> tuple[Path, list[runs.Outcome]]:
         runs.outcome_of(job.agents[0])
         time.sleep(5)  # the other node waits, as there is no rendezvous
         assert job.agents[1].poll() is None
-        job.agents[0] = net.start(0, job.command)  # as a scheduler would
+        job.agents[0] = job.start(net, 0)  # as a scheduler would
         job.wait_for(2, after=step)
         return job.run_dir, job.end()
 

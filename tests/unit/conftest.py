@@ -1,4 +1,4 @@
-"""What all unit tests share: no network, one thread, reproducible examples, a small table of images."""
+"""Shared by all unit tests: no network, one thread, reproducible examples, a small table of images."""
 
 import os
 
@@ -27,7 +27,7 @@ torch.set_num_threads(1)
 
 @contextmanager
 def at_most(what: int, limit: int) -> Iterator[None]:
-    """Within it this process may have so much of a resource."""
+    """Limit a resource of this process within the context."""
     before = resource.getrlimit(what)
     resource.setrlimit(what, (limit, before[1]))
     try:

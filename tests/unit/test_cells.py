@@ -5,59 +5,47 @@ from itertools import product
 import pytest
 import torch
 
-from gfgw_prod.distributed.cells import Cell, Spread, Turn, derived_seed, random_stream, seeded_globally
+from gfgw_prod.distributed.cells import Cell, CellAssignment, Turn, derived_seed, random_stream, seeded_globally
 
 CPU = torch.device("cpu")
 WORLDS = [(cells, ranks) for cells in range(1, 10) for ranks in range(1, cells + 1)]
 
 
-def turns_of(spread: Spread) -> list[list[Turn]]:
-    return [spread.turns_of(0, 3, size=4, rank=rank) for rank in range(spread.world_size)]
-
-
-@pytest.fixture(params=[False, True], ids=["in turn", "contiguous"])
-def contiguous(request: pytest.FixtureRequest) -> bool:
-    return bool(request.param)
+def turns_of(assignment: CellAssignment) -> list[list[Turn]]:
+    return [assignment.turns_of(0, 3, size=4, rank=rank) for rank in range(assignment.world_size)]
 
 
 @pytest.mark.parametrize(("cells", "world_size"), WORLDS)
-def test_every_cell_counts_exactly_once(cells: int, world_size: int, contiguous: bool) -> None:
-    spread = Spread(cells, world_size, contiguous)
-    ranks = turns_of(spread)
-    assert {len(turns) for turns in ranks} == {spread.turns}, "all ranks take part in every collective"
+def test_every_cell_counts_exactly_once(cells: int, world_size: int) -> None:
+    assignment = CellAssignment(cells, world_size)
+    ranks = turns_of(assignment)
+    assert {len(turns) for turns in ranks} == {assignment.turns_per_rank}, "all ranks take part in every collective"
     by_rank = [turn for turns in ranks for turn in turns]
-    by_turn = [turn for turns in zip(*ranks, strict=True) for turn in turns]
-    counted = [turn.cell.index for turn in (by_rank if contiguous else by_turn) if turn.counts]
-    assert counted == list(range(cells))
+    assert [turn.cell.index for turn in by_rank if turn.counts] == list(range(cells))
     assert all(0 <= turn.cell.index < cells and turn.cell.step == 3 and turn.cell.size == 4 for turn in by_rank)
-    assert spread.idle_share == pytest.approx(sum(not turn.counts for turn in by_rank) / len(by_rank))
+    assert assignment.idle_share == pytest.approx(sum(not turn.counts for turn in by_rank) / len(by_rank))
 
 
 @pytest.mark.parametrize(("cells", "world_size"), WORLDS)
-def test_what_ranks_have_is_put_in_the_order_of_cells(cells: int, world_size: int, contiguous: bool) -> None:
-    spread = Spread(cells, world_size, contiguous)
-    gathered = torch.tensor([[turn.cell.index for turn in turns] for turns in turns_of(spread)])
-    assert spread.in_order(gathered).tolist() == list(range(cells))
+def test_gathered_turns_are_put_in_the_order_of_cells(cells: int, world_size: int) -> None:
+    assignment = CellAssignment(cells, world_size)
+    gathered = torch.tensor([[turn.cell.index for turn in turns] for turns in turns_of(assignment)])
+    assert assignment.in_cell_order(gathered).tolist() == list(range(cells))
 
 
 @pytest.mark.parametrize(("cells", "world_size"), WORLDS)
-def test_contiguous_ranks_hold_their_cells(cells: int, world_size: int) -> None:
-    spread = Spread(cells, world_size, contiguous=True)
-    for rank, turns in enumerate(turns_of(spread)):
-        assert [turn.cell.index for turn in turns if turn.counts] == list(spread.held(rank))
+def test_ranks_hold_neighbouring_cells(cells: int, world_size: int) -> None:
+    assignment = CellAssignment(cells, world_size)
+    for rank, turns in enumerate(turns_of(assignment)):
+        assert [turn.cell.index for turn in turns if turn.counts] == list(assignment.cells_by_rank[rank])
 
 
 @pytest.mark.parametrize(("cells", "world_size"), WORLDS)
-def test_every_rank_knows_who_runs_what_in_a_turn_and_which_is_the_last(
-    cells: int, world_size: int, contiguous: bool
-) -> None:
-    ranks = turns_of(Spread(cells, world_size, contiguous))
+def test_idle_ranks_are_the_last_of_a_turn_and_every_rank_knows_the_last_turn(cells: int, world_size: int) -> None:
+    ranks = turns_of(CellAssignment(cells, world_size))
     for number, turns in enumerate(zip(*ranks, strict=True)):
         live = sum(turn.counts for turn in turns)
         assert all(turn.counts == (rank < live) for rank, turn in enumerate(turns))
-        if not contiguous:
-            held = [turns[0].held(rank, cells) for rank in range(world_size)]
-            assert [list(each) for each in held] == [[turn.cell.index] if turn.counts else [] for turn in turns]
         assert all(turn.is_last == (number == len(ranks[0]) - 1) for turn in turns)
         assert all(turn.weight == float(turn.counts) for turn in turns)
 

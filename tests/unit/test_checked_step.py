@@ -238,6 +238,7 @@ def test_scraper_of_a_resumed_run_is_told_at_once_what_was_skipped_before(tmp_pa
     resumed.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first_bad", [6, 8], ids=["from-a-regular-save-on", "with-a-regular-save-between"])
 def test_run_interrupted_around_bad_steps_goes_back_as_the_whole_run_does(
     tmp_path: Path, alone: World, first_bad: int

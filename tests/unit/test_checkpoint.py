@@ -44,7 +44,7 @@ def test_manifest_lists_every_file(keeper: Keeper) -> None:
     assert set(keeper.storage.names(found.name)) == {*found.manifest["files"], MANIFEST}
 
 
-def test_training_goes_on_with_the_state_while_its_copy_is_written(keeper: Keeper) -> None:
+def test_state_may_change_while_its_copy_is_written(keeper: Keeper) -> None:
     changing = state(3)
     keeper.start(3, changing)
     for tensor in changing.values():
@@ -53,7 +53,7 @@ def test_training_goes_on_with_the_state_while_its_copy_is_written(keeper: Keepe
     assert_holds(choose(keeper.storage)[0], 3)
 
 
-def test_copies_are_made_into_the_same_memory() -> None:
+def test_saves_reuse_the_buffers() -> None:
     stage = Stage(ALONE)
     first = {name: tensor.data_ptr() for name, tensor in stage.copy(state(1)).items()}
     again = stage.copy(state(2))
@@ -61,7 +61,7 @@ def test_copies_are_made_into_the_same_memory() -> None:
     assert torch.equal(again["bank.rows"], state(2)["bank.rows"])
 
 
-def test_what_never_changes_is_not_copied() -> None:
+def test_constant_tensors_are_not_copied() -> None:
     stage, whole = Stage(ALONE, {"bank.rows"}), state(1)
     stage.preallocate(whole)
     copied = stage.copy(whole)
@@ -69,7 +69,7 @@ def test_what_never_changes_is_not_copied() -> None:
     assert torch.equal(whole["bank.rows"], state(1)["bank.rows"])
 
 
-def test_ranks_share_what_they_have_alike() -> None:
+def test_ranks_share_replicated_tensors() -> None:
     whole = {f"{index}": torch.zeros(size) for index, size in enumerate((50, 30, 30, 20, 10))}
     parts = [Stage(World(rank, 3, torch.device("cpu"))).copy(whole) for rank in range(3)]
     assert sorted(name for part in parts for name in part) == sorted(whole)
@@ -116,10 +116,10 @@ def test_checkpoint_of_another_format_is_refused_by_name(keeper: Keeper) -> None
     assert names(keeper) == ["step-00000001", "step-00000002"]
 
 
-def test_run_without_a_good_checkpoint_does_not_begin_anew(keeper: Keeper) -> None:
+def test_run_without_a_good_checkpoint_does_not_start_over(keeper: Keeper) -> None:
     for name in names(keeper):
         keeper.storage.write(f"{name}/{MANIFEST}", b"")
-    for _ in range(2):  # the second start knows no more than the first
+    for _ in range(2):  # the first attempt has changed nothing
         with pytest.raises(UserError, match=r"no checkpoint in .* is good \(step-00000002: manifest\.json is unread"):
             choose(keeper.storage)
     for name in names(keeper):
@@ -134,7 +134,7 @@ def test_new_run_has_none(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
-def test_write_cut_short_is_no_checkpoint_and_is_cleared(keeper: Keeper) -> None:
+def test_unfinished_save_is_no_checkpoint_and_is_removed(keeper: Keeper) -> None:
     token = keeper.storage.claim()
     dcp.save(state(), storage_writer=dcp.FileSystemWriter(f"{keeper.storage}/.writing-{token}/x"), no_dist=True)
     assert steps(keeper.storage) == [1, 2]
@@ -151,7 +151,7 @@ def test_writer_that_wakes_up_late_is_fenced_off(keeper: Keeper) -> None:
     assert steps(keeper.storage) == [1, 2, 3]
 
 
-def test_writer_that_is_fenced_off_within_a_save_commits_nothing(tmp_path: Path) -> None:
+def test_writer_that_is_fenced_off_during_a_save_commits_nothing(tmp_path: Path) -> None:
     keeper = Keeper(tmp_path, keep=50)
     large = state(0, rows=200_000)  # 13 MB: takes a while
     in_time = 0

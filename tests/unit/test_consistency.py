@@ -55,7 +55,7 @@ def first_step(config: Config) -> tuple[TrainingStep, StepResult]:
             parameter.add_(torch.randn(parameter.shape, generator=stream), alpha=0.05)
     encode_bank(training)
     rows = cell_stream(
-        table, training.parallel.spread, seed=config.seed, first_step=0, last_step=1, size=CELL_SIZE, rank=0
+        table, training.parallel.assignment, seed=config.seed, first_step=0, last_step=1, size=CELL_SIZE, rank=0
     )
     return training, training.compute(0, list(rows))
 
@@ -65,7 +65,7 @@ def test_loss_is_that_of_two_times_on_the_line_of_noise_and_target() -> None:
     config = config_with(stages=4, kimg=1.0, huber=0.01)
     training, result = first_step(config)
     module, table = training.parallel.module, load_table(config.data)
-    turns = training.parallel.spread.turns_of(config.seed, 0, size=CELL_SIZE, rank=0)
+    turns = training.parallel.assignment.turns_of(config.seed, 0, size=CELL_SIZE, rank=0)
     for number, turn in enumerate(turns):
         cell, labels = turn.cell, table.labels[result.row_ids[number]]
         target, noise = table.rows(result.match.rows[cell.slots]), cell.normal("noise", table.image_shape, "cpu")
@@ -95,6 +95,6 @@ def test_noise_may_stand_for_samples_in_the_coupling() -> None:
     config = config_with(stages=4, coupled_by="noise")
     training, result = first_step(config)
     table = load_table(config.data)
-    cells = [turn.cell for turn in training.parallel.spread.turns_of(config.seed, 0, size=CELL_SIZE, rank=0)]
+    cells = [turn.cell for turn in training.parallel.assignment.turns_of(config.seed, 0, size=CELL_SIZE, rank=0)]
     noise = torch.cat([cell.normal("noise", table.image_shape, "cpu") for cell in cells])
     torch.testing.assert_close(result.match.generated, torch.nn.functional.normalize(noise.flatten(1), dim=1))

@@ -1,4 +1,4 @@
-"""No damage to a checkpoint goes unnoticed, and nothing in one is ever run."""
+"""All damage to a checkpoint is noticed, and no code in one is ever run."""
 
 from __future__ import annotations
 
@@ -86,6 +86,7 @@ def edit_the_manifest(file: Path, chance: random.Random) -> None:
 KINDS = (flip_a_bit, truncate, delete, zero_the_tail, swap_with_another, append, edit_the_manifest)
 
 
+@pytest.mark.slow
 def test_five_hundred_damages_are_five_hundred_fallbacks(whole: Path, tmp_path: Path) -> None:
     chance = random.Random(0)
     for number in range(DAMAGES):
@@ -115,7 +116,7 @@ def test_step_of_a_damaged_checkpoint_is_saved_again(whole: Path, tmp_path: Path
 
 
 class Asks:
-    """Pickles as a call."""
+    """Pickles as a call of a function."""
 
     def __init__(self, function: Callable[..., Any], *arguments: Any):
         self.call = function, arguments
@@ -132,7 +133,7 @@ class Extension:
 
 
 def corpus(proof: Path) -> dict[str, bytes]:
-    """Pickles that would make the file ``proof``, or could lead to it, by the name they are refused for."""
+    """Malicious pickles, most of which would create the file ``proof``, by the name in their refusal."""
     command = f"touch {proof}"
     source = f"open({str(proof)!r}, 'w').close()"
     account, dotted = b"torch.distributed.checkpoint.metadata", b"Metadata.__init__.__globals__"
@@ -148,7 +149,7 @@ def corpus(proof: Path) -> dict[str, bytes]:
         "torch.hub.load": b"ctorch.hub\nload\n(S'a/b'\nS'c'\ntR.",
         "pickle.loads": b"cpickle\nloads\n(S'x'\ntR.",
         "importlib.import_module": b"cimportlib\nimport_module\n(S'os'\ntR.",
-        # A dotted name, which is followed from an allowed class to its module's globals.
+        # A dotted name: it leads from an allowed class to its module's globals.
         dotted.decode(): b"\x80\x04"
         + b"".join(b"\x8c" + bytes([len(each)]) + each for each in (account, dotted))
         + b"\x93.",
@@ -162,7 +163,7 @@ NAMES = sorted(corpus(Path("/nowhere")))
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_account_that_carries_code_is_refused_by_name_and_nothing_is_run(tmp_path: Path, name: str) -> None:
+def test_metadata_that_carries_code_is_refused_by_name_and_nothing_is_run(tmp_path: Path, name: str) -> None:
     proof = tmp_path / "proof"
     content = corpus(proof)[name]
     with pytest.raises(DamagedError, match=name.replace(".", r"\.") + ".* nothing was run"):
@@ -171,7 +172,7 @@ def test_account_that_carries_code_is_refused_by_name_and_nothing_is_run(tmp_pat
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_account_that_carries_code_is_passed_over_even_where_its_hash_is_listed(
+def test_metadata_that_carries_code_is_skipped_even_if_its_hash_is_listed(
     whole: Path, tmp_path: Path, name: str
 ) -> None:
     proof, root = tmp_path / "proof", shutil.copytree(whole, tmp_path / "root")
@@ -187,7 +188,7 @@ def test_account_that_carries_code_is_passed_over_even_where_its_hash_is_listed(
     assert not proof.exists()
 
 
-def test_the_corpus_would_run_where_nothing_is_refused(tmp_path: Path) -> None:
+def test_malicious_pickles_run_with_a_plain_unpickler(tmp_path: Path) -> None:
     proof = tmp_path / "proof"
     for name in ("posix.system", "builtins.eval", "builtins.exec", "os.system"):
         proof.unlink(missing_ok=True)
@@ -206,13 +207,13 @@ def test_extension_codes_are_refused() -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"\x80", b"garbage", b"N.", pickle.dumps({"a": 1}), b"(" * 1000])
-def test_what_is_no_account_is_refused(content: bytes) -> None:
+def test_invalid_metadata_is_refused(content: bytes) -> None:
     with pytest.raises(DamagedError):
         read_metadata(content)
 
 
 class Attribute:
-    """Pickled as what Python 3.11.2 makes of a member of an enumeration, but of anything."""
+    """Pickles any attribute as Python 3.11.2 pickles a member of an enumeration."""
 
     def __init__(self, owner: Any, name: str):
         self.owner, self.name = owner, name
@@ -221,7 +222,7 @@ class Attribute:
         return getattr, (self.owner, self.name)
 
 
-def test_members_of_enumerations_are_read_as_every_python_writes_them() -> None:
+def test_members_of_enumerations_are_read_as_every_python_pickles_them() -> None:
     member = Attribute(_MEM_FORMAT_ENCODING, "TORCH_CONTIGUOUS_FORMAT")
     found = read_metadata(pickle.dumps(Metadata({}, planner_data=member)))
     assert found.planner_data is _MEM_FORMAT_ENCODING.TORCH_CONTIGUOUS_FORMAT
@@ -236,12 +237,12 @@ def test_members_of_enumerations_are_read_as_every_python_writes_them() -> None:
         ("text", "join"),
     ],
 )
-def test_nothing_else_is_had_by_the_name_of_an_attribute(owner: Any, name: str) -> None:
+def test_no_other_attribute_is_read_by_name(owner: Any, name: str) -> None:
     with pytest.raises(DamagedError, match=r"builtins\.getattr .* nothing was run"):
         read_metadata(pickle.dumps(Metadata({}, planner_data=Attribute(owner, name))))
 
 
-def test_account_that_would_change_a_class_is_refused_and_changes_nothing() -> None:
+def test_metadata_that_would_change_a_class_is_refused_and_changes_nothing() -> None:
     account = b"torch.distributed.checkpoint.metadata"
     before = dict(vars(ChunkStorageMetadata))
     content = b"c" + account + b"\nChunkStorageMetadata\n(N}S'__setstate__'\nc" + account + b"\nStorageMeta\nstb."
@@ -250,7 +251,7 @@ def test_account_that_would_change_a_class_is_refused_and_changes_nothing() -> N
     assert dict(vars(ChunkStorageMetadata)) == before
 
 
-def test_account_that_would_fill_the_memory_is_refused() -> None:
+def test_metadata_that_would_fill_the_memory_is_refused() -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(DamagedError):
         read_metadata(b"\x80\x02Nr\x00\x00\x00\x04.")  # a memo index of 67 million
@@ -270,19 +271,19 @@ def test_account_that_would_fill_the_memory_is_refused() -> None:
     ],
     ids=str,
 )
-def test_manifest_of_odd_types_is_damaged_even_where_its_hash_is_right(whole: Path, edit: dict[str, Any]) -> None:
+def test_manifest_with_wrong_types_is_damaged_even_if_its_hash_is_right(whole: Path, edit: dict[str, Any]) -> None:
     manifest = checkpoints_in(LocalStorage(whole))[1].manifest
     with pytest.raises(DamagedError, match=r"lacks required entries|is unreadable"):
         decode(encode({**manifest, **edit}))
 
 
 @pytest.mark.parametrize("content", [b"", b"[" * 200_000, b"null", b"{}", b'{"blake3": 1e999}', b"\xff"])
-def test_what_is_no_manifest_is_damaged(content: bytes) -> None:
+def test_invalid_manifest_is_damaged(content: bytes) -> None:
     with pytest.raises(DamagedError):
         decode(content)
 
 
-def test_account_that_names_a_file_the_manifest_does_not_is_refused(whole: Path, tmp_path: Path) -> None:
+def test_metadata_that_names_a_file_the_manifest_does_not_is_refused(whole: Path, tmp_path: Path) -> None:
     storage = LocalStorage(shutil.copytree(whole, tmp_path / "root"))
     content = storage.read(f"step-00000002/{METADATA}")
     inside, outside = b"__0_0.distcp", b"../../pass.t"

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from gfgw_prod.data.sources import Table
 from gfgw_prod.data.stream import CellRows, KeyedOrder, cell_stream, flip_some
-from gfgw_prod.distributed.cells import Spread
+from gfgw_prod.distributed.cells import CellAssignment
 
 
 @given(length=st.integers(1, 40), epoch=st.integers(0, 5), seed=st.integers(0, 2**62))
@@ -38,17 +38,15 @@ def test_order_differs_by_epoch_seed_and_stream() -> None:
     assert len({tuple(rows) for rows in epochs + others}) == 4
 
 
-def cells_of(
-    table: Table, world_size: int, first_step: int = 0, contiguous: bool = False, workers: int = 1
-) -> dict[tuple[int, int], CellRows]:
+def cells_of(table: Table, world_size: int, first_step: int = 0, workers: int = 1) -> dict[tuple[int, int], CellRows]:
     """The rows of all cells from the streams of all ranks, up to step 4 of 5 cells of 4 rows."""
     found = {}
     for rank in range(world_size):
-        spread = Spread(5, world_size, contiguous)
+        assignment = CellAssignment(5, world_size)
         places = {"first_step": first_step, "last_step": 4, "size": 4, "rank": rank}
-        stream = cell_stream(table, spread, seed=9, **places, workers=workers)
+        stream = cell_stream(table, assignment, seed=9, **places, workers=workers)
         for step in range(first_step, 4):
-            for turn in spread.turns_of(9, step, size=4, rank=rank):
+            for turn in assignment.turns_of(9, step, size=4, rank=rank):
                 rows = next(stream)
                 assert rows.cell == turn.cell
                 if turn.counts:
@@ -58,12 +56,9 @@ def cells_of(
     return found
 
 
-@pytest.mark.parametrize("contiguous", [False, True])
 @pytest.mark.parametrize(("world_size", "workers"), [(1, 0), (1, 4), (2, 0), (2, 1), (3, 1), (4, 0), (4, 4), (5, 1)])
-def test_any_number_of_ranks_and_workers_reads_the_same_cells(
-    table: Table, world_size: int, workers: int, contiguous: bool
-) -> None:
-    expected, found = cells_of(table, 1), cells_of(table, world_size, contiguous=contiguous, workers=workers)
+def test_any_number_of_ranks_and_workers_reads_the_same_cells(table: Table, world_size: int, workers: int) -> None:
+    expected, found = cells_of(table, 1), cells_of(table, world_size, workers=workers)
     assert found.keys() == expected.keys()
     for place, rows in expected.items():
         assert torch.equal(found[place].ids, rows.ids)

@@ -1,4 +1,4 @@
-"""What the doctor says of a machine, and what it tells one to do."""
+"""The findings of ``gfgw doctor`` and its advice."""
 
 import argparse
 import dataclasses
@@ -29,7 +29,7 @@ from gfgw_prod.weights import published
         ("470.256.02", "bad"),
     ],
 )
-def test_driver_is_held_against_cuda_12_8(version: str, state: str) -> None:
+def test_driver_is_checked_against_cuda_12_8(version: str, state: str) -> None:
     found = gpus.check_driver(version)
     assert found.state == state
     assert version in found.detail
@@ -92,7 +92,7 @@ def test_weights_are_looked_for_where_they_are_kept(tmp_path: Path, monkeypatch:
     assert [found.state for found in storage.weights() if found.check == "vgg16"] == ["ok"]
 
 
-def test_every_check_is_made_and_whatever_is_not_well_comes_with_advice(
+def test_every_check_is_made_and_all_but_ok_comes_with_advice(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(storage, "SLOW_BYTES_PER_SECOND", 0.0)  # the disk may be slow once and fast the next time

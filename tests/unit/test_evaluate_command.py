@@ -1,4 +1,4 @@
-"""The command ``evaluate``: on the data that a generator was trained on, with weights where they are now."""
+"""The command ``evaluate``: its data set, its files of weights, and its curves."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from gfgw_prod.commands import cli
 from gfgw_prod.commands.evaluation_curves import curve_name
 from gfgw_prod.data.sources import load_table
 from gfgw_prod.evaluation.metric_spaces import MetricSpaces, choose_spaces
-from gfgw_prod.evaluation.spaces import Files
+from gfgw_prod.evaluation.spaces import WeightFiles
 from gfgw_prod.generator import build_generator
 from gfgw_prod.sampling.trained import TrainedGenerator, to_safetensors
 from gfgw_prod.settings.data import DataSettings
@@ -49,7 +49,7 @@ def folders(tmp_path: Path) -> tuple[Path, Path]:
 
 
 def exported(place: Path, **settings: dict[str, Any]) -> Path:
-    """A generator that was trained on the data set of the settings, as a file."""
+    """An exported generator with the settings and the fingerprint of a data set."""
     config = resolve({"generator": SMALL.model_dump(), "features": {"extractor": "pixels"}}, settings)
     table = load_table(config.data)
     tensors = build_generator(SMALL, table.image_shape, table.num_classes, seed=0).state_dict()
@@ -69,7 +69,7 @@ def exported(place: Path, **settings: dict[str, Any]) -> Path:
 
 
 def evaluate(place: Path, *options: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
-    """Exit code and what is printed."""
+    """Exit code, standard output and standard error."""
     torch.set_num_threads(1)
     code = cli.main(["evaluate", str(place), "--num", "20", "--json", "--metrics", "fd", *options])
     printed = capsys.readouterr()
@@ -80,31 +80,31 @@ def fingerprint(folder: Path) -> str:
     return load_table(DataSettings(source="folder", path=folder)).fingerprint()
 
 
-def test_data_that_the_run_was_not_trained_on_are_refused(
+def test_data_other_than_the_training_set_is_refused(
     folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     its, other = folders
     file = exported(tmp_path / "g.safetensors", data={"source": "folder", "path": str(its)})
     expected = fingerprint(its)
-    code, told, _ = evaluate(file, capsys=capsys)
+    code, out, _ = evaluate(file, capsys=capsys)
     assert code == 0
-    assert json.loads(told)["data"]["sha256"] == json.loads(told)["data"]["trained_on_sha256"] == expected
+    assert json.loads(out)["data"]["sha256"] == json.loads(out)["data"]["trained_on_sha256"] == expected
 
     wrong = (
         f"gfgw: the generator was trained on another data set, with fingerprint {expected}; this one has "
         f"{fingerprint(other)}; name its own with --data-path, or allow this one with --other-data\n"
     )
     assert evaluate(file, "--data-path", str(other), capsys=capsys) == (2, "", wrong)
-    code, told, _ = evaluate(file, "--data-path", str(other), "--other-data", capsys=capsys)
+    code, out, _ = evaluate(file, "--data-path", str(other), "--other-data", capsys=capsys)
     assert code == 0
-    assert json.loads(told)["data"]["sha256"] == fingerprint(other)
-    assert json.loads(told)["data"]["trained_on_sha256"] == expected
+    assert json.loads(out)["data"]["sha256"] == fingerprint(other)
+    assert json.loads(out)["data"]["trained_on_sha256"] == expected
 
     its.rename(tmp_path / "moved")
-    code, _, told = evaluate(file, capsys=capsys)
-    assert (code, told.count("\n")) == (2, 1)
-    assert told.endswith("; evaluate --data-path says where the data set is now\n")
-    other.rename(its)  # in the place of the run's own
+    code, _, err = evaluate(file, capsys=capsys)
+    assert (code, err.count("\n")) == (2, 1)
+    assert err.endswith("; evaluate --data-path says where the data set is now\n")
+    other.rename(its)  # at the path of the run's own
     assert evaluate(file, capsys=capsys) == (2, "", wrong)
     assert evaluate(file, "--data-path", str(tmp_path / "moved"), capsys=capsys)[0] == 0
 
@@ -120,13 +120,13 @@ def test_each_way_of_measuring_has_curves_of_its_own() -> None:
     assert name(other_data=True) == "evaluate-num20-seed0-pixels-other-data"
 
 
-def test_data_that_are_built_in_have_no_path(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_built_in_data_has_no_path(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = exported(tmp_path / "g.safetensors")
     line = "gfgw: --data-path should be left out: the run's data.source digits is built in\n"
     assert evaluate(file, "--data-path", str(tmp_path), capsys=capsys) == (2, "", line)
 
 
-def test_weights_that_are_gone_are_asked_for_in_one_line(
+def test_missing_weights_are_named_in_one_line(
     folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     gone = {"inception": str(tmp_path / "inception"), "dinov2": str(tmp_path / "large")}
@@ -141,22 +141,22 @@ def test_weights_that_are_gone_are_asked_for_in_one_line(
         (("--metrics", "fid"), "--inception", "inception"),
         (("--metrics", "fd-dinov2"), "--dinov2", "large"),
     ):
-        code, _, told = evaluate(file, *asked, capsys=capsys)
+        code, _, err = evaluate(file, *asked, capsys=capsys)
         assert code == 2
-        assert re.fullmatch(rf"gfgw: f.* the run's own {tmp_path}/{name} is gone; .*evaluate {option}\).*\n", told)
-        code, _, told = evaluate(file, *asked, option, str(tmp_path / "nothing"), capsys=capsys)
+        assert re.fullmatch(rf"gfgw: f.* the run's own {tmp_path}/{name} is gone; .*evaluate {option}\).*\n", err)
+        code, _, err = evaluate(file, *asked, option, str(tmp_path / "nothing"), capsys=capsys)
         assert code == 2
-        assert re.fullmatch(rf"gfgw: .* no file {tmp_path}/nothing; .*\n", told)
-    code, _, told = evaluate(file, "--metrics", "fd,kid", capsys=capsys)  # without them where they are not needed
+        assert re.fullmatch(rf"gfgw: .* no file {tmp_path}/nothing; .*\n", err)
+    code, _, err = evaluate(file, "--metrics", "fd,kid", capsys=capsys)  # not needed here
     assert code == 0
-    assert told.startswith("evaluate: kid is measured on pixels: the weights of inception are missing; the run's")
+    assert err.startswith("evaluate: kid is measured on pixels: the weights of inception are missing; the run's")
 
 
-def test_weights_are_where_the_command_line_says_or_else_where_the_run_had_them(tmp_path: Path) -> None:
+def test_weights_come_from_the_command_line_or_else_from_the_run(tmp_path: Path) -> None:
     here, there, gone = tmp_path / "here", tmp_path / "there", tmp_path / "gone"
     for file in (here, there):
         file.touch()
-    files = Files.now(Files(here, gone, gone), Files(dinov2=there))
+    files = WeightFiles({"inception": here, "dinov2": gone, "dinov2-small": gone}).replaced_by({"dinov2": there})
     assert [files.find(name) for name in ("inception", "dinov2", "dinov2-small")] == [here, there, None]
     assert files.gone == {"dinov2-small": gone}
     chosen = choose_spaces(None, "auto", files, "dinov2-small", 64)

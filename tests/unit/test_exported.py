@@ -69,14 +69,14 @@ def test_file_rebuilds_the_generator_bit_for_bit(digits: TrainedGenerator, tmp_p
     assert read_file(tmp_path / "g.safetensors").metadata == digits.metadata
 
 
-def test_header_says_what_any_reader_of_the_format_needs(digits: TrainedGenerator, tmp_path: Path) -> None:
+def test_header_has_the_metadata(digits: TrainedGenerator, tmp_path: Path) -> None:
     (tmp_path / "g.safetensors").write_bytes(to_safetensors(digits))
     with safe_open(tmp_path / "g.safetensors", framework="pt") as file:
-        said = file.metadata()
+        metadata = file.metadata()
         assert set(file.keys()) == digits.tensors.keys()
-    assert json.loads(said["config"])["generator"]["channel_mult"] == [1, 2]
-    assert json.loads(said["image_shape"]) == [1, 8, 8]
-    assert {name: said[name] for name in ("num_classes", "step", "images", "weights", "weights_sha256")} == {
+    assert json.loads(metadata["config"])["generator"]["channel_mult"] == [1, 2]
+    assert json.loads(metadata["image_shape"]) == [1, 8, 8]
+    assert {name: metadata[name] for name in ("num_classes", "step", "images", "weights", "weights_sha256")} == {
         "num_classes": "10",
         "step": "7",
         "images": "896",

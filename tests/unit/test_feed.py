@@ -10,7 +10,7 @@ from torch import Tensor
 from gfgw_prod.data.decoding import list_source
 from gfgw_prod.data.packing import pack
 from gfgw_prod.data.sources import Table, load_table
-from gfgw_prod.distributed.cells import Spread
+from gfgw_prod.distributed.cells import CellAssignment
 from gfgw_prod.distributed.world import World
 from gfgw_prod.settings.data import DataSettings
 from gfgw_prod.training.feed import Feed
@@ -73,7 +73,7 @@ def test_share_of_time_that_was_waited(
     tables: list[Table], alone: World, workers: int, least: float, most: float
 ) -> None:
     feed = Feed(slow(tables[0]), workers, alone)
-    stream = feed.stream(Spread(2, 1, True), 0, 0, 10, 4)
+    stream = feed.stream(CellAssignment(2, 1), 0, 0, 10, 4)
     for number in range(8):
         next(stream)
         time.sleep(0.5)
@@ -86,6 +86,6 @@ def test_share_of_time_that_was_waited(
 def test_without_workers_no_thread_is_started(tables: list[Table], alone: World) -> None:
     before = set(threading.enumerate())  # of other tests, some of them on their way out
     feed = Feed(tables[1], 0, alone)
-    next(feed.stream(Spread(2, 1, True), 0, 0, 10, 4))
+    next(feed.stream(CellAssignment(2, 1), 0, 0, 10, 4))
     list(feed.targets(Match(ROWS, torch.zeros(8, 64), torch.zeros(8, 64)), TURNS))
     assert set(threading.enumerate()) <= before

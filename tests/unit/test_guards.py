@@ -1,4 +1,4 @@
-"""Going on with a run: what may change and what may not."""
+"""What may change when a run is resumed, and what may not."""
 
 import copy
 from typing import Any
@@ -44,7 +44,7 @@ FREE_CHANGES = [
     ("train.total_kimg", 5.0),
     ("checkpoint.keep", 9),
     ("distributed.strategy", "fsdp"),
-    ("distributed.sync_each_turn", True),
+    ("distributed.shard_ranks", 2),
     ("telemetry.prometheus_port", 9000),
     ("telemetry.sample_grid", 3),
 ]
@@ -120,7 +120,7 @@ def test_allowed_changes_are_recorded_one_after_the_other(facts: dict[str, Any])
     assert later["changes"] == third["changes"]
 
 
-def test_batch_size_counts_the_steps_and_stays(facts: dict[str, Any]) -> None:
+def test_batch_size_cannot_change(facts: dict[str, Any]) -> None:
     other = changed(changed(facts, "run.allow_changes", True), "train.batch_size", 512)
     with pytest.raises(UserError, match=r"has train\.batch_size 256, which cannot change"):
         accept_changes(facts, other)

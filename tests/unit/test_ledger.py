@@ -1,4 +1,4 @@
-"""What a run knows of its starts: causes, images lost, and how its time was spent."""
+"""The ledger of a run: causes of restarts, images lost, and time spent."""
 
 import json
 from pathlib import Path
@@ -17,7 +17,7 @@ from gfgw_prod.resilience.ledger import FILE, WRITE_SECONDS, Ledger
 
 
 class Clock:
-    """A clock that is set by hand."""
+    """A clock that tests set by hand."""
 
     def __init__(self) -> None:
         self.now = 1_000.0
@@ -27,7 +27,7 @@ class Clock:
 
 
 class Life:
-    """Starts of one run, one after the other."""
+    """One run with several starts."""
 
     def __init__(self, run_dir: Path):
         self.run_dir, self.clock = run_dir, Clock()
@@ -57,7 +57,7 @@ def test_new_run_has_lost_nothing_and_counts_its_start_as_time(life: Life) -> No
     assert values["run/goodput"] == 0.5
 
 
-def test_evaluations_are_no_running_time_the_last_one_and_one_before_a_crash_included(life: Life) -> None:
+def test_evaluations_are_no_running_time_before_a_crash_and_at_the_end(life: Life) -> None:
     first = life.start(0)
     life.clock.now += 60
     first.exclude(20)  # while a checkpoint of 40 productive seconds was there
@@ -76,7 +76,7 @@ def test_crash_loses_what_came_after_the_checkpoint(life: Life) -> None:
     first = life.start(0)
     life.clock.now += 100
     first.record_images(900)
-    life.clock.now += 1  # killed, 40 images after the last note
+    life.clock.now += 1  # killed, 40 images after the last write
     life.clock.now += 59
     again = life.start(600, seen=940, cause="killed", productive=60.0)
     values = again.values(spent=0)
@@ -84,7 +84,7 @@ def test_crash_loses_what_came_after_the_checkpoint(life: Life) -> None:
     assert values["run/goodput"] == 60 / 160
 
 
-def test_time_between_a_stop_and_the_next_start_is_nobodys(life: Life) -> None:
+def test_time_between_a_stop_and_the_next_start_is_no_running_time(life: Life) -> None:
     first = life.start(0)
     life.clock.now += 100
     first.end(1_000, "told to stop")
@@ -95,7 +95,7 @@ def test_time_between_a_stop_and_the_next_start_is_nobodys(life: Life) -> None:
     assert again.values(0)["run/lost_images"] == 0
 
 
-def test_run_that_goes_on_further_was_not_restarted(life: Life) -> None:
+def test_extended_run_was_not_restarted(life: Life) -> None:
     first = life.start(0)
     first.end(1_000, "finished")
     life.clock.now += 5_000
@@ -104,7 +104,7 @@ def test_run_that_goes_on_further_was_not_restarted(life: Life) -> None:
     assert again.values(0)["run/running_seconds"] == pytest.approx(0, abs=1e-6)
 
 
-def test_start_after_one_that_nobody_saw_end_has_an_unknown_cause(life: Life) -> None:
+def test_cause_is_unknown_if_the_last_start_recorded_no_end(life: Life) -> None:
     life.start(0)
     assert restarts(life.start(0)) == {"unknown": 1}
     error = life.start(0, cause="hang")
@@ -129,13 +129,13 @@ def test_position_is_written_now_and_then(life: Life) -> None:
 @pytest.mark.parametrize(
     "content", ["", "[]", "{}", "null", '{"began": "x"}', '{"began": 1', "\0\0", '{"restarts": {}, "end": 1}']
 )
-def test_ledger_that_is_none_of_ours_begins_anew(life: Life, content: str) -> None:
+def test_invalid_ledger_is_replaced(life: Life, content: str) -> None:
     (life.run_dir / FILE).write_text(content)
     ledger = life.start(100, seen=200)
     assert (restarts(ledger), ledger.values(0)["run/lost_images"]) == ({}, 0)
 
 
-def test_ledger_that_cannot_be_written_stops_nobody(tmp_path: Path) -> None:
+def test_ledger_that_cannot_be_written_stops_no_run(tmp_path: Path) -> None:
     ledger = Life(tmp_path / "missing").start(0)
     ledger.end(10, "finished")
     assert ledger.values(1)["run/goodput"] <= 1

@@ -1,4 +1,4 @@
-"""Published weights: from caches or their publishers, and never other bytes than were published."""
+"""Published weights come from a cache or a download, with exactly the published bytes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def path_of(published: PublishedFile, given: Path | None, report: Callable[[str]
 
 @pytest.fixture(autouse=True)
 def caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Empty caches of torch and of the hub; torch's own."""
+    """Empty caches of torch and of the hub; returns torch's."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     return tmp_path / "torch" / "hub" / "checkpoints"
@@ -34,7 +34,7 @@ def caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def elsewhere(tmp_path: Path) -> PublishedFile:
-    """A small file with a publisher of its own, a directory."""
+    """A small file that is published at a ``file://`` URL."""
     (tmp_path / "net.pth").write_bytes(CONTENT)
     digest = hashlib.sha256(CONTENT).hexdigest()
     return PublishedFile("their network", "net.pth", digest, "loss.net", url=(tmp_path / "net.pth").as_uri())
@@ -63,7 +63,7 @@ def test_damaged_file_in_the_cache_is_refused_by_name(elsewhere: PublishedFile) 
     assert str(path) in str(caught.value)
 
 
-def test_hub_cache_is_looked_into(elsewhere: PublishedFile, tmp_path: Path) -> None:
+def test_hub_cache_is_searched(elsewhere: PublishedFile, tmp_path: Path) -> None:
     of_hub = replace(elsewhere, repository="they/net")
     revision = tmp_path / "hub" / "models--they--net"
     (revision / "refs").mkdir(parents=True)
@@ -73,7 +73,7 @@ def test_hub_cache_is_looked_into(elsewhere: PublishedFile, tmp_path: Path) -> N
     assert path_of(of_hub, None, print).read_bytes() == CONTENT
 
 
-def test_given_file_is_taken_and_told_of_if_it_is_another(elsewhere: PublishedFile, tmp_path: Path) -> None:
+def test_users_file_is_used_and_logged_if_it_differs(elsewhere: PublishedFile, tmp_path: Path) -> None:
     said: list[str] = []
     assert path_of(elsewhere, tmp_path / "net.pth", said.append) == tmp_path / "net.pth"
     assert not said
@@ -84,7 +84,7 @@ def test_given_file_is_taken_and_told_of_if_it_is_another(elsewhere: PublishedFi
     assert hashlib.sha256(b"tuned").hexdigest() in line
 
 
-def test_given_file_that_turns_out_to_be_of_no_use_is_refused_and_no_more_is_said(
+def test_users_file_that_cannot_be_used_is_refused_without_another_log_line(
     elsewhere: PublishedFile, tmp_path: Path
 ) -> None:
     said: list[str] = []
@@ -95,7 +95,7 @@ def test_given_file_that_turns_out_to_be_of_no_use_is_refused_and_no_more_is_sai
 
 
 @pytest.mark.parametrize("published", ALL, ids=lambda each: each.file)
-def test_file_out_of_reach_is_named_with_its_setting(published: PublishedFile) -> None:
+def test_unreachable_file_is_named_with_its_setting(published: PublishedFile) -> None:
     unreachable = published if published.repository else replace(published, url="http://localhost:9/nothing")
     with pytest.raises(UserError, match="neither cached nor reachable") as caught:
         path_of(unreachable, None, print)

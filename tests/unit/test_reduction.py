@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gfgw_prod.distributed.cells import Spread
-from gfgw_prod.distributed.reduction import TreeSum, gradient_norm, levels, scale_gradients, split_like
+from gfgw_prod.distributed.cells import CellAssignment
+from gfgw_prod.distributed.reduction import TreeSum, gradient_norm, node_levels, scale_gradients, split_like
 from gfgw_prod.distributed.world import World
 
 
@@ -30,7 +30,7 @@ def test_sum_runs_along_the_fixed_tree(count: int) -> None:
     total = TreeSum()
     for leaf in leaves(count):
         total.push(leaf)
-    assert torch.equal(total.pop(), tree(leaves(count)))
+    assert torch.equal(total.pop_total(), tree(leaves(count)))
 
 
 def test_the_tree_is_not_a_running_sum() -> None:
@@ -52,23 +52,22 @@ def test_few_partial_sums_are_alive(count: int) -> None:
 @pytest.mark.parametrize(("count", "ranks"), [(8, 2), (8, 3), (8, 5), (48, 5), (13, 4), (100, 3), (7, 7)])
 def test_sums_of_neighbouring_leaves_are_nodes_of_the_same_tree(count: int, ranks: int) -> None:
     """Every rank adds up the leaves it holds; what is left to add are few nodes, and the total is the tree's."""
-    total, spread = TreeSum(), Spread(count, ranks, contiguous=True)
+    total, assignment = TreeSum(), CellAssignment(count, ranks)
     for rank in range(ranks):
-        held = spread.held(rank)
+        held = assignment.cells_by_rank[rank]
         own = TreeSum(held.start)
         for _ in range(2):  # a second step finds it as new
             for index in held:
                 own.push(leaves(count)[index])
-            nodes = own.take()
-        assert len(nodes) == len(levels(held)) <= 2 * math.log2(count)
-        for node, level in zip(nodes, levels(held), strict=True):
-            total.push(node, level)
-    assert torch.equal(total.pop(), tree(leaves(count)))
+            nodes = own.pop_nodes()
+        assert len(nodes) == len(node_levels(held)) <= 2 * math.log2(count)
+        total.push_nodes(zip(nodes, node_levels(held), strict=True))
+    assert torch.equal(total.pop_total(), tree(leaves(count)))
 
 
 @pytest.mark.parametrize(("held", "expected"), [((0, 8), (3,)), ((3, 6), (0, 1)), ((5, 16), (0, 1, 3)), ((4, 4), ())])
 def test_neighbouring_leaves_are_held_by_the_fewest_nodes(held: tuple[int, int], expected: tuple[int, ...]) -> None:
-    assert levels(range(*held)) == expected
+    assert node_levels(range(*held)) == expected
 
 
 def test_leaves_are_left_as_they_were_and_the_next_sum_starts_anew() -> None:
@@ -76,7 +75,7 @@ def test_leaves_are_left_as_they_were_and_the_next_sum_starts_anew() -> None:
     for _ in range(2):
         for part in parts:
             total.push(part)
-        assert torch.equal(total.pop(), tree(leaves(5)))
+        assert torch.equal(total.pop_total(), tree(leaves(5)))
     assert all(torch.equal(part, fresh) for part, fresh in zip(parts, leaves(5), strict=True))
 
 
@@ -85,7 +84,7 @@ def test_pushed_tensor_may_be_overwritten() -> None:
     total.push(buffer)
     buffer.fill_(100.0)
     total.push(torch.ones(3))
-    assert torch.equal(total.pop(), torch.full((3,), 2.0))
+    assert torch.equal(total.pop_total(), torch.full((3,), 2.0))
 
 
 def graded(*shapes: tuple[int, ...]) -> list[nn.Parameter]:

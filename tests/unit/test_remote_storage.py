@@ -1,4 +1,4 @@
-"""Checkpoints behind URLs, and a local tier that is uploaded in the background."""
+"""Checkpoints at URLs, and uploads in the background."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ..checkpoints import FACTS, Keeper, assert_holds, choose, state, steps
 
 @pytest.fixture(params=["file", "memory"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """A root that nobody else uses."""
+    """A root of this test alone."""
     place = f"memory://{uuid.uuid4().hex}" if request.param == "memory" else f"file://{tmp_path}/root"
     yield place
     storage = open_storage(place)
@@ -43,7 +43,7 @@ def test_url_holds_checkpoints_as_a_directory_does(url: str) -> None:
     assert [each.step for each in find_checkpoints(f"{url}/{found.name}")] == [3]
 
 
-def test_damage_behind_a_url_is_passed_over_and_the_step_saved_again(url: str) -> None:
+def test_damage_behind_a_url_is_skipped_and_the_step_saved_again(url: str) -> None:
     keeper = Keeper(url)
     keeper.save(1, 2)
     newest = choose(keeper.storage)[0]
@@ -61,7 +61,7 @@ def test_damage_behind_a_url_is_passed_over_and_the_step_saved_again(url: str) -
     assert not lines
 
 
-def test_save_behind_a_url_that_is_cut_short_is_no_checkpoint(url: str) -> None:
+def test_unfinished_save_behind_a_url_is_no_checkpoint(url: str) -> None:
     keeper = Keeper(url)
     keeper.save(1, 2)
     newest = choose(keeper.storage)[0]
@@ -75,7 +75,7 @@ def test_save_behind_a_url_that_is_cut_short_is_no_checkpoint(url: str) -> None:
     assert newest.name not in successor.storage.names()
 
 
-def test_first_save_behind_a_url_that_is_cut_short_is_in_nobodys_way(url: str) -> None:
+def test_unfinished_first_save_behind_a_url_blocks_nothing(url: str) -> None:
     keeper = Keeper(url)
     keeper.save(1)
     (name,) = keeper.storage.committed()
@@ -86,7 +86,7 @@ def test_first_save_behind_a_url_that_is_cut_short_is_in_nobodys_way(url: str) -
     assert_holds(choose(successor.storage)[0], 1)
 
 
-def test_damaged_checkpoint_behind_a_url_is_told_once_and_kept(url: str) -> None:
+def test_damaged_checkpoint_behind_a_url_is_logged_once_and_kept(url: str) -> None:
     keeper = Keeper(url)
     keeper.save(1, 2)
     newest = keeper.storage.committed()[-1]
@@ -124,7 +124,7 @@ def test_writer_behind_a_url_that_wakes_up_late_is_fenced_off(url: str) -> None:
     assert steps(keeper.storage) == [1, 2]
 
 
-def test_local_checkpoints_are_uploaded_and_taken_up_where_the_disk_is_new(url: str, tmp_path: Path) -> None:
+def test_run_on_a_new_disk_resumes_from_uploaded_checkpoints(url: str, tmp_path: Path) -> None:
     local = tmp_path / "local"
     keeper = Keeper(local, url, keep=2)
     keeper.save(1, 2, 3)
@@ -144,7 +144,7 @@ def test_local_checkpoints_are_uploaded_and_taken_up_where_the_disk_is_new(url: 
     assert steps(distant)[-1] == 4
 
 
-def test_copies_of_saves_out_of_turn_do_not_push_out_the_one_before_bad_steps(tmp_path: Path) -> None:
+def test_uploads_of_extra_saves_do_not_displace_the_one_before_bad_steps(tmp_path: Path) -> None:
     target = tmp_path / "target"
     target.mkdir()
     keeper = Keeper(tmp_path / "local", target, keep=1)
@@ -170,7 +170,7 @@ def test_local_checkpoint_is_preferred_to_its_copy_and_a_newer_copy_to_it(tmp_pa
     assert (found.step, found.storage) == (3, distant.storage)
 
 
-def test_upload_that_fails_is_told_and_counted_and_leaves_saving_alone(tmp_path: Path) -> None:
+def test_failed_upload_is_logged_and_counted_and_does_not_disturb_saves(tmp_path: Path) -> None:
     target = tmp_path / "target"
     target.mkdir()
     keeper = Keeper(tmp_path / "local", f"file://{target}")

@@ -1,4 +1,4 @@
-"""Which checkpoints stay: the newest, some for good, and the one to go back to."""
+"""Retention keeps the newest checkpoints, some for good, and the one to roll back to."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_one_of_every_interval_is_kept_for_good(tmp_path: Path) -> None:
     assert steps(keeper.storage) == [3, 6, 9, 10]
 
 
-def test_saves_out_of_turn_are_not_counted_and_make_way_for_the_next(tmp_path: Path) -> None:
+def test_extra_saves_are_not_counted_and_are_removed_after_the_next(tmp_path: Path) -> None:
     keeper = Keeper(tmp_path, keep=2, keep_every_kimg=4)
     for step in range(1, 12):
         keeper.start(step, facts={**FACTS, "regular": step % 3 == 0})
@@ -45,27 +45,27 @@ def test_newest_regular_checkpoint_before_bad_steps_stays(tmp_path: Path) -> Non
     assert steps(keeper.storage) == [2, 8]
 
 
-def test_checkpoint_to_go_back_to_is_always_there(tmp_path: Path) -> None:
+def test_checkpoint_to_roll_back_to_is_always_there(tmp_path: Path) -> None:
     keeper = Keeper(tmp_path, keep=1)
     keeper.save(1, 2, 3)
-    assert steps(keeper.storage) == [2, 3]  # the steps after 3 may be bad: then it is no better than they
+    assert steps(keeper.storage) == [2, 3]  # step 2 stays: steps after 3 may be bad, and then 3 may be too
 
 
-def test_run_with_bad_steps_does_not_take_what_it_cannot_judge_for_nothing(keeper: Keeper) -> None:
+def test_rollback_refuses_checkpoints_of_another_version(keeper: Keeper) -> None:
     guard = NumberGuard(ResilienceSettings())
     guard.skip()
 
-    def go_back() -> int:
+    def roll_back() -> int:
         return checkpoint_before_streak(guard, 3, [keeper.storage], ALONE, keeper.lines.append).step
 
-    assert go_back() == 1
+    assert roll_back() == 1
     written = keeper.storage.read(f"step-00000001/{MANIFEST}")
     keeper.storage.write(f"step-00000001/{MANIFEST}", b'{"format": 1, "step": 1, "files": {}}')
     with pytest.raises(UserError, match="is of format 1"):
-        go_back()
+        roll_back()
     keeper.storage.write(f"step-00000001/{MANIFEST}", written[:-9])
     with pytest.raises(NoProgressError, match="no checkpoint from before"):
-        go_back()
+        roll_back()
 
 
 def test_damaged_checkpoints_are_neither_counted_nor_removed(tmp_path: Path) -> None:
@@ -77,7 +77,7 @@ def test_damaged_checkpoints_are_neither_counted_nor_removed(tmp_path: Path) -> 
     assert "step-00000002" in names(keeper)
     found, lines = choose(keeper.storage)
     assert_holds(found, 3)
-    assert not lines  # older than what is chosen
+    assert not lines  # step 2 is older than the chosen one
 
 
 def test_checkpoint_with_a_lost_shard_is_not_counted_by_retention(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Run directories: one process at a time, and found by what a user names."""
+"""Run directories are locked against a second start, and found by any path a user gives."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_directory_held_by_a_frozen_predecessor_is_taken_over(
 
 def test_second_start_under_plain_torchrun_is_refused_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gfgw_prod.checkpoint.run_directory.LOCK_SECONDS", 0.5)
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")  # what it says where nobody named the job
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")  # torchrun's value for a job without a name
     lock = prepare_directory(tmp_path, print)
     assert lock is not None
     with pytest.raises(UserError, match="in use"):
@@ -60,7 +60,7 @@ def test_second_start_under_plain_torchrun_is_refused_too(tmp_path: Path, monkey
     lock.close()
 
 
-def test_copies_in_the_place_of_the_originals_are_refused(tmp_path: Path) -> None:
+def test_upload_to_the_root_itself_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"checkpoint\.upload_to .* is the same as checkpoint\.root"):
         open_storages(CheckpointSettings(upload_to=str(tmp_path / "checkpoints")), tmp_path)
 

@@ -1,4 +1,4 @@
-"""Samples from seeds, grids and PNG files."""
+"""Samples, grids, and sample files."""
 
 import itertools
 import resource
@@ -74,7 +74,7 @@ def test_samples_of_a_network_are_the_same_bits_however_many_are_drawn_at_once()
 
 
 class Noting(nn.Module):
-    """Predicts half of what it is given, and notes what that was."""
+    """Predicts half of its input, and records its inputs."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Schedules in images seen, with the figures the first report printed."""
+"""Schedules in images seen, against the figures of the first report."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 def schedules_of(name: str, images: int) -> tuple[float, float, float]:
-    """λ, ε and the learning rate of a configuration file after so many images."""
+    """λ, ε and the learning rate of a configuration file after ``images`` images."""
     now = schedules_at(resolve(read_yaml(CONFIGS / name)), images)
     return now.structure_weight, now.epsilon, now.learning_rate
 

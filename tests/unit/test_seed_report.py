@@ -49,8 +49,8 @@ def computed(training: TrainingStep) -> StepResult:
 
 
 def rows_of(training: TrainingStep, step: int = 0) -> list:
-    spread = training.parallel.spread
-    stream = cell_stream(training.table, spread, seed=0, first_step=step, last_step=step + 1, size=CELL, rank=0)
+    assignment = training.parallel.assignment
+    stream = cell_stream(training.table, assignment, seed=0, first_step=step, last_step=step + 1, size=CELL, rank=0)
     return list(stream)
 
 

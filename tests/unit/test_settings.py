@@ -1,4 +1,4 @@
-"""Settings: defaults, ranges, clear refusals, command line and file alike."""
+"""Settings: defaults, ranges, clear errors, command line and file."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -156,7 +156,7 @@ def test_filter_without_a_size_is_refused() -> None:
     assert "data.resize box needs data.image_size" in refusal({"data": {"source": "zip", "resize": "box"}})
 
 
-def test_constant_beside_pixels_needs_pixels() -> None:
+def test_pixel_constant_needs_pixels() -> None:
     assert "features.pixel_constant" in refusal({"features": {"extractor": "dinov2", "pixel_constant": 0.1}})
 
 

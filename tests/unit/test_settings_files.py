@@ -1,4 +1,4 @@
-"""Whatever stands in a settings file: a configuration comes out, or one clear line."""
+"""Any content of a settings file gives a configuration or one clear line."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Feature spaces: which is used where, what is asked for if weights are missing, and Inception itself."""
+"""Feature spaces: the choice for each metric, missing weights, and the networks."""
 
 import io
 from pathlib import Path
@@ -16,7 +16,7 @@ from gfgw_prod.distributed.world import World
 from gfgw_prod.evaluation.distances import frechet_distance, moments_of
 from gfgw_prod.evaluation.evaluator import Evaluator
 from gfgw_prod.evaluation.metric_spaces import choose_spaces
-from gfgw_prod.evaluation.spaces import INCEPTION_FILE, Dinov2, Files, Inception, Pixels, build_space
+from gfgw_prod.evaluation.spaces import INCEPTION_FILE, SETTINGS, Dinov2, Inception, Pixels, WeightFiles, build_space
 from gfgw_prod.features.extractors import DINOV2, IMAGENET_MEAN, load_dinov2
 from gfgw_prod.process.exit_codes import UserError
 from gfgw_prod.sampling.pictures import levels_of
@@ -33,15 +33,15 @@ def empty_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "hub" / "checkpoints"
 
 
-def test_every_metric_that_can_be_measured_is_if_none_is_named() -> None:
-    chosen = choose_spaces(None, "auto", Files(), "pixels", 64)
+def test_without_a_list_every_metric_that_has_weights_is_measured() -> None:
+    chosen = choose_spaces(None, "auto", WeightFiles(), "pixels", 64)
     assert chosen.by_metric == dict.fromkeys(("fd", "kid", "pr", "coverage", "memorisation"), "pixels")
     inception, dinov2 = chosen.notes  # one line for each file
     assert inception.startswith("kid is measured on pixels, fid is left out: ")
     assert INCEPTION_FILE in inception
     assert "vit_large_patch14_dinov2" in dinov2
     here = Path(__file__)
-    chosen = choose_spaces(None, "auto", Files(here, here, here), "dinov2-small", LARGE)
+    chosen = choose_spaces(None, "auto", WeightFiles(dict.fromkeys(SETTINGS, here)), "dinov2-small", LARGE)
     assert chosen.notes == ()
     assert chosen.by_metric["kid"] == chosen.by_metric["fid"] == "inception"
     assert chosen.by_metric["fd-dinov2"] == "dinov2"
@@ -50,29 +50,29 @@ def test_every_metric_that_can_be_measured_is_if_none_is_named() -> None:
 
 
 def test_weights_are_found_in_the_cache_of_torch(empty_caches: Path) -> None:
-    assert not Files().has("inception")
+    assert not WeightFiles().has("inception")
     empty_caches.mkdir(parents=True)
     (empty_caches / INCEPTION_FILE).touch()
-    assert Files().find("inception") == empty_caches / INCEPTION_FILE
+    assert WeightFiles().find("inception") == empty_caches / INCEPTION_FILE
 
 
 @pytest.mark.parametrize("features", ["inception", "dinov2", "dinov2-small"])
 def test_space_that_is_asked_for_needs_its_weights(features: str) -> None:
     with pytest.raises(UserError, match=r"are missing; (put|name)"):
-        choose_spaces(["pr"], features, Files(), "pixels", 64)
+        choose_spaces(["pr"], features, WeightFiles(), "pixels", 64)
 
 
 @pytest.mark.parametrize(("metric", "file"), [("fid", INCEPTION_FILE), ("fd-dinov2", "vit_large_patch14_dinov2")])
 def test_metric_that_is_asked_for_needs_its_weights(metric: str, file: str) -> None:
     with pytest.raises(UserError, match=f"{metric} cannot be measured: .*{file}"):
-        choose_spaces(["fd", metric], "auto", Files(), "pixels", 64)
+        choose_spaces(["fd", metric], "auto", WeightFiles(), "pixels", 64)
 
 
 def test_raw_pixels_are_for_tiny_images() -> None:
     with pytest.raises(UserError, match="at most 4,096 numbers, not 150,528"):
-        choose_spaces(["fd"], "pixels", Files(), "pixels", LARGE)
+        choose_spaces(["fd"], "pixels", WeightFiles(), "pixels", LARGE)
     with pytest.raises(UserError, match="vit_small_patch14_dinov2"):
-        choose_spaces(["fd"], "auto", Files(), "dinov2-small", LARGE)
+        choose_spaces(["fd"], "auto", WeightFiles(), "dinov2-small", LARGE)
 
 
 class Unread(FeatureExtractorInceptionV3):
@@ -94,21 +94,21 @@ def inception(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, nn.Module
     return path, network
 
 
-def test_cached_file_must_have_the_published_bytes_and_a_named_one_is_told_of(
+def test_cached_file_must_have_the_published_bytes_and_a_named_one_gets_a_line(
     inception: tuple[Path, nn.Module], empty_caches: Path
 ) -> None:
     empty_caches.mkdir(parents=True)
     cached = empty_caches / INCEPTION_FILE
     cached.write_bytes(inception[0].read_bytes())
     with pytest.raises(UserError, match=rf"{cached} is damaged: its SHA-256 is .* is 6726825d.*evaluation\.inception"):
-        build_space("inception", Files(), (1, 8, 8))
-    said: list[str] = []
-    build_space("inception", Files(inception=inception[0]), (1, 8, 8), said.append)
-    [line] = said
+        build_space("inception", WeightFiles(), (1, 8, 8))
+    lines: list[str] = []
+    build_space("inception", WeightFiles({"inception": inception[0]}), (1, 8, 8), lines.append)
+    [line] = lines
     assert line.startswith(f"evaluation.inception: {inception[0]} is not {INCEPTION_FILE} of torch-fidelity's")
 
 
-def test_name_of_a_file_says_how_its_hash_begins() -> None:
+def test_file_names_contain_the_first_digits_of_the_hash() -> None:
     for published in (INCEPTION, VGG16):
         assert published.file.endswith(f"-{published.sha256[:8]}.pth")
 
@@ -119,7 +119,7 @@ def grey(count: int) -> Tensor:
 
 def test_inception_is_the_librarys_network(inception: tuple[Path, nn.Module]) -> None:
     path, network = inception
-    space = build_space("inception", Files(inception=path), (1, 8, 8))
+    space = build_space("inception", WeightFiles({"inception": path}), (1, 8, 8))
     levels = grey(2)
     (expected,) = network(levels.expand(-1, 3, -1, -1))
     assert torch.equal(space(levels), expected)
@@ -144,7 +144,7 @@ def tiny_vit() -> nn.Module:
 def test_every_figure_is_taken_in_the_space_of_its_metric(
     inception: tuple[Path, nn.Module], alone: World, table: Table
 ) -> None:
-    chosen = choose_spaces(["fd", "kid", "fid"], "auto", Files(inception=inception[0]), "pixels", 16)
+    chosen = choose_spaces(["fd", "kid", "fid"], "auto", WeightFiles({"inception": inception[0]}), "pixels", 16)
     assert chosen.by_metric == {"fd": "pixels", "kid": "inception", "fid": "inception"}
     spaces = {"pixels": Pixels(table.image_shape), "inception": Dinov2(tiny_vit())}  # a quick network in its place
     figures = Evaluator(table, chosen, spaces, alone, num=40, seed=3, conditional=False).measure(Copier())
@@ -162,9 +162,9 @@ def test_file_that_holds_code_or_other_weights_is_refused(tmp_path: Path) -> Non
         with pytest.raises(UserError, match=rf"evaluation.inception .*weights.pth is not .*{INCEPTION_FILE}"):
             Inception(tmp_path / "weights.pth")
     with pytest.raises(UserError, match=r"features.weights .*weights.pth is not a vit_small"):
-        build_space("dinov2-small", Files(dinov2_small=tmp_path / "weights.pth"), (3, 32, 32))
+        build_space("dinov2-small", WeightFiles({"dinov2-small": tmp_path / "weights.pth"}), (3, 32, 32))
     with pytest.raises(UserError, match=r"no file .*none; name the model.safetensors"):
-        build_space("dinov2", Files(dinov2=tmp_path / "none"), (3, 32, 32))
+        build_space("dinov2", WeightFiles({"dinov2": tmp_path / "none"}), (3, 32, 32))
 
 
 def test_dinov2_sees_normalised_images_of_224_pixels() -> None:

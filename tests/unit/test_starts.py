@@ -1,4 +1,4 @@
-"""Which starts of a run are counted, and when the count begins anew."""
+"""Crashed starts are counted, orderly ones are not, and a new checkpoint resets the count."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def nothing_left_to_do_before_exit() -> Iterator[None]:
 
 
 def start(run_dir: Path, ends: type[BaseException] | None, most: int = 2) -> None:
-    """A start that ends with an error, or well."""
+    """Start once, and end with an error or in an orderly way."""
     (run_dir / "checkpoints").mkdir(exist_ok=True)
     try:
         with StartCounter(run_dir, most, ALONE) as starts:
@@ -36,22 +36,22 @@ def start(run_dir: Path, ends: type[BaseException] | None, most: int = 2) -> Non
             raise
 
 
-def come_to(run_dir: Path, step: int) -> None:
+def add_checkpoint(run_dir: Path, step: int) -> None:
     (run_dir / "checkpoints" / f"step-{step:08d}").mkdir(parents=True)
 
 
-def test_a_start_too_many_is_refused_and_so_is_every_one_after_it(tmp_path: Path) -> None:
+def test_one_start_too_many_is_refused_and_so_are_all_later_ones(tmp_path: Path) -> None:
     for _ in range(3):
         start(tmp_path, RuntimeError)
     for _ in range(2):
         with pytest.raises(NoProgressError, match=r"3 starts in a row .* remove .*starts\.json"):
             start(tmp_path, None)
-    (tmp_path / "starts.json").unlink()  # the cause is mended
+    (tmp_path / "starts.json").unlink()  # the cause is fixed
     start(tmp_path, None)
 
 
 @pytest.mark.parametrize("orderly", [None, UserError, KeyboardInterrupt])
-def test_an_orderly_end_is_no_crash_and_forgets_none(tmp_path: Path, orderly: type[BaseException] | None) -> None:
+def test_an_orderly_end_is_no_crash_and_keeps_the_count(tmp_path: Path, orderly: type[BaseException] | None) -> None:
     for _ in range(5):
         start(tmp_path, orderly)
     for _ in range(3):
@@ -62,11 +62,11 @@ def test_an_orderly_end_is_no_crash_and_forgets_none(tmp_path: Path, orderly: ty
     assert (tmp_path / "starts.json").read_text() == start_count
 
 
-def test_a_new_checkpoint_begins_the_count_anew_and_a_lost_one_does_not(tmp_path: Path) -> None:
+def test_a_new_checkpoint_resets_the_count_and_a_lost_one_does_not(tmp_path: Path) -> None:
     for step in range(1, 4):
         for _ in range(3):
             start(tmp_path, RuntimeError)
-        come_to(tmp_path, step)
+        add_checkpoint(tmp_path, step)
     start(tmp_path, RuntimeError)
     start(tmp_path, RuntimeError)
     (tmp_path / "checkpoints" / "step-00000003").rmdir()
@@ -76,7 +76,7 @@ def test_a_new_checkpoint_begins_the_count_anew_and_a_lost_one_does_not(tmp_path
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"step": null, "starts": 9}', '{"starts": 9}'])
-def test_a_file_that_says_nothing_is_none(tmp_path: Path, content: str) -> None:
+def test_an_unreadable_file_is_ignored(tmp_path: Path, content: str) -> None:
     (tmp_path / "starts.json").write_text(content)
     start(tmp_path, None)
 
@@ -90,7 +90,7 @@ def test_a_storage_that_cannot_be_listed_is_named_in_a_line(tmp_path: Path) -> N
         starts.count([LocalStorage(tmp_path / "checkpoints")])
 
 
-def test_a_count_that_cannot_be_kept_stops_no_run(tmp_path: Path) -> None:
+def test_a_count_that_cannot_be_written_stops_no_run(tmp_path: Path) -> None:
     (tmp_path / "starts.json").mkdir()
     for _ in range(5):
         start(tmp_path, RuntimeError)

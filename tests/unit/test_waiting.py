@@ -1,4 +1,4 @@
-"""How long a run waits for saves and uploads."""
+"""How long a run waits for saves and uploads, and when it stops waiting."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ..checkpoints import ALONE, Keeper, assert_holds, choose, steps
 
 
 class SlowFileSystem(MemoryFileSystem):
-    """A network that lets nothing through while its gate is shut."""
+    """A file system that blocks writes while its gate is shut."""
 
     protocol = "slow"
     store: ClassVar[dict[str, Any]] = {}
@@ -55,7 +55,7 @@ def stuck() -> Iterator[threading.Thread]:
     thread.join()
 
 
-def test_wait_without_an_end_is_an_error_that_says_what_for(stuck: threading.Thread) -> None:
+def test_endless_wait_is_an_error_that_names_what_it_waited_for(stuck: threading.Thread) -> None:
     with pytest.raises(TimeoutError, match=r"a save has not ended within 0:00:00\.2"):
         wait_together(ALONE, stuck, "a save", limit=timedelta(seconds=0.2))
 
@@ -89,7 +89,7 @@ def test_run_that_is_finished_waits_for_its_last_upload(tmp_path: Path, shut: th
     assert not [name for name in open_storage("slow://other").names() if name.startswith(".")]  # nor a claim
 
 
-def test_error_waits_once_for_all_that_is_in_flight(
+def test_wait_after_an_error_has_one_deadline_for_all_threads(
     tmp_path: Path, stuck: threading.Thread, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(saving, "LAST_SECONDS", 4.0)

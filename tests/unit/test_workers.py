@@ -30,19 +30,35 @@ SUITES = {
 BODIES = {"P": "pass", "D": "import os; os._exit(1)"}
 
 
+def finished(tests: Path) -> subprocess.CompletedProcess[str]:
+    """A session of two workers over the tests of a directory."""
+    options = ["-v", "-p", "xdist", "--numprocesses", "2", "--dist", "loadscope", "--no-loadscope-reorder"]
+    command = [sys.executable, "-m", "pytest", *options, "-p", "no:cacheprovider", "--rootdir", str(tests), str(tests)]
+    environment = os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}  # importing the others takes most of the time
+    return subprocess.run(command, cwd=tests, env=environment, capture_output=True, text=True, timeout=60, check=False)
+
+
 @pytest.mark.parametrize("name", SUITES)
 def test_every_test_ends_once_although_workers_crash(name: str, tmp_path: Path) -> None:
     (tmp_path / "conftest.py").write_text(HOOKS.format(root=str(ROOT)))
     for file, tests in SUITES[name].items():
         lines = [f"def test_{number}(): {BODIES[kind]}" for number, kind in enumerate(tests)]
         (tmp_path / f"{file}.py").write_text("\n".join(lines) + "\n")
-    options = ["-v", "-p", "xdist", "--numprocesses", "2", "--dist", "loadscope", "-p", "no:cacheprovider"]
-    command = [sys.executable, "-m", "pytest", *options, "--rootdir", str(tmp_path), str(tmp_path)]
-    environment = os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}  # importing the others takes most of the time
-    done = subprocess.run(
-        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60, check=False
-    )
+    done = finished(tmp_path)
     assert done.returncode == 1, done.stdout
     kinds = "".join(SUITES[name].values())
     assert f"{kinds.count('D')} failed, {kinds.count('P')} passed" in done.stdout
     assert len(re.findall(r"^FAILED \S+ \?\?\?: worker .* crashed", done.stdout, re.MULTILINE)) == kinds.count("D")
+
+
+def test_image_waits_for_the_files_in_turn(tmp_path: Path) -> None:
+    (tmp_path / "conftest.py").write_text(HOOKS.format(root=str(ROOT)))
+    log = tmp_path / "log"
+    for file, (tests, seconds) in {"test_hangs": (3, 0.3), "test_image": (3, 0), "test_other": (20, 0.02)}.items():
+        body = f"time.sleep({seconds}); print({file!r}, file=open({str(log)!r}, 'a'))"
+        lines = ["import time", *(f"def test_{number}(): {body}" for number in range(tests))]
+        (tmp_path / f"{file}.py").write_text("\n".join(lines) + "\n")
+    assert finished(tmp_path).returncode == 0
+    names = log.read_text().split()
+    assert len(names) == 26
+    assert names.index("test_image") > max(index for index, name in enumerate(names) if name == "test_hangs")

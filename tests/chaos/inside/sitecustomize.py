@@ -1,8 +1,8 @@
-"""Python imports this at its start where this directory is on PYTHONPATH: it brings faults into a rank.
+"""Injects faults into a rank. Python imports this file at its start if its directory is on PYTHONPATH.
 
-A fault waits as a file `KIND-RANK` in the directory CHAOS_FAULTS. The next graded forward pass of a module takes it, by
-renaming it to `KIND-RANK.taken`, and is struck, once. If the file names a path in a second line, the fault waits until
-that is there. Without such a file nothing is changed.
+A fault is a file `KIND-RANK` in the directory CHAOS_FAULTS. The next forward pass of a module with gradients takes it,
+once, by renaming it to `KIND-RANK.taken`. If the second line of the file names a path, the fault waits for that path.
+Without such a file nothing changes.
 """
 
 import os
@@ -14,7 +14,7 @@ WATCHED = "torch.nn.modules.module"
 
 
 class AfterImport:
-    """Adds the hook to torch's modules as soon as a rank has imported them; torch is not imported for it."""
+    """Adds the hook to torch's modules once the rank imports them, without importing torch itself."""
 
     def find_spec(self, name: str, path: object, target: object = None) -> ModuleSpec | None:
         if name != WATCHED:
@@ -32,7 +32,7 @@ class AfterImport:
 
 
 def taken(kind: str) -> str | None:
-    """What the file of a fault says, if there is one for this rank, its time has come and nobody took it before."""
+    """First line of the file of a fault for this rank that is due and not yet taken."""
     waiting = f"{os.environ['CHAOS_FAULTS']}/{kind}-{os.environ['RANK']}"
     if os.path.exists(waiting):
         with suppress(FileNotFoundError):
@@ -45,10 +45,10 @@ def taken(kind: str) -> str | None:
 
 
 def strike(module: object, inputs: object, output: object) -> object:
-    """A global forward hook: returns None, or another output of the module."""
+    """Global forward hook: returns None, or another output of the module."""
     import torch
 
-    if isinstance(module, torch.nn.GroupNorm):  # dropout comes next: what is struck may be multiplied by zero
+    if isinstance(module, torch.nn.GroupNorm):  # dropout comes next and may zero the fault
         return None
     if not (isinstance(output, torch.Tensor) and output.requires_grad and output.dtype == torch.float32):
         return None
@@ -60,14 +60,14 @@ def strike(module: object, inputs: object, output: object) -> object:
         output.register_hook(lambda gradient, which=int(bit): flipped(gradient, which))
     weight = next(iter(module.parameters(recurse=False)), None)
     if weight is not None and (bit := taken("weight")) is not None:
-        weight.data.copy_(flipped(weight.data, int(bit)))  # as a cell of memory that has lost its charge
+        weight.data.copy_(flipped(weight.data, int(bit)))  # like a memory cell that has lost its charge
     if (bit := taken("flip")) is not None:
         return flipped(output, int(bit))
     return None
 
 
 def flipped(tensor: object, bit: int) -> object:
-    """A copy in which one bit of one number is another."""
+    """A copy with one bit of one number flipped."""
     import torch
 
     copy = tensor.clone(memory_format=torch.contiguous_format)
