@@ -1,4 +1,4 @@
-"""What an audit costs: steps that are all computed twice and compared, against steps that are not, in turns."""
+"""The cost of audits: steps computed twice and compared, against plain steps."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import statistics
 from benchmarks.stepping import Stepper, in_turns, on_two_ranks
 from gfgw_prod.distributed.world import World
 
-EVERY = 100
+EVERY = 100  # steps between audits
 
 
 def rank_main() -> None:

@@ -1,6 +1,6 @@
-"""What a rank's own memory grows by with every row of a data set, while it trains and while it evaluates.
+"""Growth of a rank's memory per row of the data set, in training and in evaluation.
 
-Anonymous memory: what is mapped from files is the system's to give back.
+Anonymous memory only: the system can reclaim memory mapped from files.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ import numpy as np
 from benchmarks.data import NETWORK, RUN, pack_of_noise
 
 SHAPE = (1, 8, 8)
-FEATURES = int(np.prod(SHAPE)) * 4  # bytes of a row of the bank, and of one that evaluation keeps
-FEW, MANY, MANY_MEASURED = 10_000, 1_000_000, 50_000  # neighbours among rows take the square of their number
+FEATURES = int(np.prod(SHAPE)) * 4  # bytes of a bank row, and of a row that evaluation keeps
+FEW, MANY, MANY_MEASURED = 10_000, 1_000_000, 50_000  # neighbour search is quadratic
 TRAINING = ("--train.total-kimg", "2.56", "--generator.channel-mult", "[1,2]", "--transport.scope", "subset")
 EVALUATION = ("--evaluation.every-kimg", "2.56", "--evaluation.num", "1000", "--evaluation.features", "pixels")
 METRICS = ("--evaluation.metrics", "fd,kid,pr,coverage,memorisation")
 
-# What is freed goes back at once, so that the figures are of what is held and not of the allocator's habits.
-HELD = {"MALLOC_MMAP_THRESHOLD_": "131072"}
+# Return freed memory at once, so that figures do not include memory that the allocator retains.
+MALLOC = {"MALLOC_MMAP_THRESHOLD_": "131072"}
 
-# A run, and the most anonymous memory that it ever had, kB.
+# Run training and print its peak of anonymous memory, kB.
 PEAK = """
 import os, sys, threading
 from gfgw_prod.commands.cli import main
@@ -48,27 +48,27 @@ os.write(1, f"{most}\\n".encode())  # at once: ranks share the pipe
 
 def main() -> None:
     with tempfile.TemporaryDirectory(prefix="gfgw-memory-") as made:
-        place = Path(made)
-        packs = {rows: pack_of_noise(place / f"rows-{rows}", rows, SHAPE) for rows in (FEW, MANY_MEASURED, MANY)}
+        directory = Path(made)
+        packs = {rows: pack_of_noise(directory / f"rows-{rows}", rows, SHAPE) for rows in (FEW, MANY_MEASURED, MANY)}
         for what, many, options in (
             ("training", MANY, ()),
             ("training and evaluation", MANY_MEASURED, (*EVALUATION, *METRICS)),
         ):
             for ranks in (1, 2):
-                found = {rows: _peak(place, packs[rows], ranks, *options) for rows in (FEW, many)}
+                found = {rows: _peak(directory, packs[rows], ranks, *options) for rows in (FEW, many)}
                 more = 1e3 * (found[many] - found[FEW]) / (many - FEW)
-                told = ", ".join(f"{kilobytes / 1e3:,.0f} MB at {rows:,} rows" for rows, kilobytes in found.items())
-                print(f"{what}, {ranks} rank{'s' * (ranks > 1)}: {told}; {more:.0f} bytes with every row", flush=True)
-    print(f"a row's features take {FEATURES} bytes; evaluation keeps them beside the bank's")
+                peaks = ", ".join(f"{kilobytes / 1e3:,.0f} MB at {rows:,} rows" for rows, kilobytes in found.items())
+                print(f"{what}, {ranks} rank{'s' * (ranks > 1)}: {peaks}; {more:.0f} bytes per row", flush=True)
+    print(f"features take {FEATURES} bytes per row; evaluation keeps its own beside the bank's")
 
 
-def _peak(place: Path, source: Path, ranks: int, *options: str) -> int:
-    """The most that any rank had, kB."""
-    run_dir = tempfile.mkdtemp(dir=place)
+def _peak(directory: Path, source: Path, ranks: int, *options: str) -> int:
+    """Peak over all ranks, kB."""
+    run_dir = tempfile.mkdtemp(dir=directory)
     data = ("--run.dir", run_dir, "--data.source", "packed", "--data.path", str(source))
     torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "--no-python")
     command = [sys.executable, *torchrun, sys.executable, "-c", PEAK, *data, *NETWORK, *RUN, *TRAINING, *options]
-    told = subprocess.run(
-        command, check=True, stderr=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, env={**os.environ, **HELD}
+    finished = subprocess.run(
+        command, check=True, stderr=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, env={**os.environ, **MALLOC}
     )
-    return max(int(line) for line in told.stdout.split("\n") if line.isdigit())
+    return max(int(line) for line in finished.stdout.split("\n") if line.isdigit())

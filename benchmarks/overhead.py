@@ -1,6 +1,6 @@
-"""A whole training step of the full-size network against the passes it is made of, in turns, on one CPU thread.
+"""Time of a whole training step of the full-size network, against its network passes, on one CPU thread.
 
-Times are of the process on the CPU, so that other work on the machine does not count.
+CPU time of the process, so that other work on the machine does not count.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from gfgw_prod.training.step import TrainingStep
 
 RECOMMENDED = Path(__file__).resolve().parent.parent / "configs" / "cifar10.yaml"
 ROWS, BATCH, PERIODS = 50_000, 8, 3
-NAIVE = {  # every time drawn, so a pass to match and one to regress; features and layout as the first version had them
+NAIVE = {  # a pass to match and one to regress in every step; feature size and layout of the method's first version
     "generator": {"channels_last": False},
     "features": {"image_size": 224},
     "train": {"one_step_share": 0.0},
@@ -39,7 +39,7 @@ NAIVE = {  # every time drawn, so a pass to match and one to regress; features a
 
 
 class FullSize:
-    """The recommended configuration at full size with drawn weights and data, in fp32, and what is changed of it."""
+    """The recommended configuration with random weights and data, in fp32, and with changes."""
 
     def __init__(self, directory: Path, changes: Mapping[str, Any], table: Table):
         dinov2, trunk = draw_frozen(directory)
@@ -71,13 +71,13 @@ class FullSize:
         self.noise, self.labels, self.ones = torch.randn(shape), torch.zeros(BATCH, dtype=torch.long), torch.ones(BATCH)
 
     def step(self) -> None:
-        """Everything a run does for a step: the step, its checks, its record."""
+        """Make a step as a run does, with its checks and its record."""
         found = self.checked(self.made, self.stream)
         self.made += 1
         self.reporter.record(self.made, self.made * BATCH, found)
 
     def passes(self) -> dict[str, Callable[[], None]]:
-        """The networks' passes alone, by name."""
+        """The networks' passes, by name."""
         generator, objective = self.training.parallel.module.train(), self.training.objective
         noise, labels, ones = self.noise, self.labels, self.ones
         assert objective.perceptual is not None
@@ -126,9 +126,9 @@ def main() -> None:
         for name, changes in {"naive": NAIVE, "two passes": {"train": {"one_step_share": 0.0}}, "ours": {}}.items():
             (Path(scratch) / name).mkdir()
             sizes[name] = FullSize(Path(scratch) / name, changes, table)
-        period = round(1 / (1 - sizes["ours"].config.train.one_step_share))  # steps after which shares come round
+        period = round(1 / (1 - sizes["ours"].config.train.one_step_share))  # steps until the one-step share repeats
         for each in sizes.values():
-            each.step()  # whatever the first one has to make ready
+            each.step()  # warm up
         sums: dict[str, list[dict[str, float]]] = {"naive": [], "two passes": []}
         steps: dict[str, list[float]] = {"two passes": [], "ours": []}
         for _ in range(PERIODS):
@@ -145,9 +145,9 @@ def main() -> None:
     print(f"{'sum of the passes':<32}{statistics.median(naive):>8.2f} s{statistics.median(bare):>29.2f} s")
     for name, against, what in (("two passes", bare, "its passes"), ("ours", naive, "the naive sum")):
         ratios = [a / b for a, b in zip(steps[name], against, strict=True)]
-        told = {"two passes": "whole step, all times drawn", "ours": "whole step as recommended"}[name]
+        label = {"two passes": "whole step, all times drawn", "ours": "whole step as recommended"}[name]
         print(
-            f"{told:<32}{statistics.median(steps[name]):>8.2f} s, {statistics.median(ratios):.2f} of {what} "
+            f"{label:<32}{statistics.median(steps[name]):>8.2f} s, {statistics.median(ratios):.2f} of {what} "
             f"({min(ratios):.2f} to {max(ratios):.2f})",
             flush=True,
         )

@@ -1,4 +1,4 @@
-"""Exact against fast reduction on two ranks: a step's time in turns, and its bytes on a wire of its own."""
+"""Exact against fast reduction on two ranks: time of a step, and bytes on a loopback device of its own."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import statistics
 from benchmarks.stepping import Stepper, in_turns, on_two_ranks
 from gfgw_prod.distributed.world import World
 
-SEEDS = {"batch_size": 256, "cell_size": 32}
+BATCH = {"batch_size": 256, "cell_size": 32}
 RUNS: dict[str, dict[str, dict[str, int]]] = {
     "digits: 2 cells of 64": {},
-    "8 cells of 32": {"train": SEEDS},
-    "8 cells of 32, 2.9M parameters": {"train": SEEDS, "generator": {"model_channels": 64}},
+    "8 cells of 32": {"train": BATCH},
+    "8 cells of 32, 2.9M parameters": {"train": BATCH, "generator": {"model_channels": 64}},
 }
 
 
@@ -44,9 +44,9 @@ def rank_main() -> None:
 
 
 def main() -> None:
-    nobody_elses_bytes = ["unshare", "--map-root-user", "--net", "sh", "-c", 'ip link set lo up; exec "$@"', "sh"]
-    can = shutil.which("unshare") and shutil.which("ip")
-    on_two_ranks("benchmarks.reduction", nobody_elses_bytes if can else ())
+    own_network = ["unshare", "--map-root-user", "--net", "sh", "-c", 'ip link set lo up; exec "$@"', "sh"]
+    available = shutil.which("unshare") and shutil.which("ip")
+    on_two_ranks("benchmarks.reduction", own_network if available else ())
 
 
 if __name__ == "__main__":

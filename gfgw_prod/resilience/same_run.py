@@ -30,48 +30,22 @@ PACKAGES: dict[str, Callable[[Config], bool]] = {
     "pot": lambda config: config.transport.backend == "pot",
 }
 
-# Settings that change no weight: places of files, reports, the distribution of the work.
-FREE = frozenset(
-    {
-        "run.dir",
-        "run.device",
-        "run.allow_changes",
-        "features.weights",
-        "features.cache",
-        "generator.pretrained",
-        "loss.lpips_trunk",
-        "train.total_kimg",
-        "train.kept_passes",
-        "generator.checkpoint_activations",
-        "distributed.strategy",
-        "distributed.shard_ranks",
-        "distributed.timeout_seconds",
-        "resilience.hang_seconds",
-        "resilience.max_no_progress",
-        "resilience.audit_every_steps",
-        "resilience.straggler_ratio",
-    }
-)
+# Places of files, which change no weight and may differ between ranks.
+PLACES = {"run.dir", "features.weights", "features.cache", "generator.pretrained", "loss.lpips_trunk"}
+# Settings that change no weight: places, reports, the distribution of the work.
+FREE = PLACES | {
+    *("run.device", "run.allow_changes", "train.total_kimg", "train.kept_passes", "generator.checkpoint_activations"),
+    *("distributed.strategy", "distributed.shard_ranks", "distributed.timeout_seconds", "resilience.hang_seconds"),
+    *("resilience.max_no_progress", "resilience.audit_every_steps", "resilience.straggler_ratio"),
+}
 # The data set has a fingerprint: where it lies and how it is read does not matter.
 FREE |= {f"data.{name}" for name in DataSettings.model_fields} - {"data.flip"}
 FREE_SECTIONS = ("checkpoint.", "telemetry.", "evaluation.")
 # Settings that may differ between the ranks of a job. All others decide when ranks meet in a collective, and on what.
-PER_RANK = frozenset(
-    {
-        "run.dir",
-        "data.path",
-        "data.download",
-        "features.weights",
-        "features.cache",
-        "generator.pretrained",
-        "loss.lpips_trunk",
-        "evaluation.inception",
-        "evaluation.dinov2",
-        "telemetry.prometheus_port",
-        "telemetry.prometheus_address",
-        "telemetry.progress",
-    }
-)
+PER_RANK = PLACES | {
+    *("data.path", "data.download", "evaluation.inception", "evaluation.dinov2"),
+    *("telemetry.prometheus_port", "telemetry.prometheus_address", "telemetry.progress"),
+}
 
 
 def is_free(setting: str) -> bool:

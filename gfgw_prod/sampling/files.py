@@ -113,8 +113,7 @@ class Grid:
         self._pieces.append(levels)
 
     def close(self) -> str:
-        images = torch.cat(self._pieces).expand(-1, 3, -1, -1)
-        pictures.write_png(pictures.side_by_side(images, self._columns), self._path)
+        pictures.write_png(pictures.grid_of(torch.cat(self._pieces), self._columns), self._path)
         return str(self._path)
 
     def discard(self) -> None:

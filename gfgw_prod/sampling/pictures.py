@@ -44,25 +44,15 @@ def levels_of(images: Tensor) -> Tensor:
     return ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 
-def to_bytes(images: Tensor) -> Tensor:
-    """Convert images ``(n, c, h, w)`` in [-1, 1] to bytes ``(n, 3, h, w)``."""
-    return levels_of(images).expand(-1, 3, -1, -1)
-
-
 def enlarge(images: Tensor, shown_side: int = SHOWN_SIDE) -> Tensor:
     """Enlarge tiny images by repeating pixels."""
     factor = max(shown_side // images.shape[-1], 1)
     return images.repeat_interleave(factor, dim=-2).repeat_interleave(factor, dim=-1)
 
 
-def grid_of(images: Tensor, columns: int) -> Tensor:
-    """Arrange images ``(n, c, h, w)`` in [-1, 1] as one picture ``(3, H, W)`` of bytes."""
-    return side_by_side(to_bytes(images), columns)
-
-
-def side_by_side(pictures: Tensor, columns: int, gap: int = 2) -> Tensor:
-    """Arrange pictures ``(n, 3, h, w)`` of bytes as one ``(3, H, W)``; tiny ones are enlarged."""
-    tiles = enlarge(pictures)
+def grid_of(levels: Tensor, columns: int, gap: int = 2) -> Tensor:
+    """Arrange images ``(n, 1|3, h, w)``, uint8, as one picture ``(3, H, W)``; tiny ones are enlarged."""
+    tiles = enlarge(levels.expand(-1, 3, -1, -1))
     side_h, side_w = tiles.shape[-2:]
     rows = -(-len(tiles) // columns)
     picture = torch.zeros(3, rows * (side_h + gap) + gap, columns * (side_w + gap) + gap, dtype=torch.uint8)

@@ -24,7 +24,7 @@ class GeneratorSettings(Section):
     )
     num_blocks: Annotated[Whole, Field(ge=1, le=64)] = Field(4, description="residual blocks per level")
     attention_resolutions: tuple[Count, ...] = Field(
-        (16,), max_length=16, description="sides (pixels) at which blocks attend"
+        (16,), max_length=16, description="image sides at which blocks have self-attention, pixels"
     )
     dropout: Decay = Field(0.1, description="dropout probability in residual blocks")
     conditional: bool = Field(False, description="condition on class labels")
@@ -32,12 +32,15 @@ class GeneratorSettings(Section):
     correlation: Annotated[Real, Field(ge=0, lt=1)] = Field(
         0.0, description="correlation of noise and matched images that the preconditioning assumes; 0 is EDM's"
     )
-    channels_last: bool = Field(True, description="lay out images with channels last, which convolutions like better")
+    channels_last: bool = Field(
+        True, description="store activations with channels last, which makes convolutions faster"
+    )
     checkpoint_activations: bool = Field(
-        False, description="keep the inputs of blocks alone for the backward pass, and compute the rest again"
+        False, description="keep only the inputs of blocks for the backward pass, and recompute the rest"
     )
     pretrained: UserPath | None = Field(
-        None, description="network .pkl of EDM, of these settings, to begin a run with; or edm-cifar10-uncond, fetched"
+        None,
+        description="EDM network .pkl with these settings to start from; edm-cifar10-uncond fetches the published one",
     )
 
 
@@ -45,19 +48,17 @@ class FeatureSettings(Section):
     extractor: Literal["pixels", "dinov2"] = Field("dinov2", description="feature space of the matching")
     pixel_constant: Annotated[Real, Field(ge=0, le=1e3)] = Field(
         0.0,
-        description="pixels: root mean square of pixels at which a constant beside them weighs as much as they do; "
-        "0 is none, and images that differ by a factor alone are then the same",
+        description="pixels: append a constant that equals the pixels in norm if their root mean square is this; "
+        "0 is none, and images that differ only by a factor then have the same features",
     )
     weights: UserPath | None = Field(
-        None, description="DINOv2 weights file (.safetensors or .pth); else the hub's, cached or fetched"
+        None, description="DINOv2 weights file (.safetensors or .pth); null: the hub's, cached or fetched"
     )
     image_size: Annotated[Whole, Field(ge=14, le=2044, multiple_of=14)] = Field(
         224, description="DINOv2 input side, pixels"
     )
-    block_rows: Count = Field(128, description="images encoded at once when the bank is built, rows")
+    block_rows: Count = Field(128, description="images encoded per batch when the bank is built, rows")
     views: Annotated[Whole, Field(ge=1, le=2)] = Field(
-        1, description="2: a bank row is the mean of an image's features and its mirror image's, at unit norm"
+        1, description="2: a bank row is the normalised mean of the features of an image and its mirror image"
     )
-    cache: UserPath | None = Field(
-        None, description="directory that keeps encoded banks for other runs; null: none is kept"
-    )
+    cache: UserPath | None = Field(None, description="directory that caches encoded banks for other runs; null is off")

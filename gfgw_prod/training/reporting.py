@@ -207,7 +207,7 @@ class Reporter:
                 device=self.world.device,
                 before_cell=watch.progress,
             )
-        grid = pictures.grid_of(drawn, side)
+        grid = pictures.grid_of(pictures.levels_of(drawn), side)
         for name in (f"samples/kimg-{images / 1000:09.1f}.png", "samples.png"):
             self.write_file(self.dir / name, partial(pictures.write_png, grid))
         self._telemetry.picture(images, "samples", grid)

@@ -32,7 +32,7 @@ CPU = torch.device("cpu")
 
 
 class Block(nn.Module):
-    """What FSDP shards on its own. Rows are not even on any number of ranks."""
+    """Module that FSDP shards on its own; its 5 rows never divide evenly."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ def wrapped(settings: dict[str, Any], cells: int, world: World) -> Parallel:
 
 
 def compute(parallel: Parallel, rank: int, spoil: Callable[[int], None] = lambda turn: None) -> Tensor:
-    """One step's gradients; returns a checksum a turn."""
+    """Compute one step's gradients; return a checksum per turn."""
     parallel.module.zero_grad(set_to_none=True)
     for number, turn in enumerate(parallel.assignment.turns_of(0, 0, size=4, rank=rank)):
         x = torch.randn(4, 3, generator=torch.Generator().manual_seed(turn.cell.index))
@@ -65,14 +65,14 @@ def whole_gradients(parallel: Parallel) -> list[Tensor]:
 
 
 def ways(ranks: int) -> Iterator[dict[str, Any]]:
-    """Settings of every strategy and group size for so many ranks."""
+    """Settings of every strategy and size of a copy for this number of ranks."""
     yield {"strategy": "ddp"}
     for shards in (each for each in range(1, ranks + 1) if ranks % each == 0):
         yield {"strategy": "fsdp", "shard_ranks": shards}
 
 
 def compare(world: World, cells: list[int]) -> dict[str, bool]:
-    """Whether two computations in a row have the gradients of one process, and the same checksums, by way."""
+    """For each of ``ways``: do two computations in a row have one process's gradients, and equal checksums?"""
     found = {}
     for count in cells:
         alone = wrapped({}, count, World(0, 1, CPU))
@@ -89,7 +89,7 @@ def compare(world: World, cells: list[int]) -> dict[str, bool]:
 
 
 def blame(world: World, cells: list[int]) -> dict[str, Any]:
-    """Who is named if rank 0's kept gradients lose a bit after the first turn, in the part that is another's."""
+    """Flip a bit of rank 0's kept gradient after the first turn, in rank 1's slice, and say which rank is named."""
     parallel: Any = wrapped({"strategy": "fsdp"}, *cells, world)
 
     def flip(turn: int) -> None:

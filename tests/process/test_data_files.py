@@ -41,7 +41,7 @@ def test_digits_train_the_same_weights_from_any_source(files: Path, tmp_path: Pa
         "folder": (1, ("--data.source", "folder", "--data.path", str(files / "classes"), *GREY)),
         "zip": (2, ("--data.source", "zip", "--data.path", str(files / "digits.zip"), *GREY, "--data.workers", "4")),
         "parquet": (1, ("--data.source", "parquet", "--data.path", str(files / "parquet"), *GREY)),
-        "packed": (4, ("--data.source", "packed", "--data.path", str(tmp_path / "pack"), "--data.workers", "4")),
+        "packed": (2, ("--data.source", "packed", "--data.path", str(tmp_path / "pack"), "--data.workers", "4")),
     }
     commands = {
         name: (

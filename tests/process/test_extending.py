@@ -1,4 +1,4 @@
-"""The worked examples of docs/extending.md: applied to a copy of the package, they train."""
+"""The examples of docs/extending.md apply to a copy of the package and train."""
 
 from __future__ import annotations
 

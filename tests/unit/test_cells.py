@@ -1,4 +1,4 @@
-"""Cells: each runs once, wherever; their random streams are a function of seed, name, step and cell."""
+"""Cells: every cell counts once, and its random streams are a function of seed, name, step and cell."""
 
 from itertools import product
 
@@ -56,12 +56,12 @@ def test_slots_of_the_cells_are_the_batch() -> None:
 
 
 def test_streams_differ_by_seed_name_step_and_cell() -> None:
-    places = list(product((0, 1), ("noise", "time"), (0, 1, 10), (0, 1, 10)))
-    first = {float(Cell(seed, step, cell, 1).uniform(name)) for seed, name, step, cell in places}
-    assert len(first) == len(places)
+    positions = list(product((0, 1), ("noise", "time"), (0, 1, 10), (0, 1, 10)))
+    first = {float(Cell(seed, step, cell, 1).uniform(name)) for seed, name, step, cell in positions}
+    assert len(first) == len(positions)
 
 
-def test_positions_do_not_run_together() -> None:
+def test_neighbouring_positions_have_different_seeds() -> None:
     assert derived_seed(0, "a", 1, 23) != derived_seed(0, "a", 12, 3)
     assert derived_seed(1, "1", 1) != derived_seed(11, "", 1)
 
@@ -72,8 +72,8 @@ def test_streams_are_reproducible() -> None:
     assert torch.equal(cell.uniform("time"), cell.uniform("time"))
 
 
-def test_streams_are_the_same_in_years_to_come() -> None:
-    """Changing these values would change every run that is under way."""
+def test_streams_never_change() -> None:
+    """Another value would change every run in progress."""
     assert derived_seed(0, "noise", 3, 1) == 7_491_294_907_676_062_191
 
 
@@ -87,7 +87,7 @@ def test_draws_have_their_shapes_and_distributions() -> None:
     assert abs(uniform.mean() - 0.5) < 0.02
 
 
-def test_seeds_fit_torchs_generators() -> None:
+def test_seeds_are_in_the_range_of_torch_generators() -> None:
     seeds = [derived_seed(2**63 - 1, "noise", step) for step in range(200)]
     assert all(0 <= seed < 2**63 for seed in seeds)
     assert len(set(seeds)) == 200

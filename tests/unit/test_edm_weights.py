@@ -1,4 +1,4 @@
-"""EDM's network files are read without running the source they carry."""
+"""EDM's network files are read without executing the source code in them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SMALL = {"model_channels": 8, "channel_mult": (1, 2), "num_blocks": 1, "attentio
 
 
 class EasyDict(dict[str, Any]):
-    """As the published library has it, for the pickles of these tests."""
+    """Stand-in for the published library's class of that name."""
 
 
 def _reconstruct_persistent_obj(meta: EasyDict) -> object:
@@ -37,7 +37,7 @@ def _reconstruct_persistent_obj(meta: EasyDict) -> object:
 
 
 class Persistent:
-    """Pickles as the published library's objects do: with their source."""
+    """Pickles as the published library's objects do, with source code."""
 
     def __init__(self, state: dict[str, Any], source: str):
         self.meta = EasyDict(type="class", version=6, module_src=source, class_name="Net", state=state)
@@ -48,7 +48,7 @@ class Persistent:
 
 @pytest.fixture(autouse=True)
 def published_library(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The names under which its objects are pickled."""
+    """Make the stand-ins importable under the published library's module names."""
     for module, thing in (("dnnlib.util", EasyDict), ("torch_utils.persistence", _reconstruct_persistent_obj)):
         monkeypatch.setitem(sys.modules, module.partition(".")[0], ModuleType(module.partition(".")[0]))
         monkeypatch.setitem(sys.modules, module, ModuleType(module))
@@ -79,7 +79,7 @@ def network(seed: int, *, conditional: bool = False) -> nn.Module:
     return build_generator(settings, (3, 16, 16), 10, seed).network
 
 
-def test_weights_come_over_and_no_source_is_run(tmp_path: Path) -> None:
+def test_weights_are_loaded_and_no_source_is_executed(tmp_path: Path) -> None:
     proof = tmp_path / "proof"
     published = network(1)
     path = write(tmp_path / "net.pkl", published, f"open({str(proof)!r}, 'w').close()")
@@ -91,11 +91,11 @@ def test_weights_come_over_and_no_source_is_run(tmp_path: Path) -> None:
     count = len(list(published.parameters()))
     assert lines == [f"generator: {count} of {count} tensors from {path}"]
     assert not proof.exists()
-    pickle.loads(path.read_bytes())  # which is what the library does
+    pickle.loads(path.read_bytes())  # as the library does
     assert proof.exists()
 
 
-def test_unconditional_file_starts_a_conditional_network_that_begins_as_it_whatever_the_label(tmp_path: Path) -> None:
+def test_labels_have_no_effect_at_first_in_a_conditional_network_from_an_unconditional_file(tmp_path: Path) -> None:
     published = network(1).eval()
     mine = network(2, conditional=True).eval()
     assert "; zero: map_label.weight, map_label.bias" in load_edm(mine, write(tmp_path / "net.pkl", published))
@@ -103,7 +103,7 @@ def test_unconditional_file_starts_a_conditional_network_that_begins_as_it_whate
     labels = torch.eye(10)[[3, 7]]
     assert torch.equal(mine(images, levels, labels), published(images, levels, None))
     mine(images, levels, labels).sum().backward()
-    assert (mine.map_label.weight.grad[:, [3, 7]] != 0).any(dim=0).all()  # and labels are learned
+    assert (mine.map_label.weight.grad[:, [3, 7]] != 0).any(dim=0).all()  # but they are learned
 
 
 def test_conditional_file_starts_an_unconditional_network(tmp_path: Path) -> None:
@@ -122,7 +122,7 @@ def test_file_of_another_network_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"garbage", pickle.dumps({"ema": 1}), pickle.dumps([1])])
-def test_what_is_no_such_file_is_refused(tmp_path: Path, content: bytes) -> None:
+def test_other_files_are_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "net.pkl"
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"generator\.pretrained"):
@@ -131,19 +131,19 @@ def test_what_is_no_such_file_is_refused(tmp_path: Path, content: bytes) -> None
         read_edm(tmp_path / "nothing")
 
 
-def test_file_that_asks_for_more_is_refused_by_name(tmp_path: Path) -> None:
-    class Asks:
+def test_file_that_refers_to_other_functions_is_refused_by_name(tmp_path: Path) -> None:
+    class Malicious:
         def __reduce__(self) -> Any:
             return (eval, (f"open({str(tmp_path / 'proof')!r}, 'w')",))
 
-    path = write(tmp_path / "net.pkl", network(1), extra=Asks())
+    path = write(tmp_path / "net.pkl", network(1), extra=Malicious())
     with pytest.raises(UserError, match=r"refers to builtins\.eval.* nothing was run"):
         read_edm(path)
     assert not (tmp_path / "proof").exists()
 
 
-def test_tensor_bytes_that_carry_code_are_refused(tmp_path: Path) -> None:
-    class Asks:
+def test_tensor_bytes_with_code_are_refused(tmp_path: Path) -> None:
+    class Malicious:
         def __reduce__(self) -> Any:
             return (eval, (f"open({str(tmp_path / 'proof')!r}, 'w')",))
 
@@ -152,7 +152,7 @@ def test_tensor_bytes_that_carry_code_are_refused(tmp_path: Path) -> None:
             return (torch.storage._load_from_bytes, (self.content,))
 
     inner = Storage()
-    torch.save(Asks(), tmp_path / "inner.pt", _use_new_zipfile_serialization=False)
+    torch.save(Malicious(), tmp_path / "inner.pt", _use_new_zipfile_serialization=False)
     inner.content = (tmp_path / "inner.pt").read_bytes()
     path = write(tmp_path / "net.pkl", network(1), extra=inner)
     with pytest.raises(UserError, match=r"is refused"):
@@ -160,7 +160,7 @@ def test_tensor_bytes_that_carry_code_are_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "proof").exists()
 
 
-def test_run_that_goes_on_does_not_need_the_file_it_began_with(tmp_path: Path) -> None:
+def test_resumed_run_does_not_need_the_file(tmp_path: Path) -> None:
     settings = GeneratorSettings(**SMALL)
     path = write(tmp_path / "net.pkl", build_generator(settings, (1, 8, 8), 10, 1).network)
 

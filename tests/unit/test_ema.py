@@ -1,4 +1,4 @@
-"""Averaged weights."""
+"""EMA of weights."""
 
 import pytest
 import torch
@@ -27,7 +27,7 @@ def test_update_mixes_average_and_weights() -> None:
 
 
 @pytest.mark.parametrize("batch_size", [50, 100, 250])
-def test_start_weighs_one_half_after_a_halflife_of_images(batch_size: int) -> None:
+def test_first_weights_count_one_half_after_a_halflife_of_images(batch_size: int) -> None:
     module = layer()
     ema = Ema(module)
     with torch.no_grad():
@@ -37,20 +37,20 @@ def test_start_weighs_one_half_after_a_halflife_of_images(batch_size: int) -> No
     torch.testing.assert_close(ema.tensors["bias"], torch.full((2,), 0.5), atol=1e-5, rtol=0)
 
 
-def test_rampup_forgets_the_start_sooner() -> None:
+def test_rampup_forgets_the_first_weights_sooner() -> None:
     assert ema_decay(500, 0.05, 256, 256) < 1e-5
     assert ema_decay(500, 0.05, 256, 1_000_000) == pytest.approx(0.5 ** (256 / 50_000))
     assert ema_decay(500, 0.05, 256, 100_000_000) == pytest.approx(0.5 ** (256 / 500_000))
 
 
-def test_applied_lends_the_average_and_restores_exactly() -> None:
+def test_applied_sets_the_average_and_restores_exactly() -> None:
     module = layer()
     ema = Ema(module)
     with torch.no_grad():
         module.weight.mul_(1 / 3)
     own, average = module.weight.detach().clone(), ema.tensors["weight"].clone()
-    with ema.applied() as lent:
-        assert torch.equal(lent.weight, average)
+    with ema.applied() as averaged:
+        assert torch.equal(averaged.weight, average)
     assert torch.equal(module.weight, own)
     assert torch.equal(ema.tensors["weight"], average)
 

@@ -1,4 +1,4 @@
-"""The U-Net and its boundary-conditioned wrapper: size, boundary, labels, seeds, gradients."""
+"""The U-Net and its preconditioning: size, boundary, labels, seeds, gradients."""
 
 import math
 
@@ -17,8 +17,8 @@ def small(side: int = 8, channels: int = 1, seed: int = 0, **settings: object) -
     return build_generator(GeneratorSettings(**(SMALL | settings)), (channels, side, side), 10, seed).eval()
 
 
-def stirred(generator: OneStepGenerator) -> OneStepGenerator:
-    """The generator with weights away from its near-zero initial output."""
+def perturbed(generator: OneStepGenerator) -> OneStepGenerator:
+    """Add noise to the weights: a new generator outputs almost zero."""
     noise = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in generator.parameters():
@@ -30,14 +30,14 @@ def images(count: int = 3, side: int = 8, channels: int = 1) -> torch.Tensor:
     return torch.randn(count, channels, side, side, generator=torch.Generator().manual_seed(2))
 
 
-class Level(torch.nn.Module):
-    """A network whose output is the same everywhere."""
+class Constant(torch.nn.Module):
+    """Network with a constant output."""
 
     def __init__(self, level: float):
         super().__init__()
         self.level = level
 
-    def forward(self, x: torch.Tensor, noise_level: torch.Tensor, labels: None) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, c_noise: torch.Tensor, labels: None) -> torch.Tensor:
         self.seen = x
         return torch.full_like(x, self.level)
 
@@ -52,17 +52,17 @@ def test_network_has_the_published_number_of_parameters(channel_mult: tuple[int,
 
 def test_generator_is_the_identity_on_data() -> None:
     x = images()
-    assert torch.equal(stirred(small())(x, torch.zeros(3)), x)
-    assert torch.equal(stirred(small(correlation=0.6))(x, torch.zeros(3)), x)
+    assert torch.equal(perturbed(small())(x, torch.zeros(3)), x)
+    assert torch.equal(perturbed(small(correlation=0.6))(x, torch.zeros(3)), x)
 
 
-def test_generator_without_exact_boundary_is_not() -> None:
+def test_generator_without_exact_boundary_is_not_the_identity() -> None:
     x = images()
-    assert not torch.allclose(stirred(small(exact_boundary=False))(x, torch.zeros(3)), x, atol=0.1)
+    assert not torch.allclose(perturbed(small(exact_boundary=False))(x, torch.zeros(3)), x, atol=0.1)
 
 
 def test_preconditioning_is_edms_at_sigma_t_over_s() -> None:
-    generator, t = stirred(small()), torch.tensor([0.1, 0.5, 0.9])
+    generator, t = perturbed(small()), torch.tensor([0.1, 0.5, 0.9])
     x_t = images()
     sigma = (t / (1 - t))[:, None, None, None]
     noisy = x_t / (1 - t)[:, None, None, None]  # EDM's variance-exploding coordinates
@@ -77,16 +77,16 @@ def test_preconditioning_is_scaled_for_images_that_correlate_with_their_noise(co
     x = SIGMA_DATA * (correlation * z + math.sqrt(1 - correlation**2) * free)
     for moment in (0.2, 0.7, 1.0):
         t, x_t = torch.tensor([moment]), interpolate(x, z, torch.tensor([moment]))
-        silent, loud = Level(0.0), Level(1.0)
-        left = x - OneStepGenerator(silent, correlation=correlation)(x_t, t)  # for the network to predict
-        assert float(silent.seen.std()) == pytest.approx(1, abs=0.01)
-        assert float((left * x_t).mean()) == pytest.approx(0, abs=0.002)  # the best that a multiple of x_t can do
-        weight = OneStepGenerator(loud, correlation=correlation)(torch.zeros_like(x_t), t)
-        assert float(left.std() / weight.mean()) == pytest.approx(1, abs=0.01)
+        zero, one = Constant(0.0), Constant(1.0)
+        target = x - OneStepGenerator(zero, correlation=correlation)(x_t, t)  # of the network
+        assert float(zero.seen.std()) == pytest.approx(1, abs=0.01)
+        assert float((target * x_t).mean()) == pytest.approx(0, abs=0.002)  # c_skip x_t is the best linear prediction
+        weight = OneStepGenerator(one, correlation=correlation)(torch.zeros_like(x_t), t)
+        assert float(target.std() / weight.mean()) == pytest.approx(1, abs=0.01)
 
 
 def test_output_at_pure_noise_is_finite_and_is_the_sample() -> None:
-    generator, z = stirred(small()), images()
+    generator, z = perturbed(small()), images()
     sample = generator.sample(z)
     assert torch.isfinite(sample).all()
     assert torch.equal(sample, generator(z, torch.ones(3)))
@@ -102,7 +102,7 @@ def test_interpolation_runs_from_data_to_noise() -> None:
 
 def test_labels_matter_only_to_a_conditional_generator() -> None:
     z, ones, first, second = images(), torch.ones(3), torch.tensor([0, 1, 2]), torch.tensor([3, 1, 2])
-    conditional, unconditional = stirred(small(conditional=True)), stirred(small())
+    conditional, unconditional = perturbed(small(conditional=True)), perturbed(small())
     outputs = conditional(z, ones, first), conditional(z, ones, second)
     assert not torch.allclose(outputs[0][0], outputs[1][0])
     torch.testing.assert_close(outputs[0][1:], outputs[1][1:])
@@ -110,7 +110,7 @@ def test_labels_matter_only_to_a_conditional_generator() -> None:
 
 
 @pytest.mark.parametrize(("side", "channels"), [(8, 1), (32, 3), (64, 3)])
-def test_any_size_comes_out_as_it_went_in(side: int, channels: int) -> None:
+def test_output_has_the_shape_of_the_input(side: int, channels: int) -> None:
     generator = small(side, channels, channel_mult=(1, 2, 2, 2))
     assert generator(images(1, side, channels), torch.ones(1)).shape == (1, channels, side, side)
 
@@ -136,14 +136,14 @@ def test_weights_are_a_function_of_the_seed() -> None:
 
 
 def test_gradient_reaches_every_parameter() -> None:
-    generator = stirred(small(conditional=True)).train()
+    generator = perturbed(small(conditional=True)).train()
     generator(images(), torch.tensor([0.2, 0.7, 1.0]), torch.tensor([0, 4, 9])).square().sum().backward()
     untouched = [name for name, p in generator.named_parameters() if p.grad is None or not p.grad.any()]
     assert untouched == []
 
 
 def test_dropout_acts_in_training_only() -> None:
-    generator, z = stirred(small(dropout=0.5)), images()
+    generator, z = perturbed(small(dropout=0.5)), images()
     assert torch.equal(generator.sample(z), generator.sample(z))
     generator.train()
     assert not torch.equal(generator.sample(z), generator.sample(z))

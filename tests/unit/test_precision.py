@@ -13,7 +13,7 @@ CPU = torch.device("cpu")
 @pytest.mark.parametrize(
     ("kind", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)]
 )
-def test_products_are_made_in_the_precision_that_was_asked_for(kind: str, dtype: torch.dtype) -> None:
+def test_matrix_products_have_the_chosen_precision(kind: str, dtype: torch.dtype) -> None:
     with Precision(kind, CPU).autocast():
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
 
@@ -29,7 +29,7 @@ def test_scale_is_halved_by_an_overflow_and_doubled_after_many_steps_without() -
     assert precision.scale == FIRST_SCALE
 
 
-def test_scale_that_cannot_be_smaller_is_not_to_blame() -> None:
+def test_least_scale_is_not_halved() -> None:
     precision = Precision("fp16", CPU)
     while precision.scale > LEAST_SCALE:
         assert precision.loosen()
@@ -55,7 +55,7 @@ def test_unscaled_gradients_are_those_of_the_loss_itself_to_the_bit() -> None:
     assert torch.equal(plain.grad, scaled.grad)
 
 
-def test_state_comes_back_from_a_checkpoint() -> None:
+def test_state_is_restored_from_a_checkpoint() -> None:
     precision, resumed = Precision("fp16", CPU), Precision("fp16", CPU)
     precision.loosen()
     for name, tensor in resumed.tensors().items():

@@ -1,4 +1,4 @@
-"""Sums along one fixed tree, and the norm of gradients."""
+"""Sums along one fixed tree, and norms of gradients."""
 
 import math
 
@@ -12,13 +12,13 @@ from gfgw_prod.distributed.world import World
 
 
 def leaves(count: int) -> list[Tensor]:
-    """Numbers of very different sizes, so that the order of addition shows in the last bits."""
+    """Numbers of very different magnitudes, so that the last bits depend on the order of addition."""
     generator = torch.Generator().manual_seed(0)
     return [torch.randn(50, generator=generator) * 10.0 ** (index % 5 - 2) for index in range(count)]
 
 
 def tree(parts: list[Tensor]) -> Tensor:
-    """The largest power of two of leaves on the left, the rest on the right."""
+    """Reference: the largest power of two of leaves on the left, the rest on the right."""
     if len(parts) == 1:
         return parts[0]
     half = 1 << ((len(parts) - 1).bit_length() - 1)
@@ -51,12 +51,12 @@ def test_few_partial_sums_are_alive(count: int) -> None:
 
 @pytest.mark.parametrize(("count", "ranks"), [(8, 2), (8, 3), (8, 5), (48, 5), (13, 4), (100, 3), (7, 7)])
 def test_sums_of_neighbouring_leaves_are_nodes_of_the_same_tree(count: int, ranks: int) -> None:
-    """Every rank adds up the leaves it holds; what is left to add are few nodes, and the total is the tree's."""
+    """Every rank adds its own leaves to few nodes, and the sum of all ranks' nodes is the tree's total."""
     total, assignment = TreeSum(), CellAssignment(count, ranks)
     for rank in range(ranks):
         held = assignment.cells_by_rank[rank]
         own = TreeSum(held.start)
-        for _ in range(2):  # a second step finds it as new
+        for _ in range(2):  # pop_nodes starts a new sum
             for index in held:
                 own.push(leaves(count)[index])
             nodes = own.pop_nodes()
@@ -66,11 +66,11 @@ def test_sums_of_neighbouring_leaves_are_nodes_of_the_same_tree(count: int, rank
 
 
 @pytest.mark.parametrize(("held", "expected"), [((0, 8), (3,)), ((3, 6), (0, 1)), ((5, 16), (0, 1, 3)), ((4, 4), ())])
-def test_neighbouring_leaves_are_held_by_the_fewest_nodes(held: tuple[int, int], expected: tuple[int, ...]) -> None:
+def test_neighbouring_leaves_are_covered_by_the_fewest_nodes(held: tuple[int, int], expected: tuple[int, ...]) -> None:
     assert node_levels(range(*held)) == expected
 
 
-def test_leaves_are_left_as_they_were_and_the_next_sum_starts_anew() -> None:
+def test_leaves_are_unchanged_and_the_next_sum_starts_at_zero() -> None:
     total, parts = TreeSum(), leaves(5)
     for _ in range(2):
         for part in parts:
@@ -87,7 +87,7 @@ def test_pushed_tensor_may_be_overwritten() -> None:
     assert torch.equal(total.pop_total(), torch.full((3,), 2.0))
 
 
-def graded(*shapes: tuple[int, ...]) -> list[nn.Parameter]:
+def with_gradients(*shapes: tuple[int, ...]) -> list[nn.Parameter]:
     parameters = [nn.Parameter(torch.zeros(shape)) for shape in shapes]
     for parameter, gradient in zip(parameters, leaves(len(shapes)), strict=True):
         parameter.grad = gradient[: parameter.numel()].reshape(parameter.shape).clone()
@@ -95,19 +95,19 @@ def graded(*shapes: tuple[int, ...]) -> list[nn.Parameter]:
 
 
 def test_gradient_norm_is_torchs(alone: World) -> None:
-    parameters = [*graded((4, 2, 3), (7,), (5, 2)), nn.Parameter(torch.zeros(3))]
+    parameters = [*with_gradients((4, 2, 3), (7,), (5, 2)), nn.Parameter(torch.zeros(3))]
     expected = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     torch.testing.assert_close(gradient_norm(parameters, alone), expected)
 
 
-def test_not_a_number_shows_in_the_norm(alone: World) -> None:
-    parameters = graded((4, 2), (7,))
+def test_norm_of_a_nan_gradient_is_nan(alone: World) -> None:
+    parameters = with_gradients((4, 2), (7,))
     parameters[1].grad[3] = math.nan
     assert gradient_norm(parameters, alone).isnan()
 
 
 def test_scaled_gradients_have_the_scaled_norm(alone: World) -> None:
-    parameters = [*graded((4, 2), (7,)), nn.Parameter(torch.zeros(3))]
+    parameters = [*with_gradients((4, 2), (7,)), nn.Parameter(torch.zeros(3))]
     norm = gradient_norm(parameters, alone)
     scale_gradients(parameters, 1 / norm)
     assert float(gradient_norm(parameters, alone)) == pytest.approx(1, rel=1e-5)

@@ -17,7 +17,7 @@ from gfgw_prod.distributed.world import World
 from gfgw_prod.generator import build_generator
 from gfgw_prod.process.exit_codes import UserError
 from gfgw_prod.sampling.files import image_writer
-from gfgw_prod.sampling.pictures import draw_samples, enlarge, grid_of, to_bytes, write_png
+from gfgw_prod.sampling.pictures import draw_samples, enlarge, grid_of, levels_of, write_png
 from gfgw_prod.sampling.sampler import CELL, Sampler, batches, cycle_classes, sampling_times
 from gfgw_prod.settings.data import DataSettings
 from gfgw_prod.settings.networks import GeneratorSettings
@@ -190,9 +190,9 @@ def test_files_that_cannot_be_written_to_their_end_are_removed(form: str, tmp_pa
     assert list(tmp_path.iterdir()) == []
 
 
-def test_bytes_span_the_range_in_three_channels() -> None:
+def test_levels_span_the_range() -> None:
     images = torch.tensor([-2.0, -1.0, 0.0, 1.0, 2.0]).view(5, 1, 1, 1)
-    assert to_bytes(images).tolist() == [[[[level]]] * 3 for level in (0, 0, 128, 255, 255)]
+    assert levels_of(images).flatten().tolist() == [0, 0, 128, 255, 255]
 
 
 def test_tiny_images_are_enlarged_by_whole_pixels() -> None:
@@ -205,11 +205,10 @@ def test_tiny_images_are_enlarged_by_whole_pixels() -> None:
 
 
 def test_grid_holds_every_image_in_its_place() -> None:
-    images = torch.linspace(-1, 1, 5)[:, None, None, None].expand(5, 1, 64, 64)
+    images = levels_of(torch.linspace(-1, 1, 5)[:, None, None, None].expand(5, 1, 64, 64))
     picture = grid_of(images, columns=2)
     assert picture.shape == (3, 3 * 66 + 2, 2 * 66 + 2)
-    levels = to_bytes(images)[:, 0, 0, 0]
-    for index, level in enumerate(levels):
+    for index, level in enumerate(images[:, 0, 0, 0]):
         top, left = 2 + index // 2 * 66, 2 + index % 2 * 66
         assert (picture[:, top : top + 64, left : left + 64] == level).all()
     assert (picture[:, :2] == 0).all()
