@@ -38,10 +38,10 @@ class Columns:
         return [slice(start, min(start + size, count)) for start in range(0, count, size)]
 
     def sum(self, parts: list[Tensor], like: Tensor, bits: int, factor: Tensor | None = None) -> Tensor:
-        """Sum of parts by block, shaped as ``like``, times ``factor``, over all columns; fixed point across ranks.
+        """Sum of parts by block, shaped as ``like``, times ``factor``, over all columns.
 
         Args:
-            bits: fixed-point digits after the binary point, used across ranks.
+            bits: kept after the binary point where columns are spread over ranks; see ``exact_sum``.
         """
         if self.world is not None:
             return exact_sum(parts, like, self.world, bits, factor)
@@ -62,9 +62,8 @@ class Logits:
     row_labels: Tensor | None  # (n,)
     write: Callable[[slice, Tensor], object]  # writes a block's logits into its second argument, (n, b)
 
-    def into(self, block: slice, out: Tensor) -> Tensor:
-        """Write a block's logits ``(n, b)`` into ``out`` and return it."""
+    def into(self, block: slice, out: Tensor) -> None:
+        """Write a block's logits into ``out (n, b)``."""
         self.write(block, out)
         if self.row_labels is not None and self.columns.labels is not None:
             out.masked_fill_(self.row_labels[:, None] != self.columns.labels[block][None, :], -torch.inf)
-        return out
