@@ -94,14 +94,14 @@ def load_table(settings: DataSettings, log: Callable[[str], None] = lambda line:
         pack = _open_pack(settings)
         return Table(pack.images(), torch.from_numpy(pack.labels()), pack.peak, pack.num_classes, pack)
     listing = list_source(settings)
-    for note in listing.notes:
-        log(note)
     shape = common_shape(listing)
     if (size := len(listing) * math.prod(shape)) > MAX_BYTES_UNPACKED:
         raise UserError(
             f"data.source {settings.source}: {len(listing):,} images of {' x '.join(map(str, shape))} take "
             f"{size / 2**30:.1f} GiB in the memory of every rank; pack them once (gfgw pack) and use data.source packed"
         )
+    for note in listing.notes:
+        log(note)
     rows, labels = [], []
     with Meter("decoding the data", len(listing), "images", mode=progress) as meter:
         for chunk in decode(listing, shape):
