@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 # Sections whose blocks are one script, and pages with a test of their own.
-SCRIPTS = {("README.md", "Two nodes, a stop, a kill")}
+SCRIPTS = {("two-nodes.md", "Two nodes, a stop, a kill")}
 ELSEWHERE = {"extending.md": "tests/process/test_extending.py"}
 
 # Run in a copy of the repository with a short digits run, in this order.
@@ -43,7 +43,7 @@ CHECKED = {
     r".*gfgw evaluate RUN .*": "takes minutes; a smaller one is run",
     r".*torchrun .*=8 -m gfgw_prod evaluate RUN .*": "is run with two ranks",
     r".*gfgw (pack data/imagenet64|train --config configs/imagenet64\.yaml).*": "needs ImageNet, or a GPU",
-    r"NNODES=1:4 RDZV_ENDPOINT=node0:29400 .*": "needs hosts and CIFAR-10; the README's two nodes are run",
+    r"NNODES=1:4 RDZV_ENDPOINT=node0:29400 .*": "needs hosts and CIFAR-10; the two nodes of two-nodes.md are run",
     r"sbatch .*": "needs a cluster; tests/process/test_slurm.py submits the script to a real SLURM",
     r"kubectl .*": "needs a cluster; tests/process/test_manifests.py checks the manifests against the schemas",
     r"curl -s 127\.0\.0\.1:9100/\w+": "needs a run on that port; tests/process/test_health.py reads these pages",
