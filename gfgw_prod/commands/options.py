@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from gfgw_prod.process.exit_codes import UserError
+from gfgw_prod.process.home import expand_home
 
 MOST_SAMPLES = 10_000_000
 MOST_STEPS = 1000
@@ -40,7 +41,15 @@ def path(text: str) -> Path:
     """Type of arguments that are paths."""
     if not text:  # Path("") would be the working directory
         raise argparse.ArgumentTypeError("must not be empty")
-    return Path(text)
+    return Path(place(text))
+
+
+def place(text: str) -> str:
+    """Type of arguments that are paths or URLs."""
+    try:
+        return expand_home(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"must {error}") from None
 
 
 def add_config(parser: argparse.ArgumentParser) -> None:
@@ -50,7 +59,7 @@ def add_config(parser: argparse.ArgumentParser) -> None:
 
 def add_place(parser: argparse.ArgumentParser, description: str = GENERATOR) -> None:
     """Add the argument for where the weights are."""
-    parser.add_argument("place", metavar="RUN_OR_CHECKPOINT", help=description)
+    parser.add_argument("place", type=place, metavar="RUN_OR_CHECKPOINT", help=description)
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:

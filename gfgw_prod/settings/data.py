@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from gfgw_prod.settings.types import Section, Text, UserPath, Whole, as_written
+from gfgw_prod.settings.types import Flag, Section, Text, UserPath, Whole, as_written
 
 BUILT_IN = ("digits", "photos")  # sources without a path
 RULES = ("image_size", "resize", "grey", "peak")  # how image files become rows
@@ -31,14 +31,14 @@ class DataSettings(Section):
     path: UserPath | None = Field(
         None, description="where the data set is (cifar10: the directory of its archive, or to download it to)"
     )
-    download: bool = Field(True, description="download a missing archive (cifar10)")
+    download: Flag = Field(True, description="download a missing archive (cifar10)")
     image_size: Annotated[Whole, Field(ge=1, le=4096)] | None = Field(
         None, description="side in pixels that images are cropped and resized to; null: all must have one size"
     )
     resize: Literal["lanczos", "box", "adm"] = Field(
         "lanczos", description="centre crop, then this filter; adm: halve with box, resize bicubic, then crop"
     )
-    grey: bool = Field(False, description="decode to one channel, not three (folder, zip, parquet)")
+    grey: Flag = Field(False, description="decode to one channel, not three (folder, zip, parquet)")
     peak: Annotated[Whole, Field(ge=1, le=255)] = Field(
         255, description="pixel value of white in the files (folder, zip, parquet)"
     )
@@ -48,8 +48,8 @@ class DataSettings(Section):
     workers: Annotated[Whole, Field(ge=0, le=256)] = Field(
         1, description="threads per rank that fetch images ahead; 0: fetch on demand"
     )
-    verify: bool = Field(True, description="hash a pack at every start; the ranks of a node share the work")
-    flip: bool = Field(False, description="mirror targets at random; matching and feature losses see them unmirrored")
+    verify: Flag = Field(True, description="hash a pack at every start; the ranks of a node share the work")
+    flip: Flag = Field(False, description="mirror targets at random; matching and feature losses see them unmirrored")
 
     def is_set(self, name: str) -> bool:
         """Whether a setting differs from its default."""

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from gfgw_prod.settings.types import Count, Decay, Real, Section, UserPath, Whole
+from gfgw_prod.settings.types import Count, Decay, Flag, Real, Section, UserPath, Whole
 
 
 class GeneratorSettings(Section):
@@ -27,15 +27,15 @@ class GeneratorSettings(Section):
         (16,), max_length=16, description="image sides at which blocks have self-attention, pixels"
     )
     dropout: Decay = Field(0.1, description="dropout probability in residual blocks")
-    conditional: bool = Field(False, description="condition on class labels")
-    exact_boundary: bool = Field(True, description="enforce G(x, 0) = x by construction")
+    conditional: Flag = Field(False, description="condition on class labels")
+    exact_boundary: Flag = Field(True, description="enforce G(x, 0) = x by construction")
     correlation: Annotated[Real, Field(ge=0, lt=1)] = Field(
         0.0, description="correlation of noise and matched images that the preconditioning assumes; 0 is EDM's"
     )
-    channels_last: bool = Field(
+    channels_last: Flag = Field(
         True, description="store activations with channels last, which makes convolutions faster"
     )
-    checkpoint_activations: bool = Field(
+    checkpoint_activations: Flag = Field(
         False, description="keep only the inputs of blocks for the backward pass, and recompute the rest"
     )
     pretrained: UserPath | None = Field(

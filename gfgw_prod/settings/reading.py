@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import os
+import re
 import reprlib
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -25,7 +26,7 @@ SETTINGS_HELP = (
 
 
 class _Loader(yaml.SafeLoader):
-    """Rejects duplicate keys, and aliases, which can multiply."""
+    """Rejects duplicate keys, and aliases, which can multiply. Booleans are YAML 1.2's: ``off`` is a word."""
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
@@ -41,6 +42,14 @@ class _Loader(yaml.SafeLoader):
                 raise yaml.constructor.ConstructorError(None, None, f"{_shown(name)} is given twice", key.start_mark)
             seen |= {name} - {None}
         return super().construct_mapping(node, deep)
+
+
+_BOOLEAN = "tag:yaml.org,2002:bool"
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != _BOOLEAN]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(_BOOLEAN, re.compile("^(true|True|TRUE|false|False|FALSE)$"), [*"tTfF"])
 
 
 class _Short(reprlib.Repr):

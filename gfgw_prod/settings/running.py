@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from gfgw_prod.settings.types import Count, NonNegative, Positive, Real, Section, Text, UserPath, Whole
+from gfgw_prod.settings.types import Count, Flag, NonNegative, Place, Positive, Real, Section, Text, UserPath, Whole
 
 
 class RunSettings(Section):
@@ -16,7 +16,7 @@ class RunSettings(Section):
     threads: Annotated[Whole, Field(ge=1, le=1024)] = Field(
         1, description="intra-op CPU threads per rank (part of the arithmetic)"
     )
-    allow_changes: bool = Field(
+    allow_changes: Flag = Field(
         False,
         description="resume although settings, data or packages have changed; the changes are recorded in the run",
     )
@@ -46,8 +46,8 @@ class CheckpointSettings(Section):
     keep_every_kimg: NonNegative = Field(
         0.0, description="also keep a checkpoint for each multiple of this forever, kimg; 0 is off"
     )
-    root: Text = Field("", description="directory or fsspec URL of the checkpoints; empty is run.dir/checkpoints")
-    upload_to: Text = Field("", description="directory or fsspec URL to copy checkpoints to in the background")
+    root: Place = Field("", description="directory or fsspec URL of the checkpoints; empty is run.dir/checkpoints")
+    upload_to: Place = Field("", description="directory or fsspec URL to copy checkpoints to in the background")
     max_failures: Count = Field(3, description="saves in a row that may fail before the run ends with exit code 76")
 
 

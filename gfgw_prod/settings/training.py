@@ -9,6 +9,7 @@ from pydantic import Field
 from gfgw_prod.settings.types import (
     Count,
     Decay,
+    Flag,
     Fraction,
     Kimg,
     NonNegative,
@@ -124,4 +125,4 @@ class TrainSettings(Section):
     precision: Literal["fp32", "bf16", "fp16"] = Field(
         "fp32", description="precision of the networks: autocast to bf16, or to fp16 with loss scaling"
     )
-    compile: bool = Field(False, description="torch.compile the generator's blocks and the extractor")
+    compile: Flag = Field(False, description="torch.compile the generator's blocks and the extractor")

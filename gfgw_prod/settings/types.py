@@ -7,6 +7,11 @@ from typing import Annotated
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from gfgw_prod.process.home import expand_home
+
+# Where a path is meant, these words are a mistake for null or an empty path.
+SWITCHES = {"off", "on", "no", "yes", "false", "true"}
+
 
 def as_written(value: object) -> str:
     """A setting's value as YAML."""
@@ -30,7 +35,23 @@ def _as_file_name(value: object) -> object:
 def _as_path(value: object) -> object:
     if value == "":  # Path("") would be the working directory
         raise ValueError("be a path")
-    return _as_file_name(value)
+    return _as_place(value)
+
+
+def _as_place(value: object) -> object:
+    value = _as_file_name(value)
+    if not isinstance(value, str | Path):
+        return value
+    if str(value).lower() in SWITCHES:
+        raise ValueError(f"be a path; write ./{value} for a directory of that name")
+    return expand_home(str(value))
+
+
+def _as_flag(value: object) -> object:
+    word = value.lower() if isinstance(value, str) else value
+    if word not in ("true", "false") and not isinstance(value, bool):  # pydantic would take off, yes, 1 and t too
+        raise ValueError("be true or false")
+    return value
 
 
 # Every number has bounds. Upper bounds are far beyond useful values, but safe to compute with.
@@ -38,6 +59,8 @@ Whole = Annotated[int, BeforeValidator(_reject_bool)]
 Real = Annotated[float, BeforeValidator(_reject_bool)]
 Text = Annotated[str, BeforeValidator(_as_file_name)]
 UserPath = Annotated[Path, BeforeValidator(_as_path)]
+Place = Annotated[str, BeforeValidator(_as_place)]  # a directory or a URL, or nothing
+Flag = Annotated[bool, BeforeValidator(_as_flag)]
 Count = Annotated[Whole, Field(ge=1, le=1_000_000)]
 Positive = Annotated[Real, Field(gt=0, le=1e9)]
 NonNegative = Annotated[Real, Field(ge=0, le=1e9)]

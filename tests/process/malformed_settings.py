@@ -88,9 +88,9 @@ def wrong_values(schema: Schema) -> list[Any]:
         case "integer" | "number":
             return wrong_numbers(schema)
         case "boolean":
-            return [*WORDS, "", None, 2, -1, 0.5, [], {}, [True], {"a": True}, "truely", LONG]
+            return [*WORDS, "", None, 2, -1, 0, 0.5, [], {}, [True], {"a": True}, "truely", "off", "yes", LONG]
         case "string" if schema.get("format") == "path":
-            return [5, 0.5, None, [], ["a"], {}, {"a": "b"}, True, "", "a\0b", "\0", b"a", "a\ud800b"]
+            return [5, 0.5, None, [], ["a"], {}, {"a": "b"}, True, "off", "", "a\0b", "\0", b"a", "a\ud800b"]
         case "string":
             return [5, 0.5, None, [], ["a"], {}, {"a": "b"}, True, "a\0b", b"a"]
         case "array":
@@ -125,7 +125,7 @@ def wrong_options(schema: Schema) -> list[str]:
     something = next((each for each in schema.get("anyOf", []) if each["type"] != "null"), schema)
     words = [word for word in map(as_option, wrong_values(schema)) if word is not None]
     if something["type"] == "string" and "enum" not in something:  # any word is text on the command line
-        return ["a\udcffb", *([""] if something.get("format") == "path" else [])]
+        return ["a\udcffb", *(["", "~nobody-here/x"] if something.get("format") == "path" else [])]
     if something["type"] == "array":  # one number is a sequence of one there
         return [
             "x",

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from gfgw_prod.commands import cli
+from gfgw_prod.process.exit_codes import UserError
 
 HEAVY = "{'torch', 'numpy', 'pydantic', 'yaml'}"
 
@@ -37,3 +39,11 @@ def test_missing_or_unknown_command_lists_all(arguments: list[str], capsys: pyte
     assert cli.main(arguments) == 2
     [line] = capsys.readouterr().err.splitlines()
     assert ", ".join(cli.COMMANDS) in line
+
+
+def test_tilde_is_the_home_directory_in_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    _, options = cli.parse(["sample", "~/run", "--num", "4", "--out", "~/images"])
+    assert (options.place, options.out) == (f"{tmp_path}/run", tmp_path / "images")
+    with pytest.raises(UserError, match="--out: must be a path of a known home directory"):
+        cli.parse(["sample", "~/run", "--out=~nobody-of-this-name/x"])

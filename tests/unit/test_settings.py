@@ -112,6 +112,11 @@ def test_unknown_setting_names_the_nearest(layer: dict, hint: str) -> None:
         ("time.stage1_range", [0.9, 0.1]),
         ("time.stage1_range", [0.5]),
         ("data.download", "perhaps"),
+        ("data.download", "off"),
+        ("data.download", 1),
+        ("features.cache", "off"),
+        ("checkpoint.upload_to", "No"),
+        ("run.dir", "~nobody-of-this-name/run"),
         ("run", 5),
     ],
 )
@@ -183,6 +188,48 @@ def test_dash_and_underscore_are_alike_in_files_and_options() -> None:
 
 def test_values_keep_their_underscores() -> None:
     assert from_command_line("--run.dir=my_run").run.dir == Path("my_run")
+
+
+def test_off_in_a_file_is_a_word_and_true_is_a_boolean(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("telemetry: {progress: off}\ndata: {flip: true, download: True, verify: TRUE}\n")
+    config = resolve(read_yaml(tmp_path / "c.yaml"))
+    assert config.telemetry.progress == "off"
+    assert config.data.flip
+
+
+@pytest.mark.parametrize("word", ["off", "on", "yes", "no", "y", "ON"])
+def test_words_are_no_booleans(word: str, tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text(f"data: {{flip: {word}}}\n")
+    with pytest.raises(UserError, match=f"data.flip should be true or false, not '{word}'"):
+        resolve(read_yaml(tmp_path / "c.yaml"))
+
+
+PATHS = ["run.dir", "data.path", "features.cache", "features.weights", "generator.pretrained", "loss.lpips_trunk"]
+PATHS += ["evaluation.inception", "evaluation.dinov2", "checkpoint.root", "checkpoint.upload_to"]
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_tilde_is_the_home_directory_in_every_path(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/someone")
+    section, _, key = name.partition(".")
+    layer = {"data": {"source": "folder"}} if section == "data" else {}
+    config = resolve(layer, {section: {key: "~/x~"}})
+    assert str(getattr(getattr(config, section), key)) == "/home/someone/x~"
+
+
+def test_all_paths_are_tested() -> None:
+    schema = Config.model_json_schema()["$defs"]
+    found = {
+        name
+        for section in schema.values()
+        for name, field in section["properties"].items()
+        if "path" in [each.get("format") for each in (field, *field.get("anyOf", []))]
+    }
+    assert found <= {name.partition(".")[2] for name in PATHS}
+
+
+def test_url_keeps_its_tilde() -> None:
+    assert resolve({"checkpoint": {"root": "s3://bucket/~x"}}).checkpoint.root == "s3://bucket/~x"
 
 
 def test_command_line_wins_over_the_file() -> None:
