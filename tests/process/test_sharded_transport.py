@@ -11,14 +11,13 @@ import torch
 
 from . import runs
 
-WORKER = Path(__file__).with_name("transport_worker.py")
 SLOTS, DIM, PIXELS = 48, 64, 64
 
 
 def couple(path: Path, *, ranks: int, rows: int) -> dict[str, Any]:
     """The worker's results by dual, target and step."""
     torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks))
-    done = runs.execute([*torchrun, str(WORKER), str(path), str(rows)])
+    done = runs.execute([*torchrun, "-m", "tests.process.transport_worker", str(path), str(rows)], cwd=runs.ROOT)
     assert done.code == 0, done.stderr
     return torch.load(path, weights_only=False)
 

@@ -13,7 +13,8 @@ from gfgw_prod.features.bank import FeatureBank
 from gfgw_prod.features.extractors import PixelFeatures
 from gfgw_prod.settings.transport import TransportSettings
 from gfgw_prod.transport.plan import Plan
-from tests.matching import match_with, matcher_with
+
+from ..matching import match_with, matcher_with
 
 ROWS, SLOTS, CLASSES, STEPS = int(sys.argv[2]), 48, 3, 3
 
