@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 
 from .workers import BESIDE_THE_IMAGE, IN_TURN, OF_THE_IMAGE, Failures, FilesInTurn
 
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # tests import onnxruntime too
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in a shell's background job; processes under test inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import warnings
 
 import torch
@@ -84,6 +85,8 @@ def _traced(sampler: ClampedGenerator, trained: TrainedGenerator) -> bytes:
 
 
 def _difference(content: bytes, sampler: ClampedGenerator, trained: TrainedGenerator) -> float:
+    # Read at the import. Without it, onnxruntime keeps a device id and a database in the home directory.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

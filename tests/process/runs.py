@@ -95,6 +95,8 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
             "MASTER_PORT",
             "LOGLEVEL",
             "ARGS",
+            "CI",
+            "ORT_DISABLE_TELEMETRY",
         }
         and not name.startswith(
             ("MAKE", "MFLAGS", "NNODES", "NPROC", "RDZV_", "MAX_RESTARTS", "GRACE_SECONDS", "TORCHELASTIC_", "GFGW_")

@@ -22,10 +22,12 @@ from . import runs
 def exported(reference: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with the reference run's generator in both formats."""
     place = tmp_path_factory.mktemp("exported") / "made" / "on the way"
+    home = tmp_path_factory.mktemp("home")
     outcomes = runs.execute_all(
         {
             form: lambda f=form: runs.execute(
-                [*runs.GFGW, "export", str(reference), "--format", f, "--out", str(place / f"digits.{f}")]
+                [*runs.GFGW, "export", str(reference), "--format", f, "--out", str(place / f"digits.{f}")],
+                {"HOME": str(home), "XDG_CACHE_HOME": ""},
             )
             for form in ("safetensors", "onnx")
         }
@@ -35,6 +37,7 @@ def exported(reference: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         assert len(outcome.stdout.splitlines()) == 1
         assert outcome.stdout.startswith(f"{place / f'digits.{form}'}: averaged weights of step {runs.STEPS} ")
     assert {file.name for file in place.iterdir()} == {"digits.safetensors", "digits.onnx"}
+    assert not any(home.iterdir()), "a library left files in the home directory"
     return place
 
 
