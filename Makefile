@@ -107,7 +107,7 @@ docker-train: ## train CONFIG in the image, on all GPUs if there are any; RUN_FL
 	@mkdir -p runs data
 	@owner="$$(id -u):$$(id -g)"; \
 	if [ "$$(id -u)" = 0 ]; then owner=10001:10001; chown -R "$$owner" runs data; fi; \
-	gpus=(); if nvidia-smi -L >/dev/null 2>&1; then gpus=(--gpus all); fi; \
+	gpus=(); if nvidia-smi -L >/dev/null 2>&1; then gpus=(--gpus all --env CUDA_VISIBLE_DEVICES); fi; \
 	exec $(DOCKER) run --rm --read-only --tmpfs /tmp --cap-drop all --security-opt no-new-privileges \
 	    --user "$$owner" --shm-size 2g --stop-timeout 120 "$${gpus[@]}" \
 	    $(if $(NPROC),--env NPROC=$(NPROC)) \

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Trains on one node or many, elastically. The arguments go to `gfgw_prod train`.
 #
-#   launch/elastic.sh --config configs/digits.yaml            on this machine, with all its GPUs
+#   launch/elastic.sh --config configs/digits.yaml            on this machine, with all visible GPUs
 #   NNODES=2:4 RDZV_ENDPOINT=node0:29400 launch/elastic.sh --config configs/cifar10.yaml       on every node, the same
 #
 # Exit codes (docs/exit-codes.md):
@@ -16,7 +16,7 @@
 #   NNODES             number of nodes, or MIN:MAX for a job that grows and shrinks            [1]
 #                      MAX x NPROC must not exceed train.batch_size / train.cell_size. If a node brings more ranks
 #                      than there are cells, the job ends with exit code 2.
-#   NPROC              ranks on this node           [its GPUs if nvidia-smi lists any, else min(2, cores)]
+#   NPROC              ranks on this node       [its GPUs, of CUDA_VISIBLE_DEVICES if set; none: min(2, cores)]
 #   RDZV_ENDPOINT      HOST:PORT of the node that hosts the rendezvous; required unless NNODES=1. If that node is lost,
 #                      the others stop and wait RDZV_TIMEOUT for the launcher to be started there again. There is no
 #                      fallback to localhost: each node would train by itself.
@@ -44,6 +44,31 @@ is_count() { # is_count VALUE MINIMUM [MAXIMUM]
     [[ $1 =~ ^[0123456789]{1,9}$ ]] && ((10#$1 >= $2 && 10#$1 <= ${3:-999999999}))
 }
 
+count_gpus() { # sets gpus to the number that CUDA shows to a rank; of MIG instances that is one at most
+    local listed all split entry entries shown=,
+    gpus=0
+    listed=$(nvidia-smi -L 2>/dev/null) || return 0
+    all=$(grep -c '^GPU ' <<<"$listed") || return 0
+    if [[ ! ${CUDA_VISIBLE_DEVICES+set} ]]; then
+        split=$(grep -A 1 '^GPU ' <<<"$listed" | grep -c '^ *MIG ') || true
+        gpus=$((all > split ? all - split : 1))
+        return
+    fi
+    IFS=, read -r -a entries <<<"$CUDA_VISIBLE_DEVICES"
+    for entry in ${entries[@]+"${entries[@]}"}; do
+        entry=${entry//[[:space:]]/}
+        case $entry in
+            GPU-* | MIG-*) [[ $listed == *"UUID: $entry"* ]] ;;
+            [0123456789]*) is_count "$entry" 0 $((all - 1)) ;;
+            *) break ;; # ends the list, as -1 does
+        esac && [[ $shown != *",$entry,"* ]] ||
+            fail "CUDA_VISIBLE_DEVICES must name different GPUs of nvidia-smi -L, not '$CUDA_VISIBLE_DEVICES'"
+        shown+=$entry,
+        ((gpus += 1))
+        [[ $entry != MIG-* ]] || break
+    done
+}
+
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
 nnodes=${NNODES:-1}
@@ -54,7 +79,8 @@ fi
 if [[ -n ${NPROC:-} ]]; then
     nproc=$NPROC
 else
-    nproc=$( (nvidia-smi -L 2>/dev/null || true) | grep -c '^GPU ' || true)
+    count_gpus
+    nproc=$gpus
     if ((nproc == 0)); then
         cores=$(getconf _NPROCESSORS_ONLN)
         nproc=$((cores < 2 ? cores : 2))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ import torch
 import torch.distributed as dist
 import torch.utils.deterministic
 from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
 
 from gfgw_prod.distributed.torchrun import RankEnvironment, rank_environment, reports_for_node
 from gfgw_prod.process.exit_codes import UserError
@@ -69,11 +71,12 @@ class World:
             timeout_seconds: longest wait in a collective.
 
         Raises:
-            UserError: if torchrun's environment is malformed, or there are fewer GPUs than asked for.
+            UserError: if torchrun's environment is malformed, GPUs are too few, or only some nodes have any.
         """
         launched = rank_environment()
         torch.set_num_threads(threads)
-        chosen = choose_device(device, launched or RankEnvironment())
+        gpus = 0 if device == "cpu" else torch.cuda.device_count()
+        chosen = choose_device(device, launched or RankEnvironment(), gpus)
         torch.use_deterministic_algorithms(True)
         # Filling memory that is always written before it is read only costs time.
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
@@ -85,7 +88,11 @@ class World:
             return cls(0, 1, chosen)
         with _silent_output():
             backend = "nccl" if chosen.type == "cuda" else "gloo"
-            dist.init_process_group(backend, timeout=timedelta(seconds=timeout_seconds))
+            timeout = timedelta(seconds=timeout_seconds)
+            store, rank, world_size = next(rendezvous("env://", timeout=timeout))
+            store.set_timeout(timeout)
+            require_same_device_type(store, rank, world_size, chosen)
+            dist.init_process_group(backend, timeout=timeout, store=store, rank=rank, world_size=world_size)
         return cls(launched.rank, launched.world_size, chosen, launched.local_rank, launched.local_world_size)
 
     @classmethod
@@ -214,23 +221,45 @@ class World:
         return self.traffic.waiting() if group is None else nullcontext()
 
 
-def choose_device(device: Literal["auto", "cpu", "cuda"], launched: RankEnvironment) -> torch.device:
+def choose_device(device: Literal["auto", "cpu", "cuda"], launched: RankEnvironment, gpus: int) -> torch.device:
     """Choose this rank's device; all ranks of a node choose the same type.
 
+    Args:
+        gpus: how many this rank sees.
+
     Raises:
-        UserError: for ``cuda`` on a node with fewer GPUs than ranks.
+        UserError: on a node with fewer GPUs than ranks, except for ``cpu``, and for ``auto`` if it has none.
     """
     ranks = launched.local_world_size
     if device == "cpu":
         return torch.device("cpu")
-    count = torch.cuda.device_count()
-    if count >= ranks:
+    if gpus >= ranks:
         return torch.device("cuda", launched.local_rank)
-    if device == "cuda":
+    if device == "cuda" or gpus > 0:
         raise UserError(
-            f"run.device cuda: {ranks} ranks on this node have {count} GPUs; use run.device cpu or fewer ranks"
+            f"run.device {device}: {ranks} ranks on this node see {gpus} GPUs; run as many ranks as GPUs (NPROC), make "
+            "more visible (CUDA_VISIBLE_DEVICES), or set run.device cpu"
         )
     return torch.device("cpu")
+
+
+def require_same_device_type(store: dist.Store, rank: int, world_size: int, chosen: torch.device) -> None:
+    """Check that all ranks use GPUs, or all the CPU. Collective.
+
+    Without this, ranks would create process groups of different backends, and wait for each other until their timeout.
+
+    Raises:
+        UserError: if not; the same on all ranks. It names the first rank that differs from rank 0.
+    """
+    store.set(f"device/{rank}", f"{chosen.type} on host {socket.gethostname()}")
+    keys = [f"device/{each}" for each in range(world_size)]
+    first, *others = (value.decode() for value in store.multi_get(keys))  # type: ignore[attr-defined]
+    for other_rank, other in enumerate(others, start=1):
+        if other.split()[0] != first.split()[0]:
+            raise UserError(
+                f"run.device: rank 0 chose {first}, and rank {other_rank} {other}; make GPUs visible on all nodes, or "
+                "set run.device cpu"
+            )
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from gfgw_prod.settings.types import Count, Flag, NonNegative, Place, Positive, 
 
 class RunSettings(Section):
     dir: UserPath = Field(Path("runs/default"), description="run directory; launching it again resumes it")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to compute; auto takes a GPU if present")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to compute; auto takes a GPU if visible")
     threads: Annotated[Whole, Field(ge=1, le=1024)] = Field(
         1, description="intra-op CPU threads per rank (part of the arithmetic)"
     )
