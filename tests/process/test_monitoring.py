@@ -17,7 +17,7 @@ import yaml
 
 from gfgw_prod.telemetry.catalogue import CATALOGUE, GPU
 
-from . import copies, monitoring, runs
+from . import monitoring, runs
 
 DASHBOARD = json.loads((monitoring.DOCKER / "grafana" / "dashboards" / "gfgw.json").read_text())
 RULES = yaml.safe_load(monitoring.RULES.read_text())["groups"][0]["rules"]
@@ -128,16 +128,15 @@ class Nodes:
             "RDZV_LAST_CALL": "2",
             "RDZV_ENDPOINT": f"localhost:{runs.free_port()}",
         }
-        self.copy = copies.slowed(directory, 0.2)
         self.agents: list[subprocess.Popen[str]] = []
 
     def start(self, number: int) -> subprocess.Popen[str]:
         """Start the agent of a node."""
-        options = ("--telemetry.prometheus-port", str(self.ports[number]), "--checkpoint.every-kimg", "0.32")
-        measured = ("--evaluation.every-kimg", "1.28", "--evaluation.num", "50", "--evaluation.metrics", runs.METRICS)
+        options = ("--telemetry.prometheus-port", str(self.ports[number]), "--checkpoint.every-kimg", "1")
+        measured = ("--evaluation.every-kimg", "5", "--evaluation.num", "50", "--evaluation.metrics", runs.METRICS)
         command = runs.elastic(self.directory / "run", *runs.SMALL, *options, *measured, steps=1_000_000)
         with (self.directory / f"node-{number}.log").open("a") as log:
-            self.agents.append(runs.start(command, self.variables | self.copy, output=log))
+            self.agents.append(runs.start(command, self.variables, output=log))
         return self.agents[-1]
 
     def end(self) -> None:
