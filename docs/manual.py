@@ -26,7 +26,7 @@ Set settings in the YAML file of `--config`, where sections nest, or on the comm
 `--train.batch-size 256`. `-` and `_` are alike; lists are written `[1, 2]`, an empty value `null`. Only `true` and
 `false` are booleans: `off` is a word. `~` in a path is the home directory. Environment variables have no effect. An
 unknown name, a value out of range, or settings that exclude each other end the command with one line and exit code 2.
-A run stores all its settings in `config.yaml`.
+A run stores all its settings in its `config.yaml`; if you keep a file of your own there, in `config.resolved.yaml`.
 
 One kimg is 1,000 images. A resumed run may change *free* settings: they do not affect the weights, or they name data or
 files of weights, which have fingerprints of their own. Any other change is refused unless `run.allow_changes` is set

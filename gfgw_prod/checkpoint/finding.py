@@ -120,13 +120,7 @@ def _storages_at(place: str) -> list[tuple[Storage, list[str]]]:
 
 
 def _storages_of_run(run_dir: Path) -> list[Storage]:
-    """The storage that the run's ``config.yaml`` names; without that file, ``run_dir/checkpoints``."""
-    from gfgw_prod.settings.reading import read_yaml, resolve
-    from gfgw_prod.settings.removed import without_removed
+    """The storage that the run's own file of settings names; without that file, ``run_dir/checkpoints``."""
+    from gfgw_prod.checkpoint.run_settings import checkpoint_settings
 
-    try:
-        recorded = {"checkpoint": read_yaml(run_dir / "config.yaml").get("checkpoint", {})}
-        settings = resolve(without_removed(recorded)).checkpoint
-    except UserError:  # missing, or of another version
-        return [LocalStorage(run_dir / "checkpoints")]
-    return open_storages(settings.model_copy(update={"upload_to": ""}), run_dir)
+    return open_storages(checkpoint_settings(run_dir).model_copy(update={"upload_to": ""}), run_dir)

@@ -16,7 +16,7 @@ from gfgw_prod.process.durable import clear_partials
 from gfgw_prod.process.exit_codes import UserError
 
 DIRECTORIES = ("checkpoints", "samples", "tensorboard")  # that a run writes
-FILES = (".lock", "config.yaml", "samples.png", "stats.jsonl")
+FILES = (".lock", "config.yaml", "config.resolved.yaml", "samples.png", "stats.jsonl")
 LOCK_SECONDS = 10.0  # to wait for a previous process that is still shutting down
 
 
@@ -47,11 +47,15 @@ def prepare_directory(run_dir: Path, log: Callable[[str], None]) -> TextIO | Non
 
 
 def _check_entries(run_dir: Path) -> None:
-    """Raise ``UserError`` if an entry that a run writes exists and is of the wrong kind."""
+    """Raise ``UserError`` if an entry that a run writes is of the wrong kind, or a file that no run has written."""
     for names, kind, fits in ((DIRECTORIES, "directory", os.path.isdir), (FILES, "regular file", os.path.isfile)):
         for name in names:
             if os.path.lexists(run_dir / name) and not fits(run_dir / name):
                 raise UserError(f"run.dir {run_dir} holds {name}, which is not a {kind}; name another directory")
+    if not any(os.path.lexists(run_dir / name) for name in (".lock", "checkpoints")):  # which every run makes first
+        for name in ("samples.png", "stats.jsonl"):
+            if os.path.lexists(run_dir / name):
+                raise UserError(f"run.dir {run_dir} holds {name}, which no run has written; name another directory")
 
 
 def _lock(run_dir: Path, log: Callable[[str], None]) -> TextIO | None:

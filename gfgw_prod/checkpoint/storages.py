@@ -43,13 +43,14 @@ def open_storages(settings: CheckpointSettings, run_dir: Path, *, make: bool = F
         make: create directories that do not exist.
 
     Raises:
-        UserError: if a URL cannot be opened, or a directory cannot be created or written.
+        UserError: if a URL cannot be opened, or a directory cannot be created or written, or is another run's.
     """
     found: list[Storage] = []
     for name, place in (("root", settings.root or run_dir / "checkpoints"), ("upload_to", settings.upload_to)):
         try:
             storage = open_storage(place, make=make) if place else None
             if make and isinstance(storage, LocalStorage):
+                _refuse_another_run(storage.directory, run_dir)
                 storage.directory.mkdir(parents=True, exist_ok=True)
                 if not os.access(storage.directory, os.W_OK | os.X_OK):
                     raise PermissionError(errno.EACCES, "it cannot be written")
@@ -59,6 +60,21 @@ def open_storages(settings: CheckpointSettings, run_dir: Path, *, make: bool = F
             raise UserError(f"checkpoint.{name} {place} is the same as checkpoint.root; name another place")
         found += [storage] if storage is not None else []
     return found
+
+
+def _refuse_another_run(directory: Path, run_dir: Path) -> None:
+    """Raise ``ValueError`` if a directory lies in that of another run, as in the settings of a copied run."""
+    here = Path(os.path.realpath(directory))
+    nearest = next(
+        (
+            each
+            for each in (here, *here.parents)
+            if os.path.isfile(each / ".lock") and os.path.isdir(each / "checkpoints")
+        ),
+        None,
+    )
+    if nearest not in (None, Path(os.path.realpath(run_dir))):
+        raise ValueError(f"it lies in the directory of another run, {nearest}; name another place")
 
 
 def claim_storage(storage: Storage) -> str:

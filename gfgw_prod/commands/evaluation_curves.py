@@ -6,6 +6,7 @@ import argparse
 import os
 from pathlib import Path
 
+from gfgw_prod.checkpoint.run_settings import file_to_read
 from gfgw_prod.evaluation.manifolds import Figures
 from gfgw_prod.evaluation.metric_spaces import FIXED_SPACES, MetricSpaces
 from gfgw_prod.process.standard_streams import log
@@ -44,4 +45,4 @@ def _run_directory(place: str) -> Path | None:
     if "://" in place or os.path.isfile(place):
         return None
     given = Path(os.path.realpath(place))
-    return next((each for each in (given, given.parent.parent) if os.path.isfile(each / "config.yaml")), None)
+    return next((each for each in (given, given.parent.parent) if os.path.isfile(file_to_read(each))), None)

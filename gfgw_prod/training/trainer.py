@@ -12,6 +12,7 @@ import torch
 from gfgw_prod.checkpoint.choosing import has_checkpoints, newest_good, quarantined
 from gfgw_prod.checkpoint.reading import Checkpoint
 from gfgw_prod.checkpoint.run_directory import prepare_directory
+from gfgw_prod.checkpoint.run_settings import file_to_write, recorded
 from gfgw_prod.checkpoint.saving import Saver
 from gfgw_prod.checkpoint.storages import open_storages
 from gfgw_prod.data.sources import open_table
@@ -157,7 +158,7 @@ class Run:
                 self.world.barrier()
         self.health.enter_phase("starting: making ready for the first step")
         self.saver.preallocate(self.state())
-        self.reporter.write_file(self.dir / "config.yaml", partial(reading.write_yaml, self.config))
+        self.reporter.write_file(file_to_write(self.dir), partial(reading.write_yaml, recorded(self.config)))
         self.startup.done("bank" if found is None else "checkpoint")
 
     def stream(self, last_step: int) -> Iterator[CellRows]:
