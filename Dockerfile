@@ -1,5 +1,5 @@
 # The trainer as an image: CUDA runtime, the locked Python environment, the package. Runs on a CPU too.
-# Override BASE_IMAGE with any Debian 12 or Ubuntu 24.04 image; both bring a supported Python.
+# Override BASE_IMAGE with any Debian 12 or 13, or Ubuntu 24.04 or 26.04 image; all bring a supported Python.
 ARG BASE_IMAGE=nvidia/cuda:12.8.1-runtime-ubuntu24.04
 
 # Build stage: makes the environment, and is not part of the image.
@@ -33,6 +33,8 @@ RUN --mount=type=secret,id=ca,target=/run/secrets/ca.pem,required=false \
 FROM environment AS package
 COPY pyproject.toml README.md LICENSE ./
 COPY gfgw_prod gfgw_prod
+COPY configs configs
+COPY launch launch
 RUN tools/bin/python -m hatchling build -t wheel \
     && tools/bin/uv pip install --python /opt/venv/bin/python --no-cache --offline --compile-bytecode --no-deps \
         --target /opt/gfgw dist/*.whl

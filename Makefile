@@ -1,4 +1,4 @@
-# A fresh machine needs Python 3.11 or 3.12 and make; everything else goes into .venv/.
+# A fresh machine needs Python 3.11 to 3.14 and make; everything else goes into .venv/.
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -10,8 +10,8 @@ MAKEFLAGS += --no-builtin-rules
 unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV CONDA_PREFIX
 export PYTHONNOUSERSITE := 1
 
-PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
-    "$$p" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null && { echo "$$p"; break; }; done)
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3; do \
+    "$$p" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' 2>/dev/null && { echo "$$p"; break; }; done)
 UV_VERSION := 0.13.9
 BIN := .venv/bin
 READY := .venv/.ready
@@ -36,8 +36,8 @@ help: ## list the targets
 setup: $(READY) ## create the environment .venv/ from requirements.lock
 
 $(READY): requirements.lock pyproject.toml Makefile
-	@[ -n "$(PYTHON)" ] && "$(PYTHON)" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null || \
-	    { echo "setup: Python 3.11 or 3.12 is needed and was not found; name one with PYTHON=/path/to/python" >&2; exit 2; }
+	@[ -n "$(PYTHON)" ] && "$(PYTHON)" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' 2>/dev/null || \
+	    { echo "setup: Python 3.11 to 3.14 is needed and was not found; name one with PYTHON=/path/to/python" >&2; exit 2; }
 	@$(BIN)/python -c '' 2>/dev/null || "$(PYTHON)" -m venv --clear .venv
 	@[ "$$($(BIN)/uv --version 2>/dev/null | cut -d ' ' -f 2)" = "$(UV_VERSION)" ] || \
 	    $(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)

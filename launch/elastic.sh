@@ -29,7 +29,7 @@
 #   GRACE_SECONDS      seconds between a stop signal and SIGKILL, for all ranks to save        [60]
 #   OMP_NUM_THREADS    OpenMP threads per rank                                                 [1]
 #                      torch's own threads, the only ones that affect the weights, are the setting run.threads.
-#   PYTHON             interpreter                              [.venv/bin/python of this repository, else python3]
+#   PYTHON             interpreter  [.venv/bin/python of this repository, or that of the installed package; else python3]
 set -euo pipefail
 
 # Nothing has started yet. Once Python runs, the launcher handles signals.
@@ -114,6 +114,7 @@ python=${PYTHON:-}
 if [[ -z $python ]]; then
     python=python3
     [[ -x $root/.venv/bin/python ]] && python=$root/.venv/bin/python
+    [[ $root == */lib/python*/site-packages/gfgw_prod ]] && python=${root%/lib/python*}/bin/python
 fi
 { command -v "$python" >/dev/null && [[ ! -d $python ]]; } || fail "PYTHON must name a Python interpreter, not '$python'; run 'make setup' first"
 

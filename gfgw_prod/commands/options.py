@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 from gfgw_prod.process.exit_codes import UserError
 from gfgw_prod.process.home import expand_home
+from gfgw_prod.settings.presets import settings_file
 
 MOST_SAMPLES = 10_000_000
 MOST_STEPS = 1000
@@ -52,9 +53,18 @@ def place(text: str) -> str:
         raise argparse.ArgumentTypeError(f"must {error}") from None
 
 
+def _settings_file(text: str) -> Path:
+    try:
+        return settings_file(place(text))
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 def add_config(parser: argparse.ArgumentParser) -> None:
     """Add the option for a file of settings."""
-    parser.add_argument("--config", type=path, metavar="FILE", help="YAML file of settings")
+    parser.add_argument(
+        "--config", type=_settings_file, metavar="FILE", help="YAML file of settings, or a preset's name"
+    )
 
 
 def add_place(parser: argparse.ArgumentParser, description: str = GENERATOR) -> None:

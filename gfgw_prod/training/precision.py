@@ -5,6 +5,7 @@ Weights, summed gradients and averages stay float32.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from typing import Literal
@@ -13,10 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from gfgw_prod.distributed.reduction import scale_gradients
+from gfgw_prod.process.exit_codes import UserError
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 FIRST_SCALE, LEAST_SCALE, MOST_SCALE = 2.0**16, 1.0, 2.0**24
 GROWS_AFTER = 2000  # steps without an overflow
+NEWEST_TO_COMPILE = (3, 13)  # Python that torch 2.9 compiles for
 
 
 class Precision:
@@ -70,7 +73,13 @@ def compile_networks(generator: nn.Module, blocks: type[nn.Module], extractor: n
     """Compile the generator's blocks and the extractor, in place, when they are first called.
 
     The generator is compiled block by block: FSDP works between blocks, and blocks of one shape share their kernels.
+
+    Raises:
+        UserError: on a Python that torch does not compile for.
     """
+    if sys.version_info[:2] > NEWEST_TO_COMPILE:
+        newest = ".".join(map(str, NEWEST_TO_COMPILE))
+        raise UserError(f"train.compile true needs Python {newest} or older with torch 2.9; use false")
     import torch._dynamo
 
     # A U-Net has blocks of more shapes than the default limit allows, each with and without gradient and dropout.

@@ -20,28 +20,28 @@ def test_matrix_products_have_the_chosen_precision(kind: str, dtype: torch.dtype
 
 def test_scale_is_halved_by_an_overflow_and_doubled_after_many_steps_without() -> None:
     precision = Precision("fp16", CPU)
-    assert precision.loosen()
+    assert precision.lower_scale()
     assert precision.scale == FIRST_SCALE / 2
     for _ in range(GROWS_AFTER - 1):
-        precision.accept()
+        precision.record_good_step()
     assert precision.scale == FIRST_SCALE / 2
-    precision.accept()
+    precision.record_good_step()
     assert precision.scale == FIRST_SCALE
 
 
 def test_least_scale_is_not_halved() -> None:
     precision = Precision("fp16", CPU)
     while precision.scale > LEAST_SCALE:
-        assert precision.loosen()
-    assert not precision.loosen()
+        assert precision.lower_scale()
+    assert not precision.lower_scale()
 
 
 @pytest.mark.parametrize("kind", ["fp32", "bf16"])
 def test_other_precisions_have_no_scale(kind: str) -> None:
     precision = Precision(kind, CPU)
-    precision.accept()
+    precision.record_good_step()
     assert precision.scale == 1
-    assert not precision.loosen()
+    assert not precision.lower_scale()
 
 
 def test_unscaled_gradients_are_those_of_the_loss_itself_to_the_bit() -> None:
@@ -57,7 +57,7 @@ def test_unscaled_gradients_are_those_of_the_loss_itself_to_the_bit() -> None:
 
 def test_state_is_restored_from_a_checkpoint() -> None:
     precision, resumed = Precision("fp16", CPU), Precision("fp16", CPU)
-    precision.loosen()
+    precision.lower_scale()
     for name, tensor in resumed.tensors().items():
         tensor.copy_(precision.tensors()[name])
     assert resumed.scale == FIRST_SCALE / 2

@@ -21,9 +21,9 @@ TIMEX_BYTES = 512  # more than the kernel's struct takes
 
 def python() -> Finding:
     """Check the version of Python."""
-    fits = (3, 11) <= sys.version_info[:2] <= (3, 12)
-    advice = "" if fits else "make clean setup PYTHON=/path/to/python3.12"
-    return Finding("python", "ok" if fits else "bad", f"{platform.python_version()} (3.11 or 3.12 needed)", advice)
+    fits = (3, 11) <= sys.version_info[:2] <= (3, 14)
+    advice = "" if fits else "make clean setup PYTHON=/path/to/python3.13"
+    return Finding("python", "ok" if fits else "bad", f"{platform.python_version()} (3.11 to 3.14 needed)", advice)
 
 
 def torch_build() -> Finding:
