@@ -7,7 +7,7 @@ MAKEFLAGS += --no-builtin-rules
 .PHONY: help setup train test test-fast chaos lint bench docs sbom clean lock docker-build docker-train docker-test browser up down compose
 
 # A missing dependency must fail, not be found in the user's site directory or another environment.
-unexport PYTHONPATH PYTHONHOME VIRTUAL_ENV CONDA_PREFIX
+unexport PYTHONPATH PYTHONSAFEPATH PYTHONHOME VIRTUAL_ENV CONDA_PREFIX
 export PYTHONNOUSERSITE := 1
 
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3; do \

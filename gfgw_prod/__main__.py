@@ -6,6 +6,10 @@ signals are set up first, by modules that import quickly; the commands are impor
 
 import sys
 
+from gfgw_prod.process.import_path import ignore_working_directory
+
+ignore_working_directory()  # before anything is imported that a file there could hide
+
 from gfgw_prod.process.standard_streams import open_closed_streams
 
 open_closed_streams()  # first: the next file to be opened would get the number of a closed stream

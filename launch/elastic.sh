@@ -121,6 +121,9 @@ fi
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 [[ $OMP_NUM_THREADS =~ ^[123456789][0123456789]{0,3}(,[123456789][0123456789]{0,3})*$ ]] ||
     fail "OMP_NUM_THREADS must be a positive number of threads, not '$OMP_NUM_THREADS'"
+# This repository's code, or that of PYTHON, whatever lies in the working directory.
+export PYTHONSAFEPATH=1
+[[ ! -d $root/gfgw_prod ]] || export PYTHONPATH=${PYTHONPATH:+$PYTHONPATH:}$root
 # Between here and Python's first lines a signal just kills this process: bash would lose a trapped one in exec.
 trap - TERM INT HUP QUIT USR1
 # exec: the launcher takes this process id, so it gets its signals; it forwards them and waits for the ranks to save.

@@ -2,6 +2,10 @@
 
 import os
 
+from gfgw_prod.process.import_path import ignore_working_directory
+
+ignore_working_directory()
+
 from gfgw_prod.process.signals import exit_on_stop_signals
 
 if __name__ == "__main__":
