@@ -13,19 +13,18 @@ from gfgw_prod.process.standard_streams import log
 from gfgw_prod.settings.evaluation import FIGURES
 
 
-def add_to_curves(place: str, name: str, figures: Figures, images: int) -> None:
-    """Add figures to the curves called ``name``, if ``place`` is a local run or a checkpoint of one."""
+def add_to_curves(place: str, curve: str, figures: Figures, images: int) -> None:
+    """Add figures to the curves called ``curve``, if ``place`` is a local run or a checkpoint of one."""
     run_dir = _run_directory(place)
     if run_dir is None:
         return
-    from torch.utils.tensorboard import SummaryWriter
+    from gfgw_prod.telemetry.event_file import EventFile
 
     try:
-        writer = SummaryWriter(str(run_dir / "tensorboard" / name))
-        for figure in FIGURES:
-            if figure in figures:
-                writer.add_scalar(f"evaluation/{figure}", figures[figure], images)
-        writer.close()
+        file = EventFile(run_dir / "tensorboard" / curve)
+        numbers = {name: value for name, value in figures.items() if name in FIGURES and not isinstance(value, list)}
+        file.add_scalars({f"evaluation/{name}": value for name, value in numbers.items()}, images)
+        file.close()
     except OSError as error:
         log(f"evaluate: {run_dir} gets no curves ({error.strerror})")
 

@@ -50,7 +50,7 @@ CHARTS: dict[str, dict[str, tuple[str, ...]]] = {
 
 
 def custom_scalars() -> dict[str, dict[str, list[str | list[str]]]]:
-    """The layout for ``SummaryWriter.add_custom_scalars``, which takes regular expressions matched from the start."""
+    """The layout for torch's ``custom_scalars``, which takes regular expressions matched from the start."""
     return {
         category: {title: ["Multiline", [f"{tag}$" for tag in tags]] for title, tags in charts.items()}
         for category, charts in CHARTS.items()

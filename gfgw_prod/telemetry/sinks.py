@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,7 +19,7 @@ from gfgw_prod.process.standard_streams import log as log_line
 from gfgw_prod.telemetry.layout import custom_scalars
 
 if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
+    from gfgw_prod.telemetry.event_file import EventFile
 
 TAIL_BYTES = 1 << 16
 Value = float | Sequence[float]  # a sequence has one number per rank
@@ -166,48 +165,44 @@ class TensorBoard:
     def __init__(self, directory: Path, images_seen: int, settings: str = ""):
         self._directory, self._images_seen, self._settings = directory, images_seen, settings
         self._purge: int | None = images_seen + 1 if images_seen else 0  # records of the resumed position itself stay
-        self._writer: SummaryWriter | None = None
+        self._file: EventFile | None = None
 
-    def open(self) -> SummaryWriter:
-        """Return the writer; after a failure a new one, because the failed one's thread has ended."""
-        from torch.utils.tensorboard import SummaryWriter
+    def open(self) -> EventFile:
+        """Return the file; after a failure a new one, because the failed one may end in a part of a record."""
+        from torch.utils.tensorboard import summary
 
-        if self._writer is None:
-            threading.excepthook = _ignore_writer_errors
-            self._writer = SummaryWriter(str(self._directory), purge_step=self._purge, flush_secs=5)
+        from gfgw_prod.telemetry.event_file import EventFile
+
+        if self._file is None:
+            file = EventFile(self._directory, self._purge)
             if self._purge is not None:
-                self._writer.add_custom_scalars(custom_scalars())
+                file.add(summary.custom_scalars(custom_scalars()), 0)
                 block = "".join(f"    {line}\n" for line in self._settings.splitlines())  # a code block in Markdown
                 if block:
-                    self._writer.add_text("config", block, self._images_seen)
+                    file.add(summary.text("config", block), self._images_seen)
                 self._purge = None
-        return self._writer
+            self._file = file
+        return self._file
 
     def record(self, step: int, images: int, values: Values) -> None:
-        with self._opened() as writer:
-            for tag, value in values.items():
-                if not isinstance(value, Sequence):
-                    writer.add_scalar(tag, value, images)
+        numbers = {tag: value for tag, value in values.items() if not isinstance(value, Sequence)}
+        with self._opened() as file:
+            file.add_scalars(numbers, images)
 
     def picture(self, images: int, tag: str, grid: Tensor) -> None:
-        with self._opened() as writer:
-            writer.add_image(tag, grid, images)
-            writer.flush()
+        from torch.utils.tensorboard import summary
+
+        with self._opened() as file:
+            file.add(summary.image(tag, grid, dataformats="CHW"), images)
 
     def close(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
+        if self._file is not None:
+            self._file.close()
 
     @contextmanager
-    def _opened(self) -> Iterator[SummaryWriter]:
+    def _opened(self) -> Iterator[EventFile]:
         try:
             yield self.open()
         except OSError:
-            self._writer = None
+            self._file = None
             raise
-
-
-def _ignore_writer_errors(raised: threading.ExceptHookArgs) -> None:
-    """Print no traceback for TensorBoard's thread: the next record raises its error."""
-    if not (isinstance(raised.exc_value, OSError) and type(raised.thread).__name__ == "_AsyncWriterThread"):
-        threading.__excepthook__(raised)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import resource
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -202,7 +203,6 @@ def test_resumed_curves_hide_records_after_the_checkpoint(tmp_path: Path) -> Non
     for images in (100, 200, 300):
         lost.record(1, images, {"loss/total": 1.0})
     lost.close()
-    time.sleep(1.1)  # event files are named by the second
     resumed = TensorBoard(tmp_path, 200)
     resumed.record(1, 250, {"loss/total": 2.0})
     resumed.picture(250, "samples", torch.zeros(3, 4, 4, dtype=torch.uint8))
@@ -210,6 +210,41 @@ def test_resumed_curves_hide_records_after_the_checkpoint(tmp_path: Path) -> Non
     curves = EventAccumulator(str(tmp_path)).Reload()
     assert [(event.step, event.value) for event in curves.Scalars("loss/total")] == [(100, 1), (200, 1), (250, 2)]
     assert [event.step for event in curves.Images("samples")] == [250]
+
+
+@pytest.mark.parametrize("behind", [0.0, 1.0, 3600.0])
+def test_curves_are_whole_where_the_clock_is_behind_that_of_an_earlier_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, behind: float
+) -> None:
+    now, expected = time.time(), []
+    for start in range(12):
+        monkeypatch.setattr(time, "time", lambda start=start: now - behind * start)
+        sink = TensorBoard(tmp_path, 100 * start)
+        sink.record(1, 100 * start + 50, {"loss/total": float(start)})
+        sink.record(2, 100 * start + 100, {"loss/total": float(start)})
+        sink.record(3, 100 * start + 150, {"loss/total": -1.0})  # lost with the process
+        sink.close()
+        expected += [100 * start + 50, 100 * start + 100]
+    curves = EventAccumulator(str(tmp_path), size_guidance={"scalars": 0}).Reload()
+    assert [event.step for event in curves.Scalars("loss/total")] == [*expected, 1250]
+
+
+def test_tensorboard_goes_on_in_a_new_file_after_a_failure(tmp_path: Path) -> None:
+    lines: list[str] = []
+    telemetry = Telemetry([TensorBoard(tmp_path, 0)], lines.append)
+    telemetry.record(1, 10, {"loss/total": 1.0})
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))  # bytes per file
+    try:
+        telemetry.record(2, 20, {"loss/total": 2.0})
+        telemetry.record(3, 30, {"loss/total": 3.0})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    telemetry.record(4, 40, {"loss/total": 4.0})
+    telemetry.close()
+    curves = EventAccumulator(str(tmp_path)).Reload()
+    assert [event.step for event in curves.Scalars("loss/total")] == [10, 40]
+    assert len(lines) == 1
 
 
 def test_tensorboard_groups_the_curves_and_shows_the_settings(tmp_path: Path) -> None:
