@@ -23,6 +23,7 @@ from gfgw_prod.data.images import InvalidImageError, Rules
 from gfgw_prod.data.listing import Listing, Reader
 from gfgw_prod.process.exit_codes import UserError
 from gfgw_prod.process.leaving import die_with_parent
+from gfgw_prod.process.shared_memory import shared_memory_problem
 from gfgw_prod.process.signals import ignore_stop_signals
 from gfgw_prod.process.standard_streams import printable
 
@@ -134,7 +135,7 @@ def decode(listing: Listing, shape: Shape, *, first: int = 0, workers: int = 0) 
         workers: decoding processes; 0 decodes in this process.
 
     Raises:
-        UserError: if a decoding process was killed.
+        UserError: if there is no shared memory for decoding processes, or one was killed.
     """
     spans = [(begin, min(begin + CHUNK_ITEMS, len(listing))) for begin in range(first, len(listing), CHUNK_ITEMS)]
     decode_chunk = partial(_decode_chunk, listing.reader, shape, listing.invalid)
@@ -142,6 +143,8 @@ def decode(listing: Listing, shape: Shape, *, first: int = 0, workers: int = 0) 
         for span in spans:
             yield decode_chunk(*span)
         return
+    if problem := shared_memory_problem():
+        raise UserError(f"--workers {workers}: {problem}; mount a writable tmpfs there, or give --workers 0")
     pool = ProcessPoolExecutor(
         workers,
         mp_context=multiprocessing.get_context("spawn"),  # a fork of a process with threads may hang

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 from gfgw_prod.data.stream import CellRows, cell_stream
+from gfgw_prod.process.exit_codes import UserError
+from gfgw_prod.process.shared_memory import shared_memory_problem
 
 if TYPE_CHECKING:
     from gfgw_prod.data.sources import Table
@@ -26,15 +28,20 @@ T = TypeVar("T")
 
 
 class Feed:
-    """Fetches the images of a rank.
+    """Fetches the images of a rank. Collective.
 
     Args:
         workers: threads that fetch the stream ahead, and one more fetches targets; 0 fetches on demand.
+
+    Raises:
+        UserError: if there are workers, and no shared memory.
     """
 
     def __init__(self, table: Table, workers: int, world: World):
         self._table, self._workers, self._world = table, workers, world
         self._pin = world.device.type == "cuda"
+        if workers:
+            world.on_all_ranks(require_shared_memory)
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="targets") if workers else None
         self._waited, self._since = 0.0, time.perf_counter()  # seconds; when they were last reported
 
@@ -91,3 +98,13 @@ class Feed:
             finally:
                 self._waited += time.perf_counter() - started
             yield item
+
+
+def require_shared_memory() -> None:
+    """Check that threads can fetch the stream: those of torchdata have a semaphore.
+
+    Raises:
+        UserError: if there is no shared memory.
+    """
+    if problem := shared_memory_problem():
+        raise UserError(f"data.workers: {problem}; mount a writable tmpfs there, or set data.workers 0")

@@ -7,8 +7,10 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from ..image_files import write_folder
 from . import runs
 
 
@@ -32,3 +34,27 @@ def test_gpu_is_refused_where_there_is_none(tmp_path: Path) -> None:
     command = runs.training(tmp_path / "run", "--run.device", "cuda")
     complaint = runs.execute(command, {"CUDA_VISIBLE_DEVICES": ""}).complaint
     assert complaint.startswith("gfgw: run.device cuda")
+
+
+def test_missing_shared_memory_is_named_with_the_setting_that_needs_none(tmp_path: Path) -> None:
+    without = [
+        "unshare",
+        "--mount",
+        "--map-root-user",
+        "sh",
+        "-c",
+        'mount -t tmpfs -o ro none /dev/shm && exec "$@"',
+        "",
+    ]
+    if shutil.which("unshare") is None or subprocess.run([*without, "true"], check=False, timeout=20).returncode:
+        pytest.skip("no right to mount a read-only /dev/shm")
+    source = write_folder(tmp_path / "images", np.zeros((4, 3, 8, 8), np.uint8), [0, 1, 0, 1])
+    pack = [*runs.GFGW, "pack", str(tmp_path / "pack"), "--data.source", "folder", "--data.path", str(source)]
+    train = runs.training(tmp_path / "run", steps=1)
+    for command, option in (([*pack, "--workers"], "--workers"), ([*train, "--data.workers"], "data.workers")):
+        refused = runs.execute([*without, *command, "1"]).complaint
+        assert refused.startswith(f"gfgw: {option}")
+        assert "/dev/shm: Read-only file system" in refused
+        assert f"{option} 0" in refused
+        assert runs.execute([*without, *command, "0"]).code == 0
+    assert "/dev/shm: Read-only" in runs.execute([*without, *runs.GFGW, "doctor"]).stdout

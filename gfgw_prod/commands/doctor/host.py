@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from gfgw_prod.commands.doctor.finding import Finding
+from gfgw_prod.process.shared_memory import shared_memory_problem
 
 GIB = 2**30
 UNSYNCHRONISED = 5  # TIME_ERROR of adjtimex(2)
@@ -61,11 +62,13 @@ def memory() -> Finding:
 
 
 def shared_memory() -> Finding:
-    """Check /dev/shm, which ranks of a node use to communicate."""
+    """Check /dev/shm, which workers need, and ranks of a node use to communicate."""
+    if problem := shared_memory_problem():
+        return Finding("shared memory", "note", problem, "mount a writable tmpfs there, or set data.workers 0")
     try:
         free = shutil.disk_usage("/dev/shm").free
     except OSError:
-        return Finding("shared memory", "ok", "no /dev/shm: ranks use the network")
+        return Finding("shared memory", "ok", "this system has no /dev/shm, and needs none")
     if free < GIB // 2:
         detail = f"{free / GIB:.2f} GiB free in /dev/shm, too little for NCCL with many ranks"
         return Finding("shared memory", "note", detail, "start the container with --shm-size 2g")
