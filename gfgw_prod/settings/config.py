@@ -2,31 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Self
+from typing import Any, Self
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from gfgw_prod.settings import running, training
 from gfgw_prod.settings.data import DataSettings
 from gfgw_prod.settings.evaluation import EvaluationSettings
 from gfgw_prod.settings.networks import FeatureSettings, GeneratorSettings
-from gfgw_prod.settings.running import (
-    CheckpointSettings,
-    DistributedSettings,
-    ResilienceSettings,
-    RunSettings,
-    TelemetrySettings,
-)
-from gfgw_prod.settings.training import (
-    ConsistencySettings,
-    EmaSettings,
-    LossSettings,
-    OptimizerSettings,
-    TimeSettings,
-    TrainSettings,
-)
 from gfgw_prod.settings.transport import TransportSettings
-from gfgw_prod.settings.types import Whole
+from gfgw_prod.settings.types import Whole, setting
 
 
 class Config(BaseSettings):
@@ -34,31 +20,27 @@ class Config(BaseSettings):
 
     model_config = SettingsConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    seed: Annotated[Whole, Field(ge=0, lt=2**63)] = Field(0, description="seed of all random streams")
-    run: RunSettings = Field(RunSettings(), description="directory, device and threads of the run")
-    data: DataSettings = Field(DataSettings(), description="data set")
-    generator: GeneratorSettings = Field(GeneratorSettings(), description="generator network")
-    features: FeatureSettings = Field(FeatureSettings(), description="feature extractor and bank")
-    transport: TransportSettings = Field(TransportSettings(), description="coupling of samples and data")
-    loss: LossSettings = Field(LossSettings(), description="loss weights")
-    time: TimeSettings = Field(TimeSettings(), description="distribution of the training times t")
-    consistency: ConsistencySettings = Field(ConsistencySettings(), description="consistency training at t < 1")
-    optimizer: OptimizerSettings = Field(OptimizerSettings(), description="AdamW and its learning rate")
-    ema: EmaSettings = Field(EmaSettings(), description="exponential moving average of the weights")
-    train: TrainSettings = Field(TrainSettings(), description="length, batch and precision of training")
-    distributed: DistributedSettings = Field(DistributedSettings(), description="parallelism")
-    checkpoint: CheckpointSettings = Field(CheckpointSettings(), description="saving and keeping checkpoints")
-    resilience: ResilienceSettings = Field(ResilienceSettings(), description="reaction to faults")
-    telemetry: TelemetrySettings = Field(TelemetrySettings(), description="metrics and sample pictures")
-    evaluation: EvaluationSettings = Field(EvaluationSettings(), description="evaluation while training")
+    seed: Whole = setting(0, "seed of all random streams", ge=0, lt=2**63)
+    run: running.RunSettings = setting(running.RunSettings(), "directory, device and threads of the run")
+    data: DataSettings = setting(DataSettings(), "data set")
+    generator: GeneratorSettings = setting(GeneratorSettings(), "generator network")
+    features: FeatureSettings = setting(FeatureSettings(), "feature extractor and bank")
+    transport: TransportSettings = setting(TransportSettings(), "coupling of samples and data")
+    loss: training.LossSettings = setting(training.LossSettings(), "loss weights")
+    time: training.TimeSettings = setting(training.TimeSettings(), "distribution of the training times t")
+    consistency: training.ConsistencySettings = setting(training.ConsistencySettings(), "consistency training at t < 1")
+    optimizer: training.OptimizerSettings = setting(training.OptimizerSettings(), "AdamW and its learning rate")
+    ema: training.EmaSettings = setting(training.EmaSettings(), "exponential moving average of the weights")
+    train: training.TrainSettings = setting(training.TrainSettings(), "length, batch and precision of training")
+    distributed: running.DistributedSettings = setting(running.DistributedSettings(), "parallelism")
+    checkpoint: running.CheckpointSettings = setting(running.CheckpointSettings(), "saving and keeping checkpoints")
+    resilience: running.ResilienceSettings = setting(running.ResilienceSettings(), "reaction to faults")
+    telemetry: running.TelemetrySettings = setting(running.TelemetrySettings(), "metrics and sample pictures")
+    evaluation: EvaluationSettings = setting(EvaluationSettings(), "evaluation while training")
 
     @classmethod
     def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        *_: Any,
-        **others: Any,
+        cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource, *_: Any, **others: Any
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Ignore the environment: a variable named SEED must not change a run."""
         return (init_settings,)
@@ -66,10 +48,8 @@ class Config(BaseSettings):
     @model_validator(mode="after")
     def _check_together(self) -> Self:
         if self.train.batch_size % self.train.cell_size:
-            raise ValueError(
-                f"train.batch_size ({self.train.batch_size}) must be a multiple of "
-                f"train.cell_size ({self.train.cell_size})"
-            )
+            sizes = f"train.batch_size ({self.train.batch_size}) must be a multiple of train.cell_size"
+            raise ValueError(f"{sizes} ({self.train.cell_size})")
         for name in ("stage1_range", "stage2_range"):
             low, high = getattr(self.time, name)
             if low >= high:

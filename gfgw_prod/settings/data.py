@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from gfgw_prod.settings.types import Flag, Section, Text, UserPath, Whole, as_written
+from gfgw_prod.settings.types import Flag, Section, Text, UserPath, Whole, as_written, setting
 
 BUILT_IN = ("digits", "photos")  # sources without a path
 RULES = ("image_size", "resize", "grey", "peak")  # how image files become rows
@@ -25,31 +25,25 @@ _USED: dict[str, frozenset[str]] = {
 
 
 class DataSettings(Section):
-    source: Literal["digits", "photos", "cifar10", "folder", "zip", "parquet", "packed"] = Field(
-        "digits", description="data set: built in, image files, or a pack made by `gfgw pack`"
+    source: Literal["digits", "photos", "cifar10", "folder", "zip", "parquet", "packed"] = setting(
+        "digits", "data set: built in, image files, or a pack made by `gfgw pack`"
     )
-    path: UserPath | None = Field(
-        None, description="where the data set is (cifar10: the directory of its archive, or to download it to)"
+    path: UserPath | None = setting(None, "where the data set is (cifar10: directory of its archive, present or not)")
+    download: Flag = setting(True, "download a missing archive (cifar10)")
+    image_size: Annotated[Whole, Field(ge=1, le=4096)] | None = setting(
+        None, "side in pixels that images are cropped and resized to; null: all must have one size"
     )
-    download: Flag = Field(True, description="download a missing archive (cifar10)")
-    image_size: Annotated[Whole, Field(ge=1, le=4096)] | None = Field(
-        None, description="side in pixels that images are cropped and resized to; null: all must have one size"
+    resize: Literal["lanczos", "box", "adm"] = setting(
+        "lanczos", "centre crop, then this filter; adm: halve with box, resize bicubic, then crop"
     )
-    resize: Literal["lanczos", "box", "adm"] = Field(
-        "lanczos", description="centre crop, then this filter; adm: halve with box, resize bicubic, then crop"
-    )
-    grey: Flag = Field(False, description="decode to one channel, not three (folder, zip, parquet)")
-    peak: Annotated[Whole, Field(ge=1, le=255)] = Field(
-        255, description="pixel value of white in the files (folder, zip, parquet)"
-    )
-    image_column: Text = Field("image", min_length=1, description="column of encoded images (parquet)")
-    label_column: Text | None = Field("label", description="column of class ids; null: no classes (parquet)")
-    on_error: Literal["fail", "skip"] = Field("fail", description="at an invalid image: fail, or log and skip it")
-    workers: Annotated[Whole, Field(ge=0, le=256)] = Field(
-        1, description="threads per rank that fetch images ahead; 0: fetch on demand"
-    )
-    verify: Flag = Field(True, description="hash a pack at every start; the ranks of a node share the work")
-    flip: Flag = Field(False, description="mirror targets at random; matching and feature losses see them unmirrored")
+    grey: Flag = setting(False, "decode to one channel, not three (folder, zip, parquet)")
+    peak: Whole = setting(255, "pixel value of white in the files (folder, zip, parquet)", ge=1, le=255)
+    image_column: Text = setting("image", "column of encoded images (parquet)", min_length=1)
+    label_column: Text | None = setting("label", "column of class ids; null: no classes (parquet)")
+    on_error: Literal["fail", "skip"] = setting("fail", "at an invalid image: fail, or log and skip it")
+    workers: Whole = setting(1, "threads per rank that fetch images ahead; 0: fetch on demand", ge=0, le=256)
+    verify: Flag = setting(True, "hash a pack at every start; the ranks of a node share the work")
+    flip: Flag = setting(False, "mirror targets at random; matching and feature losses see them unmirrored")
 
     def is_set(self, name: str) -> bool:
         """Whether a setting differs from its default."""
@@ -59,10 +53,8 @@ class DataSettings(Section):
         """A complaint about the first setting that is set and that the source does not use, if any."""
         for name in type(self).model_fields:
             if name not in _FOR_ALL | _USED[self.source] and self.is_set(name):
-                default = type(self).model_fields[name].default
-                return (
-                    f"data.{name} should be left at {as_written(default)}: data.source {self.source} does not read it"
-                )
+                default = as_written(type(self).model_fields[name].default)
+                return f"data.{name} should be left at {default}: data.source {self.source} does not read it"
         if self.is_set("resize") and self.image_size is None:
             return f"data.resize {self.resize} needs data.image_size, the side to resize to"
         return None

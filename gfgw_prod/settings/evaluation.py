@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, get_args
+from typing import Literal, get_args
 
-from pydantic import Field
-
-from gfgw_prod.settings.types import NonNegative, Section, UserPath, Whole
+from gfgw_prod.settings.types import NonNegative, Section, UserPath, Whole, setting
 
 EvaluationMetric = Literal["fd", "kid", "pr", "coverage", "memorisation", "fid", "fd-dinov2"]
 SpaceName = Literal["pixels", "dinov2-small", "dinov2", "inception"]
@@ -37,13 +35,11 @@ FIGURES: dict[str, tuple[EvaluationMetric, Literal["lower", "higher", ""]]] = {
 class EvaluationSettings(Section):
     """Evaluation while training."""
 
-    every_kimg: NonNegative = Field(0.0, description="interval between evaluations, kimg, with one at the end; 0: none")
-    num: Annotated[Whole, Field(ge=FEWEST, le=MOST)] = Field(5000, description="number of samples")
-    metrics: tuple[EvaluationMetric, ...] = Field(
-        ("fd", "kid", "pr", "coverage", "memorisation"), min_length=1, description="metrics to compute"
+    every_kimg: NonNegative = setting(0.0, "interval between evaluations, kimg, with one at the end; 0: none")
+    num: Whole = setting(5000, "number of samples", ge=FEWEST, le=MOST)
+    metrics: tuple[EvaluationMetric, ...] = setting(
+        ("fd", "kid", "pr", "coverage", "memorisation"), "metrics to compute", min_length=1
     )
-    features: Features = Field(
-        "auto", description="feature space of fd, kid, pr, coverage, memorisation; auto: the run's own"
-    )
-    inception: UserPath | None = Field(None, description="torch-fidelity's Inception weights; null: torch's cache")
-    dinov2: UserPath | None = Field(None, description="DINOv2 ViT-L/14 weights of fd-dinov2; null: the hub's cache")
+    features: Features = setting("auto", "feature space of fd, kid, pr, coverage, memorisation; auto: the run's own")
+    inception: UserPath | None = setting(None, "torch-fidelity's Inception weights; null: torch's cache")
+    dinov2: UserPath | None = setting(None, "DINOv2 ViT-L/14 weights of fd-dinov2; null: the hub's cache")

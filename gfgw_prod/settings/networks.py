@@ -6,59 +6,50 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from gfgw_prod.settings.types import Count, Decay, Flag, Real, Section, UserPath, Whole
+from gfgw_prod.settings.types import Count, Decay, Flag, Real, Section, UserPath, Whole, setting
 
 
 class GeneratorSettings(Section):
-    model_channels: Annotated[Whole, Field(ge=2, le=4096, multiple_of=2)] = Field(
-        128, description="channels at the highest resolution"
-    )
-    channel_mult: tuple[Annotated[Whole, Field(ge=1, le=64)], ...] = Field(
+    model_channels: Whole = setting(128, "channels at the highest resolution", ge=2, le=4096, multiple_of=2)
+    channel_mult: tuple[Annotated[Whole, Field(ge=1, le=64)], ...] = setting(
         (1, 2, 2, 2),
+        "channels per level as multiples of model_channels; each level halves the side",
         min_length=1,
         max_length=16,
-        description="channels per level as multiples of model_channels; each level halves the side",
     )
-    channel_mult_emb: Annotated[Whole, Field(ge=1, le=64)] = Field(
-        4, description="width of the embedding as a multiple of model_channels"
+    channel_mult_emb: Whole = setting(4, "width of the embedding as a multiple of model_channels", ge=1, le=64)
+    num_blocks: Whole = setting(4, "residual blocks per level", ge=1, le=64)
+    attention_resolutions: tuple[Count, ...] = setting((16,), "image sides with self-attention, pixels", max_length=16)
+    dropout: Decay = setting(0.1, "dropout probability in residual blocks")
+    conditional: Flag = setting(False, "condition on class labels")
+    exact_boundary: Flag = setting(True, "enforce G(x, 0) = x by construction")
+    correlation: Real = setting(
+        0.0, "correlation of noise and matched images that the preconditioning assumes; 0 is EDM's", ge=0, lt=1
     )
-    num_blocks: Annotated[Whole, Field(ge=1, le=64)] = Field(4, description="residual blocks per level")
-    attention_resolutions: tuple[Count, ...] = Field(
-        (16,), max_length=16, description="image sides at which blocks have self-attention, pixels"
+    channels_last: Flag = setting(True, "store activations with channels last, which makes convolutions faster")
+    checkpoint_activations: Flag = setting(
+        False, "keep only inputs of blocks for the backward pass; recompute the rest"
     )
-    dropout: Decay = Field(0.1, description="dropout probability in residual blocks")
-    conditional: Flag = Field(False, description="condition on class labels")
-    exact_boundary: Flag = Field(True, description="enforce G(x, 0) = x by construction")
-    correlation: Annotated[Real, Field(ge=0, lt=1)] = Field(
-        0.0, description="correlation of noise and matched images that the preconditioning assumes; 0 is EDM's"
-    )
-    channels_last: Flag = Field(
-        True, description="store activations with channels last, which makes convolutions faster"
-    )
-    checkpoint_activations: Flag = Field(
-        False, description="keep only the inputs of blocks for the backward pass, and recompute the rest"
-    )
-    pretrained: UserPath | None = Field(
-        None,
-        description="EDM network .pkl with these settings to start from; edm-cifar10-uncond fetches the published one",
+    pretrained: UserPath | None = setting(
+        None, "EDM network .pkl with these settings to start from; edm-cifar10-uncond fetches the published one"
     )
 
 
 class FeatureSettings(Section):
-    extractor: Literal["pixels", "dinov2"] = Field("dinov2", description="feature space of the matching")
-    pixel_constant: Annotated[Real, Field(ge=0, le=1e3)] = Field(
+    extractor: Literal["pixels", "dinov2"] = setting("dinov2", "feature space of the matching")
+    pixel_constant: Real = setting(
         0.0,
-        description="pixels: append a constant that equals the pixels in norm if their root mean square is this; "
+        "pixels: append a constant that equals the pixels in norm if their root mean square is this; "
         "0 is none, and images that differ only by a factor then have the same features",
+        ge=0,
+        le=1e3,
     )
-    weights: UserPath | None = Field(
-        None, description="DINOv2 weights file (.safetensors or .pth); null: the hub's, cached or fetched"
+    weights: UserPath | None = setting(
+        None, "DINOv2 weights (.safetensors or .pth); null: the hub's, cached or fetched"
     )
-    image_size: Annotated[Whole, Field(ge=14, le=2044, multiple_of=14)] = Field(
-        224, description="DINOv2 input side, pixels"
+    image_size: Whole = setting(224, "DINOv2 input side, pixels", ge=14, le=2044, multiple_of=14)
+    block_rows: Count = setting(128, "images encoded per batch when the bank is built, rows")
+    views: Whole = setting(
+        1, "2: bank rows are normalised means of an image's and its mirror image's features", ge=1, le=2
     )
-    block_rows: Count = Field(128, description="images encoded per batch when the bank is built, rows")
-    views: Annotated[Whole, Field(ge=1, le=2)] = Field(
-        1, description="2: a bank row is the normalised mean of the features of an image and its mirror image"
-    )
-    cache: UserPath | None = Field(None, description="directory that caches encoded banks for other runs; null is off")
+    cache: UserPath | None = setting(None, "directory that caches encoded banks for other runs; null is off")

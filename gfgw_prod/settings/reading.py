@@ -20,9 +20,7 @@ from gfgw_prod.process.exit_codes import UserError, one_line
 from gfgw_prod.settings.config import Config
 
 MOST_BYTES = 100_000  # of a settings file; one with every setting has 4,000
-SETTINGS_HELP = (
-    "Every setting can stand in the YAML file and on the command line; the command line wins. - and _ are alike."
-)
+SETTINGS_HELP = "Every setting can stand in the YAML file and on the command line, which wins. - and _ are alike."
 
 
 class _Loader(yaml.SafeLoader):
@@ -91,11 +89,7 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
 
 
 def parsed(options: argparse.Namespace) -> dict[str, Any]:
-    """The settings among parsed options, nested.
-
-    Raises:
-        UserError: if a value does not have its setting's form.
-    """
+    """The settings among parsed options, nested; ``UserError`` if a value does not have its setting's form."""
     given = dict(vars(options))
     source = given.pop("settings")
     try:
@@ -114,11 +108,9 @@ def configuration(options: argparse.Namespace) -> Config:
 
 
 def reject_unknown(arguments: Sequence[str]) -> None:
-    """Raise ``UserError`` for the first argument that the parser does not know, naming the nearest setting."""
-    for argument in arguments:
-        if argument.startswith("--"):
-            raise UserError(_unknown(argument[2:].partition("=")[0].replace("-", "_")))
-        raise UserError(f"unexpected argument {argument!r}")
+    """Raise ``UserError`` if the first argument unknown to the parser is an option; name the nearest setting."""
+    if arguments and arguments[0].startswith("--"):
+        raise UserError(_unknown(arguments[0][2:].partition("=")[0].replace("-", "_")))
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -128,9 +120,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         UserError: if the file is missing, is not YAML or is not a mapping.
     """
     if not os.path.isfile(path):  # a pipe can be read by one rank only, and may have no writer
-        raise UserError(
-            f"--config: {path} is not a regular file" if os.path.exists(path) else f"--config: no file {path}"
-        )
+        problem = f"{path} is not a regular file" if os.path.exists(path) else f"no file {path}"
+        raise UserError(f"--config: {problem}")
     try:
         with path.open("rb") as file:
             written = file.read(MOST_BYTES + 1)
@@ -187,8 +178,7 @@ def _merge(base: dict[str, Any], layer: Mapping[Any, Any]) -> None:
             raise UserError(f"setting names must be words, not {_shown(name)}")
         key = name.replace("-", "_")
         if isinstance(value, Mapping):
-            if not isinstance(base.get(key), dict):
-                base[key] = {}
+            base[key] = base[key] if isinstance(base.get(key), dict) else {}
             _merge(base[key], value)
         else:
             base[key] = value
@@ -209,13 +199,12 @@ def _unknown(name: str) -> str:
 
 def _explain(error: ValidationError) -> str:
     """The first validation error in one line: the setting, what it should be, and what was given."""
-    problems = sorted(error.errors(include_url=False), key=lambda problem: problem["type"] != "extra_forbidden")
-    first = problems[0]
+    first = min(error.errors(include_url=False), key=lambda problem: problem["type"] != "extra_forbidden")
     # Keep names of settings only, without positions in sequences and branches of unions.
     location = [str(part) for part in first["loc"] if isinstance(part, str)]
-    known = {name for full in setting_names() for name in full.split(".")}
     if first["type"] == "extra_forbidden":
         return _unknown(".".join(location))
+    known = {name for full in setting_names() for name in full.split(".")}
     location = [part for part in location if part in known]
     message = first["msg"].removeprefix("Value error, ")
     if not location:

@@ -11,23 +11,14 @@ from gfgw_prod.settings.training import TimeSettings
 
 @dataclass(frozen=True)
 class Schedules:
-    """Values of one training step.
+    """Values of one training step."""
 
-    Attributes:
-        learning_rate: of AdamW.
-        epsilon: entropic regularisation of the coupling.
-        structure_weight: lambda, weight of the Gromov-Wasserstein term.
-        ema_halflife_images: half-life of the averaged weights, images.
-        ema_decay: per-step decay with that half-life.
-        time_range: range of t.
-    """
-
-    learning_rate: float
-    epsilon: float
-    structure_weight: float
-    ema_halflife_images: float
-    ema_decay: float
-    time_range: tuple[float, float]
+    learning_rate: float  # of AdamW
+    epsilon: float  # entropic regularisation of the coupling
+    structure_weight: float  # lambda, weight of the Gromov-Wasserstein term
+    ema_halflife_images: float  # half-life of the averaged weights
+    ema_decay: float  # per step, with that half-life
+    time_range: tuple[float, float]  # of t
 
     def values(self) -> dict[str, float]:
         """Values by tag of the metric catalogue."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -69,7 +69,11 @@ Fraction = Annotated[Real, Field(ge=0, le=1)]
 TimeRange = tuple[Fraction, Fraction]
 Epsilon = Annotated[Real, Field(ge=1e-4, le=1e3)]  # below 1e-4, float32 logits lose all digits
 Decay = Annotated[Real, Field(ge=0, lt=1)]
-Kimg = Annotated[Real, Field(gt=0, le=1e9)]
+
+
+def setting(default: Any, description: str, **bounds: Any) -> Any:
+    """A setting with its default and description; ``bounds`` are those of pydantic's ``Field``."""
+    return Field(default, description=description, **bounds)
 
 
 class Section(BaseModel):
