@@ -180,7 +180,7 @@ def duals() -> None:
             matcher = Matcher(
                 settings,
                 bank,
-                row_labels=table.labels,
+                bank_labels=table.labels,
                 num_classes=table.num_classes,
                 seed=0,
                 values=RowValues(64, lambda ids: table.rows(ids).flatten(1)),

@@ -29,7 +29,7 @@ hundred take 0.4 to 0.6 % at one request every ten seconds, 3.4 % at one every s
 rendered at most once a second. A step of the digits run took 0.99 times as long with two hundred scrapers and a
 malformed request a second as without (0.88 to 1.07 in five turns): no measurable effect.
 
-During a step a metric costs seven readings of the host's clock. Numbers on the device are fetched only for a record.
+During a step a metric costs eight readings of the host's clock. Numbers on the device are fetched only for a record.
 What to do about an unusual value: [runbook.md](runbook.md).
 """
 COLUMNS = ("metric", "type", "unit", "labels", "meaning", "tag", "condition")

@@ -18,7 +18,7 @@ def matcher_with(
     return Matcher(
         settings,
         bank,
-        row_labels=table.labels if conditional else None,
+        bank_labels=table.labels if conditional else None,
         num_classes=table.num_classes,
         seed=seed,
         values=RowValues(math.prod(table.image_shape), lambda ids: table.rows(ids).flatten(1)),

@@ -41,8 +41,7 @@ def surplus(found: Sequence[Checkpoint], keep: int, every_images: int) -> list[C
 
     The newest stays: the run resumes from it. Besides it only regular ones stay, so that interruptions make no
     difference: the newest ``keep``, the first at or after each multiple of ``every_images`` (0: none), and the newest
-    before the present streak of bad steps, or before a streak that starts with the next step: the run may roll back
-    to it.
+    that a rollback could load, now or if the next step is bad.
     """
     regular = [checkpoint for checkpoint in found if checkpoint.regular]
     multiples = {each.images // every_images: each for each in reversed(regular)} if every_images else {}

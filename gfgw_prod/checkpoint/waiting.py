@@ -14,7 +14,7 @@ from gfgw_prod.process.watchdog import watch
 
 SLOWEST = timedelta(hours=6)  # the longest write of any rank
 POLL_SECONDS = 1.0  # between collectives in which the ranks exchange their states
-DONE, RUNNING, ENOUGH, FAILING, LATE = range(5)  # the state of a rank; the largest decides for all
+DONE, RUNNING, ENOUGH, FAILING, LATE = range(5)  # states of a rank; all act on the largest of them
 
 
 def wait_together(

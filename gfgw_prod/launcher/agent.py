@@ -22,7 +22,7 @@ from gfgw_prod.process.exit_codes import BAD_INPUT, CRASH_LOOP, CRASHED, FINISHE
 from gfgw_prod.process.restart_causes import RESTART_CAUSE, Cause, of_exit_codes
 from gfgw_prod.process.signals import PREEMPTION, STOP
 
-# A rank that fails breaks its peers' connections: their nodes may see a crash before its own node has set the code.
+# Peers of a failed rank lose their connections, perhaps before the failed rank's node has published its exit code.
 JOB_CODE_SECONDS = 5.0
 
 
@@ -31,7 +31,7 @@ def final_code_of(failed: Iterable[int], stopped: Iterable[int] = ()) -> int | N
 
     Args:
         failed: codes of the workers that exited first.
-        stopped: codes of those that were stopped then. Their 75 says nothing: a stopped worker always exits with it.
+        stopped: codes of those that were stopped then. 75 is no cause: a stopped worker always exits with it.
             But a 2 or a 76 is a cause, even if a neighbour noticed the broken connection before that worker had ended.
     """
     decisive = {*failed, *({BAD_INPUT, CRASH_LOOP} & {*stopped})}

@@ -25,7 +25,7 @@ CODES = (
     Code(BAD_INPUT, "bad configuration or input; one line on stderr names the setting; it would fail again", "stop"),
     Code(
         PREEMPTED,
-        "stop signal (SIGTERM or SIGUSR1; to the launcher also Ctrl-C), state saved; the same command resumes",
+        "stop signal (SIGTERM, SIGUSR1, Ctrl-C to a launcher); state saved if there was any; the same command resumes",
         "requeue",
     ),
     Code(

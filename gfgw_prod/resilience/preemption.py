@@ -34,9 +34,9 @@ class StopRequest:
         on_stop_request(self._request)
 
     def requested_anywhere(self) -> bool:
-        """Whether any rank had been signalled by the previous call; without peers, by now. Collective, equal on all.
+        """Whether any rank got a stop signal. Collective, the same on all ranks.
 
-        The all-reduce runs in the background between two calls, so a step does not wait for it.
+        With several ranks the answer is one call old: the all-reduce runs between two calls, so no step waits for it.
 
         Raises:
             KeyboardInterrupt: again, if the one that Ctrl-C raised got lost.

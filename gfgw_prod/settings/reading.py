@@ -209,5 +209,7 @@ def _explain(error: ValidationError) -> str:
     message = first["msg"].removeprefix("Value error, ")
     if not location:
         return one_line(message)
+    if first["type"] == "value_error" and isinstance(first["input"], dict):  # settings that do not fit together
+        return one_line(f"{'.'.join(location)}: {message}")
     message = message.removeprefix("Input ").removeprefix("should ")
     return one_line(f"{'.'.join(location)} should {message}, not {_shown(first['input'])}")

@@ -41,7 +41,7 @@ class TransportSettings(Section):
         "fresh", "solve for the bank's potential in every batch, or keep it and correct it at each step"
     )
     dual_balance: Fraction = setting(
-        0.95, "how far a batch enforces its own marginal from a persistent potential: 1 fully, 0 not at all"
+        0.95, "per-batch column correction with dual persistent: 1 is a full Sinkhorn column step, 0 is none"
     )
     dual_epochs: Positive = setting(0.25, "averaging time of a persistent potential, epochs")
 

@@ -10,7 +10,7 @@ UNITS = ("seconds", "bytes", "ratio", "images", "steps", "iterations", "ranks", 
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric: ``tag`` is its name in TensorBoard and JSON, ``prometheus`` with fixed labels that on the endpoint.
+    """A metric: ``tag`` is its name in TensorBoard and JSON, ``prometheus`` with fixed labels its name on /metrics.
 
     A metric ``by`` rank is a list: in JSON as it is, on the endpoint one sample per rank with that label. An ``info``
     has the value 1; its content is in its labels.

@@ -67,7 +67,7 @@ def build(
     matcher = Matcher(
         config.transport,
         FeatureBank(len(table), extractor.dim, world),
-        row_labels=table.labels if config.generator.conditional else None,
+        bank_labels=table.labels if config.generator.conditional else None,
         num_classes=table.num_classes,
         seed=config.seed,
         values=RowValues(math.prod(shape), lambda ids: table.rows(ids).flatten(1)),

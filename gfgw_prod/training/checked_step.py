@@ -23,7 +23,7 @@ from gfgw_prod.training.step import TrainingStep
 from gfgw_prod.training.step_data import StepResult
 
 MOST_COMPUTATIONS = 5  # of one step, until two agree
-# Stages of a step, in order. In some a rank depends on its own work only; in the others all ranks' numbers have met.
+# Stages of a step, in order. Those in OWN use this rank's inputs only; all others use data of every rank.
 STAGES = ("features of generated images", "matching", "dual", "losses", "gradient", "sum of gradients", "gradient norm")
 FEATURES, MATCHING, DUAL, LOSSES, GRADIENT, SUM, NORM = range(7)
 OWN = {FEATURES, LOSSES, GRADIENT}
@@ -44,7 +44,7 @@ class Fingerprint:
         different = (self.by_rank != other.by_rank).any(dim=2)
         for stage, name in enumerate(STAGES):
             if ranks := different[:, stage].nonzero().flatten().tolist():
-                # Own gradients are checked first, if they have checksums: a rank whose sum differs alone then erred.
+                # If own gradients agree and one rank's sum differs, that rank erred; without checksums nobody knows.
                 own_are_checked = stage != SUM or bool(self.by_rank[:, GRADIENT].any())
                 most = 1 if stage == SUM else len(different) - 1  # several ranks may hold one slice of the sum
                 known = stage in OWN or len(different) == 1 or (len(ranks) <= most and own_are_checked)
@@ -158,7 +158,7 @@ class CheckedStep:
             who = ", ".join(f"rank {rank} on {self._hosts[rank]}" for rank in ranks) or "an unknown rank"
             self._log(
                 f"step {step + 1}: {who} computed the {stage} wrongly, then correctly; "
-                "the run goes on exactly, but check that hardware"
+                "the weights are not affected, but check that hardware"
             )
 
     def _refuse_different(self, by_rank: list[int], what: str) -> None:
@@ -182,7 +182,7 @@ class CheckedStep:
         stages = {
             FEATURES: torch.stack([checksum([features]) for features in result.features]),
             MATCHING: checksum([match.rows, match.features]),
-            DUAL: checksum(match.learned) if match.learned else torch.zeros_like(result.gradient_checksums[0]),
+            DUAL: checksum(match.dual_inputs) if match.dual_inputs else torch.zeros_like(result.gradient_checksums[0]),
             LOSSES: torch.stack([checksum([losses]) for losses in result.losses]),
             GRADIENT: result.gradient_checksums,
             SUM: checksum(self._step.gradients()),

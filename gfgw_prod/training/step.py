@@ -98,11 +98,11 @@ class TrainingStep:
     def _generate(self, inputs: StepInputs) -> list[Samples]:
         """Turn the noise of each cell into images in one step, and the images into features.
 
-        A step before t = 1 may couple the noise itself, which saves this pass.
+        A step with t < 1 may match by features of the noise itself; then no image is generated.
         """
         if self._is_consistency(inputs) and self.config.consistency.coupled_by == "noise":
             return [Samples(self._features_of_noise(cell)) for cell in inputs.cells]
-        # Passes that are trained at t = 1 can wait in memory for their targets; the others are repeated then.
+        # At t = 1 the first ``kept`` passes keep their graph until the targets are known; the others run again then.
         kept = self.config.train.kept_passes if inputs.one_step and not self._boundary_is_learnt else 0
         return [
             self._sample(turn, cell, one_step=inputs.one_step, keep=number < kept)
@@ -120,6 +120,7 @@ class TrainingStep:
         config = self.config
         gathered = self.world.all_gather(features)  # (W, turns, b, d)
         batch = self.parallel.assignment.in_cell_order(gathered).flatten(0, 1)  # (B, d), in the order of cells
+        # A step with bad numbers is skipped later; until then it must not stop the solver.
         finite, batch = batch.isfinite().all(), batch.nan_to_num(0.0, 0.0, 0.0)
         # Every rank draws what all ranks' cells drew.
         cells = [Cell(config.seed, inputs.step, index, config.train.cell_size) for index in range(config.cells)]
@@ -135,7 +136,7 @@ class TrainingStep:
             structure_weight=schedules.structure_weight,
             noise_term=self._noise_term(cells),
         )
-        for tensor in match.learned:
+        for tensor in match.dual_inputs:
             finite = finite & tensor.isfinite().all()
         return match, finite
 
@@ -153,7 +154,7 @@ class TrainingStep:
 
     @phase("reduce")
     def _reduce(self) -> tuple[Tensor, Tensor]:
-        """Sum the gradients over all cells of all ranks.
+        """Collect the summed gradient; ranks exchanged it during the last backward pass of ``_regress``.
 
         Returns:
             Checksums ``(turns,)`` of this rank's own gradients, and the norm of the sum, ``()``.
@@ -213,7 +214,7 @@ class TrainingStep:
         return self.objective.features(cell.noise)
 
     def _noise_term(self, cells: Sequence[Cell]) -> Tensor | None:
-        """What draws each slot to targets whose pixels resemble its noise, ``(B, d)``; ``None`` without a weight."""
+        """Vectors ``(B, d)`` added to the queries, so that similar noise gets similar targets; ``None`` if off."""
         weight = self.config.transport.noise_weight
         if not weight:
             return None
@@ -239,7 +240,7 @@ class TrainingStep:
         t = torch.ones(len(target)) if inputs.one_step else draw_times(config.time, turn.cell, inputs.images_seen)
         nearer = self._nearer(inputs, turn, cell, target, t) if self._is_consistency(inputs) else None
         with self.parallel.turn(turn), turn.cell.dropout(self.world.device):
-            predicted, features, at_zero = samples.images, samples.graded_features, None
+            predicted, features, at_zero = samples.images, samples.features_with_grad, None
             if predicted is None:
                 predicted, at_zero = self._predict(target, cell, t.to(self.world.device, non_blocking=True))
             if nearer is None:

@@ -57,7 +57,7 @@ class Samples:
 
     features: Tensor  # (b, d), without gradient
     images: Tensor | None = None  # (b, c, h, w), with gradient
-    graded_features: Tensor | None = None  # (b, d), with gradient
+    features_with_grad: Tensor | None = None  # (b, d), with gradient
 
 
 @dataclass(frozen=True)

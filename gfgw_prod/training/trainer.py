@@ -276,7 +276,9 @@ class Run:
             found = checkpoint_before_streak(self.guard, self.step, self.storages, self.world, self.reporter.log)
             found.load(self.state(), self.world)
         self.guard.record_rollback(skipped, rollbacks)
-        self.reporter.log(f"{problem}: going on from there with the state of {found.name}, without the steps between")
+        self.reporter.log(
+            f"{problem}: rolled back to the state of {found.name}; step {self.step + 1} is next, the steps between are skipped"
+        )
         self._save()
 
     def _accept_changes(self, found: Checkpoint | None, by_rank: list[dict[str, Any]]) -> list[str]:

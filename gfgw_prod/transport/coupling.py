@@ -21,7 +21,7 @@ class Options:
     max_outer_iterations: int = 50
     max_inner_iterations: int = 2000
     tolerance: float = 1e-6
-    fixed_trips: bool = False
+    fixed_iterations: bool = False
     noise_term: Tensor | None = None  # (n, d); lowers the cost of pair i, j by <noise_term_i, y_j>; cosine only
     dual_balance: float | None = None  # if set, one step from ``Start.g`` replaces the solve; see ``Sinkhorn.run_once``
 
@@ -39,7 +39,7 @@ COLD = Start()  # zero potential, independent coupling
 
 @dataclass(frozen=True)
 class Status:
-    """How the solver ended. With ``fixed_trips`` both errors stay on the device until a property reads them."""
+    """How the solver ended. With ``fixed_iterations`` both errors stay on the device until a property reads them."""
 
     outer_iterations: int
     inner_iterations: int

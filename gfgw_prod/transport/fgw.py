@@ -55,7 +55,7 @@ def solve(
         error: Tensor | float = 0.0
         if options.dual_balance is not None:
             sinkhorn.run_once(logits, dual_balance=options.dual_balance)
-        elif options.fixed_trips:
+        elif options.fixed_iterations:
             error = sinkhorn.run_fixed(logits, iterations=options.max_inner_iterations)
         else:
             error = sinkhorn.run(logits, tolerance=outer.inner_tolerance(), max_iterations=options.max_inner_iterations)
@@ -102,7 +102,7 @@ class _OuterIteration:
         if options.structure_weight == 0 or options.dual_balance is not None:
             self.state_error = 0.0
             return True
-        if options.fixed_trips:
+        if options.fixed_iterations:
             self.state_error = change
             return self.count >= options.max_outer_iterations
         last, self._change = self._change, float(change)
@@ -132,7 +132,7 @@ def fused_gromov_wasserstein(
     max_outer_iterations: int = 50,
     max_inner_iterations: int = 2000,
     tolerance: float = 1e-6,
-    fixed_trips: bool = False,
+    fixed_iterations: bool = False,
     start: Start = COLD,
 ) -> Plan:
     """Couple unit rows ``x (n, d)`` with unit rows ``y (N, d)`` by entropic fused Gromov-Wasserstein.
@@ -149,7 +149,7 @@ def fused_gromov_wasserstein(
         tolerance: stop when the L1 marginal error and the estimated relative error of the state are below it.
         max_outer_iterations: largest number of linearisations.
         max_inner_iterations: largest number of Sinkhorn iterations in each.
-        fixed_trips: run all ``max_outer_iterations`` of ``max_inner_iterations`` without a host read, for
+        fixed_iterations: run all ``max_outer_iterations`` of ``max_inner_iterations`` without a host read, for
             ``torch.compile`` and CUDA graphs. Only the shapes of inputs are then checked.
         start: where to start, by default from nothing.
 
@@ -158,9 +158,9 @@ def fused_gromov_wasserstein(
             columns or of unequal mass, ε or λ out of range, unknown names.
     """
     options = Options(
-        structure_weight, epsilon, geometry, max_outer_iterations, max_inner_iterations, tolerance, fixed_trips
+        structure_weight, epsilon, geometry, max_outer_iterations, max_inner_iterations, tolerance, fixed_iterations
     )
-    read = not fixed_trips
+    read = not fixed_iterations
     checked_options(options)
     x, y = checked_features(x, y, read_values=read)
     p = checked_marginal("p", p, x, read_values=read)

@@ -1,6 +1,6 @@
 """Matching of one step: which bank rows to couple with, the coupling, and the target of each slot.
 
-Row ids go in and row ids come out: nothing here knows images or where they are stored.
+Features and row ids go in, row ids come out: nothing here knows images or where they are stored.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Match:
     mixed: Tensor | None = None  # (B, w), means of row values, where targets are barycentres
     coupling: Coupling | None = None
     update_dual: Callable[[], None] | None = None
-    learned: tuple[Tensor, ...] = ()  # what ``update_dual`` builds on, of this rank's columns and of all
+    dual_inputs: tuple[Tensor, ...] = ()  # what ``update_dual`` will use; checked to be finite
 
     def values(self) -> dict[str, float]:
         """Metrics of the coupling by catalogue tag; none without a coupling. Collective."""
@@ -69,7 +69,7 @@ class Matcher:
     """Couples a step's generated features with the bank. Targets are the same on every rank.
 
     Args:
-        row_labels: class ids of the bank's rows, ``(N,)``, if slots may match rows of their own class only.
+        bank_labels: class ids of the bank's rows, ``(N,)``, if slots may match rows of their own class only.
         num_classes: of the data set.
         seed: of the rows that subset scope draws.
         values: of the rows, for barycentric targets.
@@ -80,13 +80,13 @@ class Matcher:
         settings: TransportSettings,
         bank: FeatureBank,
         *,
-        row_labels: Tensor | None,
+        bank_labels: Tensor | None,
         num_classes: int,
         seed: int,
         values: RowValues,
     ):
         self.settings, self.bank = settings, bank
-        self._row_labels, self._num_classes, self._values = row_labels, num_classes, values
+        self._bank_labels, self._num_classes, self._values = bank_labels, num_classes, values
         self._draws = KeyedOrder(seed, bank.total, stream="bank")
         self._subset_rows = min(settings.subset_rows, bank.total)
         self.usage = Usage(bank.total, bank.world)
@@ -120,7 +120,7 @@ class Matcher:
             epsilon, structure_weight: ε and λ of this step.
             noise_term: vectors ``(B, d)`` whose products with bank rows are added to the similarity.
         """
-        labels = None if self._row_labels is None else slot_labels.to(features.device)
+        labels = None if self._bank_labels is None else slot_labels.to(features.device)
         if self.settings.target == "independent":
             return Match(slot_rows.to(features.device), self.bank.rows(slot_rows), features, labels)
 
@@ -134,11 +134,11 @@ class Matcher:
 
         # What the persistent dual would learn, should the step count.
         update_dual: Callable[[], None] | None = None
-        learned: tuple[Tensor, ...] = ()
+        dual_inputs: tuple[Tensor, ...] = ()
         if self.dual is not None:
             assert isinstance(coupling, Plan)
             update_dual = partial(self.dual.learn, coupling, columns, candidates, start)
-            learned = coupling.solver.column_ratio, coupling.state
+            dual_inputs = coupling.solver.column_ratio, coupling.state
 
         # Choose a target per slot.
         chosen = coupling.sample(uniforms) if self.settings.target == "sample" else coupling.argmax()
@@ -147,7 +147,7 @@ class Matcher:
             target_features, mixed = self._barycentres(coupling, columns, candidates)
         else:
             target_features, mixed = self.bank.rows(rows), None
-        return Match(rows, target_features, features, labels, mixed, coupling, update_dual, learned)
+        return Match(rows, target_features, features, labels, mixed, coupling, update_dual, dual_inputs)
 
     def accept(self, match: Match, images: int) -> None:
         """Record the rows as targets of the step that ends at ``images`` images seen, and update the dual."""
@@ -160,11 +160,11 @@ class Matcher:
         if self.settings.scope == "full":
             return torch.arange(self.bank.total) if self.settings.backend == "pot" else None
         drawn = self._draws.rows(step * self._subset_rows, self._subset_rows)
-        if self._row_labels is None:
+        if self._bank_labels is None:
             return drawn
         # A slot whose class was not drawn adds its own row of the stream, or it could match nothing.
         present = torch.zeros(self._num_classes, dtype=torch.bool)
-        present[self._row_labels[drawn]] = True
+        present[self._bank_labels[drawn]] = True
         return torch.cat([drawn, slot_rows[~present[slot_labels]].unique()])
 
     def _columns(self, features: Tensor, slot_labels: Tensor, candidates: Tensor | None) -> Columns:
@@ -172,8 +172,8 @@ class Matcher:
         bank = self.bank
         total = bank.total if candidates is None else len(candidates)
         mass, labels = features.new_full((total,), 1 / total), None
-        if self._row_labels is not None:
-            labels = (self._row_labels if candidates is None else self._row_labels[candidates]).to(features.device)
+        if self._bank_labels is not None:
+            labels = (self._bank_labels if candidates is None else self._bank_labels[candidates]).to(features.device)
             class_mass = self._class_counts(slot_labels.to(features.device)).to(features) / len(slot_labels)
             mass = (class_mass / self._class_counts(labels).clamp_min(1))[labels]
         if candidates is not None:
@@ -191,7 +191,7 @@ class Matcher:
             max_outer_iterations=s.outer_iterations,
             max_inner_iterations=s.inner_iterations,
             tolerance=s.tolerance,
-            fixed_trips=s.iterations == "fixed",
+            fixed_iterations=s.iterations == "fixed",
             noise_term=noise_term,
             dual_balance=None if self.dual is None else s.dual_balance,
         )

@@ -13,7 +13,7 @@ from ..chaos.job import INSIDE
 from . import runs
 
 AUDIT = ("--resilience.audit-every-steps", "1")
-ONCE = "computed the {} wrongly, then correctly; the run goes on exactly"
+ONCE = "computed the {} wrongly, then correctly; the weights are not affected"
 # The kind of fault, the run's settings, what is said of rank 1, and whether the job starts again.
 STORIES: dict[str, tuple[str, tuple[str, ...], str, bool]] = {
     "gradient, ddp": ("gradient", AUDIT, ONCE.format("gradient"), False),

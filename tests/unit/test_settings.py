@@ -285,3 +285,8 @@ def test_settings_of_another_way_of_training_are_refused(section: str, settings:
     message = refusal({section: settings})
     assert hint in message
     assert section in message
+
+
+def test_settings_of_a_section_that_do_not_go_together_are_one_clear_line() -> None:
+    with pytest.raises(UserError, match=r"^transport: geometry euclidean needs dense distances; use scope subset$"):
+        resolve({"transport": {"geometry": "euclidean", "scope": "full"}, "features": {"extractor": "pixels"}})

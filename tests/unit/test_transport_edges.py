@@ -40,8 +40,8 @@ def test_a_single_column_takes_all_mass() -> None:
     torch.testing.assert_close(plan.dense(), torch.full((5, 1), 0.2, dtype=torch.float64))
 
 
-@pytest.mark.parametrize("fixed_trips", [False, True])
-def test_rows_without_mass_may_be_of_a_class_without_columns(fixed_trips: bool) -> None:
+@pytest.mark.parametrize("fixed_iterations", [False, True])
+def test_rows_without_mass_may_be_of_a_class_without_columns(fixed_iterations: bool) -> None:
     p = torch.tensor([0.5, 0.5, 0.0], dtype=torch.float64)
     plan = solve(
         unit_rows(3, 4, 0),
@@ -49,7 +49,7 @@ def test_rows_without_mass_may_be_of_a_class_without_columns(fixed_trips: bool) 
         p,
         row_labels=torch.tensor([0, 0, 1]),
         column_labels=torch.zeros(4, dtype=torch.int64),
-        fixed_trips=fixed_trips,
+        fixed_iterations=fixed_iterations,
         max_outer_iterations=20,
         max_inner_iterations=50,
     )

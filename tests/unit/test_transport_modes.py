@@ -63,7 +63,7 @@ def test_half_precision_features_are_converted_to_single(dtype: torch.dtype) -> 
 
 def fixed(x: Tensor, y: Tensor) -> Plan:
     return fused_gromov_wasserstein(
-        x, y, structure_weight=0.2, epsilon=0.1, max_outer_iterations=2, max_inner_iterations=10, fixed_trips=True
+        x, y, structure_weight=0.2, epsilon=0.1, max_outer_iterations=2, max_inner_iterations=10, fixed_iterations=True
     )
 
 
@@ -101,7 +101,7 @@ def test_fixed_trips_stay_finite_at_a_tiny_epsilon() -> None:
         epsilon=0.001,
         max_outer_iterations=2,
         max_inner_iterations=40,
-        fixed_trips=True,
+        fixed_iterations=True,
     )
     assert torch.isfinite(plan.dense()).all()
     assert not plan.status.converged
@@ -111,7 +111,13 @@ def test_fixed_trips_stay_finite_at_a_tiny_epsilon() -> None:
 def test_fixed_trips_compile_whole() -> None:
     def answers(x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
         plan = fused_gromov_wasserstein(
-            x, y, structure_weight=0.2, epsilon=0.1, max_outer_iterations=2, max_inner_iterations=3, fixed_trips=True
+            x,
+            y,
+            structure_weight=0.2,
+            epsilon=0.1,
+            max_outer_iterations=2,
+            max_inner_iterations=3,
+            fixed_iterations=True,
         )
         return plan.potentials.f, plan.potentials.g, plan.state, plan.argmax()
 
