@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-builtin-rules
-.PHONY: help setup train test test-fast chaos lint bench docs sbom clean lock docker-build docker-train docker-test browser up down compose
+.PHONY: help setup train test test-fast chaos lint bench docs sbom wheel clean lock docker-build docker-train docker-test browser up down compose
 
 # A missing dependency must fail, not be found in the user's site directory or another environment.
 unexport PYTHONPATH PYTHONSAFEPATH PYTHONHOME VIRTUAL_ENV CONDA_PREFIX
@@ -80,6 +80,9 @@ sbom: $(READY) ## write the bill of materials of the image's packages to dist/sb
 	@mkdir -p dist
 	@$(BIN)/cyclonedx-py requirements docker/runtime.lock --pyproject pyproject.toml --output-reproducible \
 	    --of JSON -o dist/sbom.json
+
+wheel: $(READY) ## build the wheel, with presets and launch scripts, into dist/
+	@$(BIN)/python -m hatchling build -t wheel
 
 COMPILE = $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header
 lock: $(READY) ## resolve the dependencies of pyproject.toml into requirements.lock again

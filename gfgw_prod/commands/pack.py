@@ -8,9 +8,10 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from gfgw_prod.commands.options import add_config, add_json, check_range, path
+from gfgw_prod.commands.options import add_config, add_json, path
 from gfgw_prod.process.exit_codes import BAD_INPUT, FINISHED, PREEMPTED
 from gfgw_prod.process.standard_streams import log
+from gfgw_prod.sampling.limits import check_range
 from gfgw_prod.settings.reading import SETTINGS_HELP, add_settings, configuration
 
 if TYPE_CHECKING:

@@ -54,7 +54,10 @@ class Watch:
         finally:
             over.set()
             with self._lock:
+                file = self._file
                 self._end()
+                if file is not None:
+                    file.close()
 
     def progress(self, doing: str | None = None) -> None:
         """Report progress, and what this rank does next."""

@@ -7,7 +7,7 @@ import platform
 
 import torch
 
-from gfgw_prod import __version__
+from gfgw_prod.process.version import VERSION
 
 REVISION = "GFGW_REVISION"  # set in the container image: the commit it was built from
 
@@ -16,7 +16,7 @@ def build_labels(device: torch.device) -> dict[str, str]:
     """Versions of the package and of its libraries, and the model of the device."""
     on_gpu = device.type == "cuda"
     return {
-        "version": __version__,
+        "version": VERSION,
         "revision": os.environ.get(REVISION, ""),
         "python": platform.python_version(),
         "torch": str(torch.__version__),

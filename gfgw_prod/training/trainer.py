@@ -223,6 +223,7 @@ class Run:
         """Record the last saves, also failed ones, and release what the run holds."""
         self._record_saves()
         self.reporter.close()
+        self.training.feed.close()
         if self.lock is not None:
             self.lock.close()
 
