@@ -80,7 +80,7 @@ def _exit_code(arguments: list[str]) -> int:
         if (loss := lost_connection(error)) is None:
             raise
         # The peer or the launcher prints the cause; this error appears on all other ranks.
-        log(f"gfgw: rank {os.environ.get('RANK', '0')} lost the connection to other ranks: {loss}")
+        log(f"gfgw: rank {os.environ.get('RANK', '0')} lost the connection to other ranks: {loss}", "error")
         return CRASHED
     except KeyboardInterrupt:
         log(f"gfgw: interrupted{COMMANDS[arguments[0]].after_interrupt}")

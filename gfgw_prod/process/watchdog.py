@@ -113,7 +113,8 @@ class Watch:
         place = "the next lines" if self._file is None else self._file.path
         log(
             f"gfgw: rank {self._rank} made no progress for {self._limit:g} s ({self._doing}); "
-            f"it ends, and its stacks are in {place}"
+            f"it ends, and its stacks are in {place}",
+            "error",
         )
 
     def _end(self) -> None:

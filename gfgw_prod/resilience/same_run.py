@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,6 +12,7 @@ from torch import nn
 from gfgw_prod.process.exit_codes import UserError
 from gfgw_prod.settings.data import DataSettings
 from gfgw_prod.settings.removed import without_removed
+from gfgw_prod.telemetry.build import cpu_model
 from gfgw_prod.weights.digest import weights_digest
 
 if TYPE_CHECKING:
@@ -59,16 +58,7 @@ def arithmetic_of(device: torch.device) -> str:
         return (
             f"{torch.cuda.get_device_name(device)}, CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}"
         )
-    return f"{_cpu_model()}, {torch.backends.cpu.get_cpu_capability()}"
-
-
-def _cpu_model() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(named, platform.processor() or platform.machine())
+    return f"{cpu_model()}, {torch.backends.cpu.get_cpu_capability()}"
 
 
 def run_facts(config: Config, table: Table, frozen: Sequence[nn.Module], device: torch.device) -> dict[str, Any]:

@@ -192,6 +192,8 @@ def _merge(base: dict[str, Any], layer: Mapping[Any, Any]) -> None:
 
 
 def _unknown(name: str) -> str:
+    if name in ("resume", "resume_from", "resume_from_checkpoint", "continue", "restart"):
+        return f"unknown setting {name}: a run resumes by itself, if it is started again with the same run.dir"
     name = name if len(name) <= 100 else name[:100] + "..."
     names = list(setting_names())
     last = name.rpartition(".")[2]

@@ -145,6 +145,8 @@ class Run:
         for change in self.world.on_all_ranks(lambda: self._accept_changes(found, by_rank)):
             self.reporter.log(f"run.allow_changes: going on with {change}")
         cache = self.world.on_all_ranks(lambda: BankCache.of(self.config, self.facts, self.reporter.log_from_any_rank))
+        parameters = sum(p.numel() for p in self.training.parallel.module.parameters())
+        self.reporter.introduce(self.step, self.table, parameters, "" if found is None else found.name)
         self.world.on_all_ranks(lambda: self.reporter.open(self.step, found, damaged))
         if found is not None:
             with self._unwatched(f"resuming from {found.name}"):
@@ -195,6 +197,7 @@ class Run:
                 result = self.checked_step(self.step, stream)
             self.step += 1
             self.health.step_done(self.step, self.images)
+            self.reporter.show_step(self.images)
             if self.guard.needs_rollback:
                 self._roll_back()
 
