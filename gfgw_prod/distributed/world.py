@@ -127,6 +127,19 @@ class World:
             group: dist.ProcessGroup = dist.new_group(backend="gloo", timeout=timeout)
         return group
 
+    def group_for_ddp(self) -> dist.ProcessGroup | None:
+        """Return a group that DDP can be constructed with; ``None`` for that of all collectives. Collective.
+
+        TORCH_DISTRIBUTED_DEBUG=DETAIL wraps a group, and DDP of torch 2.9.1 crashes on a wrapped group of gloo.
+        """
+        if self.device.type == "cuda" or dist.get_debug_level() != dist.DebugLevel.DETAIL:
+            return None
+        dist.set_debug_level(dist.DebugLevel.INFO)
+        with _silent_output():
+            group: dist.ProcessGroup = dist.new_group()
+        dist.set_debug_level(dist.DebugLevel.DETAIL)
+        return group
+
     def barrier(self) -> None:
         """Wait for all ranks."""
         if self.world_size > 1:
