@@ -134,10 +134,10 @@ class World:
         """
         if self.device.type == "cuda" or dist.get_debug_level() != dist.DebugLevel.DETAIL:
             return None
-        dist.set_debug_level(dist.DebugLevel.INFO)
+        dist.set_debug_level(dist.DebugLevel.INFO)  # type: ignore[call-arg]
         with _silent_output():
             group: dist.ProcessGroup = dist.new_group()
-        dist.set_debug_level(dist.DebugLevel.DETAIL)
+        dist.set_debug_level(dist.DebugLevel.DETAIL)  # type: ignore[call-arg]
         return group
 
     def barrier(self) -> None:
