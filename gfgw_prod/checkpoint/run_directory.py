@@ -46,6 +46,20 @@ def prepare_directory(run_dir: Path, log: Callable[[str], None]) -> TextIO | Non
     return lock
 
 
+def holder_of(run_dir: Path) -> tuple[bool, str]:
+    """Whether a process holds the lock of a run, and the host of the last one that did; empty if unknown."""
+    try:
+        with (run_dir / ".lock").open(encoding="utf-8") as file:
+            host = str(_read_holder(file).get("host", ""))
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # a start at this moment tries again
+            except BlockingIOError:
+                return True, host
+            return False, host
+    except (OSError, UnicodeDecodeError):
+        return False, ""
+
+
 def _check_entries(run_dir: Path) -> None:
     """Raise ``UserError`` if an entry that a run writes is of the wrong kind, or a file that no run has written."""
     for names, kind, fits in ((DIRECTORIES, "directory", os.path.isdir), (FILES, "regular file", os.path.isfile)):

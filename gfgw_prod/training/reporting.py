@@ -153,7 +153,7 @@ class Reporter:
         self._training, self._checked_step = training, checked_step
         self._first_step, self._started = step, time.monotonic()
         size = self.config.train.batch_size
-        self._pace = Pace(step, size)
+        self._pace = Pace(step, self.config.total_steps, size)
         if self._meter is not None:
             self._meter.close()
         self._meter = self._new_meter("training", self.config.total_steps * size, "images")
@@ -166,13 +166,14 @@ class Reporter:
 
     def record(self, step: int, images: int, result: StepResult) -> None:
         """Record the last step's metrics. Collective."""
-        training = self._training
+        training, pace = self._training, self._pace.values(step)
+        self._health.expect_end(pace["run/eta_seconds"])
         values: dict[str, Value] = {
             **result.values(self.world, training.parallel.assignment),
             **schedules_at(self.config, result.images_seen).values(),
             **self._checked_step.values(),
             **training.values(),
-            **self._pace.values(step),
+            **pace,
             **self._ranks.values(),
             **self._plan,
             "run/steps": step,
