@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-builtin-rules
-.PHONY: help setup train test test-fast chaos lint bench docs sbom clean lock docker-build docker-train docker-test browser up down compose
+.PHONY: help setup train test test-fast chaos lint bench docs sbom wheel clean lock docker-build docker-train docker-test browser up down compose
 
 # A missing dependency must fail, not be found in the user's site directory or another environment.
 unexport PYTHONPATH PYTHONSAFEPATH PYTHONHOME VIRTUAL_ENV CONDA_PREFIX
@@ -19,6 +19,8 @@ READY := .venv/.ready
 CONFIG ?= configs/digits.yaml
 WORKERS ?= 2
 ARGS ?=
+# How this run was started, for its line on how to go on.
+VARIABLES = $(if $(filter-out file,$(origin CONFIG)), CONFIG=$(CONFIG))$(if $(NPROC), NPROC=$(NPROC))
 SCRIPTS = $(wildcard launch/*.sh launch/*.sbatch docker/*.sh) .ci/run
 
 DOCKER ?= docker
@@ -39,15 +41,18 @@ $(READY): requirements.lock pyproject.toml Makefile
 	@[ -n "$(PYTHON)" ] && "$(PYTHON)" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' 2>/dev/null || \
 	    { echo "setup: Python 3.11 to 3.14 is needed and was not found; name one with PYTHON=/path/to/python" >&2; exit 2; }
 	@$(BIN)/python -c '' 2>/dev/null || "$(PYTHON)" -m venv --clear .venv
+	@echo "setup: $$(grep -c '^[a-z].*==' requirements.lock) packages for .venv/: 4.4 GB to download unless uv has them cached, 8 GB on disk" >&2
 	@[ "$$($(BIN)/uv --version 2>/dev/null | cut -d ' ' -f 2)" = "$(UV_VERSION)" ] || \
 	    $(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
 	@# Compile bytecode now: where it cannot be cached, each start would compile torch, and take twice as long.
-	@$(BIN)/uv pip sync --quiet --python $(BIN)/python --compile-bytecode --require-hashes requirements.lock
+	@quiet=--quiet; [ ! -t 2 ] || quiet=; started=$$SECONDS; \
+	$(BIN)/uv pip sync $$quiet --python $(BIN)/python --compile-bytecode --require-hashes requirements.lock; \
+	echo "setup: installed in $$((SECONDS - started)) s" >&2
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	@touch $@
 
 train: $(READY) ## train CONFIG (configs/digits.yaml) on this machine; NPROC=ranks, ARGS="--train.batch-size 256"
-	@PYTHON=$(CURDIR)/$(BIN)/python exec launch/elastic.sh --config $(CONFIG) $(ARGS)
+	@PYTHON=$(CURDIR)/$(BIN)/python GFGW_PROGRAM="make $@$(VARIABLES)" exec launch/elastic.sh --config $(CONFIG) $(ARGS)
 
 test: $(READY) ## run all tests, WORKERS (2) at a time; ARGS goes to pytest
 	@$(BIN)/python -m pytest --numprocesses $(WORKERS) $(ARGS)
@@ -81,6 +86,9 @@ sbom: $(READY) ## write the bill of materials of the image's packages to dist/sb
 	@$(BIN)/cyclonedx-py requirements docker/runtime.lock --pyproject pyproject.toml --output-reproducible \
 	    --of JSON -o dist/sbom.json
 
+wheel: $(READY) ## build the wheel, with presets and launch scripts, into dist/
+	@$(BIN)/python -m hatchling build -t wheel
+
 COMPILE = $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-header
 lock: $(READY) ## resolve the dependencies of pyproject.toml into requirements.lock again
 	@$(COMPILE) --group dev pyproject.toml -o requirements.lock
@@ -110,7 +118,7 @@ docker-train: ## train CONFIG in the image, on all GPUs if there are any; RUN_FL
 	gpus=(); if nvidia-smi -L >/dev/null 2>&1; then gpus=(--gpus all --env CUDA_VISIBLE_DEVICES); fi; \
 	exec $(DOCKER) run --rm --read-only --tmpfs /tmp --cap-drop all --security-opt no-new-privileges \
 	    --user "$$owner" --shm-size 2g --stop-timeout 120 "$${gpus[@]}" \
-	    $(if $(NPROC),--env NPROC=$(NPROC)) \
+	    $(if $(NPROC),--env NPROC=$(NPROC)) --env GFGW_PROGRAM="make $@$(VARIABLES)" \
 	    --volume "$(CURDIR)/runs:/workspace/runs" --volume "$(CURDIR)/data:/workspace/data" \
 	    --volume "$(CURDIR)/configs:/workspace/configs:ro" \
 	    $(RUN_FLAGS) $(IMAGE) --config $(CONFIG) $(ARGS)

@@ -27,6 +27,7 @@ Set settings in the YAML file of `--config`, where sections nest, or on the comm
 `false` are booleans: `off` is a word. `~` in a path is the home directory. Environment variables have no effect. An
 unknown name, a value out of range, or settings that exclude each other end the command with one line and exit code 2.
 A run stores all its settings in its `config.yaml`; if you keep a file of your own there, in `config.resolved.yaml`.
+`launch/elastic.sh` reads the file once, so it may be edited for the next run while a job goes on.
 
 One kimg is 1,000 images. A resumed run may change *free* settings: they do not affect the weights, or they name data or
 files of weights, which have fingerprints of their own. Any other change is refused unless `run.allow_changes` is set

@@ -36,6 +36,7 @@ CHECKED = {
     r"make test": "runs this test",
     r'make train ARGS=".*"': "as make train, for minutes",
     r"make train CONFIG=configs/cifar10\.yaml .*": "needs CIFAR-10, the weights of three networks, and a GPU",
+    r"make wheel": "tests/process/test_wheel.py builds, installs and runs the wheel",
     r"make (docker-build|docker-train .*|up)": "needs a docker daemon; tests/image builds and runs the image and stack",
     r"make (compose .*|down)": "needs that stack; tests/image/test_stack.py runs all but cp and logs with podman",
     r'echo "GRAFANA_ADMIN_PASSWORD=.*" >docker/\.env': "belongs to make up; tests/process/test_compose.py sets it",

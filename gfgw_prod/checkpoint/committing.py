@@ -75,7 +75,7 @@ class Committer:
             manifest: facts about the run; the files are added.
 
         Returns:
-            What went wrong, if anything did, and whether another process has taken over the storage.
+            What went wrong, if anything did, and whether this process must stop: it does not hold the storage any more.
         """
         from torch.distributed.checkpoint import CheckpointException
         from torch.distributed.checkpoint import save as dcp_save
@@ -96,10 +96,8 @@ class Committer:
             return None, False
         if path is not None:
             self._on_main(lambda: self._storage.remove(path))
-        holds, _ = self._on_main(lambda: self._storage.holds(self._token))
-        if holds is False:
-            return f"another process has claimed {self._storage}", True
-        return problem, False
+        lost, _ = self._on_main(self._why_lost)
+        return (problem, False) if lost is None else lost
 
     def release(self) -> None:
         """Give up the claim at the end of a run. On rank 0."""
@@ -119,6 +117,20 @@ class Committer:
             self._retention.apply(name, uploading)
         except Exception as error:  # clients of object stores raise errors of their own kinds
             self._log(f"old checkpoints in {self._storage} could not be removed: {one_line(error, 300)}")
+
+    def _why_lost(self) -> tuple[str, bool] | None:
+        """Why the claim is gone, if it is, and whether a later claim may be the cause. On rank 0.
+
+        Nothing is made again where everything is gone: that may be the mount point of a lost volume.
+        """
+        storage = self._storage
+        if storage.holds(self._token):
+            return None
+        if owner := storage.owner():
+            return f"process {owner.get('pid')} on {owner.get('host')} has taken over {storage}", True
+        if storage.names():
+            return f"the claim on {storage} is gone: a later process has removed it, or somebody else", True
+        return f"{storage} is empty or gone: was it removed, or unmounted?", False
 
     def _on_main(self, action: Callable[[], T]) -> tuple[T | None, str | None]:
         """Run an action on rank 0; return its result, or what went wrong with it, on all ranks. Collective."""

@@ -16,7 +16,7 @@ from gfgw_prod.process.durable import clear_partials
 from gfgw_prod.process.exit_codes import UserError
 
 DIRECTORIES = ("checkpoints", "samples", "tensorboard")  # that a run writes
-FILES = (".lock", "config.yaml", "config.resolved.yaml", "samples.png", "stats.jsonl")
+FILES = (".lock", "config.yaml", "config.resolved.yaml", "history.jsonl", "samples.png", "stats.jsonl")
 LOCK_SECONDS = 10.0  # to wait for a previous process that is still shutting down
 
 
@@ -46,6 +46,20 @@ def prepare_directory(run_dir: Path, log: Callable[[str], None]) -> TextIO | Non
     return lock
 
 
+def holder_of(run_dir: Path) -> tuple[bool, str]:
+    """Whether a process holds the lock of a run, and the host of the last one that did; empty if unknown."""
+    try:
+        with (run_dir / ".lock").open(encoding="utf-8") as file:
+            host = str(_read_holder(file).get("host", ""))
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # a start at this moment tries again
+            except BlockingIOError:
+                return True, host
+            return False, host
+    except (OSError, UnicodeDecodeError):
+        return False, ""
+
+
 def _check_entries(run_dir: Path) -> None:
     """Raise ``UserError`` if an entry that a run writes is of the wrong kind, or a file that no run has written."""
     for names, kind, fits in ((DIRECTORIES, "directory", os.path.isdir), (FILES, "regular file", os.path.isfile)):
@@ -53,7 +67,7 @@ def _check_entries(run_dir: Path) -> None:
             if os.path.lexists(run_dir / name) and not fits(run_dir / name):
                 raise UserError(f"run.dir {run_dir} holds {name}, which is not a {kind}; name another directory")
     if not any(os.path.lexists(run_dir / name) for name in (".lock", "checkpoints")):  # which every run makes first
-        for name in ("samples.png", "stats.jsonl"):
+        for name in ("history.jsonl", "samples.png", "stats.jsonl"):
             if os.path.lexists(run_dir / name):
                 raise UserError(f"run.dir {run_dir} holds {name}, which no run has written; name another directory")
 

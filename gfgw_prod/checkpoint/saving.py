@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from gfgw_prod.checkpoint.committing import Committer
+from gfgw_prod.checkpoint.finding import step_directories
 from gfgw_prod.checkpoint.reading import Checkpoint, State
 from gfgw_prod.checkpoint.retention import Retention
 from gfgw_prod.checkpoint.staging import Stage, tensor_bytes
@@ -41,7 +42,7 @@ class Outcome:
     bytes: int = 0  # of the tensors
     free_bytes: int | None = None  # before the save, if known; on rank 0
     problem: str | None = None
-    superseded: bool = False  # another process has taken over the storage
+    must_stop: bool = False  # this process holds the storage no more
 
 
 class Saver:
@@ -109,7 +110,7 @@ class Saver:
 
         Raises:
             NoProgressError: if too many saves in a row have failed.
-            UserError: if another process has taken over the run.
+            UserError: if this process holds the storage no more.
         """
         started = time.monotonic()
         self.join()
@@ -137,7 +138,7 @@ class Saver:
 
         Raises:
             NoProgressError: if too many saves in a row have failed.
-            UserError: if another process has taken over the run.
+            UserError: if this process holds the storage no more.
         """
         if self._thread is not None:
             wait_together(self._world, self._thread, "a save", failing=lambda: self._error is not None)
@@ -199,9 +200,9 @@ class Saver:
         """Write and commit the copy. The body of the thread, on all ranks."""
         started = time.monotonic()
         try:
-            problem, superseded = self._committer.commit(staged, manifest)
+            problem, must_stop = self._committer.commit(staged, manifest)
             seconds = time.monotonic() - started
-            self._record(replace(outcome, seconds=seconds, problem=problem, superseded=superseded))
+            self._record(replace(outcome, seconds=seconds, problem=problem, must_stop=must_stop))
         except BaseException as error:  # the other ranks are gone; ``join`` raises it
             self._error = error
 
@@ -225,16 +226,21 @@ class Saver:
         """Count failures in a row, and end the run if it must end. All ranks call it at the same point of the run."""
         outcome, self._outcome = self._outcome, None
         assert outcome is not None
-        if outcome.superseded:
-            owner = self.storage.owner()
-            who = f"process {owner.get('pid')} on {owner.get('host')}" if owner else "another process"
-            raise UserError(f"{who} has taken over {self.storage}; this process stops")
+        if outcome.must_stop:
+            raise UserError(f"{outcome.problem}; this process stops")
         if outcome.problem is None:
             self._failures_in_a_row, self.saved_step = 0, outcome.step
             return
         self._failures_in_a_row += 1
         if self._failures_in_a_row >= self._max_failures:
             raise NoProgressError(
-                f"{self._failures_in_a_row} checkpoints in a row could not be saved; "
-                f"earlier ones in {self.storage} are unchanged"
+                f"{self._failures_in_a_row} checkpoints in a row could not be saved; {self._newest_left()}"
             )
+
+    def _newest_left(self) -> str:
+        """The newest earlier checkpoint, in words. Whatever kept the saves from success may have removed it."""
+        try:
+            found = step_directories(self.storage)
+        except Exception as error:  # clients of object stores raise errors of their own kinds
+            return f"{self.storage} cannot be listed: {one_line(error, 300)}"
+        return f"the newest one in {self.storage} is {found[-1][1]}" if found else f"none is left in {self.storage}"

@@ -120,7 +120,7 @@ class Storage(FileSystemBase):
             OSError: if a later claim has fenced this one off.
         """
         if not self.holds(token):
-            raise OSError(f"another process has claimed {self}")
+            raise OSError(f"the claim on {self} is gone")
         self.write(f"{path}/{MANIFEST}", manifest)
         return self._publish(path, name)
 

@@ -13,12 +13,12 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import NamedTuple
 
-from gfgw_prod import __version__
 from gfgw_prod.commands.options import Parser, with_dashes
 from gfgw_prod.distributed.torchrun import reports_for_node, write_error_file
 from gfgw_prod.process import first_report
 from gfgw_prod.process.exit_codes import BAD_INPUT, CRASHED, INTERRUPTED, HardwareError, NoProgressError, UserError
 from gfgw_prod.process.standard_streams import log, output_error
+from gfgw_prod.process.version import VERSION
 
 
 class Command(NamedTuple):
@@ -80,7 +80,7 @@ def _exit_code(arguments: list[str]) -> int:
         if (loss := lost_connection(error)) is None:
             raise
         # The peer or the launcher prints the cause; this error appears on all other ranks.
-        log(f"gfgw: rank {os.environ.get('RANK', '0')} lost the connection to other ranks: {loss}")
+        log(f"gfgw: rank {os.environ.get('RANK', '0')} lost the connection to other ranks: {loss}", "error")
         return CRASHED
     except KeyboardInterrupt:
         log(f"gfgw: interrupted{COMMANDS[arguments[0]].after_interrupt}")
@@ -116,7 +116,7 @@ def parse(arguments: Sequence[str]) -> tuple[ModuleType, argparse.Namespace]:
 
 def _overview() -> Parser:
     parser = Parser(prog="gfgw", description="Trainer of one-step image generators by GFGW flow matching.")
-    parser.add_argument("--version", action="version", version=f"gfgw_prod {__version__}")
+    parser.add_argument("--version", action="version", version=f"gfgw_prod {VERSION}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     for name, command in COMMANDS.items():
         commands.add_parser(name, help=command.summary)

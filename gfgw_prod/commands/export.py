@@ -18,8 +18,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--format",
         choices=("safetensors", "onnx"),
         required=True,
-        help="safetensors: weights and settings, for gfgw_prod.sampling.trained.load_generator; "
-        "onnx: noise in, images out",
+        help="safetensors: weights and settings, for gfgw_prod.load_generator; onnx: noise in, images out",
     )
     parser.add_argument("--out", type=path, required=True, metavar="FILE", help="file to write, completely or not")
     add_raw(parser)

@@ -11,8 +11,6 @@ from gfgw_prod.process.exit_codes import UserError
 from gfgw_prod.process.home import expand_home
 from gfgw_prod.settings.presets import settings_file
 
-MOST_SAMPLES = 10_000_000
-MOST_STEPS = 1000
 GENERATOR = "run directory, one of its checkpoints, or an exported .safetensors file"
 
 
@@ -89,29 +87,3 @@ def add_drawing(parser: argparse.ArgumentParser, num: int) -> None:
     parser.add_argument("--steps", type=int, default=1, help="predictions per image, with fresh noise between (1)")
     add_raw(parser)
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU if present")
-
-
-def check_drawing(options: argparse.Namespace, least: int = 1) -> None:
-    """Check the options of ``add_drawing``.
-
-    Raises:
-        UserError: if one is out of range.
-    """
-    check_range("--num", options.num, least, MOST_SAMPLES)
-    check_range("--steps", options.steps, 1, MOST_STEPS)
-    if not 0 <= options.seed < 2**63:
-        raise UserError(f"--seed must be between 0 and 2**63 - 1, not {_shown(options.seed)}")
-
-
-def check_range(name: str, value: int, least: int, most: int) -> None:
-    """Check the value of an option.
-
-    Raises:
-        UserError: if it is out of range.
-    """
-    if not least <= value <= most:
-        raise UserError(f"{name} must be at least {least} and at most {most:,}, not {_shown(value)}")
-
-
-def _shown(value: int) -> str:
-    return str(value) if value.bit_length() < 200 else f"a number of {value.bit_length()} bits"

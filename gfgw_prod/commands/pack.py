@@ -8,9 +8,10 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from gfgw_prod.commands.options import add_config, add_json, check_range, path
-from gfgw_prod.process.exit_codes import BAD_INPUT, FINISHED, PREEMPTED
+from gfgw_prod.commands.options import add_config, add_json, path
+from gfgw_prod.process.exit_codes import FINISHED, PREEMPTED
 from gfgw_prod.process.standard_streams import log
+from gfgw_prod.sampling.limits import check_range
 from gfgw_prod.settings.reading import SETTINGS_HELP, add_settings, configuration
 
 if TYPE_CHECKING:
@@ -45,11 +46,15 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         UserError: if there is no pack to verify, or the data set cannot be packed.
     """
+    from gfgw_prod.data.packs import Pack
     from gfgw_prod.process.signals import StopRequestedError, stop_request_raises
 
     config = configuration(options)
     if options.verify:
-        return _verify(options)
+        found = Pack.read(options.out)
+        found.check(progress="auto")
+        _print(found, options.json)
+        return FINISHED
     if options.workers is not None:
         check_range("--workers", options.workers, 0, MOST_WORKERS)
     if options.shard_rows is not None:
@@ -75,44 +80,17 @@ def _pack(options: argparse.Namespace, config: Config) -> Pack:
         workers = 0
     elif workers is None:
         workers = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    more = {"on_error": config.data.on_error, "workers": workers, "shard_rows": options.shard_rows}
     with Meter("packing", len(listing), "images", mode=config.telemetry.progress) as meter:
-        return pack(
-            listing,
-            options.out,
-            log=meter.log,
-            advance=meter.advance,
-            on_error=config.data.on_error,
-            workers=workers,
-            shard_rows=options.shard_rows,
-        )
-
-
-def _verify(options: argparse.Namespace) -> int:
-    from gfgw_prod.data.packs import Pack
-    from gfgw_prod.process.meter import MB, Meter
-
-    found = Pack.read(options.out)
-    with Meter(f"checking {options.out}", found.bytes, "MB", scale=MB) as meter:
-        problem = found.damage(advance=meter.advance)
-    if problem:
-        log(f"gfgw: {options.out}: {problem}; pack the data set again")
-        return BAD_INPUT
-    _print(found, options.json)
-    return FINISHED
+        return pack(listing, options.out, log=meter.log, advance=meter.advance, **more)
 
 
 def _print(pack: Pack, as_json: bool) -> None:
     channels, height, width = pack.image_shape
     if as_json:
-        content = {
-            "rows": pack.rows,
-            "image_shape": [channels, height, width],
-            "num_classes": pack.num_classes,
-            "peak": pack.peak,
-            "fingerprint": pack.fingerprint,
-            "shards": len(pack.shards),
-            "skipped": [{"name": name, "reason": why} for name, why in pack.skipped],
-        }
+        names = ("rows", "image_shape", "num_classes", "peak", "fingerprint")
+        content = {name: getattr(pack, name) for name in names} | {"shards": len(pack.shards)}
+        content["skipped"] = [{"name": name, "reason": why} for name, why in pack.skipped]
         print(json.dumps(content, indent=1))
         return
     print(

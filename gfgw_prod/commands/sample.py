@@ -8,9 +8,10 @@ from collections.abc import Callable
 from operator import methodcaller
 from typing import TYPE_CHECKING, TypeVar
 
-from gfgw_prod.commands.options import MOST_SAMPLES, add_drawing, add_place, check_drawing, check_range, path
+from gfgw_prod.commands.options import add_drawing, add_place, path
 from gfgw_prod.distributed.torchrun import rank_environment
 from gfgw_prod.process.exit_codes import FINISHED, UserError, reason_of
+from gfgw_prod.sampling.limits import MOST_SAMPLES, check_drawing, check_range
 
 if TYPE_CHECKING:
     from gfgw_prod.distributed.world import World
@@ -44,7 +45,7 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         UserError: if an option is wrong, there is no good checkpoint, or ``--out`` cannot be written.
     """
-    check_drawing(options)
+    check_drawing(options.num, options.steps, options.seed, prefix="--")
     check_range("--batch-size", options.batch_size, 1, MOST_SAMPLES)
     asked = None if options.classes is None else class_list(options.classes)
     rank_environment()  # refuses a malformed environment before torch is imported
@@ -53,7 +54,9 @@ def run(options: argparse.Namespace) -> int:
     from gfgw_prod.settings.reading import resolve
 
     trained = read_trained(options.place, raw=options.raw)
-    classes = tuple(range(trained.num_classes)) if asked is None else _known(asked, trained)
+    if asked is not None:
+        trained.check_classes(asked, "--classes")
+    classes = tuple(range(trained.num_classes)) if asked is None else asked
     if options.grid and options.num > MOST_IN_A_GRID:
         raise UserError(f"--num must be at most {MOST_IN_A_GRID:,} for a grid, not {options.num}; use --npz")
     settings = resolve({"run": trained.config["run"]}, {"run": {"device": options.device}}).run
@@ -79,15 +82,6 @@ def class_list(text: str) -> tuple[int, ...]:
         if len(found) > MOST_CLASSES:
             raise UserError(f"--classes names more than {MOST_CLASSES:,} classes")
     return tuple(found)
-
-
-def _known(classes: tuple[int, ...], trained: TrainedGenerator) -> tuple[int, ...]:
-    if not trained.settings.generator.conditional:
-        raise UserError("--classes: the generator was not trained on classes (generator.conditional false)")
-    for each in classes:
-        if each >= trained.num_classes:
-            raise UserError(f"--classes must be below {trained.num_classes}, the number of classes, not {each}")
-    return classes
 
 
 def _draw(trained: TrainedGenerator, options: argparse.Namespace, classes: tuple[int, ...], world: World) -> None:

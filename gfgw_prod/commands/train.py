@@ -7,6 +7,7 @@ import argparse
 from gfgw_prod.commands.options import add_config
 from gfgw_prod.distributed.torchrun import rank_environment
 from gfgw_prod.process.exit_codes import UserError
+from gfgw_prod.process.standard_streams import log_as_json
 from gfgw_prod.settings.reading import SETTINGS_HELP, add_settings, configuration
 
 
@@ -36,7 +37,9 @@ def run(options: argparse.Namespace) -> int:
         from gfgw_prod.commands.dry_run import estimate
 
         return estimate(config, ranks=1 if options.ranks is None else options.ranks, as_json=options.json)
-    rank_environment()  # refuses a malformed environment before torch is imported
+    launched = rank_environment()  # refuses a malformed environment before torch is imported
+    if config.telemetry.log_format == "json":
+        log_as_json(0 if launched is None else launched.rank, str(config.run.dir))
     from gfgw_prod.training.trainer import train
 
     return train(config)

@@ -17,14 +17,10 @@ from gfgw_prod.process.exit_codes import UserError, one_line
 
 @dataclass
 class ZipReader:
-    """Reads members of archives. Each process opens an archive when it first reads from it.
-
-    Attributes:
-        members: (number of the archive, name) by item.
-    """
+    """Reads members of archives. Each process opens an archive when it first reads from it."""
 
     archives: Sequence[Path]
-    members: Sequence[tuple[int, str]]
+    members: Sequence[tuple[int, str]]  # number of the archive and name, by item
     rules: Rules
     _open: dict[int, zipfile.ZipFile] = field(default_factory=dict)
 
@@ -98,11 +94,7 @@ def _members(file: zipfile.ZipFile) -> tuple[list[str], dict[str, str]]:
 
 
 def _read(file: zipfile.ZipFile, invalid: dict[str, str], name: str) -> bytes:
-    """The content of a member.
-
-    Raises:
-        ValueError: with the reason, if it cannot be read.
-    """
+    """The content of a member; ``ValueError`` with the reason if it cannot be read."""
     if name in invalid:
         raise ValueError(invalid[name])
     try:

@@ -51,10 +51,7 @@ def list_digits() -> Listing:
 def list_photos(side: int | None) -> Listing:
     """Patches of scikit-learn's two photographs, on a grid of half a patch, row by row; each photograph is a class.
 
-    With the default side, 32 pixels, there are 1,950.
-
-    Raises:
-        UserError: if a photograph is smaller than a patch.
+    With the default side, 32 pixels, there are 1,950. ``UserError`` if a photograph is smaller than a patch.
     """
     side = PATCH_SIDE if side is None else side
     stride = max(side * PATCH_STRIDE // PATCH_SIDE, 1)
@@ -66,9 +63,8 @@ def list_photos(side: int | None) -> Listing:
         except (OSError, InvalidImageError) as error:
             raise UserError(f"data.source photos: {file} {one_line(error)}; install scikit-learn again") from None
         if side > min(photo.shape[1:]):
-            raise UserError(
-                f"data.image_size should be at most {min(photo.shape[1:])} for data.source photos, not {side}"
-            )
+            most = min(photo.shape[1:])
+            raise UserError(f"data.image_size should be at most {most} for data.source photos, not {side}")
         windows = np.lib.stride_tricks.sliding_window_view(photo, (side, side), axis=(1, 2))[:, ::stride, ::stride]
         patches.append(windows.transpose(1, 2, 0, 3, 4).reshape(-1, 3, side, side))
         labels.append(np.full(len(patches[-1]), label, dtype=np.int64))
@@ -95,10 +91,8 @@ def list_cifar10(path: Path | None, *, download: bool) -> Listing:
         unpack = download or check_integrity(str(path / ARCHIVE), CIFAR10.tgz_md5)
         dataset = CIFAR10(str(path), train=True, download=unpack)
     except (OSError, RuntimeError, EOFError) as error:
-        raise UserError(
-            f"data.path {path}: CIFAR-10 cannot be read or downloaded ({one_line(error)}); "
-            f"put the official {ARCHIVE} there"
-        ) from None
+        problem = f"CIFAR-10 cannot be read or downloaded ({one_line(error)})"
+        raise UserError(f"data.path {path}: {problem}; put the official {ARCHIVE} there") from None
     images = np.ascontiguousarray(dataset.data.transpose(0, 3, 1, 2))
     return _list_array("cifar10", images, np.array(dataset.targets, dtype=np.int64), peak=255, num_classes=10)
 

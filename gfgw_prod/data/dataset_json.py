@@ -13,26 +13,15 @@ DATASET_JSON = "dataset.json"
 
 @dataclass(frozen=True)
 class Labels:
-    """The labels of a folder or archive.
+    """The labels of a folder or archive."""
 
-    Attributes:
-        root: the folder, with its slash, that names are relative to.
-        file: path of the ``dataset.json``, if there is one.
-        by_name: class id, or why the label is invalid; ``None`` if the file holds no labels.
-        notes: lines that the user should read.
-    """
-
-    root: str
-    file: str | None
-    by_name: dict[str, int | str] | None
-    notes: tuple[str, ...]
+    root: str  # the folder, with its slash, that names are relative to
+    file: str | None  # the dataset.json, if there is one
+    by_name: dict[str, int | str] | None  # class id, or why the label is invalid; None: the file holds no labels
+    notes: tuple[str, ...]  # lines that the user should read
 
     def entries(self, images: Iterable[tuple[str, str | None]], prefix: str = "") -> Iterator[Entry]:
-        """Entries of images (path, why invalid) in their order, then labels without an image.
-
-        Args:
-            prefix: stands before the path in messages.
-        """
+        """Entries of images (path, why invalid) in their order, then labels without an image, with a prefix."""
         seen = set()
         for path, invalid in images:
             name = path.removeprefix(self.root)
@@ -59,7 +48,6 @@ def read_labels(paths: Sequence[str], read: Callable[[str], bytes]) -> Labels:
 
     Args:
         paths: of all images and ``dataset.json`` files.
-        read: gives the content of a file.
 
     Raises:
         ValueError: with the reason, if the file is damaged.
@@ -90,12 +78,10 @@ def parse_labels(content: bytes) -> dict[str, int | str] | None:
         parsed = json.loads(content)
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
         raise ValueError(f"is not JSON ({error})") from None
-    if not isinstance(parsed, dict):
+    if not isinstance(parsed, dict) or not isinstance(parsed.get("labels"), list | None):
         raise ValueError("should be an object with a list of labels")
     if parsed.get("labels") is None:
         return None
-    if not isinstance(parsed["labels"], list):
-        raise ValueError("should hold a list of labels")
     labels: dict[str, int | str] = {}
     for pair in parsed["labels"]:
         if not isinstance(pair, list) or len(pair) != 2 or not isinstance(pair[0], str):

@@ -49,11 +49,7 @@ class Chunk:
 
 
 def list_source(settings: DataSettings) -> Listing:
-    """List the source that the settings name.
-
-    Raises:
-        UserError: if it is missing or not readable.
-    """
+    """List the source that the settings name; ``UserError`` if it is missing or not readable."""
     if settings.source == "digits":
         from gfgw_prod.data.builtin import list_digits
 
@@ -116,11 +112,7 @@ def common_shape(listing: Listing) -> Shape:
 def fail_or_skip(
     listing: Listing, invalid: Sequence[tuple[int, str]], on_error: OnError, log: Callable[[str], None]
 ) -> None:
-    """Log each invalid item that is skipped, or fail at the first.
-
-    Raises:
-        UserError: for the first, unless ``on_error`` is ``skip``.
-    """
+    """Log each invalid item, or raise ``UserError`` for the first unless ``on_error`` is ``skip``."""
     for item, why in invalid:
         name = printable(listing.names[item])
         if on_error == "fail":
@@ -129,10 +121,7 @@ def fail_or_skip(
 
 
 def decode(listing: Listing, shape: Shape, *, first: int = 0, workers: int = 0) -> Iterator[Chunk]:
-    """Chunks of the items from ``first`` on, in order.
-
-    Args:
-        workers: decoding processes; 0 decodes in this process.
+    """Chunks of the items from ``first`` on, in order; with 0 ``workers`` they are decoded in this process.
 
     Raises:
         UserError: if there is no shared memory for decoding processes, or one was killed.

@@ -7,7 +7,7 @@ import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from gfgw_prod.data.dataset_json import is_dataset_json, read_labels
 from gfgw_prod.data.images import MAX_BYTES, SUFFIXES, InvalidImageError, Row, Rules, raise_if_temporary
@@ -33,8 +33,7 @@ class FolderReader:
         return self.rules.decode(content)
 
 
-@dataclass(frozen=True)
-class _File:
+class _File(NamedTuple):
     name: str  # relative, with slashes
     size: int = 0
     mtime_ns: int = 0
@@ -81,10 +80,8 @@ def _class_folder_last(file: _File) -> tuple[str, str]:
 
 def _entry_by_folder(file: _File, ids: dict[str, int]) -> Entry:
     label = ids.get(file.name.partition("/")[0]) if "/" in file.name else None
-    invalid = file.invalid
-    if invalid is None and ids and label is None:
-        invalid = "lies beside the class folders, in none of them"
-    return Entry(file.name, label, invalid)
+    beside = "lies beside the class folders, in none of them" if ids and label is None else None
+    return Entry(file.name, label, file.invalid or beside)
 
 
 def _read(path: Path) -> bytes:

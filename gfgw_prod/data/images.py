@@ -38,19 +38,15 @@ class InvalidImageError(Exception):
 
 
 def raise_if_temporary(error: BaseException, name: object) -> None:
-    """Keep a temporary failure from being taken for damage of ``name``.
+    """Raise ``UserError`` if memory ran out or the file system failed, so that it is not taken for damage of ``name``.
 
     Pillow and Arrow raise ``OSError`` for damaged bytes too, but without an ``errno``. zipfile hides the system's error
     in the context of its own.
-
-    Raises:
-        UserError: if memory ran out or the file system failed.
     """
     for each in (error, error.__context__ or error):
         if isinstance(each, MemoryError) or getattr(each, "errno", None) not in (None, *PERMANENT):
-            raise UserError(
-                f"data.path: {name} cannot be read now ({reason_of(each)}); try again when it can"
-            ) from None
+            problem = f"{name} cannot be read now ({reason_of(each)})"
+            raise UserError(f"data.path: {problem}; try again when it can") from None
 
 
 @dataclass(frozen=True)
@@ -73,12 +69,7 @@ class Rules:
     peak: int = 255
 
     def decode(self, content: bytes) -> Row:
-        """Decode an image file to a row ``(1 or 3, h, w)``.
-
-        Raises:
-            InvalidImageError: if it cannot be used.
-            UserError: if memory ran out.
-        """
+        """Decode an image file to a row ``(1 or 3, h, w)``; ``InvalidImageError`` if it cannot be used."""
         if not content:
             raise InvalidImageError("is empty")
         if len(content) > MAX_BYTES:
@@ -107,20 +98,14 @@ class Rules:
         mode = "L" if self.grey else "RGB"
         if image.mode != mode:
             image = image.convert(mode)
-        if self.image_size is None:
-            pixels = np.asarray(image)
-            self._check_peak(pixels)
-        else:
-            if self.peak < 255:
-                self._check_peak(np.asarray(image))
-            pixels = np.asarray(self._resized(image, self.image_size))
-            if self.peak < 255:  # filters overshoot
-                pixels = pixels.clip(max=self.peak)
-        return pixels[None] if self.grey else pixels.transpose(2, 0, 1)
-
-    def _check_peak(self, pixels: Row) -> None:
-        if self.peak < 255 and (largest := int(pixels.max())) > self.peak:
+        if self.peak < 255 and (largest := int(np.asarray(image).max())) > self.peak:
             raise InvalidImageError(f"has a value of {largest}, above data.peak {self.peak}")
+        if self.image_size is not None:
+            image = self._resized(image, self.image_size)
+        pixels = np.asarray(image)
+        if self.peak < 255:
+            pixels = pixels.clip(max=self.peak)  # filters overshoot
+        return pixels[None] if self.grey else pixels.transpose(2, 0, 1)
 
     def _resized(self, image: Image.Image, size: int) -> Image.Image:
         if self.resize == "adm":

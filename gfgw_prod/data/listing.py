@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -29,12 +29,7 @@ class Reader(Protocol):
     """Decodes items. It can be pickled, and opens files in the process that uses it."""
 
     def row(self, item: int) -> Row:
-        """Decode an item to a row ``(c, h, w)``.
-
-        Raises:
-            InvalidImageError: if it cannot be used.
-            UserError: if reading failed for a temporary reason.
-        """
+        """Decode an item to ``(c, h, w)``; ``InvalidImageError`` if it cannot be used, ``UserError`` if not now."""
 
 
 class Entry(NamedTuple):
@@ -47,26 +42,17 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True)
 class Listing:
-    """The items of a source. An archive that cannot be read is one invalid item.
-
-    Attributes:
-        labels: class ids ``(n,)``, -1 for invalid items.
-        peak: pixel value of white.
-        invalid: why an item cannot be used, by item.
-        identity: changes when the source or the rules change.
-        rules: how images are decoded; ``None`` if nothing is decoded.
-        notes: lines that the user should read.
-    """
+    """The items of a source. An archive that cannot be read is one invalid item."""
 
     names: Sequence[str]
-    labels: NDArray[np.int64]
+    labels: NDArray[np.int64]  # (n,), -1 for invalid items
     num_classes: int
-    peak: int
+    peak: int  # pixel value of white
     reader: Reader
-    invalid: dict[int, str] = field(default_factory=dict)
-    identity: str = ""
-    rules: dict[str, Any] | None = None
-    notes: tuple[str, ...] = ()
+    invalid: dict[int, str]  # why an item cannot be used, by item
+    identity: str  # changes when the source or the rules change
+    rules: dict[str, Any] | None  # of decoding; None if nothing is decoded
+    notes: tuple[str, ...]  # lines that the user should read
 
     def __len__(self) -> int:
         return len(self.names)
@@ -88,32 +74,30 @@ def make_listing(
         num_classes: if the source states it; else one more than its largest class id.
         identity: the source and the rules, as JSON.
     """
-    names: list[str] = []
-    labels: list[int] = []
-    invalid: dict[int, str] = {}
     entries = list(entries)
+    names = [entry.name for entry in entries]
     labelled = any(entry.label is not None for entry in entries)
     limit = MAX_CLASSES if num_classes is None else num_classes
-    for item, entry in enumerate(entries):
-        label = -1 if entry.label is None else entry.label
-        why = entry.invalid
-        if why is None and labelled and entry.label is None:
-            why = "has no label"
-        if why is None and labelled and not 0 <= label < limit:
-            why = f"has class id {str(label)[:40]}, which should lie between 0 and {limit - 1:,}"
+    ids = np.zeros(len(entries), dtype=np.int64)
+    invalid: dict[int, str] = {}
+    for item, (_, label, broken) in enumerate(entries):
+        why = broken
+        if why is None and labelled:
+            if label is None:
+                why = "has no label"
+            elif not 0 <= label < limit:
+                why = f"has class id {str(label)[:40]}, which should lie between 0 and {limit - 1:,}"
         if why is not None:
             invalid[item] = why
-        names.append(entry.name)
-        labels.append(-1 if why is not None else max(label, 0))
-    ids = np.array(labels, dtype=np.int64)
+        ids[item] = -1 if why is not None else label or 0
     classes = num_classes if num_classes is not None else int(ids.max(initial=0)) + 1
     digest = hashlib.sha256(json.dumps([*identity, peak, classes]).encode())
     digest.update(json.dumps(names).encode())
     digest.update(ids.tobytes())
     if not labelled:
         notes = ("the source has no labels: all images are of class 0", *notes)
-    rules_by_name = None if rules is None else dict(vars(rules))
-    return Listing(names, ids, classes, peak, reader, invalid, digest.hexdigest(), rules_by_name, notes)
+    decoding = asdict(rules) if rules else None
+    return Listing(names, ids, classes, peak, reader, invalid, digest.hexdigest(), decoding, notes)
 
 
 def is_hidden(name: str) -> bool:
@@ -128,11 +112,10 @@ def find_files(path: Path, suffix: str, source: str) -> list[Path]:
         UserError: if there is none.
     """
     try:
+        found = [path] if os.path.lexists(path) else []
         if os.path.isdir(path):
             names = sorted(name for name in os.listdir(path) if name.endswith(suffix) and not is_hidden(name))
             found = [path / name for name in names]
-        else:
-            found = [path] if os.path.lexists(path) else []
     except OSError as error:
         raise UserError(f"data.path {path} cannot be listed ({reason_of(error)})") from None
     if not found:

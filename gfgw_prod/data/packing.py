@@ -36,7 +36,6 @@ def pack(
     """Pack a source into ``directory``, or resume a packing that was killed.
 
     Args:
-        log: receives lines for the user.
         advance: receives how many more items are done.
         workers: decoding processes; 0 decodes in this process.
         shard_rows: rows of a shard file; by default as many as fit in 256 MiB.
@@ -81,11 +80,7 @@ def pack(
 
 
 def _finished_pack(listing: Listing, directory: Path, log: Callable[[str], None], on_error: OnError) -> Pack:
-    """The pack that exists already.
-
-    Raises:
-        UserError: if it is of another source, or was packed without images that must not be skipped.
-    """
+    """The pack that exists already, unless it is of another source or lacks images that must not be skipped."""
     found = Pack.read(directory)
     if found.identity != listing.identity:
         raise UserError(f"{directory} holds the pack of another source or of other settings; name another directory")
@@ -103,9 +98,6 @@ def _locked(directory: Path) -> Iterator[None]:
     """Make the directory if needed, and keep other processes from packing into it.
 
     The lock file is removed once the index is written, so check for the index again while holding the lock.
-
-    Raises:
-        UserError: if another process packs into it, or it holds something else.
     """
     if os.path.lexists(directory) and not os.path.isdir(directory):
         raise UserError(f"{directory} is not a directory; name a new one for the pack")

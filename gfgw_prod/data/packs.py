@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import mmap
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 
 from gfgw_prod.process.durable import write_whole
 from gfgw_prod.process.exit_codes import UserError, reason_of
+from gfgw_prod.process.meter import MB, Meter, Mode
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -79,8 +81,7 @@ class Pack:
     @property
     def row_bytes(self) -> int:
         """Bytes of a row."""
-        channels, height, width = self.image_shape
-        return channels * height * width
+        return math.prod(self.image_shape)
 
     @classmethod
     def read(cls, directory: Path) -> Pack:
@@ -89,15 +90,13 @@ class Pack:
         Raises:
             UserError: if there is no pack, or it is damaged.
         """
+        if not os.path.isfile(directory / INDEX):
+            raise UserError(
+                f"data.path {directory} holds no {INDEX}; make a pack with `gfgw pack`, and name its directory"
+            )
         try:
-            if not os.path.isfile(directory / INDEX):
-                raise UserError(
-                    f"data.path {directory} holds no {INDEX}; make a pack with `gfgw pack`, and name its directory"
-                )
             index = json.loads((directory / INDEX).read_bytes())
         except (OSError, ValueError, RecursionError) as error:
-            if isinstance(error, UserError):
-                raise
             raise UserError(f"data.path {directory}: {INDEX} cannot be read ({reason_of(error)})") from None
         if not isinstance(index, dict) or index.get("index_sha256") != _digest_of(index):
             raise UserError(f"data.path {directory}: {INDEX} is damaged; pack the data set again")
@@ -121,26 +120,23 @@ class Pack:
         index["index_sha256"] = _digest_of(index)
         write_whole(self.directory / INDEX, json.dumps(index, indent=1).encode())
 
-    @property
-    def bytes(self) -> int:
-        """Size of all rows."""
-        return self.rows * self.row_bytes
+    def check(self, part: int = 0, parts: int = 1, progress: Mode = "off") -> None:
+        """Hash every ``parts``-th file, from file ``part`` on.
 
-    def damage(self, part: int = 0, parts: int = 1, advance: Callable[[int], None] = lambda more: None) -> str | None:
-        """Hash every ``parts``-th file from file ``part`` on, and name the first that is damaged.
-
-        Args:
-            advance: receives how many more bytes are hashed, a file at a time.
+        Raises:
+            UserError: naming the first that is damaged.
         """
         files = [(LABELS, self.labels_sha256), *((shard.file, shard.sha256) for shard in self.shards)]
-        for file, expected in files[part::parts]:
-            try:
-                if sha256_of(self.directory / file) != expected:
-                    return f"{file} is damaged"
-                advance(os.path.getsize(self.directory / file))
-            except OSError as error:
-                return f"{file} cannot be read ({reason_of(error)})"
-        return None
+        total = self.rows * self.row_bytes // parts
+        with Meter(f"checking {self.directory}", total, "MB", scale=MB, mode=progress) as meter:
+            for file, expected in files[part::parts]:
+                try:
+                    problem = "" if sha256_of(self.directory / file) == expected else "is damaged"
+                    meter.advance(os.path.getsize(self.directory / file))
+                except OSError as error:
+                    problem = f"cannot be read ({reason_of(error)})"
+                if problem:
+                    raise UserError(f"data.path {self.directory}: {file} {problem}; pack the data set again")
 
     def labels(self) -> NDArray[np.int64]:
         """Class ids ``(N,)``, mapped.
@@ -150,15 +146,9 @@ class Pack:
         """
         labels = np.memmap(self.directory / LABELS, dtype="<i8", mode="c", shape=(self.rows,))
         if labels.min(initial=0) < 0 or labels.max(initial=0) >= self.num_classes:
-            raise UserError(
-                f"data.path {self.directory}: {LABELS} holds class ids out of the range 0 to {self.num_classes - 1:,}; "
-                "pack the data set again"
-            )
+            ids = f"class ids out of the range 0 to {self.num_classes - 1:,}"
+            raise UserError(f"data.path {self.directory}: {LABELS} holds {ids}; pack the data set again")
         return labels
-
-    def images(self) -> Shards:
-        """All rows, mapped."""
-        return Shards(self)
 
 
 class Shards:

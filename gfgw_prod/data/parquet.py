@@ -17,14 +17,10 @@ BATCH_ROWS = 16  # read at once: Arrow cannot read 2 GiB of structs in one piece
 
 @dataclass
 class ParquetReader:
-    """Reads images by file, row group and row. Each process keeps the row group that it read last.
-
-    Attributes:
-        positions: (number of the file, row group, row in the group) by item.
-    """
+    """Reads images by file, row group and row. Each process keeps the row group that it read last."""
 
     files: Sequence[Path]
-    positions: Sequence[tuple[int, int, int]]
+    positions: Sequence[tuple[int, int, int]]  # number of the file, row group, row in the group, by item
     column: str
     rules: Rules
     _group: tuple[int, int] = (-1, -1)
@@ -87,10 +83,9 @@ def list_parquet(path: Path, rules: Rules, image_column: str, label_column: str 
 def _entries(
     path: Path, image_column: str, label_column: str | None, declared: set[int]
 ) -> Iterator[tuple[Entry, tuple[int, int]]]:
-    """Entries with their row group and row. Adds the number of classes that the metadata state to ``declared``.
+    """Entries with their row group and row; ``ValueError`` with the reason if a column is missing or of a wrong type.
 
-    Raises:
-        ValueError: with the reason, if a column is missing or of the wrong type.
+    Adds the number of classes that the metadata state to ``declared``.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -104,20 +99,18 @@ def _entries(
         if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
             kind = kind.field("bytes").type
         if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
-            raise ValueError(
-                f"has a column {image_column} of {str(kind)[:100]}, which should be {{bytes, path}} or binary"
-            )
+            found = f"has a column {image_column} of {str(kind)[:100]}"
+            raise ValueError(f"{found}, which should be {{bytes, path}} or binary")
         if label_column is not None and not pa.types.is_integer(schema.field(label_column).type):
             raise ValueError(f"has a column {label_column} of {schema.field(label_column).type}, not of class ids")
         if label_column is not None and (classes := _class_count(schema.metadata, label_column)):
             declared.add(classes)
         for group in range(file.num_row_groups):
-            count = file.metadata.row_group(group).num_rows
-            labels: list[int | None] = [None] * count
+            labels: list[int | None] = [None] * file.metadata.row_group(group).num_rows
             if label_column is not None:
                 labels = file.read_row_group(group, columns=[label_column]).column(0).to_pylist()
-            for row in range(count):
-                yield Entry(f"{path.name}:{group}:{row}", labels[row]), (group, row)
+            for row, label in enumerate(labels):
+                yield Entry(f"{path.name}:{group}:{row}", label), (group, row)
 
 
 def _read_images(path: Path, group: int, column: str) -> Any:

@@ -18,17 +18,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gfgw_prod.data.decoding import Chunk
-from gfgw_prod.data.packs import INDEX, LABELS, Fingerprint
+from gfgw_prod.data.packs import INDEX, LABELS, Fingerprint, Shard
 from gfgw_prod.process.durable import write_whole
 
 
 @dataclass(frozen=True)
-class FinishedShard:
+class FinishedShard(Shard):
     """A shard file, and the items ``begin`` to ``end`` that it was made of."""
 
-    file: str
-    rows: int
-    sha256: str
     begin: int
     end: int
     invalid: list[tuple[int, str]]
@@ -65,7 +62,7 @@ class ShardWriter:
         return self.shards[-1].end if self.shards else 0
 
     def resume(self, log: Callable[[str], None]) -> None:
-        """Keep the finished shards, up to the first that is missing or damaged, and remove all later files."""
+        """Keep the finished shards up to the first that is missing or damaged; remove all later files."""
         while (shard := self._load(log)) is not None:
             self.shards.append(shard)
         if self.shards:
@@ -93,10 +90,8 @@ class ShardWriter:
         self.close()
         name = _name(len(self.shards))
         shard = FinishedShard(name, self._rows, self._digest.hexdigest(), self.next_item, end, self.invalid)
-        # Also syncs the directory, and with it the shard's own name.
-        write_whole(
-            self.directory / _index_of(name), json.dumps({"made_of": self.made_of, "shard": vars(shard)}).encode()
-        )
+        index = json.dumps({"made_of": self.made_of, "shard": vars(shard)}).encode()
+        write_whole(self.directory / _index_of(name), index)  # syncs the directory, and with it the shard's own name
         self.shards.append(shard)
         self._file, self._rows, self.invalid = None, 0, []
 

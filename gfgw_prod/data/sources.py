@@ -19,7 +19,7 @@ from gfgw_prod.data.builtin import CIFAR10_ROWS, DIGITS
 from gfgw_prod.data.decoding import common_shape, decode, fail_or_skip, list_source
 from gfgw_prod.data.packs import Fingerprint, Pack, Shards
 from gfgw_prod.process.exit_codes import UserError
-from gfgw_prod.process.meter import MB, Meter, Mode
+from gfgw_prod.process.meter import Meter, Mode
 from gfgw_prod.settings.data import RULES
 from gfgw_prod.settings.types import as_written
 
@@ -51,10 +51,8 @@ class Table:
 
     def rows(self, ids: Tensor) -> Tensor:
         """Images by row id as floats in [-1, 1], ``(n,)`` -> ``(n, c, h, w)``."""
-        if isinstance(self.images, Tensor):
-            found = self.images[ids]
-        else:
-            found = torch.from_numpy(self.images.take(ids.numpy()))
+        images = self.images
+        found = images[ids] if isinstance(images, Tensor) else torch.from_numpy(images.take(ids.numpy()))
         return found.to(torch.float32) / (self.peak / 2) - 1
 
     def fingerprint(self) -> str:
@@ -66,33 +64,16 @@ class Table:
         digest.add(self.images.contiguous().numpy().data)
         return digest.of(self.labels.numpy(), self.image_shape, self.peak, self.num_classes)
 
-    def check(self, part: int, parts: int, progress: Mode = "off") -> None:
-        """Hash every ``parts``-th file of a pack, from file ``part`` on.
-
-        Raises:
-            UserError: if a file is damaged.
-        """
-        if self.pack is None:
-            return
-        title, total = f"checking {self.pack.directory}", self.pack.bytes // parts
-        with Meter(title, total, "MB", scale=MB, mode=progress) as meter:
-            problem = self.pack.damage(part, parts, meter.advance)
-        if problem:
-            raise UserError(f"data.path {self.pack.directory}: {problem}; pack the data set again")
-
 
 def load_table(settings: DataSettings, log: Callable[[str], None] = lambda line: None, progress: Mode = "off") -> Table:
-    """Open a pack, or decode any other source into memory.
-
-    Args:
-        log: receives a line for every skipped image, and the notes of the listing.
+    """Open a pack, or decode any other source into memory; log skipped images and the listing's notes.
 
     Raises:
         UserError: if it is missing, empty, not readable, or too large for memory.
     """
     if settings.source == "packed":
         pack = _open_pack(settings)
-        return Table(pack.images(), torch.from_numpy(pack.labels()), pack.peak, pack.num_classes, pack)
+        return Table(Shards(pack), torch.from_numpy(pack.labels()), pack.peak, pack.num_classes, pack)
     listing = list_source(settings)
     shape = common_shape(listing)
     if (size := len(listing) * math.prod(shape)) > MAX_BYTES_UNPACKED:
@@ -102,15 +83,15 @@ def load_table(settings: DataSettings, log: Callable[[str], None] = lambda line:
         )
     for note in listing.notes:
         log(note)
-    rows, labels = [], []
+    chunks = []
     with Meter("decoding the data", len(listing), "images", mode=progress) as meter:
         for chunk in decode(listing, shape):
             fail_or_skip(listing, chunk.invalid, settings.on_error, log)
             meter.advance_to(chunk.end)
-            rows.append(chunk.rows)
-            labels.append(listing.labels[chunk.items])
-    images = torch.from_numpy(np.concatenate(rows))
-    return Table(images, torch.from_numpy(np.concatenate(labels)), listing.peak, listing.num_classes)
+            chunks.append(chunk)
+    images = torch.from_numpy(np.concatenate([chunk.rows for chunk in chunks]))
+    labels = torch.from_numpy(listing.labels[np.concatenate([chunk.items for chunk in chunks])])
+    return Table(images, labels, listing.peak, listing.num_classes)
 
 
 def open_table(settings: DataSettings, world: World, log: Callable[[str], None], progress: Mode = "auto") -> Table:
@@ -123,8 +104,8 @@ def open_table(settings: DataSettings, world: World, log: Callable[[str], None],
     """
     progress = progress if world.is_main else "off"
     table = world.rank0_first(lambda: load_table(settings, log, progress))
-    if settings.verify:
-        world.on_all_ranks(lambda: table.check(world.local_rank, world.local_world_size, progress))
+    if settings.verify and (pack := table.pack) is not None:
+        world.on_all_ranks(lambda: pack.check(world.local_rank, world.local_world_size, progress))
     return table
 
 

@@ -69,9 +69,7 @@ def cell_stream(
     workers: int = 1,
     pin: bool = False,
 ) -> Iterator[CellRows]:
-    """The rank's cells of steps ``first_step`` to ``last_step`` (exclusive), one ``CellRows`` per turn.
-
-    The order is that of ``assignment.turns_of``, for any number of workers.
+    """The rank's cells of steps ``first_step`` to ``last_step`` (exclusive), in the order of ``assignment.turns_of``.
 
     Args:
         workers: threads that fetch ahead; 0 fetches on demand.
@@ -79,16 +77,12 @@ def cell_stream(
     """
     order = KeyedOrder(seed, len(table))
 
-    def positions() -> Iterator[Cell]:
-        for step in range(first_step, last_step):
-            for turn in assignment.turns_of(seed, step, size=size, rank=rank):
-                yield turn.cell
-
     def fetch(cell: Cell) -> CellRows:
         ids = order.rows((cell.step * assignment.cells + cell.index) * size, size)
         return CellRows(cell, ids, table.labels[ids], table.rows(ids))
 
-    node: Any = nodes.IterableWrapper(positions())
+    turns = (assignment.turns_of(seed, step, size=size, rank=rank) for step in range(first_step, last_step))
+    node: Any = nodes.IterableWrapper(turn.cell for of_step in turns for turn in of_step)
     # With 0 workers torchdata maps in the calling thread.
     node = nodes.ParallelMapper(node, fetch, num_workers=workers, in_order=True, method="thread", prebatch=None)
     if pin:

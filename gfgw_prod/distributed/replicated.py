@@ -32,7 +32,9 @@ class Replicated:
         device_ids = [world.device] if world.device.type == "cuda" else None
         self.assignment, self.replicated = assignment, True
         self.module = generator
-        self._ddp = nn.parallel.DistributedDataParallel(generator, device_ids=device_ids, broadcast_buffers=False)
+        self._ddp = nn.parallel.DistributedDataParallel(
+            generator, device_ids=device_ids, process_group=world.group_for_ddp(), broadcast_buffers=False
+        )
         self._world = world
         self._exact = exact
         self._turn: Turn | None = None

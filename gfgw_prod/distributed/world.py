@@ -14,10 +14,10 @@ from typing import Literal, TypeVar
 
 import torch
 import torch.distributed as dist
-import torch.utils.deterministic
 from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
+from gfgw_prod.distributed.arithmetic import set_arithmetic
 from gfgw_prod.distributed.torchrun import RankEnvironment, rank_environment, reports_for_node
 from gfgw_prod.process.exit_codes import UserError
 
@@ -74,16 +74,9 @@ class World:
             UserError: if torchrun's environment is malformed, GPUs are too few, or only some nodes have any.
         """
         launched = rank_environment()
-        torch.set_num_threads(threads)
         gpus = 0 if device == "cpu" else torch.cuda.device_count()
         chosen = choose_device(device, launched or RankEnvironment(), gpus)
-        torch.use_deterministic_algorithms(True)
-        # Filling memory that is always written before it is read only costs time.
-        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-        if chosen.type == "cuda":
-            os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # cuBLAS reads it at its first call
-            torch.cuda.set_device(chosen)
-            torch.backends.cudnn.benchmark = False  # it picks kernels by measured time, so bits would vary
+        set_arithmetic(chosen, threads)
         if launched is None:
             return cls(0, 1, chosen)
         with _silent_output():
@@ -132,6 +125,19 @@ class World:
             return None
         with _silent_output():
             group: dist.ProcessGroup = dist.new_group(backend="gloo", timeout=timeout)
+        return group
+
+    def group_for_ddp(self) -> dist.ProcessGroup | None:
+        """Return a group that DDP can be constructed with; ``None`` for that of all collectives. Collective.
+
+        TORCH_DISTRIBUTED_DEBUG=DETAIL wraps a group, and DDP of torch 2.9.1 crashes on a wrapped group of gloo.
+        """
+        if self.device.type == "cuda" or dist.get_debug_level() != dist.DebugLevel.DETAIL:
+            return None
+        dist.set_debug_level(dist.DebugLevel.INFO)  # type: ignore[call-arg]
+        with _silent_output():
+            group: dist.ProcessGroup = dist.new_group()
+        dist.set_debug_level(dist.DebugLevel.DETAIL)  # type: ignore[call-arg]
         return group
 
     def barrier(self) -> None:

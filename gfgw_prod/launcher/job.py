@@ -27,7 +27,7 @@ from gfgw_prod.launcher import log
 from gfgw_prod.launcher.agent import ExitCodeAgent
 from gfgw_prod.launcher.job_exit_code import JobExitCode
 from gfgw_prod.launcher.torch_changes import NoLogFiles, keep_ports
-from gfgw_prod.process import clock
+from gfgw_prod.process import clock, held_file
 from gfgw_prod.process.exit_codes import BAD_INPUT, CRASHED, PREEMPTED, UserError
 from gfgw_prod.process.leaving import AGENT_PID
 from gfgw_prod.process.restart_causes import EXPECTED_RANKS, RESTART_CAUSE
@@ -51,6 +51,7 @@ def main() -> int:
             raise UserError(f"--rdzv-backend must be c10d, not {options.rdzv_backend!r}")
         config, entrypoint, arguments = config_from_args(options)
         assert isinstance(entrypoint, str)
+        held_file.hold(arguments)
         if not has_files:
             config.logs_specs = NoLogFiles()
         return Node(config, entrypoint, arguments, int(grace)).run()

@@ -48,11 +48,11 @@ def report_first(line: str, *, without_launcher: bool) -> None:
         with open(path, "rb", buffering=0, opener=_open_non_blocking) as pipe:
             fcntl.flock(pipe, fcntl.LOCK_EX)  # another rank must not exit, and have this one killed, before its line
             if select.select([pipe], [], [], 0)[0]:
-                log(line)
+                log(line, "error")
                 pipe.read(1)
     except OSError:
         if without_launcher:
-            log(line)
+            log(line, "error")
 
 
 def _open_non_blocking(path: str, flags: int) -> int:

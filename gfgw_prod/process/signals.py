@@ -105,8 +105,29 @@ def stop_request_raises() -> Iterator[None]:
 
 def ignore_stop_signals() -> None:
     """Ignore stop signals: the exit code is decided, and the process ends within seconds."""
-    for number in STOP:
-        signal.signal(number, signal.SIG_IGN)
+    if in_main_thread():
+        for number in STOP:
+            signal.signal(number, signal.SIG_IGN)
+
+
+def in_main_thread() -> bool:
+    """Whether Python lets this thread install handlers: a run in another thread installs none."""
+    return threading.current_thread() is threading.main_thread()
+
+
+@contextmanager
+def handlers_restored() -> Iterator[None]:
+    """Restore at the end the handlers of stop signals, and what ``exit_preempted`` runs."""
+    handlers = {number: signal.getsignal(number) for number in STOP}
+    actions = before_exit.copy()
+    try:
+        yield
+    finally:
+        before_exit[:] = actions
+        if in_main_thread():
+            for number, handler in handlers.items():
+                if handler is not None:  # None: installed by other code than Python's
+                    signal.signal(number, handler)
 
 
 def _end_exit_watch() -> None:

@@ -49,6 +49,10 @@ class StacksFile:
             self.path.unlink()
             self.path.parent.rmdir()
 
+    def close(self) -> None:
+        """Close the file. Only where nothing writes to it any more: another file may get its descriptor."""
+        os.close(self._fd)
+
 
 def keep_stacks_of_hung_ranks(run_dir: Path, report: Callable[[str], None]) -> bool:
     """Report in one line which ranks of the last start left stacks, and rename their files so that they stay.

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
+import time
+from typing import Literal
+
+Level = Literal["info", "error"]
+_labels: dict[str, str | int] | None = None  # of every line as JSON; None: lines are text
+_timed = False
 
 
 def open_closed_streams() -> None:
@@ -20,12 +27,36 @@ def open_closed_streams() -> None:
             setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115
 
 
-def log(line: str) -> None:
+def log(line: str, level: Level = "info") -> None:
     """Write one line to standard error, if possible. Line breaks and control characters in it are escaped."""
     try:
-        print(printable(line) + "\n", end="", file=sys.stderr, flush=True)  # one write, even on an unbuffered stream
+        print(_formatted(line, level) + "\n", end="", file=sys.stderr, flush=True)  # one write, even if unbuffered
     except OSError:  # a full disk, a pipe that nobody reads: the exit code says enough
         _discard(2)
+
+
+def log_as_json(rank: int, run: str) -> None:
+    """From now on write each line as a JSON object, for programs that collect logs."""
+    global _labels  # noqa: PLW0603
+    _labels = {"host": os.uname().nodename, "rank": rank, "run": run}
+
+
+def log_times() -> None:
+    """From now on begin each line of text with the time, unless a person reads it in a terminal."""
+    global _timed  # noqa: PLW0603
+    _timed = True
+
+
+def logs_text() -> bool:
+    """Whether lines are written as text."""
+    return _labels is None
+
+
+def _formatted(line: str, level: Level) -> str:
+    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    if _labels is not None:
+        return json.dumps({"time": now, "level": level, **_labels, "message": line})
+    return printable(line if not _timed or sys.stderr.isatty() else f"{now} {line}")
 
 
 def printable(text: str) -> str:

@@ -54,7 +54,10 @@ class Watch:
         finally:
             over.set()
             with self._lock:
+                file = self._file
                 self._end()
+                if file is not None:
+                    file.close()
 
     def progress(self, doing: str | None = None) -> None:
         """Report progress, and what this rank does next."""
@@ -110,7 +113,8 @@ class Watch:
         place = "the next lines" if self._file is None else self._file.path
         log(
             f"gfgw: rank {self._rank} made no progress for {self._limit:g} s ({self._doing}); "
-            f"it ends, and its stacks are in {place}"
+            f"it ends, and its stacks are in {place}",
+            "error",
         )
 
     def _end(self) -> None:

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from gfgw_prod.distributed.world import World
-from gfgw_prod.process.signals import on_stop_request
+from gfgw_prod.process.signals import in_main_thread, on_stop_request
 
 
 class StopRequest:
@@ -29,6 +29,8 @@ class StopRequest:
 
     def install_handlers(self) -> None:
         """Replace the handlers of the start, under which a signal exits at once: from now on there is state to save."""
+        if not in_main_thread():
+            return
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # nohup makes it ignored: leave that
             signal.signal(signal.SIGINT, self._interrupt)
         on_stop_request(self._request)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import platform
+import os
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,6 +13,7 @@ from torch import nn
 from gfgw_prod.process.exit_codes import UserError
 from gfgw_prod.settings.data import DataSettings
 from gfgw_prod.settings.removed import without_removed
+from gfgw_prod.telemetry.build import cpu_model
 from gfgw_prod.weights.digest import weights_digest
 
 if TYPE_CHECKING:
@@ -29,6 +29,19 @@ PACKAGES: dict[str, Callable[[Config], bool]] = {
     "torchvision": lambda config: config.loss.lpips > 0,
     "pot": lambda config: config.transport.backend == "pot",
 }
+
+# Environment variables that have libraries compute other bits: by other instructions, in another order or precision.
+# (ATEN_CPU_CAPABILITY shows in the instruction set that torch reports.)
+ARITHMETIC_VARIABLES = (
+    *("MKL_CBWR", "MKL_DEBUG_CPU_TYPE", "MKL_ENABLE_INSTRUCTIONS"),
+    *(
+        f"{prefix}_{name}"
+        for prefix in ("ONEDNN", "DNNL")
+        for name in ("MAX_CPU_ISA", "CPU_ISA_HINTS", "DEFAULT_FPMATH_MODE")
+    ),
+    *("NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "TORCH_BLAS_PREFER_CUBLASLT"),
+    *("CUBLASLT_WORKSPACE_SIZE", "DISABLE_ADDMM_CUDA_LT", "TORCH_CUDNN_V8_API_DISABLED"),
+)
 
 # Places of files, which change no weight and may differ between ranks.
 PLACES = {"run.dir", "features.weights", "features.cache", "generator.pretrained", "loss.lpips_trunk"}
@@ -54,21 +67,18 @@ def is_free(setting: str) -> bool:
 
 
 def arithmetic_of(device: torch.device) -> str:
-    """The hardware and libraries that results depend on bitwise: of a GPU, or of a CPU with its instruction set."""
+    """What results depend on bitwise: the GPU and its libraries, or the CPU and its instruction set; and variables."""
     if device.type == "cuda":
-        return (
-            f"{torch.cuda.get_device_name(device)}, CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}"
-        )
-    return f"{_cpu_model()}, {torch.backends.cpu.get_cpu_capability()}"
+        cuda, cudnn = torch.version.cuda, torch.backends.cudnn.version()
+        hardware = f"{torch.cuda.get_device_name(device)}, CUDA {cuda}, cuDNN {cudnn}"
+    else:
+        hardware = f"{cpu_model()}, {torch.backends.cpu.get_cpu_capability()}"
+    return ", ".join([hardware, *arithmetic_variables()])
 
 
-def _cpu_model() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(named, platform.processor() or platform.machine())
+def arithmetic_variables() -> list[str]:
+    """Those of ``ARITHMETIC_VARIABLES`` that are set, as ``NAME=value``."""
+    return [f"{name}={value}" for name in ARITHMETIC_VARIABLES if (value := os.environ.get(name))]
 
 
 def run_facts(config: Config, table: Table, frozen: Sequence[nn.Module], device: torch.device) -> dict[str, Any]:

@@ -60,8 +60,8 @@ class StartCounter:
             earlier = earlier if step <= last else 0
             if earlier > self._max_restarts:
                 problem = (
-                    f"{earlier} starts in a row crashed without a new checkpoint after step {step}; checkpoints are "
-                    f"unchanged. When the cause is fixed, remove {self._file} (or raise "
+                    f"{earlier} starts in a row crashed without a new checkpoint after step {step}; this one "
+                    f"changes nothing. When the cause is fixed, remove {self._file} (or raise "
                     f"resilience.max_no_progress, now {self._max_restarts})"
                 )
         problem, step, earlier = self._world.broadcast((problem, step, earlier))

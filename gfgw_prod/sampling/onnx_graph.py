@@ -29,6 +29,10 @@ class ClampedGenerator(nn.Module):
         self.generator = generator
 
     def forward(self, noise: Tensor, labels: Tensor | None = None) -> Tensor:
+        if labels is not None:
+            known = torch.arange(self.generator.num_classes)
+            # An index out of bounds is an error, in torch and in onnxruntime on the CPU. A negative one would wrap.
+            labels = known[torch.where(labels < 0, self.generator.num_classes, labels)]
         return self.generator.sample(noise, labels).clamp(-1, 1)
 
 

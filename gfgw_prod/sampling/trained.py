@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,20 @@ class TrainedGenerator:
             "tensors_sha256": weights_digest(self.tensors),
         }
 
+    def check_classes(self, classes: Iterable[int], name: str) -> None:
+        """Check class ids that a user gives as ``name``.
+
+        Raises:
+            UserError: if the generator does not know one of them, or takes no classes.
+        """
+        if not self.settings.generator.conditional:
+            raise UserError(f"{name}: the generator was not trained on classes (generator.conditional false)")
+        for each in classes:
+            if each < 0:
+                raise UserError(f"{name} must be at least 0, not {each}")
+            if each >= self.num_classes:
+                raise UserError(f"{name} must be below {self.num_classes}, the number of classes, not {each}")
+
     def build(self) -> OneStepGenerator:
         """Build the generator on the CPU, in evaluation mode.
 
@@ -126,18 +141,6 @@ def read_trained(place: str, *, raw: bool) -> TrainedGenerator:
         weights_sha256=weights_digest(both),
         data_fingerprint=found.manifest["data_fingerprint"],
     )
-
-
-def load_generator(path: str | Path) -> OneStepGenerator:
-    """Load the generator of a safetensors file that ``export`` wrote, on the CPU, in evaluation mode.
-
-    ``generator.sample(noise, labels).clamp(-1, 1)`` maps standard normal noise ``(n, c, h, w)`` and, if the generator
-    is conditional, class ids ``(n,)`` to images. Reading the file runs no code.
-
-    Raises:
-        UserError: if the file is missing, damaged, or not written by ``export``.
-    """
-    return read_file(Path(path)).build()
 
 
 def read_file(path: Path) -> TrainedGenerator:

@@ -17,9 +17,9 @@ from pydantic_settings import CliSettingsSource, SettingsError
 
 from gfgw_prod.process.durable import write_whole
 from gfgw_prod.process.exit_codes import UserError, one_line
+from gfgw_prod.process.held_file import MOST_BYTES, held
 from gfgw_prod.settings.config import Config
 
-MOST_BYTES = 100_000  # of a settings file; one with every setting has 4,000
 SETTINGS_HELP = "Every setting can stand in the YAML file and on the command line, which wins. - and _ are alike."
 
 
@@ -101,10 +101,13 @@ def parsed(options: argparse.Namespace) -> dict[str, Any]:
 def configuration(options: argparse.Namespace) -> Config:
     """The configuration of the file ``options.config``, if any, and the command line, which wins.
 
+    In a job the file is as its launcher read it.
+
     Raises:
         UserError: if the file cannot be read, or a setting is wrong.
     """
-    return resolve(read_yaml(options.config) if options.config else {}, parsed(options))
+    file = options.config
+    return resolve(read_yaml(file, held(file)) if file else {}, parsed(options))
 
 
 def reject_unknown(arguments: Sequence[str]) -> None:
@@ -113,18 +116,22 @@ def reject_unknown(arguments: Sequence[str]) -> None:
         raise UserError(_unknown(arguments[0][2:].partition("=")[0].replace("-", "_")))
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path, written: bytes | None = None) -> dict[str, Any]:
     """Read a mapping from a YAML file.
+
+    Args:
+        written: content of the file, if it has been read before.
 
     Raises:
         UserError: if the file is missing, is not YAML or is not a mapping.
     """
-    if not os.path.isfile(path):  # a pipe can be read by one rank only, and may have no writer
+    if written is None and not os.path.isfile(path):  # a pipe can be read by one rank only, and may have no writer
         problem = f"{path} is not a regular file" if os.path.exists(path) else f"no file {path}"
         raise UserError(f"--config: {problem}")
     try:
-        with path.open("rb") as file:
-            written = file.read(MOST_BYTES + 1)
+        if written is None:
+            with path.open("rb") as file:
+                written = file.read(MOST_BYTES + 1)
         if len(written) > MOST_BYTES:
             raise UserError(f"--config: {path} has more than {MOST_BYTES:,} bytes; that is not a file of settings")
         content = yaml.load(written.decode("utf-8"), _Loader)
@@ -185,6 +192,8 @@ def _merge(base: dict[str, Any], layer: Mapping[Any, Any]) -> None:
 
 
 def _unknown(name: str) -> str:
+    if name in ("resume", "resume_from", "resume_from_checkpoint", "continue", "restart"):
+        return f"unknown setting {name}: a run resumes by itself, if it is started again with the same run.dir"
     name = name if len(name) <= 100 else name[:100] + "..."
     names = list(setting_names())
     last = name.rpartition(".")[2]

@@ -82,3 +82,6 @@ class TelemetrySettings(Section):
     prometheus_port: Whole = setting(0, "TCP port for metrics and probes on every node; 0 is off", ge=0, le=65535)
     prometheus_address: Text = setting("127.0.0.1", "address on which that port is opened", min_length=1)
     progress: Literal["auto", "bar", "plain", "off"] = setting("auto", "progress display; auto: a bar in a terminal")
+    log_format: Literal["text", "json"] = setting(
+        "text", "lines of a log; json: an object per line, for log collectors"
+    )

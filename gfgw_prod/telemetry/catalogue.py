@@ -50,6 +50,7 @@ CATALOGUE: tuple[Metric, ...] = (
     *(_loss(term) for term in ("total", *LOSS_TERMS)),
     counter("run/images", "Images seen since the run began.", name="gfgw_images_seen"),
     gauge("run/planned_images", "Images of the whole run.", name="gfgw_images_planned"),
+    gauge("run/eta_seconds", "Estimated time to the end of the run, from the mean time of a step since this start."),
     counter("run/steps", "Optimisation steps since the run began."),
     gauge("speed/step_seconds", "Mean wall time of a step since the last record, evaluations excluded."),
     *(
@@ -186,7 +187,7 @@ CATALOGUE: tuple[Metric, ...] = (
         "run/build",
         "gfgw_build",
         "info",
-        "Versions of the package, Python, torch and CUDA, and the model of the device.",
+        "The run directory, versions of the package, Python, torch and CUDA, and the model of the device.",
     ),
 )
 

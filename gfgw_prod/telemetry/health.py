@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -21,6 +22,7 @@ class Health:
         self._lock = threading.Lock()
         self._doing: str | None = "starting: preparing the run directory"  # None: training
         self._step = self._images = 0
+        self._ends_at: float | None = None  # estimated
 
     def enter_phase(self, doing: str) -> None:
         """Set what the process does from now on instead of training, in words."""
@@ -54,6 +56,11 @@ class Health:
             self._step, self._images = step, images
             self._doing = None
 
+    def expect_end(self, eta_seconds: float) -> None:
+        """Set the estimated time to the end of the run."""
+        with self._lock:
+            self._ends_at = time.monotonic() + eta_seconds
+
     @property
     def images(self) -> int:
         """Images seen."""
@@ -69,7 +76,7 @@ class Health:
 
     def _answer(self, *, stuck_only: bool) -> dict[str, Any]:
         with self._lock:
-            doing, step, images = self._doing, self._step, self._images
+            doing, step, images, ends_at = self._doing, self._step, self._images, self._ends_at
         silence = self._silence()
         stuck = silence > self._hang_seconds
         if doing is None:
@@ -79,4 +86,6 @@ class Health:
         else:
             why = "" if stuck_only else doing
         answer = {"ok": not why, "doing": doing or "training", "step": step, "images": images}
+        if doing is None and ends_at is not None:
+            answer["eta_seconds"] = round(max(ends_at - time.monotonic(), 0.0))
         return answer | {"why": why} if why else answer

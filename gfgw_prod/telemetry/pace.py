@@ -1,4 +1,4 @@
-"""Speed of training."""
+"""Speed of training, and how long the rest takes."""
 
 from __future__ import annotations
 
@@ -8,11 +8,16 @@ from contextlib import contextmanager
 
 
 class Pace:
-    """Steps and images per second since the last record, without the time of evaluations."""
+    """Steps and images per second since the last record, without the time of evaluations.
 
-    def __init__(self, step: int, batch_size: int):
-        self._batch_size = batch_size
+    The time to the end of the run is estimated from all steps after the first record of this start, with everything
+    between them: evaluations, pictures, saves.
+    """
+
+    def __init__(self, step: int, last_step: int, batch_size: int):
+        self._last_step, self._batch_size = last_step, batch_size
         self._then, self._step = time.monotonic(), step
+        self._origin: tuple[float, int] | None = None  # time and step of the first record: what is before, is slower
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -28,4 +33,11 @@ class Pace:
         now = time.monotonic()
         seconds = (now - self._then) / max(step - self._step, 1)
         self._then, self._step = now, step
-        return {"speed/step_seconds": seconds, "speed/images_per_second": self._batch_size / max(seconds, 1e-9)}
+        self._origin = self._origin or (now, step)
+        began, first = self._origin
+        mean = (now - began) / (step - first) if step > first else seconds
+        return {
+            "speed/step_seconds": seconds,
+            "speed/images_per_second": self._batch_size / max(seconds, 1e-9),
+            "run/eta_seconds": mean * (self._last_step - step),
+        }

@@ -139,6 +139,22 @@ def last_recorded_step(path: Path, tag: str = "") -> int:
     return int(max((step for step in steps if math.isfinite(step)), default=0))
 
 
+def last_values(path: Path) -> dict[str, float]:
+    """The last number of every tag in the records of a file, with step, images and time; empty without a record.
+
+    Sequences and tags without a finite last value are left out.
+    """
+    found: dict[str, Any] = {}
+    try:
+        with path.open(encoding="utf-8", errors="replace") as file:
+            for line in file:
+                if _step_of(line) < math.inf:
+                    found |= json.loads(line)
+    except OSError:
+        return {}
+    return {tag: value for tag, value in found.items() if isinstance(value, int | float)}
+
+
 def _finite(value: Value) -> Any:
     """The value for JSON, which has no NaN or infinity: ``None`` instead."""
     if isinstance(value, Sequence):

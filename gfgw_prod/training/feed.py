@@ -87,6 +87,11 @@ class Feed:
             "speed/data_wait_ratio": float(self._world.all_reduce_max(torch.tensor(share, device=self._world.device)))
         }
 
+    def close(self) -> None:
+        """End the thread that fetches targets."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=False)
+
     def _timed(self, source: Iterator[T]) -> Iterator[T]:
         """The same items, adding up the time that each is waited for."""
         while True:

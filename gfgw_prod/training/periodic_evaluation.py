@@ -75,7 +75,7 @@ class PeriodicEvaluation:
         mode: Mode = "off" if self._config.telemetry.progress == "off" else "plain"
         self._meter = Meter("evaluating", mode=mode, enabled=self._world.is_main)
         try:
-            with self._reporter.evaluating(), ema.applied() as generator:
+            with self._meter, self._reporter.evaluating(), ema.applied() as generator:
                 figures = self._evaluator.measure(generator, precision.autocast)
         except StopRequestedError:
             self._reporter.measured = "told to stop before samples were measured"

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import shlex
-import shutil
 import socket
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,7 +20,7 @@ from gfgw_prod.process.durable import clear_partials
 from gfgw_prod.process.exit_codes import reason_of
 from gfgw_prod.process.meter import Meter
 from gfgw_prod.process.stacks import keep_stacks_of_hung_ranks
-from gfgw_prod.process.standard_streams import log
+from gfgw_prod.process.standard_streams import log, log_times
 from gfgw_prod.process.watchdog import watch
 from gfgw_prod.resilience.bad_numbers import COUNT_NAMES
 from gfgw_prod.resilience.ledger import End, Ledger
@@ -37,6 +35,7 @@ from gfgw_prod.telemetry.sinks import Sink, Telemetry, Value, Values, last_recor
 from gfgw_prod.telemetry.startup import LONG_SECONDS, Startup
 from gfgw_prod.training.checked_step import CheckedStep
 from gfgw_prod.training.rank_metrics import RankMetrics
+from gfgw_prod.training.start import HISTORY, append_to_history, command_to_extend, describe_start, first_lines, program
 from gfgw_prod.training.step import TrainingStep
 from gfgw_prod.training.step_data import StepResult
 
@@ -60,6 +59,7 @@ class Reporter:
         self._ranks = RankMetrics(world, self.hosts, config.resilience.straggler_ratio, self.log)
         self.own_time = self._ranks.own_time
         self.measured = ""
+        self._start: dict[str, Any] = {}  # what this start is, on rank 0
         self._plan = {  # for a dashboard to compare the rest with
             "run/planned_images": config.total_steps * config.train.batch_size,
             "run/expected_ranks": max(restart_causes.expected_ranks(), world.world_size),
@@ -101,6 +101,21 @@ class Reporter:
             self._meter = self._new_meter("encoding the bank", total, "rows of rank 0")
         self._meter.advance_to(rows)
 
+    def introduce(self, step: int, table: Table, parameters: int, resumes: str) -> None:
+        """Log the lines that say what this start is, and append it to the history of the run.
+
+        Args:
+            step: completed steps.
+            parameters: of the generator.
+            resumes: name of the checkpoint that the run resumes from; empty for a new run.
+        """
+        log_times()
+        if self.world.is_main:
+            self._start = describe_start(self.world, self.hosts, step)
+            for line in first_lines(self.config, self._start, table, parameters, resumes):
+                self.log(line)
+            self.write_file(self.dir / HISTORY, partial(append_to_history, self._start))
+
     def open(self, step: int, resumed: Checkpoint | None, damaged: int) -> None:
         """Open the ledger and the sinks.
 
@@ -138,21 +153,27 @@ class Reporter:
         self._training, self._checked_step = training, checked_step
         self._first_step, self._started = step, time.monotonic()
         size = self.config.train.batch_size
-        self._pace = Pace(step, size)
+        self._pace = Pace(step, self.config.total_steps, size)
         if self._meter is not None:
             self._meter.close()
         self._meter = self._new_meter("training", self.config.total_steps * size, "images")
         self._meter.advance_to(step * size)
 
+    def show_step(self, images: int) -> None:
+        """Show how many images were seen."""
+        if self._meter is not None:
+            self._meter.advance_to(images)
+
     def record(self, step: int, images: int, result: StepResult) -> None:
         """Record the last step's metrics. Collective."""
-        training = self._training
+        training, pace = self._training, self._pace.values(step)
+        self._health.expect_end(pace["run/eta_seconds"])
         values: dict[str, Value] = {
             **result.values(self.world, training.parallel.assignment),
             **schedules_at(self.config, result.images_seen).values(),
             **self._checked_step.values(),
             **training.values(),
-            **self._pace.values(step),
+            **pace,
             **self._ranks.values(),
             **self._plan,
             "run/steps": step,
@@ -212,10 +233,11 @@ class Reporter:
             self.write_file(self.dir / name, partial(pictures.write_png, grid))
         self._telemetry.picture(images, "samples", grid)
 
-    def manifest_facts(self) -> dict[str, float]:
-        """Facts for a checkpoint's manifest, on rank 0: time so far in steps whose result was kept."""
+    def manifest_facts(self) -> dict[str, Any]:
+        """Facts for a checkpoint's manifest, on rank 0: this start, and time so far in steps whose result was kept."""
         ledger = self._ledger
-        return {} if ledger is None else {PRODUCTIVE: ledger.productive_seconds(self.own_time.spent)}
+        productive = {} if ledger is None else {PRODUCTIVE: ledger.productive_seconds(self.own_time.spent)}
+        return {"start": self._start, **productive}
 
     def stopped(self, images: int) -> None:
         """Log that the run has stopped on request, with its state saved."""
@@ -237,7 +259,7 @@ class Reporter:
         self.log(f"picture:    {self.dir / 'samples.png'}")
         self.log(f"curves:     {program('tensorboard')} --logdir {run_dir}")
         self.log(f"samples:    {program('gfgw')} sample {run_dir} --num 64 --grid --out {out}")
-        self.log(f"go on:      the same command with --train.total-kimg {2 * total_kimg:g}")
+        self.log(f"go on:      {command_to_extend(2 * total_kimg)}")
 
     def close(self) -> None:
         """Close the meter, the sinks, the ledger and the endpoint."""
@@ -265,7 +287,7 @@ class Reporter:
             "run/checkpoint_images": images,
         }
         saved_at = max(manifest.get("saved_at", began), began)  # time before this start is no risk of loss
-        return self._node.sinks(saved_at, known, build_labels(self.world.device))
+        return self._node.sinks(saved_at, known, build_labels(self.world.device) | {"run": str(self.dir)})
 
     def _startup_values(self) -> dict[str, float]:
         """Time of this start by phase; a long one is logged."""
@@ -273,12 +295,3 @@ class Reporter:
         if self._startup.total > LONG_SECONDS and self.config.telemetry.progress != "off":
             self.log(str(self._startup))
         return self._startup.values()
-
-
-def program(name: str) -> str:
-    """How to call a program of this environment: by name if it is on the search path, else by path."""
-    beside = Path(sys.executable).with_name(name)
-    if shutil.which(name) == str(beside) or not beside.exists():
-        return name
-    here = Path.cwd()
-    return str(beside.relative_to(here) if beside.is_relative_to(here) else beside)

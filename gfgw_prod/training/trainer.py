@@ -145,6 +145,8 @@ class Run:
         for change in self.world.on_all_ranks(lambda: self._accept_changes(found, by_rank)):
             self.reporter.log(f"run.allow_changes: going on with {change}")
         cache = self.world.on_all_ranks(lambda: BankCache.of(self.config, self.facts, self.reporter.log_from_any_rank))
+        parameters = sum(p.numel() for p in self.training.parallel.module.parameters())
+        self.reporter.introduce(self.step, self.table, parameters, "" if found is None else found.name)
         self.world.on_all_ranks(lambda: self.reporter.open(self.step, found, damaged))
         if found is not None:
             with self._unwatched(f"resuming from {found.name}"):
@@ -195,6 +197,7 @@ class Run:
                 result = self.checked_step(self.step, stream)
             self.step += 1
             self.health.step_done(self.step, self.images)
+            self.reporter.show_step(self.images)
             if self.guard.needs_rollback:
                 self._roll_back()
 
@@ -223,6 +226,7 @@ class Run:
         """Record the last saves, also failed ones, and release what the run holds."""
         self._record_saves()
         self.reporter.close()
+        self.training.feed.close()
         if self.lock is not None:
             self.lock.close()
 
@@ -276,9 +280,7 @@ class Run:
             found = checkpoint_before_streak(self.guard, self.step, self.storages, self.world, self.reporter.log)
             found.load(self.state(), self.world)
         self.guard.record_rollback(skipped, rollbacks)
-        self.reporter.log(
-            f"{problem}: rolled back to the state of {found.name}; step {self.step + 1} is next, the steps between are skipped"
-        )
+        self.reporter.log(f"{problem}: rolled back to the state of {found.name}; step {self.step + 1} is next")
         self._save()
 
     def _accept_changes(self, found: Checkpoint | None, by_rank: list[dict[str, Any]]) -> list[str]:

@@ -32,9 +32,11 @@ def test_port_at_which_ranks_meet_is_reserved_for_them() -> None:
 
 @NEEDS_PROC
 def test_run_with_a_killed_rank_is_restarted_and_ends_with_the_same_weights(reference: Path, tmp_path: Path) -> None:
-    run_dir = tmp_path / "run"
-    agent = runs.start(runs.elastic(run_dir), copies.slowed(tmp_path) | TWO_RANKS)
+    run_dir, config = tmp_path / "run", tmp_path / "config.yaml"
+    config.write_text(runs.DIGITS.read_text())
+    agent = runs.start(runs.elastic(run_dir, "--config", str(config)), copies.slowed(tmp_path) | TWO_RANKS)
     workers = runs.wait_until(lambda: len(found := runs.workers_of(agent.pid)) == 2 and found, agent)
+    config.write_text("seed: 5\n")  # for the next experiment: this job goes on as it was started
     runs.kill_after_checkpoint(agent, run_dir, step=2, victim=workers[1])
     outcome = runs.outcome_of(agent)
     assert outcome.code == 0, outcome.stderr

@@ -12,7 +12,7 @@ from gfgw_prod.checkpoint.finding import find_checkpoints
 from gfgw_prod.commands import cli
 from gfgw_prod.distributed.cells import random_stream
 from gfgw_prod.sampling.pictures import draw_samples
-from gfgw_prod.sampling.trained import load_generator, read_file
+from gfgw_prod.sampling.trained import read_file
 from gfgw_prod.weights.digest import weights_digest
 
 from . import runs
@@ -50,7 +50,7 @@ def test_file_holds_the_averaged_weights_of_the_newest_checkpoint(reference: Pat
     held = read_file(exported / "digits.safetensors")
     [*_, last] = find_checkpoints(reference)
     average = {name.removeprefix("ema."): tensor for name, tensor in last.read_tensors("ema.").items()}
-    assert weights_digest(load_generator(exported / "digits.safetensors").state_dict()) == weights_digest(average)
+    assert weights_digest(read_file(exported / "digits.safetensors").build().state_dict()) == weights_digest(average)
     assert (held.step, held.images, held.weights) == (runs.STEPS, runs.STEPS * runs.BATCH, "ema")
     assert held.weights_sha256 == runs.digests(reference)[runs.STEPS]
     assert held.config == last.manifest["config"]
@@ -58,7 +58,7 @@ def test_file_holds_the_averaged_weights_of_the_newest_checkpoint(reference: Pat
 
 def test_graph_makes_the_samples_of_the_checkpoint(exported: Path) -> None:
     images, labels = draw_samples(
-        load_generator(exported / "digits.safetensors"),
+        read_file(exported / "digits.safetensors").build(),
         *((1, 8, 8), 10),
         count=7,
         seed=0,

@@ -57,7 +57,7 @@ def test_interrupt_during_a_save_lets_the_save_end(tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     outcome = runs.outcome_of(process)
     assert outcome.code == 130, (outcome.stderr, handled)
-    assert outcome.stderr.splitlines()[-1].startswith("gfgw: interrupted")
+    assert "gfgw: interrupted" in outcome.stderr.splitlines()[-1]
     saved = sorted(runs.digests(tmp_path / "run"))
     assert saved == list(range(1, len(saved) + 1))
 
@@ -70,7 +70,7 @@ def test_interrupt_that_a_library_swallows_ends_the_run_after_the_step(tmp_path:
     process.send_signal(signal.SIGINT)
     outcome = runs.outcome_of(process)
     assert outcome.code == 130, outcome.stderr
-    assert outcome.stderr.splitlines()[-1].startswith("gfgw: interrupted")
+    assert "gfgw: interrupted" in outcome.stderr.splitlines()[-1]
 
 
 def test_preempted_run_exits_with_75_though_its_data_are_slow(tmp_path: Path) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ def shell(text: str, where: Path, environment: dict[str, str]) -> runs.Outcome:
 
 
 @pytest.mark.timeout(600)
-def test_commands_of_the_manual_work_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_commands_of_the_manual_work_as_written(tmp_path: Path) -> None:
     where, environment = clones.clone(tmp_path / "clone")
     reader = np.random.default_rng(0).integers(0, 256, (8, 3, 70, 80), dtype=np.uint8)
     image_files.write_class_folders(where / "DIR", reader, [0, 1] * 4)
@@ -44,12 +45,12 @@ def test_commands_of_the_manual_work_as_written(tmp_path: Path, monkeypatch: pyt
     last = max(runs.digests(where / "runs" / "digits"))
     assert runs.digests(where / "runs" / "two-nodes")[last] == runs.digests(where / "runs" / "digits")[last]
 
-    [example] = pages.code_blocks(pages.ROOT / "README.md", "python")
-    monkeypatch.chdir(where)
-    shown: dict[str, Any] = {}
-    exec(example, shown)
-    assert shown["images"].shape == (64, 1, 8, 8)
-    assert shown["images"].abs().max() <= 1
+    for page, results in (("README.md", ["digits.png"]), ("docs/python.md", ["samples.png", "runs/from-python"])):
+        for example, result in zip(pages.code_blocks(pages.ROOT / page, "python"), results, strict=True):
+            done = runs.execute([sys.executable, "-c", example], environment, cwd=where)
+            assert done.code == 0, f"{example}\n{done.stderr}"
+            assert (where / result).exists()
+    assert re.fullmatch(r"True [0-9.]+\n", done.stdout)
 
 
 def one_by_one(where: Path, environment: dict[str, str]) -> runs.Outcome:

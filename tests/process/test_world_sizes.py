@@ -31,6 +31,13 @@ def test_ranks_train_the_weights_that_one_process_trains(
     assert runs.losses(tmp_path / "run") == runs.losses(reference)
 
 
+def test_torchs_debug_checks_leave_the_weights_alone(reference: Path, tmp_path: Path) -> None:
+    command = runs.training(tmp_path / "run", steps=2, ranks=2)
+    checked = runs.execute(command, {"TORCH_DISTRIBUTED_DEBUG": "DETAIL"})
+    assert checked.code == 0, checked.stderr
+    assert runs.digests(tmp_path / "run")[2] == runs.digests(reference)[2]
+
+
 def test_half_precision_trains_the_same_weights_on_any_number_of_ranks(reference: Path, tmp_path: Path) -> None:
     found = {runs.digests(reference)[2]}
     for precision in ("bf16", "fp16"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from gfgw_prod.checkpoint.manifest import FORMAT, encode
 from gfgw_prod.checkpoint.staging import Stage
 from gfgw_prod.checkpoint.storage import MANIFEST
 from gfgw_prod.distributed.world import World
-from gfgw_prod.process.exit_codes import UserError
+from gfgw_prod.process.exit_codes import NoProgressError, UserError
 from gfgw_prod.weights.digest import weights_digest
 
 from ..checkpoints import ALONE, FACTS, Keeper, assert_holds, choose, names, state, steps
@@ -149,6 +150,43 @@ def test_writer_that_wakes_up_late_is_fenced_off(keeper: Keeper) -> None:
     with pytest.raises(UserError, match=r"process \d+ on .* has taken over"):
         keeper.save(4)
     assert steps(keeper.storage) == [1, 2, 3]
+
+
+@pytest.mark.parametrize("remade", [False, True])
+def test_storage_that_vanishes_under_a_run_is_said_to_have_vanished(tmp_path: Path, remade: bool) -> None:
+    keeper = Keeper(tmp_path / "ck", max_failures=2)
+    keeper.save(1)
+    shutil.rmtree(tmp_path / "ck")
+    if remade:
+        (tmp_path / "ck").mkdir()
+    keeper.save(2)
+    with pytest.raises(NoProgressError, match="2 checkpoints in a row could not be saved; none is left in"):
+        keeper.save(3)
+    assert len(keeper.lines) == 2
+    assert not [line for line in keeper.lines if "taken over" in line]
+    assert not remade or "is empty or gone" in keeper.lines[0]
+    assert not list(tmp_path.glob("ck/*"))
+
+
+def test_saves_succeed_again_when_the_volume_is_back(tmp_path: Path) -> None:
+    keeper = Keeper(tmp_path / "ck", max_failures=2)
+    keeper.save(1)
+    for step in (2, 4):
+        (tmp_path / "ck").rename(tmp_path / "away")
+        keeper.save(step)
+        (tmp_path / "away").rename(tmp_path / "ck")
+        keeper.save(step + 1)
+    assert steps(keeper.storage) == [1, 3, 5]
+
+
+def test_claim_that_somebody_removed_is_said_to_be_gone(tmp_path: Path) -> None:
+    keeper = Keeper(tmp_path)
+    keeper.save(1)
+    for claim in tmp_path.glob(".writing-*"):
+        shutil.rmtree(claim)
+    with pytest.raises(UserError, match=r"the claim on .* is gone: .*; this process stops"):
+        keeper.save(2)
+    assert steps(keeper.storage) == [1]
 
 
 def test_writer_that_is_fenced_off_during_a_save_commits_nothing(tmp_path: Path) -> None:

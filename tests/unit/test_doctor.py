@@ -51,6 +51,12 @@ def test_port_in_use_is_found() -> None:
     assert host.port("metrics", number).state == "ok"
 
 
+def test_variable_that_changes_arithmetic_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert host.arithmetic().state == "ok"
+    monkeypatch.setenv("MKL_CBWR", "COMPATIBLE")
+    assert (host.arithmetic().state, "MKL_CBWR=COMPATIBLE" in host.arithmetic().detail) == ("note", True)
+
+
 def test_compiler_is_looked_for_where_torch_would(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
     missing = host.compiler()

@@ -71,7 +71,7 @@ def test_evaluation_shows_in_health_until_it_ends_or_fails() -> None:
 def test_pace_excludes_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
     monkeypatch.setattr("gfgw_prod.telemetry.pace.time.monotonic", lambda: now[0])
-    pace = Pace(step=10, batch_size=32)
+    pace = Pace(step=10, last_step=100, batch_size=32)
     for error in (None, InterruptedEvaluationError()):
         now[0] += 2
         with suppress(InterruptedEvaluationError), pace.paused():

@@ -21,7 +21,7 @@ from gfgw_prod.generator import build_generator
 from gfgw_prod.process.exit_codes import UserError
 from gfgw_prod.sampling.onnx_graph import to_onnx
 from gfgw_prod.sampling.pictures import draw_samples
-from gfgw_prod.sampling.trained import TrainedGenerator, load_generator, read_file, to_safetensors
+from gfgw_prod.sampling.trained import TrainedGenerator, read_file, to_safetensors
 from gfgw_prod.settings.networks import GeneratorSettings
 from gfgw_prod.settings.reading import resolve
 from gfgw_prod.weights.digest import weights_digest
@@ -59,7 +59,8 @@ def digits() -> TrainedGenerator:
 
 def test_file_rebuilds_the_generator_bit_for_bit(digits: TrainedGenerator, tmp_path: Path) -> None:
     (tmp_path / "g.safetensors").write_bytes(to_safetensors(digits))
-    rebuilt, original = load_generator(tmp_path / "g.safetensors"), build_generator(DIGITS, (1, 8, 8), CLASSES, seed=1)
+    rebuilt = read_file(tmp_path / "g.safetensors").build()
+    original = build_generator(DIGITS, (1, 8, 8), CLASSES, seed=1)
     assert not torch.equal(rebuilt.network.map_layer0.weight, original.network.map_layer0.weight)
     original.load_state_dict(digits.tensors)
     assert weights_digest(rebuilt.state_dict()) == weights_digest(original.state_dict())
@@ -116,7 +117,7 @@ def test_damaged_or_foreign_file_is_refused_in_one_line(digits: TrainedGenerator
     path = tmp_path / "g.safetensors"
     path.write_bytes(damaged)
     with pytest.raises(UserError) as refused:
-        load_generator(path)
+        read_file(path).build()
     assert str(path) in str(refused.value)
     assert len(str(refused.value).splitlines()) == 1
 
@@ -153,6 +154,13 @@ def test_graph_samples_like_torch_at_any_batch_size(name: str) -> None:
     assert got.abs().max() == 1  # unclamped they would reach further
     if settings.conditional:
         assert not torch.allclose(run(session, noise, labels.flip(0)), images, atol=1e-2)
+
+
+@pytest.mark.parametrize("label", [-1, CLASSES])
+def test_graph_refuses_a_class_that_does_not_exist(digits: TrainedGenerator, label: int) -> None:
+    session = onnxruntime.InferenceSession(to_onnx(digits)[0], providers=["CPUExecutionProvider"])
+    with pytest.raises(onnxruntime.capi.onnxruntime_pybind11_state.InvalidArgument, match="out of data bounds"):
+        run(session, torch.zeros(2, 1, 8, 8), torch.tensor([0, label]))
 
 
 def run(session: onnxruntime.InferenceSession, noise: Tensor, labels: Tensor) -> Tensor:

@@ -137,6 +137,19 @@ def test_arithmetic_names_the_processor() -> None:
     assert "".join(model)
 
 
+@pytest.mark.parametrize("name", ["MKL_CBWR", "ONEDNN_MAX_CPU_ISA", "DNNL_DEFAULT_FPMATH_MODE", "NVIDIA_TF32_OVERRIDE"])
+def test_variable_that_changes_arithmetic_is_compared(
+    facts: dict[str, Any], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv(name, "")
+    facts["arithmetic"] = arithmetic_of(torch.device("cpu"))
+    monkeypatch.setenv(name, "X")
+    now = facts | {"arithmetic": arithmetic_of(torch.device("cpu"))}
+    for before, after in ((facts, now), (now, facts)):
+        with pytest.raises(UserError, match=f"hardware .*{name}=X'"):
+            accept_changes(before, copy.deepcopy(after))
+
+
 def test_packages_that_compute_nothing_are_not_compared(table: Table) -> None:
     def packages(**sections: dict[str, object]) -> set[str]:
         return set(run_facts(resolve(sections), table, [], torch.device("cpu"))["packages"])

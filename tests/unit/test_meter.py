@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pty
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -104,3 +105,18 @@ def test_every_long_operation_shows_its_progress(tmp_path: Path, capsys: pytest.
         lines = capsys.readouterr().err
         for each in expected:
             assert each in lines, command
+
+
+def test_a_log_is_never_silent_for_long(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(meter, "LINE_SECONDS", 1000.0)
+    monkeypatch.setattr(meter, "SILENT_SECONDS", 0.2)
+    said = ""
+    with Meter("training", 2000, "images") as one:
+        one.advance_to(500, "loss 0.5")
+        one.advance_to(501)
+        deadline = time.monotonic() + 30
+        while said.count("\n") < 2 and time.monotonic() < deadline:  # a long step
+            time.sleep(0.05)
+            said += capsys.readouterr().err
+    assert all("gfgw: training: 501 of 2,000 images, " in line and "loss 0.5" in line for line in said.splitlines())
+    assert said.count("\n") >= 2

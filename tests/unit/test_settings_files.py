@@ -1,5 +1,7 @@
 """Any content of a settings file gives a configuration or one clear line."""
 
+import argparse
+import os
 from pathlib import Path
 
 import pytest
@@ -7,9 +9,11 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gfgw_prod.commands import cli
+from gfgw_prod.process import held_file
 from gfgw_prod.process.exit_codes import UserError
 from gfgw_prod.settings.config import Config
-from gfgw_prod.settings.reading import read_yaml, resolve, setting_names
+from gfgw_prod.settings.reading import configuration, read_yaml, resolve, setting_names
 
 NAMES = list(setting_names())
 scalars = (
@@ -110,3 +114,38 @@ def test_file_that_cannot_be_read_is_refused_by_name(place: str, tmp_path: Path)
 def test_empty_file_is_all_defaults(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").touch()
     assert resolve(read_yaml(tmp_path / "config.yaml")) == resolve({})
+
+
+def options_of(*words: str) -> argparse.Namespace:
+    return cli.parse(["train", *words])[1]
+
+
+@pytest.mark.parametrize("joined", [False, True])
+def test_job_goes_on_with_the_file_that_its_launcher_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, joined: bool
+) -> None:
+    monkeypatch.setattr(os, "environb", {})
+    monkeypatch.chdir(tmp_path)
+    file, other = Path("c.yaml"), Path("other.yaml")
+    file.write_text("seed: 1\ndata: {label_column: é}\n")
+    other.write_text("seed: 2\n")
+    words = ["--config=c.yaml"] if joined else ["--config", "./c.yaml"]
+    held_file.hold(["-m", "gfgw_prod", "train", "--config", "missing.yaml", *words])
+    file.write_text("seed: 3\n")
+    assert configuration(options_of(*words, "--data.label-column=null", "--data.source=parquet")).seed == 1
+    file.unlink()
+    assert configuration(options_of(*words, "--seed=4", "--data.source=parquet")).seed == 4
+    assert configuration(options_of("--config", "other.yaml")).seed == 2
+
+
+@pytest.mark.parametrize("content", [None, b"x" * 200_000, b"seed: 1\0"], ids=["missing", "too long", "no text"])
+def test_file_that_is_no_file_of_settings_is_left_to_the_ranks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes | None
+) -> None:
+    monkeypatch.setattr(os, "environb", {})
+    if content is not None:
+        (tmp_path / "c.yaml").write_bytes(content)
+    held_file.hold(["--config", str(tmp_path / "c.yaml")])
+    assert held_file.held(tmp_path / "c.yaml") is None
+    with pytest.raises(UserError, match="--config"):
+        configuration(options_of("--config", str(tmp_path / "c.yaml")))

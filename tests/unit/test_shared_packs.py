@@ -48,7 +48,7 @@ def test_pack_that_another_command_finishes_meanwhile_is_kept(listing: Listing, 
     found = pack(replace(listing, reader=reader), tmp_path / "pack", log=lines.append)
     assert found == reader.made
     assert lines == [f"{tmp_path / 'pack'} is packed already"]
-    assert found.damage() is None
+    found.check()
     assert not (tmp_path / "pack" / LOCK).exists()
 
 
@@ -68,7 +68,7 @@ def test_lock_freed_by_a_finished_packing_is_not_taken_for_an_unfinished_pack(
     assert pack(listing, tmp_path / "pack") == made[0]
     assert len(locked) == 2
     assert not (tmp_path / "pack" / LOCK).exists()
-    assert made[0].damage() is None
+    made[0].check()
 
 
 @pytest.mark.parametrize("local_rank", [0, 1])

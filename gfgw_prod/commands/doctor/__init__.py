@@ -21,8 +21,8 @@ def run(options: argparse.Namespace) -> int:
     """Print the findings; return 2 if any is bad."""
     here = Path("runs") if Path("runs").is_dir() else Path.cwd()
     findings = [
-        *(host.python(), host.torch_build(), *gpus.findings(), host.cores(), host.memory(), host.shared_memory()),
-        host.compiler(),
+        *(host.python(), host.torch_build(), *gpus.findings(), host.cores(), host.arithmetic()),
+        *(host.memory(), host.shared_memory(), host.compiler()),
         *(host.loopback(), host.own_name(), host.port("metrics", 9100), host.port("rendezvous", 29400), host.clock()),
         *(storage.space(here), storage.speed(here), storage.temporary(), *storage.weights()),
     ]

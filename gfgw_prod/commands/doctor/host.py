@@ -42,6 +42,16 @@ def cores() -> Finding:
     return Finding("cores", "ok", f"{count}; without a GPU, one rank per core with one thread each is fastest")
 
 
+def arithmetic() -> Finding:
+    """Look for environment variables with which libraries compute other bits."""
+    from gfgw_prod.resilience.same_run import arithmetic_variables
+
+    if found := arithmetic_variables():
+        detail = f"{', '.join(found)}: other weights than without"
+        return Finding("arithmetic", "note", detail, "unset them, or keep them on all nodes and whenever a run resumes")
+    return Finding("arithmetic", "ok", "no environment variable changes it")
+
+
 def memory() -> Finding:
     """Check the free memory, within the limit of the control group if there is one."""
     free = []

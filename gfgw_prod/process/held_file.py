@@ -1,0 +1,39 @@
+"""The file of settings as a job's launcher read it: restarted ranks must not see what was edited meanwhile.
+
+The launcher passes path and content to its ranks in an environment variable.
+"""
+
+import os
+from collections.abc import Sequence
+
+MOST_BYTES = 100_000  # of a file of settings; one with every setting has 4,000. A variable takes 131,072
+_VARIABLE = b"GFGW_HELD_FILE"
+
+
+def hold(arguments: Sequence[str], option: str = "--config") -> None:
+    """Read the file that the last ``option`` names, for the processes that are started from now on.
+
+    A file that cannot be read, or is no file of settings, is left for the ranks to complain about.
+    """
+    os.environb.pop(_VARIABLE, None)
+    following = zip(arguments, [*arguments[1:], ""], strict=True)
+    paths = [word.partition("=")[2] or after for word, after in following if word.partition("=")[0] == option]
+    if not paths or not os.path.isfile(path := os.path.expanduser(paths[-1])):
+        return
+    try:
+        with open(path, "rb") as file:
+            content = file.read(MOST_BYTES + 1)
+    except OSError:
+        return
+    if len(content) <= MOST_BYTES and b"\0" not in content:
+        os.environb[_VARIABLE] = _prefix(path) + content
+
+
+def held(path: str | os.PathLike[str]) -> bytes | None:
+    """Content of a file if the launcher holds it, else ``None``."""
+    value, prefix = os.environb.get(_VARIABLE, b""), _prefix(path)
+    return value[len(prefix) :] if value.startswith(prefix) else None
+
+
+def _prefix(path: str | os.PathLike[str]) -> bytes:
+    return os.path.normpath(os.fsencode(path)) + b"\n"

@@ -1,0 +1,38 @@
+"""Limits of what a user may ask of a sampler. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from gfgw_prod.process.exit_codes import UserError
+
+MOST_SAMPLES = 10_000_000
+MOST_STEPS = 1000
+
+
+def check_drawing(num: int, steps: int, seed: int, *, least: int = 1, prefix: str = "") -> None:
+    """Check the number of samples, of predictions per sample, and the seed.
+
+    Args:
+        least: least number of samples.
+        prefix: of the names in messages, such as ``--``.
+
+    Raises:
+        UserError: if one is out of range.
+    """
+    check_range(f"{prefix}num", num, least, MOST_SAMPLES)
+    check_range(f"{prefix}steps", steps, 1, MOST_STEPS)
+    if not 0 <= seed < 2**63:
+        raise UserError(f"{prefix}seed must be between 0 and 2**63 - 1, not {_shown(seed)}")
+
+
+def check_range(name: str, value: int, least: int, most: int) -> None:
+    """Check a number that a user gives as ``name``.
+
+    Raises:
+        UserError: if it is out of range.
+    """
+    if not least <= value <= most:
+        raise UserError(f"{name} must be at least {least} and at most {most:,}, not {_shown(value)}")
+
+
+def _shown(value: int) -> str:
+    return str(value) if value.bit_length() < 200 else f"a number of {value.bit_length()} bits"

@@ -1,0 +1,109 @@
+"""What a start of a run is: its first lines, its entry in ``history.jsonl``, and the command that continues the run."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from gfgw_prod.data.sources import Table
+from gfgw_prod.distributed.torchrun import rank_environment
+from gfgw_prod.distributed.world import World
+from gfgw_prod.settings.config import Config
+from gfgw_prod.telemetry.build import build_labels
+
+HISTORY = "history.jsonl"
+PROGRAM = "GFGW_PROGRAM"  # set by make and launch/elastic.sh: how the user started the run
+LENGTH = "--train.total-kimg"
+
+
+def describe_start(world: World, hosts: Sequence[str], resumed_step: int) -> dict[str, Any]:
+    """What runs where, as JSON: for the history and for checkpoints' manifests, where no resume compares it."""
+    return {
+        "started_at": time.time(),
+        **build_labels(world.device),
+        "ranks": world.world_size,
+        "hosts": dict(Counter(hosts)),  # ranks on each
+        "backend": dist.get_backend() if world.world_size > 1 else "",
+        "command": shlex.join(["gfgw", *sys.argv[1:]]),
+        "resumed_step": resumed_step,
+    }
+
+
+def append_to_history(start: dict[str, Any], path: Path) -> None:
+    """Append a start to the run's history."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(f"{json.dumps(start)}\n")
+
+
+def first_lines(config: Config, start: dict[str, Any], table: Table, parameters: int, resumes: str) -> list[str]:
+    """The lines that say what this start is.
+
+    Args:
+        parameters: of the generator.
+        resumes: name of the checkpoint that the run resumes from; empty for a new run.
+    """
+    revision = f" ({start['revision']})" if start["revision"] else ""
+    ranks, nodes = start["ranks"], len(start["hosts"])
+    backend = f"; {start['backend']}, {config.distributed.strategy}" if start["backend"] else ""
+    source, coupling = config.data, config.transport
+    scope = "no coupling" if coupling.target == "independent" else f"{coupling.scope} scope"
+    begins = f"resumes from {resumes}" if resumes else "begins"
+    return [
+        f"gfgw_prod {start['version']}{revision}, torch {start['torch']}, Python {start['python']}",
+        f"{_count(ranks, 'rank')} on {_count(nodes, 'node')} ({', '.join(start['hosts'])}); {start['device']}{backend}",
+        f"data: {source.source}{f' {source.path}' if source.path else ''}, {len(table):,} images of "
+        f"{' x '.join(map(str, table.image_shape))}, {_count(table.num_classes, 'class', 'classes')}",
+        f"generator: {parameters:,} parameters; coupling: {scope}, {coupling.target} targets",
+        f"run: {config.run.dir} {begins}; {config.train.total_kimg:g} kimg in {config.total_steps:,} steps",
+    ]
+
+
+def command_to_extend(total_kimg: float) -> str:
+    """The command that makes this run longer, as the user would type it."""
+    length = (LENGTH, f"{total_kimg:g}")
+    called, words = os.environ.get(PROGRAM, ""), sys.argv[1:]
+    if words[:1] != ["train"] or not (called or rank_environment() is None):  # Python, or a launcher not known here
+        return f"the same with {' '.join(length)}"
+    words = [*_without(words[1:], LENGTH), *length]
+    if not called.startswith("make "):
+        return f"{called or program('gfgw') + ' train'} {shlex.join(words)}"
+    arguments = shlex.join(_without(words, "--config")).replace("$", "$$")  # make has the file of settings
+    plain = not any(character in arguments for character in '"$`\\')
+    return f"{called} ARGS=" + (f'"{arguments}"' if plain else shlex.quote(arguments))
+
+
+def program(name: str) -> str:
+    """How to call a program of this environment: by name if it is on the search path, else by path."""
+    beside = Path(sys.executable).with_name(name)
+    if shutil.which(name) == str(beside) or not beside.exists():
+        return name
+    here = Path.cwd()
+    return str(beside.relative_to(here) if beside.is_relative_to(here) else beside)
+
+
+def _without(words: Sequence[str], option: str) -> list[str]:
+    """The words of a command line without an option and its value."""
+    kept, skip = [], False
+    for word in words:
+        name, equals, _ = word.partition("=")
+        if skip:
+            skip = False
+        elif name.replace("_", "-") == option:
+            skip = not equals
+        else:
+            kept.append(word)
+    return kept
+
+
+def _count(number: int, one: str, many: str = "") -> str:
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
