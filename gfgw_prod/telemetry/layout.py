@@ -1,12 +1,23 @@
-"""Layout of a run's curves in TensorBoard: charts grouped by question."""
+"""What TensorBoard shows of a run: charts grouped by question, and the settings and results that compare runs."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
 
 from gfgw_prod.process.restart_causes import CAUSES
 from gfgw_prod.telemetry.catalogue import LOSS_TERMS
 from gfgw_prod.telemetry.phases import STEP_PHASES
 from gfgw_prod.telemetry.startup import PHASES
 
+NOT_CHARTED = {"data/batch_crc"}  # a checksum: noise as a curve, and the first one by name
+COMPARED_SETTINGS = (
+    *("seed", "data.source", "train.total_kimg", "train.batch_size", "train.one_step_share", "train.precision"),
+    *("optimizer.lr", "ema.halflife_kimg", "generator.model_channels", "generator.channel_mult"),
+    *("features.extractor", "transport.scope", "transport.target", "transport.epsilon", "transport.structure_weight"),
+    *("loss.feature", "loss.structure", "loss.energy", "loss.lpips", "consistency.stages"),
+)
+COMPARED_METRICS = ("evaluation/fd", "evaluation/fid", "loss/total", "speed/images_per_second")
 CHARTS: dict[str, dict[str, tuple[str, ...]]] = {
     "1 Does it learn?": {
         "loss": ("loss/total",),
@@ -55,3 +66,14 @@ def custom_scalars() -> dict[str, dict[str, list[str | list[str]]]]:
         category: {title: ["Multiline", [f"{tag}$" for tag in tags]] for title, tags in charts.items()}
         for category, charts in CHARTS.items()
     }
+
+
+def compared_settings(settings: Mapping[str, Any]) -> dict[str, str | float]:
+    """The settings that TensorBoard's HPARAMS tab compares, by name, of all settings nested by section."""
+    found = {}
+    for name in COMPARED_SETTINGS:
+        value: Any = settings
+        for key in name.split("."):
+            value = value[key]
+        found[name] = value if isinstance(value, str | float | int) else str(value)
+    return found

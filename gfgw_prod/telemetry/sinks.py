@@ -11,12 +11,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
+import yaml
 from torch import Tensor
 
 from gfgw_prod.process.durable import write_whole
 from gfgw_prod.process.exit_codes import reason_of
 from gfgw_prod.process.standard_streams import log as log_line
-from gfgw_prod.telemetry.layout import custom_scalars
+from gfgw_prod.telemetry.layout import COMPARED_METRICS, NOT_CHARTED, compared_settings, custom_scalars
 
 if TYPE_CHECKING:
     from gfgw_prod.telemetry.event_file import EventFile
@@ -56,13 +57,13 @@ class Telemetry:
         *,
         step: int,
         images: int,
-        settings: str = "",
+        settings: Mapping[str, Any] | None = None,
         log: Callable[[str], None] = log_line,
     ) -> Telemetry:
         """Open the files of a run that starts or resumes at ``step``, in addition to ``sinks``.
 
         Args:
-            settings: the resolved configuration, for TensorBoard to show.
+            settings: all settings, nested by section, for TensorBoard to show.
         """
         files = (JsonLines(run_dir / "stats.jsonl", step), TensorBoard(run_dir / "tensorboard", images, settings))
         telemetry = cls([*sinks, *files], log)
@@ -175,10 +176,10 @@ class TensorBoard:
     After a resume, ``purge_step`` hides what the killed process wrote after the checkpoint.
 
     Args:
-        settings: the resolved configuration, shown as text.
+        settings: all settings, nested by section: shown as text, and some of them compared between runs.
     """
 
-    def __init__(self, directory: Path, images_seen: int, settings: str = ""):
+    def __init__(self, directory: Path, images_seen: int, settings: Mapping[str, Any] | None = None):
         self._directory, self._images_seen, self._settings = directory, images_seen, settings
         self._purge: int | None = images_seen + 1 if images_seen else 0  # records of the resumed position itself stay
         self._file: EventFile | None = None
@@ -193,15 +194,20 @@ class TensorBoard:
             file = EventFile(self._directory, self._purge)
             if self._purge is not None:
                 file.add(summary.custom_scalars(custom_scalars()), 0)
-                block = "".join(f"    {line}\n" for line in self._settings.splitlines())  # a code block in Markdown
-                if block:
+                if self._settings is not None:
+                    lines = yaml.safe_dump(dict(self._settings), sort_keys=False).splitlines()
+                    block = "".join(f"    {line}\n" for line in lines)  # a code block in Markdown
                     file.add(summary.text("config", block), self._images_seen)
+                    compared = compared_settings(self._settings), dict.fromkeys(COMPARED_METRICS)
+                    for each in summary.hparams(*compared)[:2]:  # without an end: the run goes on
+                        file.add(each, self._images_seen)
                 self._purge = None
             self._file = file
         return self._file
 
     def record(self, step: int, images: int, values: Values) -> None:
-        numbers = {tag: value for tag, value in values.items() if not isinstance(value, Sequence)}
+        charted = {tag: value for tag, value in values.items() if tag not in NOT_CHARTED}
+        numbers = {tag: value for tag, value in charted.items() if not isinstance(value, Sequence)}
         with self._opened() as file:
             file.add_scalars(numbers, images)
 

@@ -25,7 +25,6 @@ from gfgw_prod.process.watchdog import watch
 from gfgw_prod.resilience.bad_numbers import COUNT_NAMES
 from gfgw_prod.resilience.ledger import End, Ledger
 from gfgw_prod.sampling import pictures
-from gfgw_prod.settings import reading
 from gfgw_prod.settings.config import Config
 from gfgw_prod.settings.schedule import schedules_at
 from gfgw_prod.telemetry.build import build_labels
@@ -144,7 +143,7 @@ class Reporter:
                 self._node_sinks(step, images, manifest),
                 step=step,
                 images=images,
-                settings=reading.as_yaml(self.config),
+                settings=self.config.model_dump(mode="json"),
                 log=self.log,
             )
 

@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
+from tensorboard.plugins.hparams import plugin_data_pb2
 
 from docs.metrics_page import page
 from gfgw_prod.checkpoint.reading import Checkpoint
@@ -22,7 +23,7 @@ from gfgw_prod.settings import reading
 from gfgw_prod.telemetry.catalogue import BY_TAG, CATALOGUE
 from gfgw_prod.telemetry.exposition import AGE, BUILD, Live, Prometheus
 from gfgw_prod.telemetry.health import Health
-from gfgw_prod.telemetry.layout import CHARTS
+from gfgw_prod.telemetry.layout import CHARTS, COMPARED_METRICS, COMPARED_SETTINGS
 from gfgw_prod.telemetry.node import Node
 from gfgw_prod.telemetry.sinks import JsonLines, Telemetry, TensorBoard, last_recorded_step
 from gfgw_prod.telemetry.startup import Startup
@@ -252,7 +253,7 @@ def test_tensorboard_groups_the_curves_and_shows_the_settings(tmp_path: Path) ->
     assert set(tags) <= BY_TAG.keys()
     assert len(set(tags)) == len(tags)
     for _ in range(2):  # a start, and one after it
-        sink = TensorBoard(tmp_path, 0, "train:\n  total_kimg: 7\n")
+        sink = TensorBoard(tmp_path, 0, reading.resolve({"train": {"total_kimg": 7}}).model_dump(mode="json"))
         sink.open()
         sink.close()
     summary = EventAccumulator(str(tmp_path)).Reload()
@@ -262,7 +263,28 @@ def test_tensorboard_groups_the_curves_and_shows_the_settings(tmp_path: Path) ->
     patterns = [pattern for category in shown.category for chart in category.chart for pattern in chart.multiline.tag]
     assert [[tag for tag in BY_TAG if re.match(pattern, tag)] for pattern in patterns] == [[tag] for tag in tags]
     config = summary.Tensors("config/text_summary")[-1].tensor_proto.string_val[0].decode()
-    assert "    train:\n      total_kimg: 7\n" in config
+    assert "    train:\n      total_kimg: 7.0\n" in config
+
+
+def test_tensorboard_compares_the_settings_and_results_of_runs(tmp_path: Path) -> None:
+    settings = reading.resolve({"train": {"total_kimg": 7}, "generator": {"channel_mult": [1, 2]}})
+    sink = TensorBoard(tmp_path, 0, settings.model_dump(mode="json"))
+    sink.record(1, 10, {"loss/total": 0.5, "evaluation/fd": 2.0, "data/batch_crc": 1e9})
+    sink.close()
+    events = EventAccumulator(str(tmp_path)).Reload()
+    assert events.Tags()["scalars"] == ["loss/total", "evaluation/fd"]
+    content = events.PluginTagToContent("hparams")
+    start, experiment = (
+        plugin_data_pb2.HParamsPluginData.FromString(content[tag])
+        for tag in ("_hparams_/session_start_info", "_hparams_/experiment")
+    )
+    compared = start.session_start_info.hparams
+    assert set(compared) == set(COMPARED_SETTINGS)
+    assert compared["train.total_kimg"].number_value == 7
+    assert compared["generator.channel_mult"].string_value == "[1, 2]"
+    metrics = [metric.name.tag for metric in experiment.experiment.metric_infos]
+    assert metrics == list(COMPARED_METRICS)
+    assert set(metrics) <= BY_TAG.keys()
 
 
 def test_telemetry_passes_records_to_all_sinks(tmp_path: Path, registry: CollectorRegistry) -> None:
