@@ -40,6 +40,9 @@ def run(options: argparse.Namespace) -> int:
     launched = rank_environment()  # refuses a malformed environment before torch is imported
     if config.telemetry.log_format == "json":
         log_as_json(0 if launched is None else launched.rank, str(config.run.dir))
+    from gfgw_prod.telemetry.registered import find_sinks
     from gfgw_prod.training.trainer import train
+
+    find_sinks(config.telemetry.sinks)  # before a start that takes long
 
     return train(config)

@@ -85,3 +85,4 @@ class TelemetrySettings(Section):
     log_format: Literal["text", "json"] = setting(
         "text", "lines of a log; json: an object per line, for log collectors"
     )
+    sinks: tuple[Text, ...] = setting((), "sinks of other packages that also receive the metrics, by name")

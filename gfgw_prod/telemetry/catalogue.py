@@ -114,7 +114,7 @@ CATALOGUE: tuple[Metric, ...] = (
     gauge("transport/bytes_sent", "Bytes this rank sent for the last matching."),
     gauge(
         "data/batch_crc",
-        "CRC-32 of the last batch's row ids, streamed and matched: equal if runs see the same rows. Not in TensorBoard.",
+        "CRC-32 of the last batch's row ids, streamed and matched: the same in equal runs. Not in TensorBoard.",
     ),
     *(_evaluation(figure) for figure in FIGURES),
     gauge("evaluation/seconds", "Wall time of the last evaluation.", when=EVALUATED),

@@ -43,10 +43,19 @@ class Telemetry:
 
     A sink that fails with an ``OSError``, such as a full disk, is logged once and tried again at the next record; the
     run goes on.
+
+    Args:
+        registered: sinks of other packages, which may fail with any error.
     """
 
-    def __init__(self, sinks: Sequence[Sink] = (), log: Callable[[str], None] = log_line):
-        self._sinks, self._log = list(sinks), log
+    def __init__(
+        self,
+        sinks: Sequence[Sink] = (),
+        log: Callable[[str], None] = log_line,
+        registered: Sequence[Sink] = (),
+    ):
+        self._sinks, self._log = [*sinks, *registered], log
+        self._registered = set(registered)
         self._failing: set[Sink] = set()
 
     @classmethod
@@ -59,14 +68,16 @@ class Telemetry:
         images: int,
         settings: Mapping[str, Any] | None = None,
         log: Callable[[str], None] = log_line,
+        registered: Sequence[Sink] = (),
     ) -> Telemetry:
         """Open the files of a run that starts or resumes at ``step``, in addition to ``sinks``.
 
         Args:
             settings: all settings, nested by section, for TensorBoard to show.
+            registered: sinks of other packages.
         """
         files = (JsonLines(run_dir / "stats.jsonl", step), TensorBoard(run_dir / "tensorboard", images, settings))
-        telemetry = cls([*sinks, *files], log)
+        telemetry = cls([*sinks, *files], log, registered)
         for file in files:
             telemetry._try(file, file.open)
         return telemetry
@@ -90,7 +101,9 @@ class Telemetry:
     def _try(self, sink: Sink, action: Callable[[], object]) -> None:
         try:
             action()
-        except OSError as error:
+        except Exception as error:
+            if not isinstance(error, OSError) and sink not in self._registered:
+                raise
             if sink not in self._failing:
                 self._failing.add(sink)
                 self._log(f"metrics cannot be written by {type(sink).__name__} ({reason_of(error)}); the run goes on")

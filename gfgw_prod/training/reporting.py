@@ -30,6 +30,7 @@ from gfgw_prod.settings.schedule import schedules_at
 from gfgw_prod.telemetry.build import build_labels
 from gfgw_prod.telemetry.node import Node
 from gfgw_prod.telemetry.pace import Pace
+from gfgw_prod.telemetry.registered import open_sinks
 from gfgw_prod.telemetry.sinks import Sink, Telemetry, Value, Values, last_recorded_step
 from gfgw_prod.telemetry.startup import LONG_SECONDS, Startup
 from gfgw_prod.training.checked_step import CheckedStep
@@ -138,13 +139,15 @@ class Reporter:
                 cause=self._cause,
                 productive_seconds=float(manifest.get(PRODUCTIVE, 0.0)),
             )
+            settings = self.config.model_dump(mode="json")
             self._telemetry = Telemetry.open(
                 self.dir,
                 self._node_sinks(step, images, manifest),
                 step=step,
                 images=images,
-                settings=self.config.model_dump(mode="json"),
+                settings=settings,
                 log=self.log,
+                registered=open_sinks(self.config.telemetry.sinks, self.dir, settings, step),
             )
 
     def begin(self, step: int, training: TrainingStep, checked_step: CheckedStep) -> None:

@@ -15,13 +15,19 @@ PAGE = pages.ROOT / "docs" / "extending.md"
 
 def test_examples_of_extending_apply_and_train(tmp_path: Path) -> None:
     where, environment = clones.clone(tmp_path / "clone")
-    files = re.findall(r"`(gfgw_prod/\w+/\w+\.py)`\n\n```python\n(.*?)^```", PAGE.read_text("utf-8"), re.M | re.S)
+    files = re.findall(r"`((?:gfgw_prod/\w+/)?\w+\.py)`\n\n```python\n(.*?)^```", PAGE.read_text("utf-8"), re.M | re.S)
     assert len(files) == len(pages.code_blocks(PAGE, "python")) == 6
     for name, content in files:
         assert not (where / name).exists()
         (where / name).write_text(content)
     for patch in pages.code_blocks(PAGE, "diff"):
         subprocess.run(["git", "apply", "-p0", "-"], input=patch, text=True, check=True, cwd=where)
+    [registered] = pages.code_blocks(PAGE, "toml")
+    installed = where / "gfgw_csv-1.0.dist-info"
+    installed.mkdir()
+    (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: gfgw-csv\nVersion: 1.0\n")
+    group = registered.replace('project.entry-points."gfgw_prod.sinks"', "gfgw_prod.sinks").replace('"', "")
+    (installed / "entry_points.txt").write_text(group)
     [block] = [block for block in pages.shell_blocks() if block.page == PAGE.name]
     outcome = runs.execute(["bash", "-c", f"set -e; {block.text}"], environment, cwd=where)
     assert outcome.code == 0, outcome.stderr

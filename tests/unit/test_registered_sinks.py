@@ -1,0 +1,71 @@
+"""Sinks that other packages register."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from gfgw_prod.commands import cli
+from gfgw_prod.process.exit_codes import UserError
+from gfgw_prod.telemetry.registered import find_sinks, open_sinks
+from gfgw_prod.telemetry.sinks import Telemetry
+
+CODE = """
+class Failing:
+    def __init__(self, run_dir, settings, step):
+        if settings["seed"] == 13:
+            raise RuntimeError("no login")
+        self.path, self.records = run_dir / "failing.txt", 0
+
+    def record(self, step, images, values):
+        self.records += 1
+        if self.records == 1:
+            raise RuntimeError("the server is gone")
+        self.path.write_text(f"{step} {images} {values}")
+
+    def picture(self, images, tag, grid):
+        pass
+
+    def close(self):
+        raise KeyError("never opened")
+"""
+
+
+@pytest.fixture(autouse=True)
+def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A package that registers a sink, on the search path."""
+    packages = tmp_path / "packages"
+    metadata = packages / "failing_sink-1.0.dist-info"
+    metadata.mkdir(parents=True)
+    (packages / "failing_sink.py").write_text(CODE)
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: failing-sink\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text("[gfgw_prod.sinks]\nfailing = failing_sink:Failing\n")
+    monkeypatch.syspath_prepend(str(packages))
+    monkeypatch.delitem(sys.modules, "failing_sink", raising=False)
+
+
+def test_registered_sink_gets_records_and_does_not_end_a_run(tmp_path: Path) -> None:
+    lines: list[str] = []
+    sinks = open_sinks(["failing"], tmp_path, {"seed": 0}, 0)
+    telemetry = Telemetry.open(tmp_path, step=0, images=0, log=lines.append, registered=sinks)
+    telemetry.record(1, 10, {"loss/total": 1.0})
+    telemetry.record(2, 20, {"loss/total": 0.5})
+    telemetry.close()
+    assert (tmp_path / "failing.txt").read_text() == "2 20 {'loss/total': 0.5}"
+    assert len((tmp_path / "stats.jsonl").read_text().splitlines()) == 2
+    assert lines[0] == "metrics cannot be written by Failing (the server is gone); the run goes on"
+
+
+def test_sink_that_cannot_be_opened_is_bad_input(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"telemetry\.sinks: failing cannot be opened: no login"):
+        open_sinks(["failing"], tmp_path, {"seed": 13}, 0)
+
+
+def test_unknown_sink_is_refused_before_anything_is_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert find_sinks([]) == []
+    run_dir = tmp_path / "run"
+    assert cli.main(["train", "--run.dir", str(run_dir), "--telemetry.sinks", "failing,other"]) == 2
+    assert "no installed package registers 'other' in gfgw_prod.sinks (there is failing)" in capsys.readouterr().err
+    assert not run_dir.exists()
