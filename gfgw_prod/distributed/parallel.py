@@ -24,10 +24,7 @@ if TYPE_CHECKING:
 
 
 class Parallel(Protocol):
-    """A generator ready for training on this rank.
-
-    Forward passes may be made at any time; each backward pass belongs inside ``turn``.
-    """
+    """A generator ready for training. Forward passes may be made at any time, backward passes inside ``turn``."""
 
     assignment: CellAssignment
     module: nn.Module  # holds the parameters; call it for a forward pass
@@ -39,8 +36,7 @@ class Parallel(Protocol):
     def finish_step(self) -> list[Tensor]:
         """Write the sum over all counted cells into the parameters' ``.grad``. Collective.
 
-        Returns:
-            For each turn a checksum of this rank's own gradients, before they were added to other ranks'.
+        Returns for each turn a checksum of this rank's own gradients, before they were added to other ranks'.
         """
 
 
@@ -52,10 +48,9 @@ def parallelise(
     blocks: type[nn.Module],
     example: tuple[Any, ...],
 ) -> Parallel:
-    """Wrap the generator as ``distributed.strategy`` says. Collective.
+    """Wrap the generator as ``distributed.strategy`` says, for ``cells`` per step. Collective.
 
     Args:
-        cells: per step.
         blocks: module type whose instances FSDP shards and gathers one by one.
         example: inputs of one forward pass, which DDP needs for a trial backward pass.
 
@@ -72,11 +67,7 @@ def parallelise(
 
 
 def ranks_per_copy(settings: DistributedSettings, ranks: int) -> int:
-    """Count the ranks that share one copy of the generator; 1 if it is not sharded.
-
-    Raises:
-        UserError: if that count does not divide the number of ranks.
-    """
+    """Ranks that share one copy of the generator; ``UserError`` if they do not divide all ranks."""
     if settings.strategy == "ddp" or ranks == 1:
         return 1
     size = settings.shard_ranks or ranks

@@ -43,13 +43,10 @@ class _Node:
 
 
 class TreeSum:
-    """Running sum over leaves pushed in order, by a binary counter.
+    """Running sum over leaves pushed in order, from leaf ``first`` on, by a binary counter.
 
     Keeps at most ``log2(leaves) + 1`` partial sums, or ``2 log2(leaves)`` if ``first`` is not a multiple of a large
     enough power of two.
-
-    Args:
-        first: index of the first leaf pushed.
     """
 
     def __init__(self, first: int = 0) -> None:
@@ -57,11 +54,7 @@ class TreeSum:
         self._nodes: list[_Node] = []
 
     def push(self, value: Tensor, level: int = 0, *, donate: bool = False) -> None:
-        """Add the next leaf, or the sum of the next ``2**level`` leaves.
-
-        Args:
-            donate: the sum may keep and overwrite ``value``; otherwise it copies what it keeps.
-        """
+        """Add the next leaf, or the sum of the next ``2**level`` leaves; if ``donate``, it may overwrite ``value``."""
         node = _Node(self._next, level, value)
         self._next += 1 << level
         while self._nodes and self._nodes[-1].level == node.level and not self._nodes[-1].start >> node.level & 1:
@@ -136,11 +129,7 @@ def exchange_nodes(
 
 
 def _exchange_slices(flat: Tensor, world: World, group: dist.ProcessGroup | None) -> Tensor:
-    """Send slice ``i`` of ``flat (n,)``, padded with zeros, to rank ``i``; return the slices received, by rank.
-
-    Returns:
-        ``(ranks, ceil(n / ranks))``.
-    """
+    """Send slice ``i`` of ``flat (n,)`` to rank ``i``; return the slices received, ``(ranks, ceil(n / ranks))``."""
     ranks = world.world_size if group is None else group.size()
     if short := -len(flat) % ranks:
         flat = torch.nn.functional.pad(flat, (0, short))
@@ -160,15 +149,9 @@ def gradient_norm(parameters: Iterable[Tensor], world: World) -> Tensor:
 
     Squares are summed per row first (a row is on one rank), then over all rows in one fixed order.
     """
-    row_sums: list[Tensor] = []
-    shards = None
-    for gradient in gradients(parameters):
-        if isinstance(gradient, DTensor):
-            shards = gradient.device_mesh.get_group()
-            row_sums.append(_sharded_row_sums(gradient))
-        else:
-            row_sums.append(_row_sums(gradient))
-    total = torch.cat(row_sums)
+    found = gradients(parameters)
+    total = torch.cat([_sharded_row_sums(g) if isinstance(g, DTensor) else _row_sums(g) for g in found])
+    shards = next((g.device_mesh.get_group() for g in found if isinstance(g, DTensor)), None)
     if shards is not None:
         total = world.all_reduce_sum(total, shards)  # a row is zero on all ranks but one, and adding zeros is exact
     return total.sum().sqrt()

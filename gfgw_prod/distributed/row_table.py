@@ -22,10 +22,7 @@ def rows_per_block(total: int) -> int:
 
 
 class RowTable:
-    """Table ``(total, *shape)`` sharded by rows.
-
-    Args:
-        device: where this rank keeps its rows; the world's device by default.
+    """Table ``(total, *shape)`` sharded by rows, kept on ``device``, by default the world's.
 
     Attributes:
         local: this rank's rows ``start`` to ``end``, ``(end - start, *shape)``; whole blocks, and maybe none.
@@ -65,10 +62,8 @@ class RowTable:
         from torch.distributed.device_mesh import init_device_mesh
 
         mesh = init_device_mesh(self.world.device.type, (dist.get_world_size(),))
-        shape = torch.Size((self._blocks, *self._storage.shape[1:]))
-        return DTensor.from_local(
-            self._storage, mesh, [Shard(0)], run_check=False, shape=shape, stride=self._storage.stride()
-        )
+        own, shape = self._storage, torch.Size((self._blocks, *self._storage.shape[1:]))
+        return DTensor.from_local(own, mesh, [Shard(0)], run_check=False, shape=shape, stride=own.stride())
 
     def rows(self, ids: Tensor) -> Tensor:
         """Look up rows by global id, ``(m,)`` -> ``(m, ...)``, on the world's device.
@@ -82,12 +77,9 @@ class RowTable:
         mine, places = self._places(ids)
         rows = self.local.new_zeros(len(ids), *self.local.shape[1:])
         if len(self.local):
-            rows = torch.where(
-                mine.view(-1, *[1] * (rows.dim() - 1)), self.local[places.clamp_max(len(self.local) - 1)], rows
-            )
-        bits = (
-            torch.int32 if rows.element_size() == 4 else torch.int64
-        )  # a sum of bits with zeros, so that -0.0 stays -0.0
+            mine = mine.view(-1, *[1] * (rows.dim() - 1))
+            rows = torch.where(mine, self.local[places.clamp_max(len(self.local) - 1)], rows)
+        bits = torch.int32 if rows.element_size() == 4 else torch.int64  # summed as bits, so that -0.0 stays -0.0
         return self.world.all_reduce_sum(rows.view(bits).to(self.world.device)).view(rows.dtype)
 
     def fill(self, first: int, values: Tensor) -> None:
@@ -99,9 +91,7 @@ class RowTable:
     def write(self, ids: Tensor, values: Tensor) -> None:
         """Set rows by global id. Every rank passes all values; equal ids must have equal values."""
         _, places = self._places(ids.to(self.local.device))
-        rows = torch.cat(
-            [self.local, self.local.new_zeros(1, *self.local.shape[1:])]
-        )  # the last row takes other ranks'
+        rows = torch.cat([self.local, self.local.new_zeros(1, *self.local.shape[1:])])  # the last takes other ranks'
         rows[places] = values.to(rows.dtype)
         self.local.copy_(rows[:-1])
 

@@ -137,11 +137,7 @@ def _tree_reduce_scatter(
         def __call__(
             self, output_tensor: Tensor, input_tensor: Tensor, group: dist.ProcessGroup, op: Any, async_op: bool = False
         ) -> None:
-            """Write this rank's shard of the total, or zeros before the last turn, into ``output_tensor (n/shards,)``.
-
-            Args:
-                input_tensor: this turn's whole gradient, ``(n,)``.
-            """
+            """Write this rank's shard of the total, ``(n/shards,)``, or zeros before the last turn; input ``(n,)``."""
             turn = self.turn
             assert turn is not None
             if input_tensor.is_cuda:

@@ -36,9 +36,8 @@ def rank_environment() -> RankEnvironment | None:
         return None
     for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
         if not os.environ.get(name, "").strip():
-            raise UserError(
-                f"torchrun's environment is incomplete: {min(present)} is set, {name} is not; unset or set both"
-            )
+            problem = f"{min(present)} is set, {name} is not"
+            raise UserError(f"torchrun's environment is incomplete: {problem}; unset or set both")
     rank, world_size = _number("RANK", 0), _number("WORLD_SIZE", 1)
     local_rank = _number("LOCAL_RANK", 0) if "LOCAL_RANK" in present else 0
     local_world_size = _number("LOCAL_WORLD_SIZE", 1) if "LOCAL_WORLD_SIZE" in present else local_rank + 1

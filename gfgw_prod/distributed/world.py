@@ -49,26 +49,18 @@ class Traffic:
 
 @dataclass(frozen=True)
 class World:
-    """This process and the other ranks of its run. With one rank there is no process group; collectives do nothing.
-
-    Attributes:
-        local_rank: index among the ``local_world_size`` ranks of its node.
-    """
+    """This process and the other ranks of its run. With one rank there is no process group; collectives do nothing."""
 
     rank: int
     world_size: int
     device: torch.device
-    local_rank: int = 0
+    local_rank: int = 0  # among the ranks of its node
     local_world_size: int = 1
     traffic: Traffic = field(default_factory=Traffic, compare=False)
 
     @classmethod
     def start(cls, device: Literal["auto", "cpu", "cuda"], threads: int, timeout_seconds: int) -> World:
         """Set torch up for deterministic arithmetic and join torchrun's process group, if there is one.
-
-        Args:
-            threads: intra-op CPU threads of this rank.
-            timeout_seconds: longest wait in a collective.
 
         Raises:
             UserError: if torchrun's environment is malformed, GPUs are too few, or only some nodes have any.
@@ -208,9 +200,9 @@ class World:
             result = action()
         except UserError as raised:
             error = raised
-        problems = [problem for problem in self.all_gather_object(error and str(error)) if problem is not None]
-        if problems:
-            raise UserError(problems[0])
+        for problem in self.all_gather_object(error and str(error)):
+            if problem is not None:
+                raise UserError(problem)
         return result
 
     def rank0_first(self, action: Callable[[], T]) -> T:
@@ -228,10 +220,7 @@ class World:
 
 
 def choose_device(device: Literal["auto", "cpu", "cuda"], launched: RankEnvironment, gpus: int) -> torch.device:
-    """Choose this rank's device; all ranks of a node choose the same type.
-
-    Args:
-        gpus: how many this rank sees.
+    """Choose this rank's device, of ``gpus`` that it sees; all ranks of a node choose the same type.
 
     Raises:
         UserError: on a node with fewer GPUs than ranks, except for ``cpu``, and for ``auto`` if it has none.
@@ -255,7 +244,7 @@ def require_same_device_type(store: dist.Store, rank: int, world_size: int, chos
     Without this, ranks would create process groups of different backends, and wait for each other until their timeout.
 
     Raises:
-        UserError: if not; the same on all ranks. It names the first rank that differs from rank 0.
+        UserError: on all ranks, naming the first that differs from rank 0.
     """
     store.set(f"device/{rank}", f"{chosen.type} on host {socket.gethostname()}")
     keys = [f"device/{each}" for each in range(world_size)]
@@ -273,11 +262,10 @@ def _silent_output() -> Iterator[None]:
     """Discard standard output: gloo prints its connections there, from C++, and lines of several ranks get mixed."""
     sys.stdout.flush()
     stdout = os.dup(1)
-    null = os.open(os.devnull, os.O_WRONLY)
     try:
-        os.dup2(null, 1)
+        with open(os.devnull, "wb") as null:
+            os.dup2(null.fileno(), 1)
         yield
     finally:
         os.dup2(stdout, 1)
         os.close(stdout)
-        os.close(null)

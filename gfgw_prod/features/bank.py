@@ -38,10 +38,9 @@ class FeatureBank(RowTable):
         views: int = 1,
         cache: BankCache | None = None,
     ) -> None:
-        """Encode this rank's rows, or read them from the cache.
+        """Encode this rank's rows, ``block_rows`` at once, or read them from the cache.
 
         Args:
-            block_rows: images encoded at once.
             on_block: called after every block with the number of rows done.
             views: 1, or 2 for the mean of the features of an image and of its mirror image, scaled to unit norm.
         """

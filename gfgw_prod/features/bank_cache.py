@@ -25,12 +25,7 @@ if TYPE_CHECKING:
 
 
 class BankCache:
-    """Cached blocks of one bank.
-
-    Args:
-        directory: of this bank.
-        log: takes a line when a block is damaged or cannot be written.
-    """
+    """Cached blocks of one bank, in a directory of its own; logs blocks that are damaged or cannot be written."""
 
     def __init__(self, directory: Path, log: Callable[[str], None]):
         self.directory, self._log, self._writable = directory, log, True

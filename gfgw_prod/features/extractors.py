@@ -73,8 +73,7 @@ class Dinov2Features(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         images = images.expand(-1, 3, -1, -1)
-        size = (self.image_size, self.image_size)
-        images = F.interpolate(images, size, mode="bilinear", align_corners=False)
+        images = F.interpolate(images, (self.image_size, self.image_size), mode="bilinear", align_corners=False)
         features: Tensor = self.backbone(((images + 1) / 2 - self.mean) / self.std)
         return F.normalize(features, dim=1)
 
@@ -106,13 +105,11 @@ def load_vit(name: str, weights: Path, image_size: int, setting: str) -> nn.Modu
     import timm
 
     # A file given as timm's own pretrained weights gets its position embeddings resampled to the image size.
-    overlay = {"file": str(weights)}
+    own = {"pretrained": True, "pretrained_cfg_overlay": {"file": str(weights)}}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns about files that are refused below
-            network: nn.Module = timm.create_model(
-                name, pretrained=True, pretrained_cfg_overlay=overlay, num_classes=0, img_size=image_size
-            )
+            network: nn.Module = timm.create_model(name, num_classes=0, img_size=image_size, **own)
     except Exception as error:
         raise UserError(f"{setting} {weights} is not a {name} file: {one_line(error, 200)}") from None
     return network

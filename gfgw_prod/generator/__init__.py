@@ -31,21 +31,10 @@ def build_generator(
         UserError: if the side cannot be halved once per level.
     """
     classes = num_classes if settings.conditional else 0
+    own = {"exact_boundary", "conditional", "correlation", "pretrained"}  # all others are the network's
     try:
         with seeded_globally(seed, "weights"):
-            network = SongUNet(
-                image_shape[-1],
-                image_shape[0],
-                model_channels=settings.model_channels,
-                channel_mult=settings.channel_mult,
-                channel_mult_emb=settings.channel_mult_emb,
-                num_blocks=settings.num_blocks,
-                attention_resolutions=settings.attention_resolutions,
-                dropout=settings.dropout,
-                label_dim=classes,
-                channels_last=settings.channels_last,
-                checkpoint_blocks=settings.checkpoint_activations,
-            )
+            network = SongUNet(image_shape[-1], image_shape[0], label_dim=classes, **settings.model_dump(exclude=own))
     except ValueError as error:
         raise UserError(str(error)) from None
     return OneStepGenerator(

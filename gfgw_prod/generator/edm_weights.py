@@ -6,9 +6,9 @@ objects become plain records of their state, and only tensors are read from them
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Iterator
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -25,40 +25,25 @@ OPTIONAL = ("map_label.weight", "map_label.bias")
 
 
 class _Record:
-    """State of a module of any class."""
+    """State of a module of any class; of EDM's own, taken instead of executing ``meta["module_src"]``."""
 
-    def __init__(self, *_: Any) -> None:
-        self.state: dict[str, Any] = {}
+    def __init__(self, meta: dict[str, Any] | None = None, *_: Any) -> None:
+        self.state: dict[str, Any] = meta["state"] if meta else {}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.state = state
 
 
-def _reconstructed(meta: dict[str, Any]) -> _Record:
-    """Take the state instead of executing ``meta["module_src"]``."""
-    record = _Record()
-    record.state = meta["state"]
-    return record
-
-
-def _storage(content: bytes) -> Any:
-    return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-
-
-def _parameter(data: Tensor, *_: Any) -> Tensor:
-    return data
-
-
 ALLOWED: dict[tuple[str, str], Any] = {
-    ("torch_utils.persistence", "_reconstruct_persistent_obj"): _reconstructed,
+    ("torch_utils.persistence", "_reconstruct_persistent_obj"): _Record,
     ("dnnlib.util", "EasyDict"): dict,
     ("collections", "OrderedDict"): None,
     ("builtins", "set"): None,
     ("torch.nn.modules.container", "ModuleDict"): _Record,
     ("torch.nn.modules.container", "ModuleList"): _Record,
-    ("torch._utils", "_rebuild_parameter"): _parameter,
+    ("torch._utils", "_rebuild_parameter"): lambda data, *_: data,
     ("torch._utils", "_rebuild_tensor_v2"): None,
-    ("torch.storage", "_load_from_bytes"): _storage,
+    ("torch.storage", "_load_from_bytes"): lambda stored: torch.load(BytesIO(stored), "cpu", weights_only=True),
 }
 
 
@@ -71,8 +56,7 @@ def read_edm(path: Path) -> dict[str, Tensor]:
     if not os.path.isfile(path):
         raise UserError(f"generator.pretrained: no file {path}; it must be a network .pkl of EDM")
     try:
-        content = unpickle(path.read_bytes(), ALLOWED)
-        ema = content["ema"]
+        ema = unpickle(path.read_bytes(), ALLOWED)["ema"]
         return dict(_tensors(ema.state["_modules"]["model"], ""))
     except DamagedError as damage:
         raise UserError(f"generator.pretrained {path} is refused: {damage}") from None

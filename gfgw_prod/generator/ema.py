@@ -22,9 +22,7 @@ class Ema:
 
     def __init__(self, module: nn.Module):
         self._module = module
-        self.tensors: dict[str, Tensor] = {
-            name: parameter.detach().clone() for name, parameter in module.named_parameters()
-        }
+        self.tensors: dict[str, Tensor] = {name: p.detach().clone() for name, p in module.named_parameters()}
 
     @torch.no_grad()
     def update(self, decay: float) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -108,9 +109,8 @@ class UNetBlock(nn.Module):
         self.norm1 = group_norm(out_channels)
         self.conv1 = Conv2d(out_channels, out_channels, 3, scale=1e-5)
         self.resample = Resample(resample) if resample else None
-        self.skip: Conv2d | None = None
-        if resample or in_channels != out_channels:
-            self.skip = Conv2d(in_channels, out_channels, 1)
+        skips = resample or in_channels != out_channels
+        self.skip = Conv2d(in_channels, out_channels, 1) if skips else None
         self.norm2: nn.GroupNorm | None = None
         if attention:
             self.norm2 = group_norm(out_channels)
@@ -152,7 +152,7 @@ class SongUNet(nn.Module):
         dropout: probability in residual blocks.
         label_dim: width of the one-hot labels; 0 is unconditional.
         channels_last: store activations with channels last; weights keep the layout of shards and files.
-        checkpoint_blocks: keep only the inputs of blocks for the backward pass, and recompute the rest.
+        checkpoint_activations: keep only the inputs of blocks for the backward pass, and recompute the rest.
 
     Raises:
         ValueError: if the side cannot be halved once per level.
@@ -171,10 +171,10 @@ class SongUNet(nn.Module):
         dropout: float = 0.1,
         label_dim: int = 0,
         channels_last: bool = False,
-        checkpoint_blocks: bool = False,
+        checkpoint_activations: bool = False,
     ):
         super().__init__()
-        self._channels_last, self._checkpoint_blocks = channels_last, checkpoint_blocks
+        self._channels_last, self._checkpoint_activations = channels_last, checkpoint_activations
         if resolution % 2 ** (len(channel_mult) - 1):
             raise ValueError(
                 f"generator.channel_mult has {len(channel_mult)} levels, but a side of {resolution} pixels "
@@ -248,9 +248,7 @@ class SongUNet(nn.Module):
         output: Tensor = conv(F.silu(norm(x)))
         return output.contiguous()
 
-    def _run_block(self, block: UNetBlock, x: Tensor, embedding: Tensor) -> Tensor:
-        if self._checkpoint_blocks and torch.is_grad_enabled():
-            output: Tensor = checkpoint(block, x, embedding, use_reentrant=False)  # with the same dropout masks
-        else:
-            output = block(x, embedding)
-        return output
+    def _run_block(self, block: UNetBlock, x: Tensor, embedding: Tensor) -> Any:
+        if self._checkpoint_activations and torch.is_grad_enabled():
+            return checkpoint(block, x, embedding, use_reentrant=False)  # with the same dropout masks
+        return block(x, embedding)
