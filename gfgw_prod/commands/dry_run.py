@@ -46,17 +46,17 @@ def estimate(config: Config, *, ranks: int, as_json: bool) -> int:
     parameters = sum(p.numel() for p in generator.parameters())
     dim = feature_dim(config.features, shape)
     assignment = CellAssignment(config.cells, ranks)
+    kept = min(config.train.kept_passes, assignment.turns_per_rank) if config.train.one_step_share else 0
     shards = ranks_per_copy(config.distributed, ranks)
     # Weights, gradients, two moments and the EMA, and gradients that wait to be summed.
     state = round((5 + _kept_gradients(assignment, config.distributed, shards)) * parameters / shards)
-    held = _rows_of_a_rank(rows, ranks)
+    block = rows_per_block(rows)
+    held = math.ceil(math.ceil(rows / block) / ranks) * block  # rows of the bank on the first rank
     coupled, gathered = _coupled_rows(config, rows, held)
     memory = {
         "state": state * FLOAT_BYTES,
         "frozen": sum(p.numel() for network in frozen for p in network.parameters()) * FLOAT_BYTES,
-        # Passes kept until they have targets are in memory together.
-        "activations": activations
-        * (max(1, min(config.train.kept_passes, assignment.turns_per_rank)) if config.train.one_step_share else 1),
+        "activations": activations * max(kept, 1),  # passes kept until they have targets are in memory together
         # Features of each row, the step that last used it as a target, and a persistent potential.
         "bank": held * (dim * FLOAT_BYTES + ID_BYTES + (FLOAT_BYTES if config.transport.dual == "persistent" else 0)),
         # Packed images are mapped into memory, which the system can reclaim. Labels are not.
@@ -78,10 +78,10 @@ def estimate(config: Config, *, ranks: int, as_json: bool) -> int:
     if as_json:
         print(json.dumps(report, indent=1))
         return FINISHED
+    train, turns = config.train, assignment.turns_per_rank
     print(f"parameters        {parameters:,}")
-    print(f"steps             {report['steps']:,} of {config.train.batch_size} images ({report['images']:,})")
-    turns = assignment.turns_per_rank
-    print(f"cells             {config.cells} of {config.train.cell_size}; {turns} per rank on {ranks} ranks")
+    print(f"steps             {report['steps']:,} of {train.batch_size} images ({report['images']:,})")
+    print(f"cells             {config.cells} of {train.cell_size}; {turns} per rank on {ranks} ranks")
     for name, size in memory.items():
         print(f"memory, {name:<12}{size / 2**20:>10,.1f} MiB per rank")
     print(f"sent per step     {sent / 2**20:>12,.1f} MiB per rank")
@@ -90,7 +90,12 @@ def estimate(config: Config, *, ranks: int, as_json: bool) -> int:
 
 def _kept_gradients(assignment: CellAssignment, settings: DistributedSettings, shards: int) -> float:
     """Peak size of gradients outside ``.grad``, relative to a rank's ``.grad``."""
-    sums = _partial_sums(assignment) if settings.reduction == "exact" else 0
+    sums = 0
+    if settings.reduction == "exact":  # partial sums over a rank's own cells
+        prefixes = (
+            range(own.start, stop) for own in assignment.cells_by_rank for stop in range(own.start, own.stop + 1)
+        )
+        sums = max(len(node_levels(prefix)) for prefix in prefixes)
     if assignment.world_size == 1:
         return sums
     if settings.strategy == "ddp":
@@ -98,21 +103,6 @@ def _kept_gradients(assignment: CellAssignment, settings: DistributedSettings, s
     if assignment.turns_per_rank == 1:
         return 0
     return shards * max(sums, 1)  # unsharded
-
-
-def _partial_sums(assignment: CellAssignment) -> int:
-    """Peak number of partial sums over a rank's own cells."""
-    prefixes = (
-        range(cells.start, stop) for cells in assignment.cells_by_rank for stop in range(cells.start, cells.stop + 1)
-    )
-    return max(len(node_levels(prefix)) for prefix in prefixes)
-
-
-def _rows_of_a_rank(rows: int, ranks: int) -> int:
-    """Rows of the bank on the first rank, in whole blocks."""
-    block = rows_per_block(rows)
-    blocks = math.ceil(rows / block)
-    return math.ceil(blocks / ranks) * block
 
 
 def _coupled_rows(config: Config, rows: int, held: int) -> tuple[int, int]:
@@ -134,26 +124,12 @@ def frozen_networks(config: Config) -> list[nn.Module]:
             import timm
 
             side = config.features.image_size
-            backbone = timm.create_model(DINOV2, pretrained=False, num_classes=0, img_size=side)
-            networks.append(Dinov2Features(backbone, side))
+            networks.append(Dinov2Features(timm.create_model(DINOV2, num_classes=0, img_size=side), side))
         if config.loss.lpips:
             import lpips
 
-            metric = lpips.LPIPS(net="vgg", pretrained=False, pnet_rand=True, verbose=False)
-            networks.append(_AgainstAnImage(PerceptualLoss(metric)))
+            networks.append(PerceptualLoss(lpips.LPIPS(net="vgg", pretrained=False, pnet_rand=True, verbose=False)))
     return networks
-
-
-class _AgainstAnImage(nn.Module):
-    """LPIPS as a function of the generated images alone."""
-
-    def __init__(self, loss: PerceptualLoss):
-        super().__init__()
-        self.loss = loss
-
-    def forward(self, images: Tensor) -> Tensor:
-        distance: Tensor = self.loss(images, torch.zeros_like(images))
-        return distance
 
 
 def saved_bytes(
@@ -168,15 +144,7 @@ def saved_bytes(
     Consumes the networks, which are on the meta device. Weights are not counted, but their copies in another precision
     are. With autocast this is what a CPU saves; a GPU computes norms in float32 and saves some of their inputs twice.
     """
-    networks = [generator, *frozen]
-    with FakeTensorMode(allow_non_fake_inputs=True):  # unlike meta tensors, fake ones support autocast
-        for network in networks:
-            network.to_empty(device="cpu")
-        return _saved_by(networks, cell_size, shape, Precision(precision, torch.device("cpu")))
-
-
-def _saved_by(networks: Sequence[nn.Module], cell_size: int, shape: tuple[int, int, int], precision: Precision) -> int:
-    own = {_storage(each) for network in networks for each in (*network.parameters(), *network.buffers())}
+    own: set[int] = set()
     seen: dict[int, int] = {}
     keep: list[Tensor] = []
 
@@ -186,14 +154,19 @@ def _saved_by(networks: Sequence[nn.Module], cell_size: int, shape: tuple[int, i
             seen[storage] = tensor.untyped_storage().nbytes()
         return tensor
 
-    generator, *frozen = networks
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    autocast, hooks = Precision(precision, torch.device("cpu")).autocast, torch.autograd.graph.saved_tensors_hooks
+    # Unlike meta tensors, fake ones support autocast.
+    with FakeTensorMode(allow_non_fake_inputs=True), hooks(pack, lambda tensor: tensor):
+        for network in (generator, *frozen):
+            network.to_empty(device="cpu")
+            own |= {_storage(each) for each in (*network.parameters(), *network.buffers())}
         labels = torch.zeros(cell_size, dtype=torch.long)
-        with precision.autocast():
+        with autocast():
             images = generator(torch.zeros(cell_size, *shape), torch.ones(cell_size), labels)
         for network in frozen:
-            with precision.autocast():
-                network(images)
+            against = [torch.zeros_like(images)] if isinstance(network, PerceptualLoss) else []
+            with autocast():
+                network(images, *against)
     return sum(seen.values())
 
 
@@ -212,10 +185,8 @@ def _sent_bytes(
     exchanges = max(len(node_levels(cells)) for cells in assignment.cells_by_rank) if exact else 1
     gradients = parameters * part * exchanges
     gradients += parameters / shards * (groups - 1) / groups  # copies of the generator gather their sums
-    weights = 0.0
-    if config.distributed.strategy == "fsdp":
-        # Gathered to generate, and for the forward and backward pass.
-        weights = parameters * within * 3 * assignment.turns_per_rank
-    features = config.train.batch_size * part * dim
-    drawn = gathered * part * dim
-    return round((gradients + weights + features + drawn) * FLOAT_BYTES)
+    weights = (
+        parameters * within * 3 * assignment.turns_per_rank
+    )  # gathered to generate, and for both passes; 0 for ddp
+    rows = (config.train.batch_size + gathered) * part * dim
+    return round((gradients + weights + rows) * FLOAT_BYTES)

@@ -45,7 +45,10 @@ def run(options: argparse.Namespace) -> int:
         checked = f", images within {difference:.1e} of torch's"
     else:
         content = to_safetensors(trained)
-    _write(content, final, options.out)
+    try:
+        write_whole(final, content)
+    except OSError as error:
+        raise UserError(f"--out {options.out} cannot be written ({error.strerror})") from None
     print(
         f"{options.out}: {trained.kind_of_weights} of step {trained.step} ({trained.images} images), "
         f"{len(content) / 1e6:.1f} MB{checked}"
@@ -69,10 +72,3 @@ def _destination(out: Path) -> Path:
     if not os.access(final.parent, os.W_OK | os.X_OK):
         raise UserError(f"--out {out} cannot be written (Permission denied)")
     return final
-
-
-def _write(content: bytes, final: Path, out: Path) -> None:
-    try:
-        write_whole(final, content)
-    except OSError as error:
-        raise UserError(f"--out {out} cannot be written ({error.strerror})") from None

@@ -16,9 +16,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.description = f"Trains, or resumes the run in run.dir. {SETTINGS_HELP}"
     parser.usage = "gfgw train [--config FILE] [--dry-run [--json] [--ranks N]] [--SECTION.NAME VALUE ...]"
     add_config(parser)
-    parser.add_argument(
-        "--dry-run", action="store_true", help="build on the meta device and print what the run would take"
-    )
+    parser.add_argument("--dry-run", action="store_true", help="print what the run would take")
     parser.add_argument("--json", action="store_true", help="with --dry-run: print JSON")
     parser.add_argument("--ranks", type=int, metavar="N", help="with --dry-run: number of ranks (1)")
     add_settings(parser)

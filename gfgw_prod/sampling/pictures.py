@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from gfgw_prod.process.durable import write_whole
 from gfgw_prod.sampling.sampler import CELL, Sampler, cycle_classes
@@ -52,15 +53,10 @@ def enlarge(images: Tensor, shown_side: int = SHOWN_SIDE) -> Tensor:
 
 def grid_of(levels: Tensor, columns: int, gap: int = 2) -> Tensor:
     """Arrange images ``(n, 1|3, h, w)``, uint8, as one picture ``(3, H, W)``; tiny ones are enlarged."""
-    tiles = enlarge(levels.expand(-1, 3, -1, -1))
-    side_h, side_w = tiles.shape[-2:]
-    rows = -(-len(tiles) // columns)
-    picture = torch.zeros(3, rows * (side_h + gap) + gap, columns * (side_w + gap) + gap, dtype=torch.uint8)
-    for index, tile in enumerate(tiles):
-        top = gap + (index // columns) * (side_h + gap)
-        left = gap + (index % columns) * (side_w + gap)
-        picture[:, top : top + side_h, left : left + side_w] = tile
-    return picture
+    rows = -(-len(levels) // columns)
+    tiles = pad(enlarge(levels.expand(-1, 3, -1, -1)), (gap, 0, gap, 0, 0, 0, 0, rows * columns - len(levels)))
+    picture = tiles.unflatten(0, (rows, columns)).permute(2, 0, 3, 1, 4).flatten(3).flatten(1, 2)
+    return pad(picture, (0, gap, 0, gap))
 
 
 def write_png(picture: Tensor, path: Path) -> None:

@@ -21,9 +21,7 @@ def findings() -> list[Finding]:
     found = [] if driver is None else [check_driver(driver)]
     if not installed:
         return [*found, without_gpu(driver, os.environ.get("CUDA_VISIBLE_DEVICES"))]
-    for index in range(torch.cuda.device_count()):
-        found.append(_gpu(index))
-    return [*found, _nccl()]
+    return [*found, *map(_gpu, range(torch.cuda.device_count())), _nccl()]
 
 
 def driver_version() -> str | None:
@@ -56,20 +54,12 @@ def check_driver(version: str) -> Finding:
 def without_gpu(driver: str | None, visible: str | None) -> Finding:
     """Say why torch sees no GPU."""
     if driver is None:
-        return Finding(
-            "gpu",
-            "note",
-            "none: training runs on the CPU",
-            "on a machine with GPUs, install driver 570.26 or newer; start a container with --gpus all",
-        )
+        advice = "on a machine with GPUs, install driver 570.26 or newer; start a container with --gpus all"
+        return Finding("gpu", "note", "none: training runs on the CPU", advice)
     if visible is not None and visible.strip() in ("", "-1"):
         return Finding("gpu", "note", f"hidden by CUDA_VISIBLE_DEVICES={visible!r}", "unset it to train on GPUs")
-    return Finding(
-        "gpu",
-        "bad",
-        "there is a driver, but torch can use no GPU",
-        "run nvidia-smi; start a container with --gpus all; the driver must support CUDA 12.8",
-    )
+    advice = "run nvidia-smi; start a container with --gpus all; the driver must support CUDA 12.8"
+    return Finding("gpu", "bad", "there is a driver, but torch can use no GPU", advice)
 
 
 def _gpu(index: int) -> Finding:
@@ -84,9 +74,8 @@ def _gpu(index: int) -> Finding:
         reason = str(error).splitlines()[0]
         return Finding("gpu", "bad", f"{name}, cannot compute: {reason}", "check nvidia-smi and dmesg (Xid)")
     if not right:
-        return Finding(
-            "gpu", "bad", f"{name}, computes wrong results", "exclude it from the job, test: dcgmi diag -r 3"
-        )
+        advice = "exclude it from the job, test: dcgmi diag -r 3"
+        return Finding("gpu", "bad", f"{name}, computes wrong results", advice)
     if properties.major < 8:
         return Finding("gpu", "note", f"{name}, without bf16", "train with train.precision fp32 or fp16")
     return Finding("gpu", "ok", name)

@@ -61,11 +61,10 @@ def memory() -> Finding:
     with suppress(OSError, ValueError):  # "max": no limit
         group = Path("/sys/fs/cgroup")
         free.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
+    estimates = "gfgw train --dry-run estimates what a rank needs"
     if not free:
-        return Finding(
-            "memory", "note", "not reported by this system", "gfgw train --dry-run estimates what a rank needs"
-        )
-    detail = f"{min(free) / GIB:.1f} GiB free (gfgw train --dry-run estimates what a rank needs)"
+        return Finding("memory", "note", "not reported by this system", estimates)
+    detail = f"{min(free) / GIB:.1f} GiB free ({estimates})"
     if min(free) < 2 * GIB:
         return Finding("memory", "note", detail, "run fewer ranks (NPROC), or raise the limit of the container")
     return Finding("memory", "ok", detail)

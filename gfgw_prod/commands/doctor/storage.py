@@ -40,9 +40,8 @@ def speed(path: Path) -> Finding:
     except OSError as error:
         detail = f"{path.absolute()} cannot be written ({error.strerror})"
         return Finding("disk speed", "bad", detail, "run from a directory that you can write, or set run.dir")
-    detail = (
-        f"{rate / 1e6:,.0f} MB/s written in {path.absolute()}: {CHECKPOINT_BYTES / rate:.0f} s for a checkpoint of 1 GB"
-    )
+    took = f"{CHECKPOINT_BYTES / rate:.0f} s for a checkpoint of 1 GB"
+    detail = f"{rate / 1e6:,.0f} MB/s written in {path.absolute()}: {took}"
     if rate >= SLOW_BYTES_PER_SECOND:
         return Finding("disk speed", "ok", detail)
     advice = "save to a faster disk (checkpoint.root) and upload from there (checkpoint.upload_to), or save less often"
@@ -57,9 +56,8 @@ def temporary() -> Finding:
         return Finding("temporary", "ok", f"{tempfile.gettempdir()} can be written")
     except OSError as error:
         detail = f"no temporary directory can be written ({error.strerror})"
-        return Finding(
-            "temporary", "bad", detail, "set TMPDIR; in a container with a read-only root mount a tmpfs on /tmp"
-        )
+        advice = "set TMPDIR; in a container with a read-only root mount a tmpfs on /tmp"
+        return Finding("temporary", "bad", detail, advice)
 
 
 def weights() -> list[Finding]:
@@ -68,16 +66,15 @@ def weights() -> list[Finding]:
 
     findings = []
     for name, published in (("vgg16", VGG16), ("dinov2", DINOV2), ("inception", INCEPTION), *EDM.items()):
-        if (path := published.cached()) is not None:
-            try:
-                with verify(published, path, lambda line: None, user_given=False):
-                    findings.append(Finding(name, "ok", f"cached at {path}, undamaged"))
-            except UserError as error:
-                findings.append(Finding(name, "bad", "not usable", str(error)))
-        else:
+        if (path := published.cached()) is None:
             source = f"{published.file} of {published.title}"
             advice = f"it is downloaded on first use; without a network, name {source} as {published.setting}"
-            findings.append(
-                Finding(name, "note", "not cached; only configs/cifar10.yaml and similar, or FID, need it", advice)
-            )
+            detail = "not cached; only configs/cifar10.yaml and similar, or FID, need it"
+            findings.append(Finding(name, "note", detail, advice))
+            continue
+        try:
+            with verify(published, path, lambda line: None, user_given=False):
+                findings.append(Finding(name, "ok", f"cached at {path}, undamaged"))
+        except UserError as error:
+            findings.append(Finding(name, "bad", "not usable", str(error)))
     return findings
