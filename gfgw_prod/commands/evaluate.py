@@ -63,9 +63,13 @@ def run(options: argparse.Namespace) -> int:
     name = curve_name(options, measured.metrics, measured.other_data)
     add_to_curves(options.place, name, measured.figures, measured.trained.images)
     if options.json:
-        networks = {name: space.digest() for name, space in measured.spaces.items()}
-        features = {"features": measured.metrics.by_metric, "features_sha256": networks}
-        facts = _subject(measured.trained, options) | {"data": measured.data} | features
+        facts: dict[str, Any] = {
+            **{name: getattr(measured.trained, name) for name in ("step", "images", "weights", "weights_sha256")},
+            **{name: getattr(options, name) for name in ("num", "seed", "steps")},
+            "data": measured.data,
+            "features": measured.metrics.by_metric,
+            "features_sha256": {name: space.digest() for name, space in measured.spaces.items()},
+        }
         print(json.dumps(facts | measured.figures, indent=1))
         return FINISHED
     _print_table(measured.trained, measured.figures, measured.metrics, options)
@@ -74,22 +78,13 @@ def run(options: argparse.Namespace) -> int:
 
 
 def metric_list(text: str) -> tuple[EvaluationMetric, ...]:
-    """Metrics of a list such as ``fd,kid``, each once.
-
-    Raises:
-        UserError: for an unknown metric.
-    """
+    """Metrics of a list such as ``fd,kid``, each once; ``UserError`` for an unknown one."""
     known: dict[str, EvaluationMetric] = {metric: metric for metric in METRICS}
     words = [word.strip().replace("_", "-") for word in text.split(",")]
     for word in words:
         if word not in known:
             raise UserError(f"--metrics should be some of {', '.join(METRICS)}, not {word[:100]!r}")
     return tuple(dict.fromkeys(known[word] for word in words))
-
-
-def _subject(trained: TrainedGenerator, options: argparse.Namespace) -> dict[str, Any]:
-    weights = {name: getattr(trained, name) for name in ("step", "images", "weights", "weights_sha256")}
-    return weights | {name: getattr(options, name) for name in ("num", "seed", "steps")}
 
 
 def _print_table(

@@ -66,11 +66,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def class_list(text: str) -> tuple[int, ...]:
-    """Class ids of a list such as ``0,3-5``, in its order.
-
-    Raises:
-        UserError: if the text is not such a list.
-    """
+    """Class ids of a list such as ``0,3-5``, in its order; ``UserError`` if it is not such a list."""
     found: list[int] = []
     for part in text.split(","):
         if (match := re.fullmatch(r"\s*([0-9]{1,6})(?:-([0-9]{1,6}))?\s*", part, re.ASCII)) is None:

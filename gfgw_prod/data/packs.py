@@ -121,11 +121,7 @@ class Pack:
         write_whole(self.directory / INDEX, json.dumps(index, indent=1).encode())
 
     def check(self, part: int = 0, parts: int = 1, progress: Mode = "off") -> None:
-        """Hash every ``parts``-th file, from file ``part`` on.
-
-        Raises:
-            UserError: naming the first that is damaged.
-        """
+        """Hash every ``parts``-th file, from file ``part`` on; ``UserError`` naming the first that is damaged."""
         files = [(LABELS, self.labels_sha256), *((shard.file, shard.sha256) for shard in self.shards)]
         total = self.rows * self.row_bytes // parts
         with Meter(f"checking {self.directory}", total, "MB", scale=MB, mode=progress) as meter:
@@ -139,11 +135,7 @@ class Pack:
                     raise UserError(f"data.path {self.directory}: {file} {problem}; pack the data set again")
 
     def labels(self) -> NDArray[np.int64]:
-        """Class ids ``(N,)``, mapped.
-
-        Raises:
-            UserError: if one is out of range.
-        """
+        """Class ids ``(N,)``, mapped; ``UserError`` if one is out of range."""
         labels = np.memmap(self.directory / LABELS, dtype="<i8", mode="c", shape=(self.rows,))
         if labels.min(initial=0) < 0 or labels.max(initial=0) >= self.num_classes:
             ids = f"class ids out of the range 0 to {self.num_classes - 1:,}"

@@ -72,14 +72,15 @@ class ShardWriter:
 
     def add(self, chunk: Chunk) -> None:
         """Write the next chunk of items."""
-        rest: Chunk | None = chunk
-        while rest is not None:
-            chunk, rest = _split(rest, self.shard_rows - self._rows)
-            self.invalid += chunk.invalid
-            if len(chunk.rows):
-                self._write(chunk.rows)
-            if self._rows == self.shard_rows:
-                self.finish_shard(chunk.end)
+        rows, items, invalid = chunk.rows, chunk.items, chunk.invalid
+        while len(rows) > (room := self.shard_rows - self._rows):
+            end = int(items[room])
+            self._write(rows[:room], [each for each in invalid if each[0] < end])
+            self.finish_shard(end)
+            rows, items, invalid = rows[room:], items[room:], [each for each in invalid if each[0] >= end]
+        self._write(rows, invalid)
+        if self._rows == self.shard_rows:
+            self.finish_shard(chunk.end)
 
     def finish_shard(self, end: int) -> None:
         """Finish the open shard, if there is one; ``end`` is the item after its last."""
@@ -109,7 +110,10 @@ class ShardWriter:
             if chosen(name):
                 os.unlink(self.directory / name)
 
-    def _write(self, rows: NDArray[np.uint8]) -> None:
+    def _write(self, rows: NDArray[np.uint8], invalid: list[tuple[int, str]]) -> None:
+        self.invalid += invalid
+        if not len(rows):
+            return
         if self._file is None:
             self._file = open(self.directory / _name(len(self.shards)), "wb")  # noqa: SIM115
             self._digest = hashlib.sha256()
@@ -136,18 +140,6 @@ class ShardWriter:
             return None
         self.fingerprint.add(content.data)
         return shard
-
-
-def _split(chunk: Chunk, room: int) -> tuple[Chunk, Chunk | None]:
-    """Split a chunk after ``room`` rows; each part keeps the invalid items among its own."""
-    if len(chunk.rows) <= room:
-        return chunk, None
-    at = int(chunk.items[room])
-    before, after = ([each for each in chunk.invalid if (each[0] < at) is first] for first in (True, False))
-    return (
-        Chunk(chunk.begin, at, chunk.rows[:room], chunk.items[:room], before),
-        Chunk(at, chunk.end, chunk.rows[room:], chunk.items[room:], after),
-    )
 
 
 def _name(number: int) -> str:

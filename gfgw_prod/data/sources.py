@@ -51,8 +51,10 @@ class Table:
 
     def rows(self, ids: Tensor) -> Tensor:
         """Images by row id as floats in [-1, 1], ``(n,)`` -> ``(n, c, h, w)``."""
-        images = self.images
-        found = images[ids] if isinstance(images, Tensor) else torch.from_numpy(images.take(ids.numpy()))
+        if isinstance(self.images, Tensor):
+            found = self.images[ids]
+        else:
+            found = torch.from_numpy(self.images.take(ids.numpy()))
         return found.to(torch.float32) / (self.peak / 2) - 1
 
     def fingerprint(self) -> str:

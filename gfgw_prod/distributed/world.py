@@ -35,13 +35,10 @@ class Traffic:
     bytes: int = 0
     seconds: float = 0.0
 
-    def add(self, value: Tensor) -> None:
-        """Count the bytes of one contribution."""
-        self.bytes += value.numel() * value.element_size()
-
     @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Time a collective of the training thread."""
+    def waiting(self, given: Tensor | None = None) -> Iterator[None]:
+        """Time a collective of the training thread; count the bytes ``given`` to it."""
+        self.bytes += 0 if given is None else given.nbytes
         started = time.perf_counter()
         yield
         self.seconds += time.perf_counter() - started
@@ -142,9 +139,8 @@ class World:
         """Stack equal-shaped tensors of all ranks, or of a group, by rank: ``(...)`` -> ``(ranks, ...)``."""
         if self.world_size == 1:
             return value[None]
-        self.traffic.add(value)
         gathered = value.new_empty((self.world_size if group is None else group.size(), *value.shape))
-        with self.traffic.waiting():
+        with self.traffic.waiting(value):
             # Gloo requires flat tensors.
             dist.all_gather_into_tensor(gathered.flatten(), value.contiguous().flatten(), group=group)
         return gathered
@@ -155,16 +151,14 @@ class World:
         Only for sums that are exact in every order: of integers, or of numbers that are zero on all ranks but one.
         """
         if self.world_size > 1:
-            self.traffic.add(value)
-            with self.traffic.waiting():
+            with self.traffic.waiting(value):
                 dist.all_reduce(value, group=group)
         return value
 
     def all_reduce_max(self, value: Tensor) -> Tensor:
         """Elementwise maximum over ranks, in place."""
         if self.world_size > 1:
-            self.traffic.add(value)
-            with self.traffic.waiting():
+            with self.traffic.waiting(value):
                 dist.all_reduce(value, dist.ReduceOp.MAX)
         return value
 

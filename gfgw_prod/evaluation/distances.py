@@ -17,13 +17,9 @@ SUBSETS, SUBSET_ROWS = 100, 1000  # of the kernel distance, as published
 
 
 class Moments:
-    """Mean and covariance of a stream of rows, in float64 (Chan, Golub and LeVeque 1983).
+    """Mean and covariance of a stream of rows of width ``dim``, in float64 (Chan, Golub and LeVeque 1983).
 
     The last bits depend on the blocks and their order, so both must be fixed.
-
-    Args:
-        dim: width of the rows, d.
-        device: device of the sums.
     """
 
     def __init__(self, dim: int, device: torch.device | str = "cpu"):

@@ -32,34 +32,24 @@ BLOCK = 256  # images of one rank at a time
 STREAM = "evaluate"
 COMPARE_ROWS: frozenset[EvaluationMetric] = frozenset({"kid", "pr", "coverage", "memorisation"})
 CROSSING: frozenset[EvaluationMetric] = frozenset({"pr", "coverage", "memorisation"})
-
-
 # Called before each part of the work, equally often on all ranks: title, done, total (0: not counted), unit.
 OnProgress = Callable[[str, int, int, str], None]
 
 
 @dataclass
 class FeatureSet:
-    """A set of images in one feature space.
+    """A set of images in one feature space."""
 
-    Attributes:
-        moments: on rank 0.
-        rows: features ``(d,)`` of each image, in host memory; empty unless a metric compares them.
-        neighbours: distances of data rows to their nearest others, computed on first use.
-    """
-
-    moments: Moments
-    rows: RowTable
-    neighbours: Tensor | None = None
+    moments: Moments  # on rank 0
+    rows: RowTable  # features (d,) of each image, in host memory; empty unless a metric compares them
+    neighbours: Tensor | None = None  # distances of data rows to their nearest others, computed on first use
 
 
 class Evaluator:
     """Measures generators against one data set. Every method is collective.
 
     Args:
-        metrics: what is measured, and in which space.
         spaces: every space of ``metrics``, on the world's device.
-        num: number of samples.
         seed: seed of noise, classes and subsets.
         steps: steps of the sampler.
         least_time: lower end of the trained times, for samplers of several steps.

@@ -16,15 +16,10 @@ MOST_PIXELS = 4096  # numbers in an image: raw pixels say little about larger on
 
 @dataclass(frozen=True)
 class MetricSpaces:
-    """The feature space of each metric.
-
-    Attributes:
-        by_metric: every metric that is measured, and its space.
-        notes: one line for each file whose absence leaves a metric out or moves it to another space.
-    """
+    """The feature space of each metric that is measured."""
 
     by_metric: dict[EvaluationMetric, SpaceName]
-    notes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()  # for each file whose absence leaves a metric out or moves it to another space
 
     @property
     def used(self) -> list[SpaceName]:

@@ -35,21 +35,13 @@ def nearest_others(rows: RowTable, k: int, whose: str, on_progress: Progress) ->
 
 @dataclass(frozen=True)
 class Crossing:
-    """Distances and balls between ``n`` samples and ``m`` data rows.
+    """Distances and balls between ``n`` samples and ``m`` data rows."""
 
-    Attributes:
-        nearest_row: data row nearest to each sample, ``(n,)``.
-        nearest_distance: distance to that row, ``(n,)``.
-        in_data: whether each sample lies in any data row's ball, ``(n,)``.
-        sample_distance: distance of each data row to the nearest sample, ``(m,)``.
-        in_samples: whether each data row lies in any sample's ball, ``(m,)``.
-    """
-
-    nearest_row: Tensor
-    nearest_distance: Tensor
-    in_data: Tensor
-    sample_distance: Tensor
-    in_samples: Tensor
+    nearest_row: Tensor  # (n,) data row nearest to each sample
+    nearest_distance: Tensor  # (n,) distance to that row
+    in_data: Tensor  # (n,) whether each sample lies in any data row's ball
+    sample_distance: Tensor  # (m,) distance of each data row to the nearest sample
+    in_samples: Tensor  # (m,) whether each data row lies in any sample's ball
 
 
 def cross(
@@ -85,21 +77,13 @@ def cross(
 
 @dataclass(frozen=True)
 class _Pair:
-    """A block of this rank's rows and a block of all columns.
+    """A block of this rank's rows and a block of all columns, float64."""
 
-    Attributes:
-        rows: range within this rank's rows.
-        columns: range within all rows.
-        left: features of the rows, ``(b, d)``, float64.
-        right: features of the columns, ``(c, d)``, float64.
-        distances: ``(b, c)``.
-    """
-
-    rows: slice
-    columns: slice
-    left: Tensor
-    right: Tensor
-    distances: Tensor
+    rows: slice  # within this rank's rows
+    columns: slice  # within all rows
+    left: Tensor  # (b, d) features of the rows
+    right: Tensor  # (c, d) features of the columns
+    distances: Tensor  # (b, c)
 
 
 def _pairs(rows: RowTable, columns: RowTable, title: str, on_progress: Progress) -> Iterator[_Pair]:

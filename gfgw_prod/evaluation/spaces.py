@@ -58,11 +58,7 @@ class Pixels(Space):
 
 
 class Inception(Space):
-    """Pool features ``(n, 2048)`` of FID's Inception-v3: torch-fidelity's port, which resizes to 299 pixels.
-
-    Raises:
-        UserError: if the file does not hold the weights.
-    """
+    """Pool features ``(n, 2048)`` of FID's Inception-v3: torch-fidelity's port, which resizes to 299 pixels."""
 
     def __init__(self, file: Path):
         super().__init__()
@@ -85,11 +81,7 @@ class Inception(Space):
 
 
 class Dinov2(Space):
-    """Class token of a DINOv2 network at 224 pixels, as in FD-DINOv2 (Stein et al. 2023).
-
-    Args:
-        backbone: timm's model without a head, for images of 224 pixels.
-    """
+    """Class token of timm's DINOv2 network without a head at 224 pixels, as in FD-DINOv2 (Stein et al. 2023)."""
 
     def __init__(self, backbone: nn.Module):
         super().__init__()
@@ -109,15 +101,10 @@ class Dinov2(Space):
 
 @dataclass(frozen=True)
 class WeightFiles:
-    """Files of weights by space.
-
-    Attributes:
-        named: files that settings or options name; for other spaces, the caches of torch and the hub are searched.
-        gone: files that the run's settings name and that no longer exist.
-    """
+    """Files of weights by space. Where none is named, the caches of torch and the hub are searched."""
 
     named: Mapping[SpaceName, Path | None] = field(default_factory=dict)
-    gone: Mapping[SpaceName, Path] = field(default_factory=dict)
+    gone: Mapping[SpaceName, Path] = field(default_factory=dict)  # that the run's settings name, and that do not exist
 
     @classmethod
     def of_run(cls, config: Config) -> WeightFiles:
@@ -144,26 +131,22 @@ class WeightFiles:
         setting = f"{SETTINGS[space]} (evaluate --{space})"
         lost = f"the run's own {self.gone[space]} is gone; " if space in self.gone else ""
         if space == "inception":
-            return f"{lost}put torch-fidelity's {INCEPTION_FILE} into {_hub_directory()} or name it as {setting}"
-        return f"{lost}name the model.safetensors of timm's {_vit_name(space)} as {setting}"
+            cache = f"{torch.hub.get_dir()}/checkpoints"
+            return f"{lost}put torch-fidelity's {INCEPTION_FILE} into {cache} or name it as {setting}"
+        name = DINOV2_LARGE if space == "dinov2" else DINOV2
+        return f"{lost}name the model.safetensors of timm's {name} as {setting}"
 
 
 def build_space(
-    space: SpaceName,
-    files: WeightFiles,
-    image_shape: tuple[int, int, int],
-    log: Callable[[str], None] = lambda line: None,
+    space: SpaceName, files: WeightFiles, shape: tuple[int, int, int], log: Callable[[str], None] = lambda line: None
 ) -> Space:
-    """Build a feature space with frozen weights.
-
-    Args:
-        log: gets a line if a named file is not the published one.
+    """Build a feature space with frozen weights; log if a named file is not the published one.
 
     Raises:
         UserError: if the weights are missing, damaged or of another network.
     """
     if space == "pixels":
-        return Pixels(image_shape)
+        return Pixels(shape)
     file, setting = files.find(space), SETTINGS[space]
     if file is None:
         raise UserError(f"the weights of {space} are missing; {files.wanted(space)}")
@@ -183,19 +166,9 @@ def trained_with(config: Config) -> SpaceName:
     return "dinov2-small" if config.features.extractor == "dinov2" else "pixels"
 
 
-def _vit_name(space: SpaceName) -> str:
-    return DINOV2_LARGE if space == "dinov2" else DINOV2
-
-
-def _hub_directory() -> Path:
-    return Path(torch.hub.get_dir()) / "checkpoints"
-
-
 def _cached(space: SpaceName) -> Path | None:
-    if space == "inception":
-        return published.INCEPTION.cached()
-    if space == "dinov2-small":
-        return published.DINOV2.cached()
+    if space != "dinov2":
+        return (published.INCEPTION if space == "inception" else published.DINOV2).cached()
     from huggingface_hub import try_to_load_from_cache
 
     found = try_to_load_from_cache(f"timm/{DINOV2_LARGE}", "model.safetensors")

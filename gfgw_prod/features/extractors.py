@@ -6,7 +6,7 @@ import math
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -105,7 +105,7 @@ def load_vit(name: str, weights: Path, image_size: int, setting: str) -> nn.Modu
     import timm
 
     # A file given as timm's own pretrained weights gets its position embeddings resampled to the image size.
-    own = {"pretrained": True, "pretrained_cfg_overlay": {"file": str(weights)}}
+    own: dict[str, Any] = {"pretrained": True, "pretrained_cfg_overlay": {"file": str(weights)}}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns about files that are refused below

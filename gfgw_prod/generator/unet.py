@@ -15,24 +15,26 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+MAX_POSITIONS = 10_000  # of the positional embedding
 
-def _uniform_(tensor: Tensor, fan_in: int, fan_out: int, scale: float = 1.0) -> None:
-    """Fill with ``scale`` times Xavier-uniform numbers of an explicit fan, in place."""
-    bound = scale * math.sqrt(6 / (fan_in + fan_out))
-    nn.init.uniform_(tensor, -bound, bound)
+
+def _initialise(weight: Tensor, bias: Tensor | None, fans: int, scale: float) -> None:
+    """Fill with ``scale`` times Xavier-uniform weights, for the sum of both fans, and zero bias."""
+    bound = scale * math.sqrt(6 / fans)
+    nn.init.uniform_(weight, -bound, bound)
+    if bias is not None:
+        nn.init.zeros_(bias)
 
 
 class Linear(nn.Linear):
     """Linear layer initialised with ``scale`` times Xavier-uniform weights and zero bias."""
 
-    def __init__(self, in_features: int, out_features: int, scale: float = 1.0, bias: bool = True):
+    def __init__(self, in_features: int, out_features: int, scale: float = 1.0):
         self.scale = scale
-        super().__init__(in_features, out_features, bias=bias)
+        super().__init__(in_features, out_features)
 
     def reset_parameters(self) -> None:
-        _uniform_(self.weight, self.in_features, self.out_features, self.scale)
-        if self.bias is not None:
-            nn.init.zeros_(self.bias)
+        _initialise(self.weight, self.bias, self.in_features + self.out_features, self.scale)
 
 
 class Conv2d(nn.Conv2d):
@@ -44,9 +46,7 @@ class Conv2d(nn.Conv2d):
 
     def reset_parameters(self) -> None:
         area = self.kernel_size[0] * self.kernel_size[1]
-        _uniform_(self.weight, self.in_channels * area, self.out_channels * area, self.scale)
-        if self.bias is not None:
-            nn.init.zeros_(self.bias)
+        _initialise(self.weight, self.bias, self.in_channels * area + self.out_channels * area, self.scale)
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
@@ -60,14 +60,14 @@ def group_norm(channels: int) -> nn.GroupNorm:
 class PositionalEmbedding(nn.Module):
     """Sine and cosine features of a scalar, ``(n,)`` -> ``(n, channels)``; no parameters."""
 
-    def __init__(self, channels: int, max_positions: int = 10_000):
+    def __init__(self, channels: int):
         super().__init__()
-        self.channels, self.max_positions = channels, max_positions
+        self.channels = channels
 
     def forward(self, x: Tensor) -> Tensor:
         half = self.channels // 2
         exponents = torch.arange(half, device=x.device, dtype=torch.float32) / half
-        angles = x.float()[:, None] * (1 / self.max_positions) ** exponents
+        angles = x.float()[:, None] * (1 / MAX_POSITIONS) ** exponents
         return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 

@@ -7,9 +7,10 @@ import json
 import os
 import re
 import zipfile
+from abc import ABC, abstractmethod
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Literal, Protocol
+from typing import IO, Literal
 
 import numpy as np
 import torch
@@ -24,17 +25,19 @@ Form = Literal["png", "grid", "npz"]
 PICTURE = r"[0-9]{6,}\.png"
 
 
-class ImageWriter(Protocol):
+class ImageWriter(ABC):
     """Writes images in order."""
 
+    @abstractmethod
     def add(self, first: int, levels: Tensor) -> None:
         """Write images ``first`` to ``first + n``, uint8 ``(n, c, h, w)``."""
 
+    @abstractmethod
     def close(self) -> str:
         """Complete the files; return a line about them."""
 
-    def discard(self) -> None:
-        """Remove an incomplete file."""
+    def discard(self) -> None:  # noqa: B027
+        """Remove an incomplete file; pictures are written completely or not at all."""
 
 
 def image_writer(form: Form, out: Path, count: int, labels: Tensor | None, shape: tuple[int, int, int]) -> ImageWriter:
@@ -50,7 +53,7 @@ def image_writer(form: Form, out: Path, count: int, labels: Tensor | None, shape
     return Npz(out, count, labels, shape)
 
 
-class Pngs:
+class Pngs(ImageWriter):
     """``000000.png`` and so on, with class ids in ``dataset.json``: a data set in the format of EDM's tools.
 
     ``dataset.json`` is written last; an earlier command's is removed first.
@@ -63,14 +66,11 @@ class Pngs:
             if re.fullmatch(PICTURE, name):
                 number = int(name.removesuffix(".png"))
                 if number >= count or name != self._name(number):
-                    raise UserError(
-                        f"--out {out} holds {name}, which is none of the {count:,} images to be written and "
-                        "would mix with them; name another directory"
-                    )
+                    mixed = f"{name}, which is none of the {count:,} images to be written and would mix with them"
+                    raise UserError(f"--out {out} holds {mixed}; name another directory")
         if not _is_of_samples(out / DATASET_JSON):
-            raise UserError(
-                f"--out {out} holds the {DATASET_JSON} of another data set, which would be lost; name another directory"
-            )
+            lost = f"the {DATASET_JSON} of another data set, which would be lost"
+            raise UserError(f"--out {out} holds {lost}; name another directory")
         (out / DATASET_JSON).unlink(missing_ok=True)
 
     def add(self, first: int, levels: Tensor) -> None:
@@ -83,9 +83,6 @@ class Pngs:
             labels = [[self._name(number), label] for number, label in enumerate(self._labels.tolist())]
         write_whole(self._out / DATASET_JSON, json.dumps({"labels": labels}).encode())
         return f"{self._count} images in {self._out}"
-
-    def discard(self) -> None:
-        """Nothing to do: pictures are written completely or not at all."""
 
     def _name(self, number: int) -> str:
         return f"{number:0{self._digits}d}.png"
@@ -102,7 +99,7 @@ def _is_of_samples(path: Path) -> bool:
     return all(re.fullmatch(PICTURE, name) for name in labels or ())
 
 
-class Grid:
+class Grid(ImageWriter):
     """All images in one ``grid.png``, about square."""
 
     def __init__(self, out: Path, count: int):
@@ -116,11 +113,8 @@ class Grid:
         pictures.write_png(pictures.grid_of(torch.cat(self._pieces), self._columns), self._path)
         return str(self._path)
 
-    def discard(self) -> None:
-        """Nothing to do: the picture is written completely or not at all."""
 
-
-class Npz:
+class Npz(ImageWriter):
     """``samples.npz``: images ``arr_0`` ``(n, h, w, c)``, uint8, and class ids, if any, ``arr_1`` ``(n,)``, int64.
 
     This is the format of evaluation suites (Dhariwal and Nichol 2021). Equal images give equal bytes.

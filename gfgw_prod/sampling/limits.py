@@ -9,15 +9,7 @@ MOST_STEPS = 1000
 
 
 def check_drawing(num: int, steps: int, seed: int, *, least: int = 1, prefix: str = "") -> None:
-    """Check the number of samples, of predictions per sample, and the seed.
-
-    Args:
-        least: least number of samples.
-        prefix: of the names in messages, such as ``--``.
-
-    Raises:
-        UserError: if one is out of range.
-    """
+    """Raise ``UserError`` if a number is out of range; ``prefix`` stands before names in messages, such as ``--``."""
     check_range(f"{prefix}num", num, least, MOST_SAMPLES)
     check_range(f"{prefix}steps", steps, 1, MOST_STEPS)
     if not 0 <= seed < 2**63:
@@ -25,11 +17,7 @@ def check_drawing(num: int, steps: int, seed: int, *, least: int = 1, prefix: st
 
 
 def check_range(name: str, value: int, least: int, most: int) -> None:
-    """Check a number that a user gives as ``name``.
-
-    Raises:
-        UserError: if it is out of range.
-    """
+    """Raise ``UserError`` if a number that a user gives as ``name`` is out of range."""
     if not least <= value <= most:
         raise UserError(f"{name} must be at least {least} and at most {most:,}, not {_shown(value)}")
 

@@ -20,32 +20,23 @@ from gfgw_prod.settings.reading import resolve
 from gfgw_prod.settings.removed import without_removed
 from gfgw_prod.weights.digest import weights_digest
 
+NUMBERS = ("num_classes", "step", "images")
+TEXTS = ("weights", "weights_sha256", "data_fingerprint")
+
 
 @dataclass(frozen=True)
 class TrainedGenerator:
-    """Weights, and everything needed to build their generator.
+    """Weights, and everything needed to build their generator."""
 
-    Attributes:
-        tensors: by name, as in ``build_generator(...).state_dict()``.
-        config: all settings of the run.
-        image_shape: ``(c, h, w)``.
-        num_classes: classes of the data set, even if the generator is unconditional.
-        step: optimisation steps.
-        images: images seen.
-        weights: ``ema`` (averaged) or ``raw`` (as trained).
-        weights_sha256: digest of the checkpoint, as ``inspect`` shows it.
-        data_fingerprint: fingerprint of the training data; empty in files of older versions.
-    """
-
-    tensors: dict[str, Tensor]
-    config: dict[str, Any]
-    image_shape: tuple[int, int, int]
-    num_classes: int
+    tensors: dict[str, Tensor]  # by name, as in ``build_generator(...).state_dict()``
+    config: dict[str, Any]  # all settings of the run
+    image_shape: tuple[int, int, int]  # (c, h, w)
+    num_classes: int  # of the data set, even if the generator is unconditional
     step: int
-    images: int
-    weights: str
-    weights_sha256: str
-    data_fingerprint: str = ""
+    images: int  # seen in training
+    weights: str  # ``ema`` (averaged) or ``raw`` (as trained)
+    weights_sha256: str  # digest of the checkpoint, as ``inspect`` shows it
+    data_fingerprint: str = ""  # of the training data; empty in files of older versions
 
     @property
     def settings(self) -> Config:
@@ -68,24 +59,12 @@ class TrainedGenerator:
     @property
     def metadata(self) -> dict[str, str]:
         """Metadata of an exported file; ``tensors_sha256`` is the digest of its own tensors."""
-        return {
-            "config": json.dumps(self.config),
-            "image_shape": json.dumps(self.image_shape),
-            "num_classes": str(self.num_classes),
-            "step": str(self.step),
-            "images": str(self.images),
-            "weights": self.weights,
-            "weights_sha256": self.weights_sha256,
-            "data_fingerprint": self.data_fingerprint,
-            "tensors_sha256": weights_digest(self.tensors),
-        }
+        described = {"config": json.dumps(self.config), "image_shape": json.dumps(self.image_shape)}
+        described |= {name: str(getattr(self, name)) for name in (*NUMBERS, *TEXTS)}
+        return described | {"tensors_sha256": weights_digest(self.tensors)}
 
     def check_classes(self, classes: Iterable[int], name: str) -> None:
-        """Check class ids that a user gives as ``name``.
-
-        Raises:
-            UserError: if the generator does not know one of them, or takes no classes.
-        """
+        """Raise ``UserError`` if the generator takes no classes, or not all that a user gives as ``name``."""
         if not self.settings.generator.conditional:
             raise UserError(f"{name}: the generator was not trained on classes (generator.conditional false)")
         for each in classes:
@@ -95,11 +74,7 @@ class TrainedGenerator:
                 raise UserError(f"{name} must be below {self.num_classes}, the number of classes, not {each}")
 
     def build(self) -> OneStepGenerator:
-        """Build the generator on the CPU, in evaluation mode.
-
-        Raises:
-            UserError: if the weights do not fit the settings.
-        """
+        """Build the generator on the CPU, in evaluation mode; ``UserError`` if the weights do not fit the settings."""
         settings = self.settings.generator
         try:
             with torch.device("meta"):  # skips drawing initial weights
@@ -112,9 +87,6 @@ class TrainedGenerator:
 
 def read_trained(place: str, *, raw: bool) -> TrainedGenerator:
     """Read the generator of a run's newest good checkpoint, of one checkpoint, or of a file that ``export`` wrote.
-
-    Args:
-        raw: weights as trained instead of their average.
 
     Raises:
         UserError: if there is none, it is damaged, or it lacks the weights asked for.
@@ -156,17 +128,9 @@ def read_file(path: Path) -> TrainedGenerator:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
         channels, height, width = (int(size) for size in json.loads(metadata["image_shape"]))
-        trained = TrainedGenerator(
-            tensors=tensors,
-            config=json.loads(metadata["config"]),
-            image_shape=(channels, height, width),
-            num_classes=int(metadata["num_classes"]),
-            step=int(metadata["step"]),
-            images=int(metadata["images"]),
-            weights=metadata["weights"],
-            weights_sha256=metadata["weights_sha256"],
-            data_fingerprint=metadata.get("data_fingerprint", ""),
-        )
+        rest: dict[str, Any] = {name: int(metadata[name]) for name in NUMBERS}
+        rest |= {name: metadata[name] for name in TEXTS if name in metadata}
+        trained = TrainedGenerator(tensors, json.loads(metadata["config"]), (channels, height, width), **rest)
         whole = weights_digest(tensors) == metadata["tensors_sha256"] and trained.settings is not None
     except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
         raise UserError(f"{path} is not a generator exported as safetensors ({one_line(error, 200)})") from None
