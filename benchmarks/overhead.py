@@ -61,7 +61,7 @@ class FullSize:
         self.reporter = Reporter(self.config, self.world, Startup(), node)
         (directory / "run").mkdir()
         self.reporter.open(0, None, damaged=0)
-        options = {"audit_every_steps": 0, "replicated": True, "hosts": ["here"], "log": print}
+        options = {"audit_every_steps": 0, "hosts": ["here"], "log": print}
         self.checked = CheckedStep(self.training, NumberGuard(self.config.resilience), self.world, **options)
         self.reporter.begin(0, self.training, self.checked)
         assignment, steps = self.training.parallel.assignment, self.config.total_steps

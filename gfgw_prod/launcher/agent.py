@@ -64,11 +64,6 @@ class ExitCodeAgent(LocalElasticAgent):
         self._cause: Cause | None = None  # of the next restart, unless nodes come or go
         self._remaining_restarts = restarts_left
 
-    @property
-    def restarts_left(self) -> int:
-        """How many more crashes of its workers this node takes."""
-        return int(self._remaining_restarts)
-
     def run_job(self) -> int:
         """Run the workers to the end of the job. Returns its exit code.
 

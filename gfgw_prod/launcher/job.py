@@ -148,7 +148,7 @@ class Node:
             return agent.end_after_signal(stop.sigval)
         except (RendezvousConnectionError, DistNetworkError, DistStoreError):
             rendezvous._stop_heartbeats()  # shutdown() would also end the job for all nodes, if it could
-            self.restarts_left, self.alone_since = agent.restarts_left, time.monotonic()
+            self.restarts_left, self.alone_since = agent._remaining_restarts, time.monotonic()
             os.environ[RESTART_CAUSE] = "membership"
             return None
         rendezvous.shutdown()

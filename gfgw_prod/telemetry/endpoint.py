@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import json
+import re
 import socket
 import socketserver
 import sys
@@ -11,7 +11,7 @@ import threading
 import time
 from contextlib import suppress
 from http import HTTPStatus
-from typing import IO, Any
+from typing import Any
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
@@ -24,8 +24,9 @@ PROMPT_SECONDS = 0.002  # a request complete within this time is answered withou
 FRESH_SECONDS = 1.0  # for which a page of metrics is reused: many scrapers cost as much as one
 LONGEST_SECONDS = 10.0  # of a connection, however slow its client
 MOST_CONNECTIONS = 512  # at once; further ones are refused
-LONGEST_LINE, MOST_HEADERS = 8192, 100  # of a request: bytes, lines
+LONGEST_HEAD = 1 << 14  # bytes of a request line and its headers
 PLAIN = "text/plain; charset=utf-8"
+END = re.compile(rb"\n\r?\n")  # of a head
 
 
 class Endpoint:
@@ -84,37 +85,28 @@ class _Responder:
     def __init__(self, metrics: CollectorRegistry, health: Health):
         self._probes, self._pages = {b"/live": health.live, b"/ready": health.ready}, _Pages(metrics)
 
-    def respond(self, request: IO[bytes]) -> bytes:
-        """The whole response to a request."""
-        status, kind, body = self._route(request)
-        head = (
+    def respond(self, head: bytes) -> bytes:
+        """The whole response to the request with this head."""
+        status, kind, body = self._route(head)
+        answer = (
             f"HTTP/1.1 {status.value} {status.phrase}\r\nContent-Type: {kind}\r\n"
             f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
         )
-        return head.encode() + body
+        return answer.encode() + body
 
-    def _route(self, request: IO[bytes]) -> tuple[HTTPStatus, str, bytes]:
-        line = request.readline(LONGEST_LINE)
+    def _route(self, head: bytes) -> tuple[HTTPStatus, str, bytes]:
+        if len(head) > LONGEST_HEAD:
+            return HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, PLAIN, b"the request is too long\n"
+        line, *headers = head.split(b"\n")
         words = line.split()
-        if len(words) != 3 or not line.endswith(b"\n") or not words[2].startswith(b"HTTP/1."):
+        if len(words) != 3 or not words[2].startswith(b"HTTP/1.") or not END.search(head):
             return HTTPStatus.BAD_REQUEST, PLAIN, b"not an HTTP request\n"
-        accept = ""
-        for _ in range(MOST_HEADERS):
-            header = request.readline(LONGEST_LINE)
-            if header.strip() == b"":
-                break
-            name, _, value = header.partition(b":")
-            if name.lower() == b"accept":
-                accept = value.decode("latin-1")
-            if not header.endswith(b"\n"):
-                return HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, PLAIN, b"a header is too long\n"
-        else:
-            return HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, PLAIN, b"too many headers\n"
         if words[0] != b"GET":
             return HTTPStatus.METHOD_NOT_ALLOWED, PLAIN, b"only GET is supported\n"
         path = words[1].partition(b"?")[0]
         if path == b"/metrics":
-            return HTTPStatus.OK, *self._pages.get(accept)
+            accept = (header.partition(b":")[2] for header in headers if header.lower().startswith(b"accept:"))
+            return HTTPStatus.OK, *self._pages.get(next(accept, b"").decode("latin-1").strip())
         if path in self._probes:
             answer = self._probes[path]()
             status = HTTPStatus.OK if answer["ok"] else HTTPStatus.SERVICE_UNAVAILABLE
@@ -145,14 +137,14 @@ class _Server(socketserver.ThreadingTCPServer):
     def process_request(self, request: Any, client_address: Any) -> None:
         """Answer a prompt client at once; start a thread, which costs several times more, only for a slow one."""
         request.settimeout(PROMPT_SECONDS)
-        received = b""
+        head = b""
         with suppress(TimeoutError):
-            received = request.recv(LONGEST_LINE, socket.MSG_PEEK)
-        if b"\r\n\r\n" not in received:
+            head = request.recv(LONGEST_HEAD, socket.MSG_PEEK)
+        if not END.search(head):
             super().process_request(request, client_address)
             return
-        request.recv(len(received))
-        response = self._responder.respond(io.BytesIO(received))
+        request.recv(len(head))
+        response = self._responder.respond(head)
         request.setblocking(False)
         with suppress(BlockingIOError):
             response = response[request.send(response) :]
@@ -166,8 +158,10 @@ class _Server(socketserver.ThreadingTCPServer):
         """In a thread: receive the rest of the request, and send the rest of the response."""
         request.settimeout(LONGEST_SECONDS)
         if (response := self._rest.pop(request, None)) is None:
-            with request.makefile("rb") as received:
-                response = self._responder.respond(received)
+            head = b""
+            while not END.search(head) and len(head) <= LONGEST_HEAD and (more := request.recv(LONGEST_HEAD)):
+                head += more
+            response = self._responder.respond(head)
         request.sendall(response)
 
     def shutdown_request(self, request: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,26 +18,22 @@ class Health:
 
     def __init__(self, hang_seconds: float, silence: Callable[[], float]):
         self._hang_seconds, self._silence = hang_seconds, silence
-        self._lock = threading.Lock()
         self._doing: str | None = "starting: preparing the run directory"  # None: training
-        self._step = self._images = 0
+        self._position = 0, 0  # steps, images
         self._ends_at: float | None = None  # estimated
 
     def enter_phase(self, doing: str) -> None:
         """Set what the process does from now on instead of training, in words."""
-        with self._lock:
-            self._doing = doing
+        self._doing = doing
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
         """Within, samples are measured: no steps are made, and nothing is wrong."""
-        with self._lock:
-            before, self._doing = self._doing, "evaluating"
+        before, self._doing = self._doing, "evaluating"
         try:
             yield
         finally:
-            with self._lock:
-                self._doing = before
+            self._doing = before
 
     @property
     def is_evaluating(self) -> bool:
@@ -47,24 +42,20 @@ class Health:
 
     def set_position(self, step: int, images: int) -> None:
         """Set the steps and images behind the run before this process has made a step."""
-        with self._lock:
-            self._step, self._images = step, images
+        self._position = step, images
 
     def step_done(self, step: int, images: int) -> None:
         """Set the steps and images behind the run after a step of this process: it trains."""
-        with self._lock:
-            self._step, self._images = step, images
-            self._doing = None
+        self._position, self._doing = (step, images), None
 
     def expect_end(self, eta_seconds: float) -> None:
         """Set the estimated time to the end of the run."""
-        with self._lock:
-            self._ends_at = time.monotonic() + eta_seconds
+        self._ends_at = time.monotonic() + eta_seconds
 
     @property
     def images(self) -> int:
         """Images seen."""
-        return self._images
+        return self._position[1]
 
     def live(self) -> dict[str, Any]:
         """Whether there was progress within ``hang_seconds``; if not, ``why`` gives the reason."""
@@ -75,8 +66,7 @@ class Health:
         return self._answer(stuck_only=False)
 
     def _answer(self, *, stuck_only: bool) -> dict[str, Any]:
-        with self._lock:
-            doing, step, images, ends_at = self._doing, self._step, self._images, self._ends_at
+        doing, (step, images), ends_at = self._doing, self._position, self._ends_at
         silence = self._silence()
         stuck = silence > self._hang_seconds
         if doing is None:

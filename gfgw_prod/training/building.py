@@ -79,12 +79,7 @@ def build(
 def encode_bank(
     step: TrainingStep, on_block: Callable[[int], None] = lambda rows: None, cache: BankCache | None = None
 ) -> None:
-    """Fill this rank's part of the bank with features of the data set.
-
-    Args:
-        on_block: called with the number of rows done.
-        cache: encoded rows of an earlier run with the same data and extractor.
-    """
+    """Fill this rank's part of the bank with features or cached rows; ``on_block`` gets the number of rows done."""
     features = step.config.features
     step.matcher.bank.encode(
         step.table, step.objective.extractor, features.block_rows, on_block, views=features.views, cache=cache

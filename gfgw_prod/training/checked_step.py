@@ -57,14 +57,7 @@ class CheckedStep:
 
     Args:
         audit_every_steps: interval between steps that are computed twice whatever their numbers; 0 is off.
-        replicated: whether every rank holds the whole sum of gradients.
         hosts: host name of each rank.
-        log: prints a line.
-
-    Attributes:
-        errors: hardware errors by rank.
-        audits: steps computed again.
-        wrong: computations that differed from what was agreed on.
     """
 
     def __init__(
@@ -74,15 +67,13 @@ class CheckedStep:
         world: World,
         *,
         audit_every_steps: int,
-        replicated: bool,
         hosts: Sequence[str],
         log: Callable[[str], None],
     ):
         self._step, self._guard, self._world = step, guard, world
-        self._audit_every, self._replicated = audit_every_steps, replicated
-        self._hosts, self._log = hosts, log
-        self.errors = [0] * world.world_size
-        self.audits = self.wrong = 0
+        self._audit_every, self._hosts, self._log = audit_every_steps, hosts, log
+        self.errors = [0] * world.world_size  # of the hardware, by rank
+        self.audits = self.wrong = 0  # steps computed again; computations that differed from the agreed one
 
     def __call__(self, step: int, stream: Iterator[CellRows]) -> StepResult:
         """Compute a step and apply it if it is sound. Collective.
@@ -140,7 +131,8 @@ class CheckedStep:
             fingerprint = self._fingerprint(again)
             if any(old.first_difference(fingerprint) is None for old in seen):
                 self._count_errors(first.step, fingerprint, seen)
-                for stage in (MATCHING, NORM, *([SUM] if self._replicated else [])):
+                # Without sharding every rank holds the whole sum of gradients.
+                for stage in (MATCHING, NORM, *([SUM] if self._step.parallel.replicated else [])):
                     self._refuse_different(fingerprint.by_rank[:, stage, 0].tolist(), STAGES[stage])
                 return again
             seen.append(fingerprint)

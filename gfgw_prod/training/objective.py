@@ -35,10 +35,8 @@ class Objective:
     """Computes the losses that have a weight.
 
     Args:
-        weights: of the terms.
         extractor: frozen network from images ``(n, c, h, w)`` in [-1, 1] to unit features ``(n, d)``.
         perceptual: LPIPS, or ``None`` if it has no weight.
-        precision: arithmetic of the frozen networks.
     """
 
     def __init__(self, weights: LossSettings, extractor: nn.Module, perceptual: nn.Module | None, precision: Precision):

@@ -14,11 +14,7 @@ from gfgw_prod.distributed.shards import local
 
 
 class AdamW:
-    """First and second moments of every parameter of ``module``, laid out as the parameters are.
-
-    Attributes:
-        moments: ``exp_avg`` and ``exp_avg_sq`` by parameter name.
-    """
+    """``moments``: ``exp_avg`` and ``exp_avg_sq`` by name of every parameter of ``module``, laid out as those are."""
 
     def __init__(self, module: nn.Module, *, betas: tuple[float, float], weight_decay: float, eps: float = 1e-8):
         self._module, self._betas, self._weight_decay, self._eps = module, betas, weight_decay, eps

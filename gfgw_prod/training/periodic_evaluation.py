@@ -26,10 +26,7 @@ from gfgw_prod.training.reporting import Reporter
 class PeriodicEvaluation:
     """Evaluates at every ``evaluation.every_kimg``, before the next step, and after the last step. Collective.
 
-    A stop request interrupts an evaluation; the resumed run makes it.
-
-    Args:
-        stop: checked before every part of the work.
+    A stop request interrupts an evaluation between two parts of its work; the resumed run makes it.
 
     Raises:
         UserError: if a metric cannot be measured.
@@ -58,11 +55,7 @@ class PeriodicEvaluation:
         )
 
     def measure(self, step: int, images: int, ema: Ema, precision: Precision) -> bool:
-        """Evaluate and record the figures, if an evaluation is due and not yet made.
-
-        Returns:
-            Whether the run may go on; ``False`` if a stop request interrupted the evaluation.
-        """
+        """Evaluate and record the figures, if due and not yet done; ``False`` if a stop request interrupted it."""
         if self._evaluator is None:
             return True
         if self._measured_at is None:  # a resumed run may have been stopped before or after its evaluation at this step

@@ -2,24 +2,43 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 import torch
 
 from gfgw_prod.distributed.world import World
-from gfgw_prod.telemetry.memory import GPU_TAGS, HOST_TAGS, memory_bytes
 from gfgw_prod.telemetry.sinks import Value
 from gfgw_prod.telemetry.stragglers import OwnTime, StragglerWatch, slowest
+
+HOST_TAGS = ("memory/resident_bytes", "memory/available_bytes")
+GPU_TAGS = ("memory/gpu_peak_bytes", "memory/gpu_reserved_bytes")
+
+
+def memory_bytes(device: torch.device) -> list[float]:
+    """Values of ``HOST_TAGS``, and of ``GPU_TAGS`` on a GPU; 0 if the system hides a value.
+
+    The peak is that since the last call.
+    """
+    found = [0.0, 0.0]
+    with suppress(OSError, ValueError, IndexError):
+        with open("/proc/self/statm", "rb") as file:
+            found[0] = float(int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE"))
+        with open("/proc/meminfo", "rb") as file:
+            found[1] = float(int(file.read().partition(b"MemAvailable:")[2].split()[0]) * 1024)
+    if device.type == "cuda":
+        found += [float(torch.cuda.max_memory_allocated(device)), float(torch.cuda.memory_reserved(device))]
+        torch.cuda.reset_peak_memory_stats(device)
+    return found
 
 
 class RankMetrics:
     """Compares the ranks at every record, and names those that hold up the others.
 
     Args:
-        hosts: host of each rank.
         ratio: ``resilience.straggler_ratio``.
-        log: prints a line.
 
     Attributes:
         own_time: times this rank's steps.

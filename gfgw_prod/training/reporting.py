@@ -27,7 +27,6 @@ from gfgw_prod.resilience.ledger import End, Ledger
 from gfgw_prod.sampling import pictures
 from gfgw_prod.settings.config import Config
 from gfgw_prod.settings.schedule import schedules_at
-from gfgw_prod.telemetry.build import build_labels
 from gfgw_prod.telemetry.node import Node
 from gfgw_prod.telemetry.pace import Pace
 from gfgw_prod.telemetry.registered import open_sinks
@@ -43,12 +42,7 @@ PRODUCTIVE = "productive_seconds"  # a fact of a checkpoint's manifest
 
 
 class Reporter:
-    """Output of rank 0, except per-rank lines.
-
-    Attributes:
-        hosts: host of each rank.
-        measured: result of the last evaluation, in words.
-    """
+    """Output of rank 0, except per-rank lines."""
 
     def __init__(self, config: Config, world: World, startup: Startup, node: Node):
         self.config, self.world, self.dir = config, world, config.run.dir
@@ -58,7 +52,7 @@ class Reporter:
         self._cause = restart_causes.first_of(cause for _, cause in by_rank)
         self._ranks = RankMetrics(world, self.hosts, config.resilience.straggler_ratio, self.log)
         self.own_time = self._ranks.own_time
-        self.measured = ""
+        self.measured = ""  # by the last evaluation, in words
         self._start: dict[str, Any] = {}  # what this start is, on rank 0
         self._plan = {  # for a dashboard to compare the rest with
             "run/planned_images": config.total_steps * config.train.batch_size,
@@ -117,13 +111,7 @@ class Reporter:
             self.write_file(self.dir / HISTORY, partial(append_to_history, self._start))
 
     def open(self, step: int, resumed: Checkpoint | None, damaged: int) -> None:
-        """Open the ledger and the sinks.
-
-        Args:
-            step: completed steps.
-            resumed: checkpoint that the run resumes from.
-            damaged: number of quarantined checkpoints.
-        """
+        """Open the ledger and the sinks, for a run with ``damaged`` quarantined checkpoints."""
         images = step * self.config.train.batch_size
         self._health.set_position(step, images)
         self._node.show_state()

@@ -62,16 +62,11 @@ def train(config: Config) -> int:
 
 
 class Run:
-    """One rank's part of a run. The constructor validates and builds; call ``resume`` before ``loop``.
-
-    Attributes:
-        step: completed steps.
-        first_step: completed steps when this process started.
-    """
+    """One rank's part of a run. The constructor validates and builds; call ``resume`` before ``loop``."""
 
     def __init__(self, config: Config, world: World, starts: StartCounter, startup: Startup):
         self.config, self.world, self.dir, self.startup = config, world, config.run.dir, startup
-        self.step = self.first_step = 0
+        self.step = self.first_step = 0  # completed steps, now and when this process started
 
         # Output: health for probes, log lines, metrics.
         self.health = Health(config.resilience.hang_seconds, watch.silence)
@@ -109,7 +104,6 @@ class Run:
             self.guard,
             world,
             audit_every_steps=config.resilience.audit_every_steps,
-            replicated=self.training.parallel.replicated,
             hosts=self.reporter.hosts,
             log=self.reporter.log,
         )
@@ -131,7 +125,7 @@ class Run:
 
     def state(self) -> dict[str, torch.Tensor]:
         """The tensors of a checkpoint, by name."""
-        return training_state(self.training, guard=self.guard)
+        return training_state(self.training, guard=self.guard.tensors())
 
     def resume(self) -> None:
         """Load the newest good checkpoint of the run; for a new run, encode the bank."""

@@ -24,12 +24,9 @@ def checked_options(options: Options) -> None:
         raise ValueError(f"epsilon must be > 0 (at least {SMALLEST_EPSILON:g}) and finite, not {options.epsilon}")
     if not 0 < options.tolerance < math.inf:
         raise ValueError(f"tolerance must be > 0 and finite, not {options.tolerance}")
-    for name, count in (
-        ("max_outer_iterations", options.max_outer_iterations),
-        ("max_inner_iterations", options.max_inner_iterations),
-    ):
-        if count < 1:
-            raise ValueError(f"{name} must be at least 1, not {count}")
+    for name in ("max_outer_iterations", "max_inner_iterations"):
+        if getattr(options, name) < 1:
+            raise ValueError(f"{name} must be at least 1, not {getattr(options, name)}")
     if options.geometry not in ("cosine", "euclidean"):
         raise ValueError(f"geometry must be cosine or euclidean, not {options.geometry!r}")
 
@@ -60,8 +57,7 @@ def checked_marginal(name: str, given: Tensor | None, like: Tensor, *, read_valu
     marginal = given.detach().to(like.device, torch.float64)
     fits = marginal.shape == (count,)
     if fits and read_values:
-        sums_to_one = abs(float(marginal.sum()) - 1) <= SUM_ERROR  # false for NaN
-        fits = sums_to_one and bool((marginal >= 0).all())
+        fits = abs(float(marginal.sum()) - 1) <= SUM_ERROR and bool((marginal >= 0).all())  # not with a NaN
     if not fits:
         raise ValueError(f"{name} must be ({count},), non-negative and sum to 1")
     return (marginal / marginal.sum()).to(like.dtype)

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 from torch import Tensor
-
-from gfgw_prod.transport.columns import Columns
 
 
 @dataclass(frozen=True)
@@ -58,26 +55,3 @@ class Status:
     def converged(self) -> bool:
         """Whether the marginal error and the state's error are both within the tolerance."""
         return self.marginal_error <= self.tolerance and float(self.state_error) <= self.tolerance
-
-
-class Coupling(Protocol):
-    """A coupling of ``n`` rows with columns; ``plan.Plan`` documents the methods."""
-
-    @property
-    def status(self) -> Status: ...
-
-    def argmax(self) -> Tensor: ...
-
-    def sample(self, uniforms: Tensor) -> Tensor: ...
-
-    def barycentre(self, values: Callable[[slice], Tensor], width: int) -> Tensor: ...
-
-    def sharpness(self) -> float: ...
-
-
-class Backend(Protocol):
-    """A solver: couples rows ``x (n, d)`` of masses ``p (n,)`` with columns."""
-
-    def __call__(
-        self, x: Tensor, p: Tensor, columns: Columns, options: Options, row_labels: Tensor | None, start: Start, /
-    ) -> Coupling: ...

@@ -2,37 +2,16 @@
 
 The linearised cost at ``T`` is ``(1-λ) M + 2λ (c(T) - 2 C1 T C2)`` (docs/mathematics.md, eq. 2). Both marginals are
 fixed, so the potentials absorb every term that depends on the row alone or on the column alone, ``c(T)`` among them.
+A geometry's state is the part of a coupling that the linearised cost depends on.
 """
 
 from __future__ import annotations
-
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from gfgw_prod.transport.columns import Columns, Logits
 from gfgw_prod.transport.sinkhorn import RATIO_BITS, Sinkhorn
-
-
-class Geometry(Protocol):
-    """Distances of rows and columns, and the state: the part of a coupling that the linearised cost depends on."""
-
-    def initial_state(self) -> Tensor:
-        """The state of the independent coupling ``p qᵀ``. Collective."""
-        ...
-
-    def logits(self, state: Tensor, structure_weight: float, epsilon: float) -> Logits:
-        """Minus the linearised cost over ε."""
-        ...
-
-    def state_of(self, coupling: Sinkhorn) -> Tensor:
-        """The state of a coupling. Collective."""
-        ...
-
-    def costs(self, state: Tensor, coupling: Sinkhorn) -> tuple[float, float]:
-        """``<M, T>`` and ``Σ (C1_ik - C2_jl)² T_ij T_kl`` of a coupling and its state. Collective."""
-        ...
 
 
 class Cosine:
@@ -48,6 +27,7 @@ class Cosine:
         self.x, self.columns, self.p, self.row_labels, self.noise_term = x, columns, p, row_labels, noise_term
 
     def initial_state(self) -> Tensor:
+        """The state of the independent coupling ``p qᵀ``. Collective."""
         return torch.outer(self.x.T @ self.p, self._mean(self.columns.mass))
 
     def logits(self, state: Tensor, structure_weight: float, epsilon: float) -> Logits:
@@ -62,10 +42,12 @@ class Cosine:
         )
 
     def state_of(self, coupling: Sinkhorn) -> Tensor:
+        """The state of a coupling. Collective."""
         barycentres = coupling.conditional_matmul(self._features, self.x.shape[1])  # T Y / p, (n, d)
         return self.x.T @ (self.p[:, None] * barycentres)
 
     def costs(self, state: Tensor, coupling: Sinkhorn) -> tuple[float, float]:
+        """``<M, T>`` and ``Σ (C1_ik - C2_jl)² T_ij T_kl`` of a coupling and its state. Collective."""
         x, p, mass = self.x.double(), self.p.double(), coupling.column_mass()
         s, mean_x, mean_y = state.double(), x.T @ p, self._mean(mass).double()
         # Σ C1² p p, Σ C2² q q and Σ C1 C2 T T, each with 1 - <·,·> multiplied out.
@@ -90,7 +72,7 @@ class Cosine:
 
 
 class Euclidean:
-    """``|x_i - y_j|``, by dense distance matrices. The state is ``C1 T C2``, ``(n, N)``."""
+    """``|x_i - y_j|``, by dense distance matrices, as ``Cosine``. The state is ``C1 T C2``, ``(n, N)``."""
 
     def __init__(self, x: Tensor, columns: Columns, p: Tensor, row_labels: Tensor | None):
         self.columns, self.p, self.row_labels = columns, p, row_labels
@@ -109,11 +91,15 @@ class Euclidean:
         return self.cost_x @ (self.p[:, None] * seen)
 
     def costs(self, state: Tensor, coupling: Sinkhorn) -> tuple[float, float]:
-        matrix, p, mass = coupling.dense().double(), self.p.double(), coupling.column_mass().double()
+        matrix = (coupling.conditional() * self.p[:, None]).double()
+        p, mass = self.p.double(), coupling.column_mass().double()
         squares_x = p @ (self.cost_x.double().square() @ p)
         squares_y = mass @ (self.cost_y.double().square() @ mass)
         cross = (state.double() * matrix).sum()
         return float((self.cost.double() * matrix).sum()), float(squares_x + squares_y - 2 * cross)
+
+
+Geometry = Cosine | Euclidean
 
 
 def _distances(points: Tensor) -> Tensor:

@@ -16,18 +16,19 @@ from torch.nn.functional import normalize
 
 from gfgw_prod.data.stream import KeyedOrder
 from gfgw_prod.transport.columns import Columns
-from gfgw_prod.transport.coupling import Backend, Coupling, Options, Start
+from gfgw_prod.transport.coupling import Options, Start
 from gfgw_prod.transport.dual import PersistentDual
 from gfgw_prod.transport.fgw import solve
 from gfgw_prod.transport.plan import Plan
-from gfgw_prod.transport.pot import solve_with_pot
+from gfgw_prod.transport.pot import DensePlan, solve_with_pot
 from gfgw_prod.transport.usage import Usage
 
 if TYPE_CHECKING:
     from gfgw_prod.features.bank import FeatureBank
     from gfgw_prod.settings.transport import TransportSettings
 
-BACKENDS: dict[str, Backend] = {"native": solve, "pot": solve_with_pot}
+Solver = Callable[[Tensor, Tensor, Columns, Options, Tensor | None, Start], Plan | DensePlan]
+BACKENDS: dict[str, Solver] = {"native": solve, "pot": solve_with_pot}
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Match:
     generated: Tensor  # (B, d), the features that were matched
     labels: Tensor | None = None  # (B,), class ids, where slots match rows of their own class only
     mixed: Tensor | None = None  # (B, w), means of row values, where targets are barycentres
-    coupling: Coupling | None = None
+    coupling: Plan | DensePlan | None = None
     update_dual: Callable[[], None] | None = None
     dual_inputs: tuple[Tensor, ...] = ()  # what ``update_dual`` will use; checked to be finite
 
@@ -200,7 +201,9 @@ class Matcher:
         """Number of labels of each class, ``(classes,)``. ``bincount`` would have the host wait for the largest."""
         return labels.new_zeros(self._num_classes).index_add_(0, labels, torch.ones_like(labels))
 
-    def _barycentres(self, coupling: Coupling, columns: Columns, candidates: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _barycentres(
+        self, coupling: Plan | DensePlan, columns: Columns, candidates: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         """Each slot's mean of unit features ``(B, d)``, at unit norm, and of row values ``(B, w)``."""
         d = self.bank.dim
 

@@ -49,7 +49,7 @@ class Plan:
 
     def dense(self) -> Tensor:
         """The coupling matrix's columns on this rank, ``(n, m)``."""
-        return self.solver.dense()
+        return self.conditional().mul_(self.solver.p[:, None])
 
     def column_mass(self) -> Tensor:
         """``Tᵀ 1`` of this rank's columns, ``(m,)``."""

@@ -152,10 +152,6 @@ class Sinkhorn:
             whole[:, block] = weights
         return whole
 
-    def dense(self) -> Tensor:
-        """The coupling matrix's columns on this rank, ``(n, m)``."""
-        return self.conditional().mul_(self.p[:, None])
-
     def conditional_matmul(self, values: Callable[[slice], Tensor], width: int) -> Tensor:
         """``T values / p``, ``(n, width)``, over all columns. Collective.
 
@@ -202,8 +198,7 @@ class Sinkhorn:
             clamp: keep ``v`` in the safe range.
 
         Returns:
-            ``r``, row sums of the plan over ``p``, ``(n,)``; ``v (m,)``; and whether scalings are out of range, as a
-            number that is not 0.
+            ``r (n,)``, ``v (m,)``, and whether scalings are out of range, as a number that is not 0.
         """
         self.iterations += 1
         v = (self.columns.mass / self._column_sums()).masked_fill_(self._empty, 1)

@@ -84,7 +84,7 @@ def reads_of_a_step(transport: dict[str, Any]) -> dict[str, int]:
     training = build(config, ALONE, table, print)
     encode_bank(training)
     guard, size = NumberGuard(config.resilience), config.train.cell_size
-    options = {"audit_every_steps": 0, "replicated": True, "hosts": ["here"], "log": print}
+    options = {"audit_every_steps": 0, "hosts": ["here"], "log": print}
     step = CheckedStep(training, guard, ALONE, **options)
     stream = cell_stream(table, training.parallel.assignment, seed=0, first_step=0, last_step=2, size=size, rank=0)
     step(0, stream)

@@ -7,8 +7,8 @@ import time
 import torch
 
 from gfgw_prod.telemetry.catalogue import BY_TAG
-from gfgw_prod.telemetry.memory import GPU_TAGS, HOST_TAGS, memory_bytes
 from gfgw_prod.telemetry.phases import STEP_PHASES, StepClock
+from gfgw_prod.training.rank_metrics import GPU_TAGS, HOST_TAGS, memory_bytes
 
 CPU = torch.device("cpu")
 
