@@ -29,10 +29,6 @@ def newest_good(
     Rank 0 chooses, and all ranks share the hashing. Newer damaged checkpoints are quarantined, so that their steps can
     be saved again; each gets one log line.
 
-    Args:
-        eligible: whether a checkpoint may be chosen.
-        progress: how rank 0 shows the progress of hashing.
-
     Raises:
         NoneGoodError: if there are checkpoints, but none is good. A run must not silently start over.
         UserError: if another version wrote a checkpoint, or not all ranks see the same files.

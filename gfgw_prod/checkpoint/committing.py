@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from gfgw_prod.checkpoint.finding import open_checkpoint, step_directories, step_name
+from gfgw_prod.checkpoint.finding import is_good, step_directories, step_name
 from gfgw_prod.checkpoint.manifest import encode
 from gfgw_prod.checkpoint.reading import Checkpoint, State
 from gfgw_prod.checkpoint.retention import Retention
@@ -15,7 +15,6 @@ from gfgw_prod.checkpoint.uploading import Uploader
 from gfgw_prod.checkpoint.writing import HashingWriter
 from gfgw_prod.distributed.world import World
 from gfgw_prod.process.exit_codes import one_line
-from gfgw_prod.weights.unpickling import DamagedError
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -29,8 +28,6 @@ class Committer:
 
     Args:
         group: process group that nothing else uses; ``None`` for a single rank.
-        retention: of the storage.
-        uploader: on rank 0, if checkpoints are uploaded.
 
     Raises:
         UserError: if nothing can be written to the storage.
@@ -58,11 +55,7 @@ class Committer:
     def has_saved(self, step: int) -> bool:
         """Whether a good checkpoint of the step exists. Damaged ones are quarantined. On rank 0."""
         for name in [name for found, name in step_directories(self._storage) if found == step]:
-            try:
-                good = open_checkpoint(self._storage, name).problem() is None
-            except DamagedError:
-                good = False
-            if good:
+            if is_good(self._storage, name):
                 return True
             self._storage.quarantine(name)
         return False
@@ -110,11 +103,9 @@ class Committer:
                 raise OSError(f"rank 0 does not see {file} as it was written: all ranks must share {self._storage}")
         name = self._storage.commit(path, step_name(manifest["step"]), encode(manifest), self._token)
         try:  # the save has succeeded: later errors are only logged
-            uploading = None
             if self._uploader is not None:
                 self._uploader.offer(Checkpoint(self._storage, name, manifest))
-                uploading = self._uploader.uploading
-            self._retention.apply(name, uploading)
+            self._retention.apply(name, None if self._uploader is None else self._uploader.uploading)
         except Exception as error:  # clients of object stores raise errors of their own kinds
             self._log(f"old checkpoints in {self._storage} could not be removed: {one_line(error, 300)}")
 

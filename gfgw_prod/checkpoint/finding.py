@@ -15,6 +15,7 @@ from gfgw_prod.process.exit_codes import UserError, one_line
 from gfgw_prod.weights.unpickling import DamagedError
 
 NAME = re.compile(r"step-(\d{8,})(-[0-9a-f]{32})?")  # behind a URL with the token of the claim
+Entry = tuple[str, Checkpoint | None, str | None]  # a directory's name, its checkpoint, the reason why it is none
 
 
 def step_name(step: int) -> str:
@@ -55,19 +56,29 @@ def open_checkpoint(storage: Storage, name: str) -> Checkpoint:
     return Checkpoint(storage, name, manifest)
 
 
+def is_good(storage: Storage, name: str) -> bool:
+    """Whether a directory holds a checkpoint whose files all match their hashes."""
+    try:
+        return open_checkpoint(storage, name).problem() is None
+    except DamagedError:
+        return False
+
+
+def _open_or_explain(storage: Storage, name: str) -> Entry:
+    try:
+        return name, open_checkpoint(storage, name), None
+    except (DamagedError, UserError) as problem:  # a UserError: of another version
+        return name, None, str(problem)
+
+
 def checkpoints_in(storage: Storage) -> list[Checkpoint]:
     """Checkpoints with a valid manifest of this version, oldest first."""
-    found = []
-    for _, name in step_directories(storage):
-        try:
-            found.append(open_checkpoint(storage, name))
-        except (DamagedError, UserError):  # a UserError: of another version
-            continue
-    return found
+    entries = (_open_or_explain(storage, name) for _, name in step_directories(storage))
+    return [checkpoint for _, checkpoint, _ in entries if checkpoint is not None]
 
 
-def list_checkpoints(place: str) -> list[tuple[str, Checkpoint | None, str | None]]:
-    """Name of each checkpoint directory at a place, with its checkpoint or the reason why it is not one.
+def list_checkpoints(place: str) -> list[Entry]:
+    """All checkpoint directories at a place.
 
     Args:
         place: a run directory, a checkpoint, or the URL of either.
@@ -75,13 +86,7 @@ def list_checkpoints(place: str) -> list[tuple[str, Checkpoint | None, str | Non
     Raises:
         UserError: if there is none.
     """
-    found: list[tuple[str, Checkpoint | None, str | None]] = []
-    for storage, names in _storages_at(place):
-        for name in names:
-            try:
-                found.append((name, open_checkpoint(storage, name), None))
-            except (DamagedError, UserError) as problem:  # a UserError: of another version
-                found.append((name, None, str(problem)))
+    found = [_open_or_explain(storage, name) for storage, names in _storages_at(place) for name in names]
     if not found:
         raise UserError(f"{place} holds no checkpoint; name a run directory or one of its checkpoints/step-*")
     return found
@@ -116,11 +121,7 @@ def _storages_at(place: str) -> list[tuple[Storage, list[str]]]:
         return [(LocalStorage(directory.parent), [directory.name])]
     if not os.path.isdir(directory):
         return []
-    return [(storage, [name for _, name in step_directories(storage)]) for storage in _storages_of_run(directory)]
-
-
-def _storages_of_run(run_dir: Path) -> list[Storage]:
-    """The storage that the run's own file of settings names; without that file, ``run_dir/checkpoints``."""
     from gfgw_prod.checkpoint.run_settings import checkpoint_settings
 
-    return open_storages(checkpoint_settings(run_dir).model_copy(update={"upload_to": ""}), run_dir)
+    storages = open_storages(checkpoint_settings(directory).model_copy(update={"upload_to": ""}), directory)
+    return [(storage, [name for _, name in step_directories(storage)]) for storage in storages]

@@ -7,7 +7,7 @@ import shutil
 import time
 import uuid
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from gfgw_prod.checkpoint.storage import DAMAGED, DISCARDED, WRITING, Storage
 from gfgw_prod.process.durable import sync_directory
@@ -20,7 +20,7 @@ class LocalStorage(Storage):
         super().__init__(str(root))
         self.directory = root
 
-    def open(self, path: str, mode: str) -> IO[bytes]:
+    def create_stream(self, path: str, mode: str) -> IO[bytes]:
         return (self.directory / path).open(mode)
 
     def names(self, directory: str = "") -> list[str]:
@@ -33,21 +33,18 @@ class LocalStorage(Storage):
         file = self.directory / path
         return file.stat().st_size if file.is_file() else None
 
-    def exists(self, path: Any) -> bool:
+    def exists(self, path: str) -> bool:
         return os.path.exists(self.directory / path)
 
-    def rename(self, path: Any, new_path: Any) -> None:
+    def rename(self, path: str, new_path: str) -> None:
         (self.directory / path).rename(self.directory / new_path)
 
-    def rm_file(self, path: Any) -> None:
-        (self.directory / path).unlink()
-
-    def mkdir(self, path: Any) -> None:
+    def mkdir(self, path: str) -> None:
         # Never with parents: that would bring back the directory of a claim that was fenced off.
         (self.directory / path).mkdir(exist_ok=True)
 
     def write(self, path: str, content: bytes) -> None:
-        with self.open(path, "wb") as stream:
+        with self.create_stream(path, "wb") as stream:
             stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -124,8 +123,8 @@ class Checkpoint:
         for name, entry in reader.read_metadata().state_dict_metadata.items():
             if name.startswith(prefixes) and isinstance(entry, TensorStorageMetadata):
                 state[name] = torch.empty(entry.size, dtype=entry.properties.dtype)
-        with _without_dcp_warnings():
-            load(state, storage_reader=reader, no_dist=True)
+        silence_dcp()
+        load(state, storage_reader=reader, no_dist=True)
         return state
 
     def load(self, state: State, world: World) -> None:
@@ -145,8 +144,8 @@ class Checkpoint:
                 raise UserError(
                     f"{self} is of another architecture: {name} is {stored_shape} in it, {tuple(tensor.shape)} here"
                 )
-        with _without_dcp_warnings():
-            dcp_load(state, storage_reader=reader, no_dist=world.world_size == 1)
+        silence_dcp()
+        dcp_load(state, storage_reader=reader, no_dist=world.world_size == 1)
 
 
 def _reader(checkpoint: Checkpoint) -> Any:
@@ -168,17 +167,17 @@ def _reader(checkpoint: Checkpoint) -> Any:
 
 def _blake3(storage: Storage, path: str, on_bytes: Callable[[int], None]) -> str:
     digest, block = blake3(), bytearray(BLOCK)
-    with storage.open(path, "rb") as stream:
+    with storage.create_stream(path, "rb") as stream:
         while count := stream.readinto(block):  # type: ignore[attr-defined]
             digest.update(memoryview(block)[:count])
             on_bytes(count)
     return digest.hexdigest()
 
 
-@contextmanager
-def _without_dcp_warnings() -> Iterator[None]:
-    """Silence DCP's warnings about a missing process group, which is intended, and about its own deprecated calls."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-        warnings.filterwarnings("ignore", message="TypedStorage is deprecated")
-        yield
+def silence_dcp() -> None:
+    """Silence DCP's warnings about a missing process group, which is intended, and about its own deprecated calls.
+
+    For the rest of the process, and not around each call: filters belong to the process, and saves run in a thread.
+    """
+    warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+    warnings.filterwarnings("ignore", message="TypedStorage is deprecated")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import IO, Any
+from typing import IO
 
 from fsspec.core import url_to_fs
 
@@ -24,10 +24,10 @@ class RemoteStorage(Storage):
         if make:
             self.fs.makedirs(self.base, exist_ok=True)
 
-    def _at(self, path: Any) -> str:
+    def _at(self, path: str) -> str:
         return f"{self.base}/{path}"
 
-    def open(self, path: str, mode: str) -> IO[bytes]:
+    def create_stream(self, path: str, mode: str) -> IO[bytes]:
         stream: IO[bytes] = self.fs.open(self._at(path), mode)
         return stream
 
@@ -46,16 +46,13 @@ class RemoteStorage(Storage):
             return None
         return int(entry["size"]) if entry["type"] == "file" else None
 
-    def exists(self, path: Any) -> bool:
+    def exists(self, path: str) -> bool:
         return bool(self.fs.exists(self._at(path)))
 
-    def rename(self, path: Any, new_path: Any) -> None:
+    def rename(self, path: str, new_path: str) -> None:
         self.fs.mv(self._at(path), self._at(new_path))
 
-    def rm_file(self, path: Any) -> None:
-        self.fs.rm_file(self._at(path))
-
-    def mkdir(self, path: Any) -> None:
+    def mkdir(self, path: str) -> None:
         self.fs.makedirs(self._at(path), exist_ok=True)
 
     def write(self, path: str, content: bytes) -> None:

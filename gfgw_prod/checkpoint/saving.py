@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import threading
 import time
-import warnings
-from collections import deque
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from gfgw_prod.checkpoint.committing import Committer
 from gfgw_prod.checkpoint.finding import step_directories
-from gfgw_prod.checkpoint.reading import Checkpoint, State
+from gfgw_prod.checkpoint.reading import Checkpoint, State, silence_dcp
 from gfgw_prod.checkpoint.retention import Retention
 from gfgw_prod.checkpoint.staging import Stage, tensor_bytes
 from gfgw_prod.checkpoint.storage import Storage
 from gfgw_prod.checkpoint.storages import claim_storage
-from gfgw_prod.checkpoint.uploading import Metrics, Uploader
+from gfgw_prod.checkpoint.uploading import Uploader
 from gfgw_prod.checkpoint.waiting import SLOWEST, wait_together
 from gfgw_prod.distributed.world import World
 from gfgw_prod.process.exit_codes import NoProgressError, UserError, one_line
@@ -25,6 +25,7 @@ from gfgw_prod.process.exit_codes import NoProgressError, UserError, one_line
 if TYPE_CHECKING:
     from gfgw_prod.settings.running import CheckpointSettings
 
+Metrics = tuple[int, int, dict[str, float]]  # step, images, values by tag
 LAST_SECONDS = 20.0  # for a save in flight after an error
 UPLOAD_SECONDS = 5.0  # for the last upload after a stop signal
 OVERHEAD = 1.02  # size of DCP's files over the size of the tensors in them
@@ -71,10 +72,12 @@ class Saver:
         retention, *upload_retention = (
             Retention(storage, settings.keep, round(settings.keep_every_kimg * 1000)) for storage in storages
         )
+        self._counts: Counter[str] = Counter()
+        self._metrics: deque[Metrics] = deque()
         self._uploader: Uploader | None = None
         token = world.on_all_ranks(lambda: claim_storage(upload_to[0]) if upload_to and world.is_main else "")
         if token:
-            self._uploader = Uploader(self.storage, upload_to[0], token, upload_retention[0], log)
+            self._uploader = Uploader(self.storage, upload_to[0], token, upload_retention[0], self._count, log)
         self._stage = Stage(world, constant)
         group = world.background_group(SLOWEST)
         self._committer = Committer(self.storage, world, group, retention, self._uploader, log)
@@ -84,11 +87,7 @@ class Saver:
         self._error: BaseException | None = None  # of the thread
         self._failures_in_a_row = 0
         self._free_bytes: int | None = None
-        self._counts = {"run/checkpoint_saves": 0.0, "run/checkpoint_failures": 0.0}
-        self._metrics: deque[Metrics] = deque()
-        # Set once, not around the calls: filters belong to the process, and the calls are made in a thread.
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-        warnings.filterwarnings("ignore", message="TypedStorage is deprecated")
+        silence_dcp()
 
     def resume_from(self, checkpoint: Checkpoint) -> None:
         """Continue after a verified checkpoint. It is uploaded if it was not before."""
@@ -104,18 +103,16 @@ class Saver:
     def save(self, state: State, *, step: int, images: int, facts: dict[str, Any]) -> None:
         """Copy the state, and write it in the background. Does nothing if the step is saved already.
 
+        Raises as ``join`` does.
+
         Args:
             state: tensors and DTensors by name.
             facts: JSON for the manifest.
-
-        Raises:
-            NoProgressError: if too many saves in a row have failed.
-            UserError: if this process holds the storage no more.
         """
         started = time.monotonic()
         self.join()
-        is_main = self._world.is_main
-        saved, problem = self._world.broadcast(self._check(step, state) if is_main else (False, None))
+        size = sum(map(tensor_bytes, state.values()))
+        saved, problem = self._world.broadcast(self._check(step, size) if self._world.is_main else (False, None))
         if saved:
             self.saved_step = step
             return
@@ -127,7 +124,6 @@ class Saver:
             self._preallocating.join()
             self._preallocating = None
         staged = self._stage.copy(state)
-        size = sum(map(tensor_bytes, state.values()))
         outcome = Outcome(step, images, time.monotonic() - started, bytes=size, free_bytes=self._free_bytes)
         manifest = {"step": step, "images": images, "saved_at": time.time(), **facts}
         self._thread = threading.Thread(target=self._run, args=(staged, manifest, outcome), name="save", daemon=True)
@@ -180,10 +176,8 @@ class Saver:
         """Metrics of each save and upload that has ended since the last call."""
         while self._metrics:
             yield self._metrics.popleft()
-        if self._uploader is not None:
-            yield from self._uploader.take_metrics()
 
-    def _check(self, step: int, state: State) -> tuple[bool, str | None]:
+    def _check(self, step: int, size: int) -> tuple[bool, str | None]:
         """Whether the step is saved already, and why it cannot be saved. On rank 0."""
         try:
             if self._committer.has_saved(step):
@@ -191,7 +185,7 @@ class Saver:
             free = self._free_bytes = self.storage.free_bytes()
         except Exception as error:  # clients of object stores raise errors of their own kinds
             return False, one_line(error, 300)
-        need = sum(map(tensor_bytes, state.values())) * OVERHEAD + SPARE_BYTES
+        need = size * OVERHEAD + SPARE_BYTES
         if free is not None and free < need:
             return False, f"it takes {need / 1e6:,.1f} MB, but only {free / 1e6:,.1f} MB are free in {self.storage}"
         return False, None
@@ -210,17 +204,20 @@ class Saver:
         """Keep the outcome of a save for ``join``, collect its metrics, and log a failure."""
         self._outcome = outcome
         values = {"run/checkpoint_blocked_seconds": outcome.blocked_seconds}
-        if outcome.problem is None:
-            tag = "run/checkpoint_saves"
-            values |= {"run/checkpoint_seconds": outcome.seconds, "run/checkpoint_bytes": float(outcome.bytes)}
-            values["run/checkpoint_images"] = float(outcome.images)
-        else:
-            tag = "run/checkpoint_failures"
-            self._log(f"checkpoint of step {outcome.step} was not saved: {outcome.problem}")
         if outcome.free_bytes is not None:
             values["run/checkpoint_free_bytes"] = float(outcome.free_bytes)
+        if outcome.problem is not None:
+            self._log(f"checkpoint of step {outcome.step} was not saved: {outcome.problem}")
+            self._count(outcome.step, outcome.images, "run/checkpoint_failures", values)
+            return
+        values |= {"run/checkpoint_seconds": outcome.seconds, "run/checkpoint_bytes": float(outcome.bytes)}
+        values["run/checkpoint_images"] = float(outcome.images)
+        self._count(outcome.step, outcome.images, "run/checkpoint_saves", values)
+
+    def _count(self, step: int, images: int, tag: str, values: Mapping[str, float] = MappingProxyType({})) -> None:
+        """Collect metrics of an ended save or upload, with the number of those; in any thread."""
         self._counts[tag] += 1
-        self._metrics.append((outcome.step, outcome.images, values | {tag: self._counts[tag]}))
+        self._metrics.append((step, images, {**values, tag: float(self._counts[tag])}))
 
     def _act_on_outcome(self) -> None:
         """Count failures in a row, and end the run if it must end. All ranks call it at the same point of the run."""

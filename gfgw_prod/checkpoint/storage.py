@@ -9,12 +9,9 @@ import json
 import os
 import socket
 import uuid
-from abc import abstractmethod
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from abc import ABC, abstractmethod
+from contextlib import suppress
 from typing import IO, Any
-
-from torch.distributed.checkpoint.filesystem import FileSystemBase
 
 WRITING = ".writing-"  # prefix of a claim's directory; only the newest claim's stays
 DISCARDED = ".discarded-"  # prefix of a directory that is being deleted
@@ -30,8 +27,8 @@ def process_identity() -> dict[str, Any]:
     return {"host": socket.gethostname(), "pid": os.getpid(), "job": None if job == "none" else job}
 
 
-class Storage(FileSystemBase):
-    """A root directory of checkpoints. DCP reads and writes through it.
+class Storage(ABC):
+    """A root directory of checkpoints. DCP reads and writes through its methods of the same names as DCP's.
 
     The life of a checkpoint: ``claim`` the root, ``begin`` a directory, write files into it, ``commit`` it.
     """
@@ -42,29 +39,27 @@ class Storage(FileSystemBase):
     def __str__(self) -> str:
         return self.root
 
-    # What DCP calls, besides exists, rename, rm_file and mkdir.
-
-    @contextmanager
-    def create_stream(self, path: Any, mode: str) -> Iterator[Any]:
-        """Open a file, and close it at the end."""
-        with self.open(path, mode) as stream:
-            yield stream
-
-    def concat_path(self, path: Any, suffix: str) -> str:
-        return f"{path}/{suffix}"
-
-    def init_path(self, path: Any) -> Any:
-        return path
-
-    @classmethod
-    def validate_checkpoint_id(cls, checkpoint_id: Any) -> bool:
-        return True
-
     # Files and directories.
 
     @abstractmethod
-    def open(self, path: str, mode: str) -> IO[bytes]:
+    def create_stream(self, path: str, mode: str) -> IO[bytes]:
         """Open a file."""
+
+    def concat_path(self, path: str, suffix: str) -> str:
+        """The path of an entry of a directory."""
+        return f"{path}/{suffix}"
+
+    @abstractmethod
+    def exists(self, path: str) -> bool:
+        """Whether there is a file or directory."""
+
+    @abstractmethod
+    def rename(self, path: str, new_path: str) -> None:
+        """Rename a file or directory."""
+
+    @abstractmethod
+    def mkdir(self, path: str) -> None:
+        """Create a directory unless it exists."""
 
     @abstractmethod
     def names(self, directory: str = "") -> list[str]:
@@ -84,7 +79,7 @@ class Storage(FileSystemBase):
 
     def read(self, path: str) -> bytes:
         """Read a whole small file."""
-        with self.open(path, "rb") as stream:
+        with self.create_stream(path, "rb") as stream:
             return stream.read()
 
     def free_bytes(self) -> int | None:
@@ -146,7 +141,7 @@ class Storage(FileSystemBase):
 
     def holds(self, token: str) -> bool:
         """Whether the claim is still the newest one."""
-        return bool(self.exists(f"{WRITING}{token}/{OWNER}"))
+        return self.exists(f"{WRITING}{token}/{OWNER}")
 
     def release(self, token: str) -> None:
         """Remove a claim at the end of a run. A claim that is left behind does no harm."""

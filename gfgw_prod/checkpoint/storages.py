@@ -16,10 +16,7 @@ if TYPE_CHECKING:
 
 
 def open_storage(place: str | Path, *, make: bool = True) -> Storage:
-    """The storage at a directory or a URL.
-
-    Args:
-        make: create the directory behind a URL if it does not exist.
+    """The storage at a directory or a URL; with ``make``, the directory behind a URL is created.
 
     Raises:
         ValueError: if fsspec does not know the URL's scheme, or lacks a package for it.
@@ -38,9 +35,6 @@ def open_storage(place: str | Path, *, make: bool = True) -> Storage:
 
 def open_storages(settings: CheckpointSettings, run_dir: Path, *, make: bool = False) -> list[Storage]:
     """The storage of a run's checkpoints and, if there is one, the storage they are uploaded to.
-
-    Args:
-        make: create directories that do not exist.
 
     Raises:
         UserError: if a URL cannot be opened, or a directory cannot be created or written, or is another run's.
@@ -65,14 +59,8 @@ def open_storages(settings: CheckpointSettings, run_dir: Path, *, make: bool = F
 def _refuse_another_run(directory: Path, run_dir: Path) -> None:
     """Raise ``ValueError`` if a directory lies in that of another run, as in the settings of a copied run."""
     here = Path(os.path.realpath(directory))
-    nearest = next(
-        (
-            each
-            for each in (here, *here.parents)
-            if os.path.isfile(each / ".lock") and os.path.isdir(each / "checkpoints")
-        ),
-        None,
-    )
+    runs = (at for at in (here, *here.parents) if os.path.isfile(at / ".lock") and os.path.isdir(at / "checkpoints"))
+    nearest = next(runs, None)
     if nearest not in (None, Path(os.path.realpath(run_dir))):
         raise ValueError(f"it lies in the directory of another run, {nearest}; name another place")
 

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import shutil
 import threading
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
-from gfgw_prod.checkpoint.finding import open_checkpoint, step_directories
+from gfgw_prod.checkpoint.finding import is_good, step_directories
 from gfgw_prod.checkpoint.manifest import encode
 from gfgw_prod.checkpoint.reading import Checkpoint
 from gfgw_prod.checkpoint.retention import Retention
 from gfgw_prod.checkpoint.storage import BLOCK, Storage
 from gfgw_prod.process.exit_codes import one_line
-
-Metrics = tuple[int, int, dict[str, float]]  # step, images, values by tag
 
 
 class Uploader:
@@ -23,19 +20,26 @@ class Uploader:
     Args:
         token: of the claim on ``target``.
         retention: of ``target``.
+        record: called in the thread with step, images, and ``run/uploads`` or ``run/upload_failures``.
 
     Attributes:
         uploading: name of the checkpoint that is being copied, and must not be removed.
     """
 
-    def __init__(self, source: Storage, target: Storage, token: str, retention: Retention, log: Callable[[str], None]):
+    def __init__(
+        self,
+        source: Storage,
+        target: Storage,
+        token: str,
+        retention: Retention,
+        record: Callable[[int, int, str], None],
+        log: Callable[[str], None],
+    ):
         self._source, self._target, self._token = source, target, token
-        self._retention, self._log = retention, log
+        self._retention, self._record, self._log = retention, record, log
         self._wake = threading.Condition()
         self._next: Checkpoint | None = None
         self._finishing = False
-        self._counts = {"run/uploads": 0.0, "run/upload_failures": 0.0}
-        self._metrics: deque[Metrics] = deque()
         self.uploading: str | None = None
         self._thread = threading.Thread(target=self._run, name="upload", daemon=True)
         self._thread.start()
@@ -53,11 +57,6 @@ class Uploader:
             self._wake.notify()
         return self._thread
 
-    def take_metrics(self) -> Iterator[Metrics]:
-        """Metrics of each upload that has ended since the last call."""
-        while self._metrics:
-            yield self._metrics.popleft()
-
     def _run(self) -> None:
         while True:
             with self._wake:
@@ -66,27 +65,28 @@ class Uploader:
                 if checkpoint is None:
                     break
                 self.uploading = checkpoint.name
-            problem = None
+            tag = "run/uploads"
             try:
                 self._upload(checkpoint)
             except Exception as error:  # clients of object stores raise errors of their own kinds
+                tag = "run/upload_failures"
                 problem = one_line(error, 300)
                 self._log(f"checkpoint {checkpoint.name} could not be uploaded to {self._target}: {problem}")
             self.uploading = None
-            tag = "run/uploads" if problem is None else "run/upload_failures"
-            self._counts[tag] += 1
-            self._metrics.append((checkpoint.step, checkpoint.images, {tag: self._counts[tag]}))
+            self._record(checkpoint.step, checkpoint.images, tag)
         # In this thread: a network that does not answer must not block the main thread.
         self._target.release(self._token)
 
     def _upload(self, checkpoint: Checkpoint) -> None:
-        if any(step == checkpoint.step and self._is_good(name) for step, name in step_directories(self._target)):
+        if any(
+            step == checkpoint.step and is_good(self._target, name) for step, name in step_directories(self._target)
+        ):
             return
         path = self._target.begin(checkpoint.name, self._token)
         for name in checkpoint.manifest["files"]:
             with (
-                self._source.open(f"{checkpoint.name}/{name}", "rb") as source,
-                self._target.open(f"{path}/{name}", "wb") as target,
+                self._source.create_stream(f"{checkpoint.name}/{name}", "rb") as source,
+                self._target.create_stream(f"{path}/{name}", "wb") as target,
             ):
                 shutil.copyfileobj(source, target, BLOCK)
         problem = Checkpoint(self._target, path, checkpoint.manifest).problem()
@@ -95,9 +95,3 @@ class Uploader:
         uploaded = self._target.commit(path, checkpoint.name, encode(checkpoint.manifest), self._token)
         self._retention.verified.add(uploaded)
         self._retention.apply()
-
-    def _is_good(self, name: str) -> bool:
-        try:
-            return open_checkpoint(self._target, name).problem() is None
-        except Exception:
-            return False

@@ -29,7 +29,7 @@ class _HashedFile:
         self.bytes = 0
         self.error: Exception | None = None
         with self._keep_error():
-            self._raw = storage.open(path, "wb")
+            self._raw = storage.create_stream(path, "wb")
 
     @contextmanager
     def _keep_error(self) -> Iterator[None]:
@@ -51,10 +51,9 @@ class _HashedFile:
         return self.bytes
 
     def flush(self) -> None:
-        """Do nothing: ``finish`` flushes."""
+        """Do nothing, as ``close`` does: ``finish`` flushes and closes."""
 
-    def close(self) -> None:
-        """Do nothing: ``finish`` closes."""
+    close = flush
 
     def finish(self, *, sync: bool) -> str:
         """Flush, sync if asked to, and close the file; return the hash of everything passed to ``write``."""
@@ -69,7 +68,7 @@ class _HashedFile:
 
 
 class _HashingFiles:
-    """The file system that DCP's writer writes to. ``written`` holds size and hash of each file by path.
+    """A storage, as DCP's writer calls it. ``written`` holds size and hash of each file by path.
 
     DCP writes files in threads and loses what they raise, so errors are kept and raised by ``check``.
     """
@@ -79,8 +78,11 @@ class _HashingFiles:
         self.written: dict[str, dict[str, Any]] = {}
         self.error: Exception | None = None
 
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._storage, name)
+
     @contextmanager
-    def create_stream(self, path: Any, mode: str) -> Iterator[Any]:
+    def create_stream(self, path: str, mode: str) -> Iterator[Any]:
         assert mode == "wb", mode
         file = _HashedFile(self._storage, path)
         try:
@@ -95,22 +97,10 @@ class _HashingFiles:
         if self.error is not None:
             raise self.error
 
-    def rename(self, path: Any, new_path: Any) -> None:
+    def rename(self, path: str, new_path: str) -> None:
         self.check()
         self._storage.rename(path, new_path)
         self.written[new_path] = self.written.pop(path)
-
-    def rm_file(self, path: Any) -> None:
-        self._storage.rm_file(path)
-
-    def exists(self, path: Any) -> bool:
-        return self._storage.exists(path)
-
-    def mkdir(self, path: Any) -> None:
-        self._storage.mkdir(path)
-
-    def concat_path(self, path: Any, suffix: str) -> str:
-        return self._storage.concat_path(path, suffix)
 
 
 class HashingWriter(FileSystemWriter):
@@ -124,11 +114,7 @@ class HashingWriter(FileSystemWriter):
         self.path = directory
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
-        """Write the shards.
-
-        Raises:
-            Exception: the first error of any file.
-        """
+        """Write the shards. Raises the first error of any file."""
         results = super().write_data(plan, planner)
         self._files.check()
         return results

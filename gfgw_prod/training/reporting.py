@@ -27,6 +27,7 @@ from gfgw_prod.resilience.ledger import End, Ledger
 from gfgw_prod.sampling import pictures
 from gfgw_prod.settings.config import Config
 from gfgw_prod.settings.schedule import schedules_at
+from gfgw_prod.telemetry.build import build_labels
 from gfgw_prod.telemetry.node import Node
 from gfgw_prod.telemetry.pace import Pace
 from gfgw_prod.telemetry.registered import open_sinks

@@ -66,7 +66,7 @@ def test_unfinished_save_behind_a_url_is_no_checkpoint(url: str) -> None:
     keeper.save(1, 2)
     newest = choose(keeper.storage)[0]
     assert newest is not None
-    keeper.storage.rm_file(f"{newest.name}/{MANIFEST}")
+    keeper.storage.rename(f"{newest.name}/{MANIFEST}", f"{newest.name}/unfinished")
     assert steps(keeper.storage) == [1]
     found, lines = choose(keeper.storage)
     assert_holds(found, 1)
@@ -79,7 +79,7 @@ def test_unfinished_first_save_behind_a_url_blocks_nothing(url: str) -> None:
     keeper = Keeper(url)
     keeper.save(1)
     (name,) = keeper.storage.committed()
-    keeper.storage.rm_file(f"{name}/{MANIFEST}")
+    keeper.storage.rename(f"{name}/{MANIFEST}", f"{name}/unfinished")
     successor = Keeper(url)
     assert choose(successor.storage) == (None, [])
     successor.save(1)
