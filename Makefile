@@ -19,8 +19,9 @@ READY := .venv/.ready
 CONFIG ?= configs/digits.yaml
 WORKERS ?= 2
 ARGS ?=
-# How this run was started, for its line on how to go on.
-VARIABLES = $(if $(filter-out file,$(origin CONFIG)), CONFIG=$(CONFIG))$(if $(NPROC), NPROC=$(NPROC))
+# How this run was started, for its line on how to go on; a CONFIG with a space is quoted.
+QUOTE = $(if $(word 2,$(CONFIG)),')
+VARIABLES = $(if $(filter-out file,$(origin CONFIG)), CONFIG=$(QUOTE)$(CONFIG)$(QUOTE))$(if $(NPROC), NPROC=$(NPROC))
 SCRIPTS = $(wildcard launch/*.sh launch/*.sbatch docker/*.sh) .ci/run
 
 DOCKER ?= docker
@@ -52,7 +53,7 @@ $(READY): requirements.lock pyproject.toml Makefile
 	@touch $@
 
 train: $(READY) ## train CONFIG (configs/digits.yaml) on this machine; NPROC=ranks, ARGS="--train.batch-size 256"
-	@PYTHON=$(CURDIR)/$(BIN)/python GFGW_PROGRAM="make $@$(VARIABLES)" exec launch/elastic.sh --config $(CONFIG) $(ARGS)
+	@PYTHON="$(CURDIR)/$(BIN)/python" GFGW_PROGRAM="make $@$(VARIABLES)" exec launch/elastic.sh --config "$(CONFIG)" $(ARGS)
 
 test: $(READY) ## run all tests, WORKERS (2) at a time; ARGS goes to pytest
 	@$(BIN)/python -m pytest --numprocesses $(WORKERS) $(ARGS)
@@ -121,7 +122,7 @@ docker-train: ## train CONFIG in the image, on all GPUs if there are any; RUN_FL
 	    $(if $(NPROC),--env NPROC=$(NPROC)) --env GFGW_PROGRAM="make $@$(VARIABLES)" \
 	    --volume "$(CURDIR)/runs:/workspace/runs" --volume "$(CURDIR)/data:/workspace/data" \
 	    --volume "$(CURDIR)/configs:/workspace/configs:ro" \
-	    $(RUN_FLAGS) $(IMAGE) --config $(CONFIG) $(ARGS)
+	    $(RUN_FLAGS) $(IMAGE) --config "$(CONFIG)" $(ARGS)
 
 ifneq ($(and $(filter up,$(MAKECMDGOALS)),$(ARGS)),)
 $(error make up passes no ARGS on; write the settings into a file of configs/, and name it: CONFIG=configs/mine.yaml)
@@ -130,7 +131,7 @@ endif
 # A run and its monitoring in one command. `make down` saves the state.
 up: docker-build ## start a run of CONFIG in the image, with Prometheus, Alertmanager, Grafana and TensorBoard
 	@files=(); if nvidia-smi -L >/dev/null 2>&1; then files=(-f docker/compose.gpu.yaml); fi; \
-	GFGW_IMAGE=$(IMAGE) GFGW_CONFIG=$(CONFIG) $(STACK) "$${files[@]}" up --detach; \
+	GFGW_IMAGE=$(IMAGE) GFGW_CONFIG="$(CONFIG)" $(STACK) "$${files[@]}" up --detach; \
 	for each in grafana:3000 tensorboard:6006 prometheus:9090 alertmanager:9093 trainer:9100; do \
 	    address=$$($(STACK) port "$${each%:*}" "$${each#*:}" 2>/dev/null) || continue; \
 	    printf '%-13s http://%s\n' "$${each%:*}" "$$address"; \

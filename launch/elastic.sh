@@ -118,7 +118,7 @@ if [[ -z $python ]]; then
 fi
 { command -v "$python" >/dev/null && [[ ! -d $python ]]; } || fail "PYTHON must name a Python interpreter, not '$python'; run 'make setup' first"
 
-export GFGW_PROGRAM=${GFGW_PROGRAM:-$0} # for the line that says how to make the run longer
+export GFGW_PROGRAM=${GFGW_PROGRAM:-$(printf %q "$0")} # for the line that says how to make the run longer
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 [[ $OMP_NUM_THREADS =~ ^[123456789][0123456789]{0,3}(,[123456789][0123456789]{0,3})*$ ]] ||
     fail "OMP_NUM_THREADS must be a positive number of threads, not '$OMP_NUM_THREADS'"

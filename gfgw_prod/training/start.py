@@ -83,12 +83,12 @@ def command_to_extend(total_kimg: float) -> str:
 
 
 def program(name: str) -> str:
-    """How to call a program of this environment: by name if it is on the search path, else by path."""
+    """How to call a program of this environment in a shell: by name if it is on the search path, else by path."""
     beside = Path(sys.executable).with_name(name)
     if shutil.which(name) == str(beside) or not beside.exists():
         return name
     here = Path.cwd()
-    return str(beside.relative_to(here) if beside.is_relative_to(here) else beside)
+    return shlex.quote(str(beside.relative_to(here) if beside.is_relative_to(here) else beside))
 
 
 def _without(words: Sequence[str], option: str) -> list[str]:

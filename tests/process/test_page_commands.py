@@ -23,7 +23,7 @@ def shell(text: str, where: Path, environment: dict[str, str]) -> runs.Outcome:
 
 @pytest.mark.timeout(600)
 def test_commands_of_the_manual_work_as_written(tmp_path: Path) -> None:
-    where, environment = clones.clone(tmp_path / "clone")
+    where, environment = clones.clone(tmp_path / "a clone")
     reader = np.random.default_rng(0).integers(0, 256, (8, 3, 70, 80), dtype=np.uint8)
     image_files.write_class_folders(where / "DIR", reader, [0, 1] * 4)
     walk = pages.script("two-nodes.md", "Two nodes, a stop, a kill").replace("29400", str(runs.free_port()))
