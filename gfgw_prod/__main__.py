@@ -10,9 +10,9 @@ from gfgw_prod.process.import_path import ignore_working_directory
 
 ignore_working_directory()  # before anything is imported that a file there could hide
 
-from gfgw_prod.process.standard_streams import open_closed_streams
+from gfgw_prod.process.standard_streams import prepare_streams
 
-open_closed_streams()  # first: the next file to be opened would get the number of a closed stream
+prepare_streams()  # first: the next file to be opened would get the number of a closed stream
 
 from gfgw_prod.process.signals import PREEMPTION, exit_on_stop_signals
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
@@ -13,11 +14,11 @@ _labels: dict[str, str | int] | None = None  # of every line as JSON; None: line
 _timed = False
 
 
-def open_closed_streams() -> None:
-    """Open the null device in place of each standard stream that is closed.
+def prepare_streams() -> None:
+    """Open the null device in place of each closed standard stream, and escape what an output's encoding lacks.
 
-    Otherwise the next file to be opened, such as a checkpoint, would get the stream's number, and what libraries print
-    would end up in it.
+    Otherwise the next file to be opened, such as a checkpoint, would get the number of a closed stream, and what
+    libraries print would end up in it. And a finished command would fail over the name of a file that it prints.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
@@ -25,6 +26,9 @@ def open_closed_streams() -> None:
         except OSError:
             _discard(number)
             setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def log(line: str, level: Level = "info") -> None:

@@ -116,6 +116,16 @@ def test_grid_is_one_picture_of_all_samples(reference: Path, tmp_path: Path) -> 
         assert grid.width * 3 == pytest.approx(grid.height * 2, rel=0.05)
 
 
+@pytest.mark.parametrize(("encoding", "name", "shown"), [("ascii", "é", "\\xe9"), ("utf-8", "\udcff", "\\udcff")])
+def test_name_that_the_output_cannot_encode_is_escaped(
+    reference: Path, tmp_path: Path, encoding: str, name: str, shown: str
+) -> None:
+    command = [*runs.GFGW, "sample", str(reference), "--num", "1", "--out", str(tmp_path / name)]
+    sampled = runs.execute(command, {"PYTHONIOENCODING": encoding})
+    assert (sampled.code, sampled.stderr) == (0, "")
+    assert f"{tmp_path}/{shown}" in sampled.stdout
+
+
 def test_help_documents_every_setting() -> None:
     options: dict[str, str] = {}
     for line in gfgw("train", "--help").splitlines():
