@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -133,10 +134,10 @@ def _waiting(directory: Path) -> None:
 
 def pack_of_noise(directory: Path, rows: int, shape: tuple[int, int, int]) -> Path:
     """Make a pack of random bytes directly."""
-    from gfgw_prod.data.packs import Fingerprint, Pack, Shard, sha256_of
+    from gfgw_prod.data.packs import Pack, Shard, fingerprint_of, sha256_of
 
     directory.mkdir()
-    numbers, fingerprint = np.random.default_rng(0), Fingerprint()
+    numbers, digest = np.random.default_rng(0), hashlib.sha256()
     labels = np.arange(rows) % 10
     (directory / "labels.bin").write_bytes(labels.astype("<i8").tobytes())
     per_shard = (1 << 28) // int(np.prod(shape))
@@ -145,9 +146,9 @@ def pack_of_noise(directory: Path, rows: int, shape: tuple[int, int, int]) -> Pa
         count, name = min(per_shard, rows - first), f"images-{number:05d}.bin"
         content = numbers.integers(0, 256, (count, *shape), dtype=np.uint8)
         (directory / name).write_bytes(content.data)
-        fingerprint.add(content.data)
+        digest.update(content.data)
         shards.append(Shard(name, count, sha256_of(directory / name)))
-    known = fingerprint.of(labels, shape, 255, 10)
+    known = fingerprint_of(digest, labels, shape, 255, 10)
     Pack(
         directory, shape, rows, 255, 10, known, per_shard, tuple(shards), sha256_of(directory / "labels.bin"), "", ()
     ).write()

@@ -22,7 +22,10 @@ from gfgw_prod.process.version import VERSION
 
 
 class Command(NamedTuple):
-    """A command, implemented in the module of its name by ``add_options(parser)`` and ``run(options) -> exit code``."""
+    """A command, implemented in the module of its name by ``add_options(parser)`` and ``run(options) -> exit code``.
+
+    ``run`` raises ``UserError`` for anything that the user can correct: options, settings, paths, missing files.
+    """
 
     summary: str
     after_interrupt: str = ""  # what the same command does next time, if it does not start over

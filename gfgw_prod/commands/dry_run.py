@@ -30,11 +30,7 @@ FLOAT_BYTES, ID_BYTES = 4, 8
 
 
 def estimate(config: Config, *, ranks: int, as_json: bool) -> int:
-    """Print parameters, steps, cells per rank, memory per rank, and bytes sent per rank and step.
-
-    Raises:
-        UserError: if the settings do not allow that number of ranks.
-    """
+    """Print parameters, steps, cells, memory and bytes sent, or raise ``UserError`` for too few or too many ranks."""
     if not 1 <= ranks <= config.cells:
         raise UserError(f"--ranks should lie between 1 and the {config.cells} cells of a step, not {ranks}")
     shape, classes, rows = shape_and_classes(config.data)
@@ -92,10 +88,8 @@ def _kept_gradients(assignment: CellAssignment, settings: DistributedSettings, s
     """Peak size of gradients outside ``.grad``, relative to a rank's ``.grad``."""
     sums = 0
     if settings.reduction == "exact":  # partial sums over a rank's own cells
-        prefixes = (
-            range(own.start, stop) for own in assignment.cells_by_rank for stop in range(own.start, own.stop + 1)
-        )
-        sums = max(len(node_levels(prefix)) for prefix in prefixes)
+        owned = assignment.cells_by_rank
+        sums = max(len(node_levels(range(own.start, stop))) for own in owned for stop in range(own.start, own.stop + 1))
     if assignment.world_size == 1:
         return sums
     if settings.strategy == "ddp":
@@ -185,8 +179,6 @@ def _sent_bytes(
     exchanges = max(len(node_levels(cells)) for cells in assignment.cells_by_rank) if exact else 1
     gradients = parameters * part * exchanges
     gradients += parameters / shards * (groups - 1) / groups  # copies of the generator gather their sums
-    weights = (
-        parameters * within * 3 * assignment.turns_per_rank
-    )  # gathered to generate, and for both passes; 0 for ddp
+    weights = parameters * within * 3 * assignment.turns_per_rank  # gathered to generate and for both passes; 0: ddp
     rows = (config.train.batch_size + gathered) * part * dim
     return round((gradients + weights + rows) * FLOAT_BYTES)

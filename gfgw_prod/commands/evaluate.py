@@ -44,11 +44,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Measure the generator and print the figures, alone or on every rank of a launcher; return the exit code.
-
-    Raises:
-        UserError: if an option is wrong, or the checkpoint, the data, or weights that were named are missing.
-    """
+    """Measure the generator and print the figures, alone or on every rank of a launcher; return the exit code."""
     check_drawing(options.num, options.steps, options.seed, least=FEWEST, prefix="--")
     asked = None if options.metrics is None else metric_list(options.metrics)
     rank_environment()  # refuses a malformed environment before torch is imported

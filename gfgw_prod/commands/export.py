@@ -25,11 +25,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Write the generator as ``safetensors`` (weights) or ``onnx`` (the one-step sampler); return the exit code.
-
-    Raises:
-        UserError: if there is no good checkpoint, or ``--out`` cannot be written.
-    """
+    """Write the generator as ``safetensors`` (weights) or ``onnx`` (the one-step sampler); return the exit code."""
     import torch
 
     from gfgw_prod.sampling.trained import read_trained, to_safetensors
@@ -49,10 +45,8 @@ def run(options: argparse.Namespace) -> int:
         write_whole(final, content)
     except OSError as error:
         raise UserError(f"--out {options.out} cannot be written ({error.strerror})") from None
-    print(
-        f"{options.out}: {trained.kind_of_weights} of step {trained.step} ({trained.images} images), "
-        f"{len(content) / 1e6:.1f} MB{checked}"
-    )
+    what = f"{trained.kind_of_weights} of step {trained.step} ({trained.images} images)"
+    print(f"{options.out}: {what}, {len(content) / 1e6:.1f} MB{checked}")
     return FINISHED
 
 

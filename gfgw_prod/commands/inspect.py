@@ -30,9 +30,6 @@ def run(options: argparse.Namespace) -> int:
     """Print step, images, age, size, state and weights' digest of every checkpoint; return the exit code.
 
     For a directory of runs, print how each run stands.
-
-    Raises:
-        UserError: if there is neither a checkpoint nor a run.
     """
     from gfgw_prod.checkpoint.finding import list_checkpoints
     from gfgw_prod.process.meter import MB, Meter

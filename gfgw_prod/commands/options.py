@@ -60,9 +60,7 @@ def _settings_file(text: str) -> Path:
 
 def add_config(parser: argparse.ArgumentParser) -> None:
     """Add the option for a file of settings."""
-    parser.add_argument(
-        "--config", type=_settings_file, metavar="FILE", help="YAML file of settings, or a preset's name"
-    )
+    parser.add_argument("--config", type=_settings_file, metavar="FILE", help="YAML file of settings, or a preset")
 
 
 def add_place(parser: argparse.ArgumentParser, description: str = GENERATOR) -> None:

@@ -23,14 +23,10 @@ MOST_WORKERS, MOST_SHARD_ROWS = 1024, 1_000_000_000
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``pack``."""
-    parser.description = (
-        "Packs the data set of the settings into OUT; what a killed process has packed is kept. " + SETTINGS_HELP
-    )
+    parser.description = f"Packs the data set into OUT; what a killed process has packed is kept. {SETTINGS_HELP}"
     parser.usage = "gfgw pack OUT [--verify] [--config FILE] [--workers N] [--shard-rows N] [--json] [--data.X Y ...]"
     parser.add_argument("out", type=path, metavar="OUT", help="directory of the pack, new or of an unfinished one")
-    parser.add_argument(
-        "--verify", action="store_true", help="hash the files of a finished pack: exit code 2 if damaged"
-    )
+    parser.add_argument("--verify", action="store_true", help="hash a finished pack's files: exit code 2 if damaged")
     add_config(parser)
     parser.add_argument("--workers", type=int, metavar="N", help="decoding processes (one per CPU); 0: this one")
     parser.add_argument("--shard-rows", type=int, metavar="N", help="images per file (as many as fit in 256 MiB)")
@@ -42,9 +38,6 @@ def run(options: argparse.Namespace) -> int:
     """Pack the data set, or verify a pack, and print what the pack holds; return the exit code.
 
     A stop signal leaves a partial pack that the same command completes.
-
-    Raises:
-        UserError: if there is no pack to verify, or the data set cannot be packed.
     """
     from gfgw_prod.data.packs import Pack
     from gfgw_prod.process.signals import StopRequestedError, stop_request_raises

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Callable
-from operator import methodcaller
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from gfgw_prod.commands.options import add_drawing, add_place, path
@@ -30,21 +30,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=path, required=True, metavar="DIR", help="directory for the images")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--grid", action="store_true", help="one picture of all images instead of a file each")
-    form.add_argument(
-        "--npz", action="store_true", help="one samples.npz of arr_0, uint8 (n, h, w, c), and arr_1, classes"
-    )
+    form.add_argument("--npz", action="store_true", help="one samples.npz: arr_0 uint8 (n, h, w, c), arr_1 classes")
     parser.add_argument("--classes", metavar="LIST", help="classes to cycle through, as in 0,3-5 (default: all)")
-    parser.add_argument(
-        "--batch-size", type=int, default=256, metavar="N", help="images in memory; does not change the images (256)"
-    )
+    parser.add_argument("--batch-size", type=int, default=256, metavar="N", help="images in memory at a time (256)")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Draw images and write them, alone or on every rank of a launcher; return the exit code.
-
-    Raises:
-        UserError: if an option is wrong, there is no good checkpoint, or ``--out`` cannot be written.
-    """
+    """Draw images and write them, alone or on every rank of a launcher; return the exit code."""
     check_drawing(options.num, options.steps, options.seed, prefix="--")
     check_range("--batch-size", options.batch_size, 1, MOST_SAMPLES)
     asked = None if options.classes is None else class_list(options.classes)
@@ -85,7 +77,18 @@ def _draw(trained: TrainedGenerator, options: argparse.Namespace, classes: tuple
     from gfgw_prod.sampling.pictures import levels_of
     from gfgw_prod.sampling.sampler import CELL, Sampler, batches, cycle_classes, sampling_times
 
-    writer = world.on_all_ranks(lambda: _open(options, trained, classes) if world.is_main else None)
+    def write(action: Callable[[], T]) -> T | None:
+        """Write on rank 0; a failure ends all ranks."""
+
+        def on_main() -> T | None:
+            try:
+                return action() if world.is_main else None
+            except OSError as error:
+                raise UserError(f"--out {options.out} cannot be written ({reason_of(error)})") from None
+
+        return world.on_all_ranks(on_main)
+
+    writer = write(lambda: _open(options, trained, classes))
     sampler = Sampler(
         world.on_all_ranks(trained.build).to(world.device),
         trained.image_shape,
@@ -96,24 +99,13 @@ def _draw(trained: TrainedGenerator, options: argparse.Namespace, classes: tuple
         times=sampling_times(options.steps, trained.least_time),
     )
 
-    def write(action: Callable[[ImageWriter], T]) -> T | None:
-        """Write on rank 0; a failure ends all ranks."""
-
-        def attempt() -> T | None:
-            try:
-                return None if writer is None else action(writer)
-            except OSError as error:
-                raise UserError(f"--out {options.out} cannot be written ({reason_of(error)})") from None
-
-        return world.on_all_ranks(attempt)
-
     try:
         with Meter("drawing samples", options.num, "images", enabled=world.is_main) as meter:
             for batch in batches(options.num, -(-options.batch_size // CELL) * CELL, world):
                 levels = batch.gather(levels_of(sampler.images(batch.start, batch.size)), world).cpu()
-                write(methodcaller("add", batch.first, levels))
+                write(partial(writer.add, batch.first, levels) if writer else lambda: None)
                 meter.advance_to(batch.first + batch.count)
-        written = write(methodcaller("close"))
+        written = write(writer.close if writer else lambda: None)
     except BaseException:
         if writer is not None:
             writer.discard()
@@ -135,7 +127,4 @@ def _open(options: argparse.Namespace, trained: TrainedGenerator, classes: tuple
     conditional = trained.settings.generator.conditional
     labels = cycle_classes(classes)(torch.arange(options.num)) if conditional else None
     form: Form = "npz" if options.npz else "grid" if options.grid else "png"
-    try:
-        return image_writer(form, options.out, options.num, labels, trained.image_shape)
-    except OSError as error:
-        raise UserError(f"--out {options.out} cannot be written ({reason_of(error)})") from None
+    return image_writer(form, options.out, options.num, labels, trained.image_shape)

@@ -23,11 +23,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Train, or print the estimates of a dry run; return the exit code.
-
-    Raises:
-        UserError: if options, settings or the rank's environment are wrong.
-    """
+    """Train, or print the estimates of a dry run; return the exit code."""
     if not options.dry_run and (options.json or options.ranks is not None):
         raise UserError("--json and --ranks go with --dry-run")
     config = configuration(options)

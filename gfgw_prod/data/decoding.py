@@ -19,8 +19,12 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from gfgw_prod.data.archive import list_archives
+from gfgw_prod.data.builtin import list_cifar10, list_digits, list_photos
+from gfgw_prod.data.folder import list_folder
 from gfgw_prod.data.images import InvalidImageError, Rules
 from gfgw_prod.data.listing import Listing, Reader
+from gfgw_prod.data.parquet import list_parquet
 from gfgw_prod.process.exit_codes import UserError
 from gfgw_prod.process.leaving import die_with_parent
 from gfgw_prod.process.shared_memory import shared_memory_problem
@@ -51,16 +55,10 @@ class Chunk:
 def list_source(settings: DataSettings) -> Listing:
     """List the source that the settings name; ``UserError`` if it is missing or not readable."""
     if settings.source == "digits":
-        from gfgw_prod.data.builtin import list_digits
-
         return list_digits()
     if settings.source == "photos":
-        from gfgw_prod.data.builtin import list_photos
-
         return list_photos(settings.image_size)
     if settings.source == "cifar10":
-        from gfgw_prod.data.builtin import list_cifar10
-
         return list_cifar10(settings.path, download=settings.download)
     if settings.source == "packed":
         raise UserError("data.source packed is packed already; name the source that the pack is made of")
@@ -68,15 +66,9 @@ def list_source(settings: DataSettings) -> Listing:
         raise UserError(f"data.path must name the images of data.source {settings.source}")
     rules = Rules(settings.image_size, settings.resize, settings.grey, settings.peak)
     if settings.source == "folder":
-        from gfgw_prod.data.folder import list_folder
-
         return list_folder(settings.path, rules)
     if settings.source == "zip":
-        from gfgw_prod.data.archive import list_archives
-
         return list_archives(settings.path, rules)
-    from gfgw_prod.data.parquet import list_parquet
-
     return list_parquet(settings.path, rules, settings.image_column, settings.label_column)
 
 

@@ -106,11 +106,7 @@ def is_hidden(name: str) -> bool:
 
 
 def find_files(path: Path, suffix: str, source: str) -> list[Path]:
-    """The file at ``path``, or all files with the suffix in the directory there, sorted by name.
-
-    Raises:
-        UserError: if there is none.
-    """
+    """The file at ``path``, or all with the suffix in that directory, by name; ``UserError`` if there is none."""
     try:
         found = [path] if os.path.lexists(path) else []
         if os.path.isdir(path):
@@ -119,9 +115,8 @@ def find_files(path: Path, suffix: str, source: str) -> list[Path]:
     except OSError as error:
         raise UserError(f"data.path {path} cannot be listed ({reason_of(error)})") from None
     if not found:
-        raise UserError(
-            f"data.path {path}: no {suffix} file there; data.source {source} wants one, or a directory of them"
-        )
+        wanted = f"data.source {source} wants one, or a directory of them"
+        raise UserError(f"data.path {path}: no {suffix} file there; {wanted}")
     for each in found:
         if not os.path.isfile(each):
             raise UserError(f"data.path {each} is not a regular file")

@@ -13,7 +13,7 @@ import numpy as np
 
 from gfgw_prod.data.decoding import OnError, common_shape, decode, fail_or_skip
 from gfgw_prod.data.listing import Listing
-from gfgw_prod.data.packs import INDEX, LABELS, Pack, Shard
+from gfgw_prod.data.packs import INDEX, LABELS, Pack, Shard, fingerprint_of
 from gfgw_prod.data.shard_writer import ShardWriter
 from gfgw_prod.process.durable import write_whole
 from gfgw_prod.process.exit_codes import UserError, reason_of
@@ -74,9 +74,8 @@ def pack(
             (directory / LOCK).unlink()
             return packed
     except OSError as error:
-        raise UserError(
-            f"{directory} cannot be written ({reason_of(error)}); the same command resumes from there"
-        ) from None
+        problem = f"{directory} cannot be written ({reason_of(error)})"
+        raise UserError(f"{problem}; the same command resumes from there") from None
 
 
 def _finished_pack(listing: Listing, directory: Path, log: Callable[[str], None], on_error: OnError) -> Pack:
@@ -86,9 +85,8 @@ def _finished_pack(listing: Listing, directory: Path, log: Callable[[str], None]
         raise UserError(f"{directory} holds the pack of another source or of other settings; name another directory")
     if on_error == "fail" and found.skipped:
         name, why = map(printable, found.skipped[0])
-        raise UserError(
-            f"{directory} was packed without {name} ({why}); set data.on_error skip, or name another directory"
-        )
+        problem = f"{directory} was packed without {name} ({why})"
+        raise UserError(f"{problem}; set data.on_error skip, or name another directory")
     log(f"{directory} is packed already")
     return found
 
@@ -124,7 +122,7 @@ def _finish(listing: Listing, writer: ShardWriter, shape: tuple[int, int, int]) 
         rows=len(labels),
         peak=listing.peak,
         num_classes=listing.num_classes,
-        fingerprint=writer.fingerprint.of(labels, shape, listing.peak, listing.num_classes),
+        fingerprint=fingerprint_of(writer.row_digest, labels, shape, listing.peak, listing.num_classes),
         shard_rows=writer.shard_rows,
         shards=tuple(Shard(shard.file, shard.rows, shard.sha256) for shard in writer.shards),
         labels_sha256=hashlib.sha256(label_bytes).hexdigest(),

@@ -15,7 +15,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,32 +24,21 @@ from gfgw_prod.process.durable import write_whole
 from gfgw_prod.process.exit_codes import UserError, reason_of
 from gfgw_prod.process.meter import MB, Meter, Mode
 
-if TYPE_CHECKING:
-    from _typeshed import ReadableBuffer
-
 INDEX, LABELS = "pack.json", "labels.bin"
 FORMAT = 1
 
 
-class Fingerprint:
+def fingerprint_of(rows: Any, labels: NDArray[np.int64], shape: Sequence[int], peak: int, num_classes: int) -> str:
     """SHA-256 over all rows, class ids, shape, peak and number of classes: equal exactly when the data are equal.
 
     It does not depend on the division into files, the kind of source or the number of decoding processes.
+
+    Args:
+        rows: ``hashlib.sha256`` of all rows, in order; is updated.
     """
-
-    def __init__(self) -> None:
-        self._digest = hashlib.sha256()
-
-    def add(self, rows: ReadableBuffer) -> None:
-        """Add the bytes of the next rows, in order."""
-        self._digest.update(rows)
-
-    def of(self, labels: NDArray[np.int64], shape: Sequence[int], peak: int, num_classes: int) -> str:
-        """The fingerprint, once all rows ``(n, *shape)`` are added."""
-        digest = self._digest.copy()
-        digest.update(labels.astype("<i8").tobytes())
-        digest.update(repr((len(labels), *shape, peak, num_classes)).encode())
-        return digest.hexdigest()
+    rows.update(labels.astype("<i8").tobytes())
+    rows.update(repr((len(labels), *shape, peak, num_classes)).encode())
+    return str(rows.hexdigest())
 
 
 @dataclass(frozen=True)
@@ -91,9 +80,8 @@ class Pack:
             UserError: if there is no pack, or it is damaged.
         """
         if not os.path.isfile(directory / INDEX):
-            raise UserError(
-                f"data.path {directory} holds no {INDEX}; make a pack with `gfgw pack`, and name its directory"
-            )
+            advice = "make a pack with `gfgw pack`, and name its directory"
+            raise UserError(f"data.path {directory} holds no {INDEX}; {advice}")
         try:
             index = json.loads((directory / INDEX).read_bytes())
         except (OSError, ValueError, RecursionError) as error:

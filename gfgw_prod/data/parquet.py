@@ -70,10 +70,8 @@ def list_parquet(path: Path, rules: Rules, image_column: str, label_column: str 
         positions += [(number, group, row) for _, (group, row) in found]
     valid = [entry for entry in entries if entry.invalid is None]
     if label_column is not None and valid and all(entry.label is None for entry in valid):
-        raise UserError(
-            f"data.path {path}: data.label_column {label_column} holds no class ids, nulls alone; set "
-            "data.label_column null if the images have no classes"
-        )
+        problem = f"data.label_column {label_column} holds no class ids, nulls alone"
+        raise UserError(f"data.path {path}: {problem}; set data.label_column null if the images have no classes")
     identity: list[Any] = ["parquet", vars(rules), image_column, label_column, [file_state(file) for file in files]]
     reader = ParquetReader(files, positions, image_column, rules)
     classes = max(declared) if declared else None

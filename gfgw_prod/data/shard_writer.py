@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gfgw_prod.data.decoding import Chunk
-from gfgw_prod.data.packs import INDEX, LABELS, Fingerprint, Shard
+from gfgw_prod.data.packs import INDEX, LABELS, Shard
 from gfgw_prod.process.durable import write_whole
 
 
@@ -41,7 +41,7 @@ class ShardWriter:
 
     Attributes:
         made_of: what the rows depend on, as JSON; a shard made of something else is not reused.
-        fingerprint: of all rows so far.
+        row_digest: SHA-256 of all rows so far.
         shards: the finished ones.
         invalid: items since the last finished shard that cannot be used.
     """
@@ -49,7 +49,7 @@ class ShardWriter:
     directory: Path
     shard_rows: int
     made_of: dict[str, Any]
-    fingerprint: Fingerprint = field(default_factory=Fingerprint)
+    row_digest: Any = field(default_factory=hashlib.sha256)
     shards: list[FinishedShard] = field(default_factory=list)
     invalid: list[tuple[int, str]] = field(default_factory=list)
     _file: IO[bytes] | None = None
@@ -120,7 +120,7 @@ class ShardWriter:
         content = np.ascontiguousarray(rows).data.cast("B")
         self._file.write(content)
         self._digest.update(content)
-        self.fingerprint.add(content)
+        self.row_digest.update(content)
         self._rows += len(rows)
 
     def _load(self, log: Callable[[str], None]) -> FinishedShard | None:
@@ -138,7 +138,7 @@ class ShardWriter:
             return None
         if hashlib.sha256(content.data).hexdigest() != shard.sha256:
             return None
-        self.fingerprint.add(content.data)
+        self.row_digest.update(content.data)
         return shard
 
 

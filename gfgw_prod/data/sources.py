@@ -6,6 +6,7 @@ A pack (``packs``) is memory-mapped; any other source is listed and decoded into
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from gfgw_prod.data.builtin import CIFAR10_ROWS, DIGITS
 from gfgw_prod.data.decoding import common_shape, decode, fail_or_skip, list_source
-from gfgw_prod.data.packs import Fingerprint, Pack, Shards
+from gfgw_prod.data.packs import Pack, Shards, fingerprint_of
 from gfgw_prod.process.exit_codes import UserError
 from gfgw_prod.process.meter import Meter, Mode
 from gfgw_prod.settings.data import RULES
@@ -58,13 +59,12 @@ class Table:
         return found.to(torch.float32) / (self.peak / 2) - 1
 
     def fingerprint(self) -> str:
-        """The ``Fingerprint`` of the data. A pack has it in its index."""
+        """``fingerprint_of`` the data. A pack has it in its index."""
         if self.pack is not None:
             return self.pack.fingerprint
         assert isinstance(self.images, Tensor)
-        digest = Fingerprint()
-        digest.add(self.images.contiguous().numpy().data)
-        return digest.of(self.labels.numpy(), self.image_shape, self.peak, self.num_classes)
+        digest = hashlib.sha256(self.images.contiguous().numpy().data)
+        return fingerprint_of(digest, self.labels.numpy(), self.image_shape, self.peak, self.num_classes)
 
 
 def load_table(settings: DataSettings, log: Callable[[str], None] = lambda line: None, progress: Mode = "off") -> Table:

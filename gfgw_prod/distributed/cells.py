@@ -119,11 +119,8 @@ class CellAssignment:
     def turns_of(self, seed: int, step: int, *, size: int, rank: int) -> list[Turn]:
         """List the rank's turns of one step, with cells of ``size`` images."""
         turns = self.turns_per_rank
-        indices = range(rank * turns, (rank + 1) * turns)
-        return [
-            Turn(Cell(seed, step, index % self.cells, size), index < self.cells, is_last=index == indices[-1])
-            for index in indices
-        ]
+        indices, last = range(rank * turns, (rank + 1) * turns), (rank + 1) * turns - 1
+        return [Turn(Cell(seed, step, i % self.cells, size), i < self.cells, is_last=i == last) for i in indices]
 
     def in_cell_order(self, gathered: Tensor) -> Tensor:
         """Join all ranks' turns, ``(world_size, turns_per_rank, ...)``, in the order of cells: ``(cells, ...)``."""

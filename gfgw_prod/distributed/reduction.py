@@ -121,11 +121,8 @@ def exchange_nodes(
     # All ranks must take part in every exchange. A rank with fewer nodes sends zeros, which nobody adds.
     padding = [torch.zeros_like(like)] * (max(map(len, levels_by_rank)) - len(nodes))
     received = [_exchange_slices(node, world, group) for node in (*nodes, *padding)]
-    return [
-        (node[rank], level)
-        for rank, levels in enumerate(levels_by_rank)
-        for node, level in zip(received, levels, strict=False)
-    ]
+    by_rank = enumerate(levels_by_rank)
+    return [(node[rank], level) for rank, levels in by_rank for node, level in zip(received, levels, strict=False)]
 
 
 def _exchange_slices(flat: Tensor, world: World, group: dist.ProcessGroup | None) -> Tensor:

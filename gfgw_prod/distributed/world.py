@@ -245,10 +245,8 @@ def require_same_device_type(store: dist.Store, rank: int, world_size: int, chos
     first, *others = (value.decode() for value in store.multi_get(keys))  # type: ignore[attr-defined]
     for other_rank, other in enumerate(others, start=1):
         if other.split()[0] != first.split()[0]:
-            raise UserError(
-                f"run.device: rank 0 chose {first}, and rank {other_rank} {other}; make GPUs visible on all nodes, or "
-                "set run.device cpu"
-            )
+            chose = f"rank 0 chose {first}, and rank {other_rank} {other}"
+            raise UserError(f"run.device: {chose}; make GPUs visible on all nodes, or set run.device cpu")
 
 
 @contextmanager

@@ -73,16 +73,13 @@ def _root(covariance: Tensor) -> Tensor:
 def squared_mmd(first: Tensor, second: Tensor) -> float:
     """The unbiased estimate of MMD² of rows ``(n, d)`` and ``(m, d)`` under ``k(x, y) = (x·y / d + 1)³``, float64."""
     first, second = first.double(), second.double()
-    n, m = len(first), len(second)
 
     def kernel(a: Tensor, b: Tensor) -> Tensor:
         inner = (a @ b.T).div_(a.shape[1]).add_(1)
         return inner.square().mul_(inner)  # several times as fast as a power
 
-    within = sum(
-        (k.sum() - k.trace()) / (size * (size - 1))
-        for k, size in ((kernel(first, first), n), (kernel(second, second), m))
-    )
+    same = kernel(first, first), kernel(second, second)
+    within = sum((k.sum() - k.trace()) / (len(k) * (len(k) - 1)) for k in same)
     return float(within - 2 * kernel(first, second).mean())
 
 

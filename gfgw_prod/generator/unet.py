@@ -176,10 +176,9 @@ class SongUNet(nn.Module):
         super().__init__()
         self._channels_last, self._checkpoint_activations = channels_last, checkpoint_activations
         if resolution % 2 ** (len(channel_mult) - 1):
-            raise ValueError(
-                f"generator.channel_mult has {len(channel_mult)} levels, but a side of {resolution} pixels "
-                f"cannot be halved {len(channel_mult) - 1} times"
-            )
+            levels = len(channel_mult)
+            problem = f"a side of {resolution} pixels cannot be halved {levels - 1} times"
+            raise ValueError(f"generator.channel_mult has {levels} levels, but {problem}")
         emb_channels = model_channels * channel_mult_emb
         self.map_noise = PositionalEmbedding(model_channels)
         self.map_label = Linear(label_dim, model_channels, scale=math.sqrt(label_dim)) if label_dim else None
