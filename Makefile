@@ -42,6 +42,7 @@ $(READY): requirements.lock pyproject.toml Makefile
 	@[ -n "$(PYTHON)" ] && "$(PYTHON)" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' 2>/dev/null || \
 	    { echo "setup: Python 3.11 to 3.14 is needed and was not found; name one with PYTHON=/path/to/python" >&2; exit 2; }
 	@$(BIN)/python -c '' 2>/dev/null || "$(PYTHON)" -m venv --clear .venv
+	@# The sum of the wheels for Linux on x86-64: `uv pip compile requirements.lock --format pylock.toml` lists their sizes.
 	@echo "setup: $$(grep -c '^[a-z].*==' requirements.lock) packages for .venv/: 4.4 GB to download unless uv has them cached, 8 GB on disk" >&2
 	@[ "$$($(BIN)/uv --version 2>/dev/null | cut -d ' ' -f 2)" = "$(UV_VERSION)" ] || \
 	    $(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)

@@ -7,7 +7,6 @@ import argparse
 from gfgw_prod.commands.options import add_config
 from gfgw_prod.distributed.torchrun import rank_environment
 from gfgw_prod.process.exit_codes import UserError
-from gfgw_prod.process.standard_streams import log_as_json
 from gfgw_prod.settings.reading import SETTINGS_HELP, add_settings, configuration
 
 
@@ -31,12 +30,7 @@ def run(options: argparse.Namespace) -> int:
         from gfgw_prod.commands.dry_run import estimate
 
         return estimate(config, ranks=1 if options.ranks is None else options.ranks, as_json=options.json)
-    launched = rank_environment()  # refuses a malformed environment before torch is imported
-    if config.telemetry.log_format == "json":
-        log_as_json(0 if launched is None else launched.rank, str(config.run.dir))
-    from gfgw_prod.telemetry.registered import find_sinks
+    rank_environment()  # refuses a malformed environment before torch is imported
     from gfgw_prod.training.trainer import train
-
-    find_sinks(config.telemetry.sinks)  # before a start that takes long
 
     return train(config)

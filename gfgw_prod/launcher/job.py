@@ -32,6 +32,7 @@ from gfgw_prod.process.exit_codes import BAD_INPUT, CRASHED, PREEMPTED, UserErro
 from gfgw_prod.process.leaving import AGENT_PID
 from gfgw_prod.process.restart_causes import EXPECTED_RANKS, RESTART_CAUSE
 from gfgw_prod.process.signals import exit_on_stop_signals, ignore_stop_signals
+from gfgw_prod.process.standard_streams import log_times
 
 LINGER_SECONDS = 10.0  # at most, for the other nodes to read the job's exit code
 LONGEST_PAUSE_SECONDS = 30.0  # between attempts to join a lost rendezvous; pauses double
@@ -96,6 +97,7 @@ class Node:
 
     def run(self) -> int:
         """Run this node's workers to the end of the job. Returns the job's exit code."""
+        log_times()
         endpoint = self.config.rdzv_endpoint
         patience = float(self.config.rdzv_configs.get("join_timeout", 600))
         os.environ.pop(RESTART_CAUSE, None)

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 Level = Literal["info", "error"]
-_labels: dict[str, str | int] | None = None  # of every line as JSON; None: lines are text
-_timed = False
+
+
+class _Form:
+    """How lines are written: with times; as JSON with these labels, unless they are ``None``."""
+
+    timed: bool = False
+    labels: dict[str, str | int] | None = None
+
+
+_form = _Form()
 
 
 def prepare_streams() -> None:
@@ -41,26 +50,36 @@ def log(line: str, level: Level = "info") -> None:
 
 def log_as_json(rank: int, run: str) -> None:
     """From now on write each line as a JSON object, for programs that collect logs."""
-    global _labels  # noqa: PLW0603
-    _labels = {"host": os.uname().nodename, "rank": rank, "run": run}
+    _form.labels = {"host": os.uname().nodename, "rank": rank, "run": run}
 
 
 def log_times() -> None:
     """From now on begin each line of text with the time, unless a person reads it in a terminal."""
-    global _timed  # noqa: PLW0603
-    _timed = True
+    _form.timed = True
+
+
+@contextmanager
+def log_form_restored() -> Iterator[None]:
+    """Write lines as before after the body."""
+    before = _form.timed, _form.labels
+    try:
+        yield
+    finally:
+        _form.timed, _form.labels = before
 
 
 def logs_text() -> bool:
     """Whether lines are written as text."""
-    return _labels is None
+    return _form.labels is None
 
 
 def _formatted(line: str, level: Level) -> str:
     now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    if _labels is not None:
-        return json.dumps({"time": now, "level": level, **_labels, "message": line})
-    return printable(line if not _timed or sys.stderr.isatty() else f"{now} {line}")
+    if _form.labels is not None:
+        import json
+
+        return json.dumps({"time": now, "level": level, **_form.labels, "message": line})
+    return printable(line if not _form.timed or sys.stderr.isatty() else f"{now} {line}")
 
 
 def printable(text: str) -> str:

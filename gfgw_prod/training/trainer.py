@@ -17,10 +17,12 @@ from gfgw_prod.checkpoint.saving import Saver
 from gfgw_prod.checkpoint.storages import open_storages
 from gfgw_prod.data.sources import open_table
 from gfgw_prod.data.stream import CellRows
+from gfgw_prod.distributed.torchrun import rank_environment
 from gfgw_prod.distributed.world import World
 from gfgw_prod.features.bank_cache import BankCache
 from gfgw_prod.process.exit_codes import FINISHED, PREEMPTED, UserError
 from gfgw_prod.process.signals import ignore_stop_signals
+from gfgw_prod.process.standard_streams import log_as_json
 from gfgw_prod.process.watchdog import watch
 from gfgw_prod.resilience import preemption, same_run
 from gfgw_prod.resilience.bad_numbers import NumberGuard, checkpoint_before_streak, describe_streak
@@ -29,6 +31,7 @@ from gfgw_prod.settings import reading, schedule
 from gfgw_prod.settings.config import Config
 from gfgw_prod.telemetry.health import Health
 from gfgw_prod.telemetry.node import Node
+from gfgw_prod.telemetry.registered import find_sinks
 from gfgw_prod.telemetry.startup import Startup
 from gfgw_prod.training.building import build, encode_bank
 from gfgw_prod.training.checked_step import CheckedStep
@@ -43,7 +46,10 @@ def train(config: Config) -> int:
     Raises:
         UserError: for settings, data, weights, ports or checkpoints that cannot work.
     """
-    startup = Startup()
+    startup, launched = Startup(), rank_environment()
+    if config.telemetry.log_format == "json":
+        log_as_json(0 if launched is None else launched.rank, str(config.run.dir))
+    find_sinks(config.telemetry.sinks)  # before a start that takes long
     joined = World.joined(config.run.device, config.run.threads, config.distributed.timeout_seconds)
     with joined as world, StartCounter(config.run.dir, config.resilience.max_no_progress, world) as starts:
         startup.done("rendezvous")

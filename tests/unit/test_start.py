@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from gfgw_prod.commands import cli
-from gfgw_prod.process import standard_streams
 from gfgw_prod.process.standard_streams import log, log_as_json, log_times
 from gfgw_prod.telemetry import build
 from gfgw_prod.training.start import command_to_extend
@@ -23,13 +22,6 @@ TINY = (
     *("--features.extractor", "pixels", "--generator.channel-mult", "[1]", "--generator.model-channels", "8"),
     *("--train.batch-size", "8", "--train.cell-size", "8", "--telemetry.sample-grid", "1"),
 )
-
-
-@pytest.fixture(autouse=True)
-def plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Restore the format of lines after each test."""
-    monkeypatch.setattr(standard_streams, "_labels", None)
-    monkeypatch.setattr(standard_streams, "_timed", False)
 
 
 def test_first_lines_history_and_manifests_say_what_a_run_is(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
