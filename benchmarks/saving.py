@@ -20,7 +20,8 @@ from gfgw_prod.checkpoint.saving import Saver
 from gfgw_prod.checkpoint.staging import tensor_bytes
 from gfgw_prod.distributed.world import World
 from gfgw_prod.generator import build_generator
-from gfgw_prod.settings.networks import GeneratorSettings
+from gfgw_prod.settings.presets import presets
+from gfgw_prod.settings.reading import read_yaml, resolve
 from gfgw_prod.settings.running import CheckpointSettings
 
 REPEATS = 5
@@ -35,7 +36,8 @@ FACTS = {
 def training_state() -> State:
     """Weights, EMA and both AdamW moments of the CIFAR-10 generator, and a bank of 50,000 rows."""
     with torch.device("meta"):
-        generator = build_generator(GeneratorSettings(conditional=True), (3, 32, 32), 10, seed=0)
+        settings = resolve(read_yaml(presets()["seed_report"])).generator
+        generator = build_generator(settings, (3, 32, 32), 10, seed=0)
     stream = torch.Generator().manual_seed(0)
     state = {
         f"{part}.{name}": torch.randn(parameter.shape, generator=stream)

@@ -10,17 +10,17 @@ from gfgw_prod.settings.types import Count, Decay, Flag, Real, Section, UserPath
 
 
 class GeneratorSettings(Section):
-    model_channels: Whole = setting(128, "channels at the highest resolution", ge=2, le=4096, multiple_of=2)
+    model_channels: Whole = setting(16, "channels at the highest resolution", ge=2, le=4096, multiple_of=2)
     channel_mult: tuple[Annotated[Whole, Field(ge=1, le=64)], ...] = setting(
-        (1, 2, 2, 2),
+        (1, 2),
         "channels per level as multiples of model_channels; each level halves the side",
         min_length=1,
         max_length=16,
     )
     channel_mult_emb: Whole = setting(4, "width of the embedding as a multiple of model_channels", ge=1, le=64)
-    num_blocks: Whole = setting(4, "residual blocks per level", ge=1, le=64)
-    attention_resolutions: tuple[Count, ...] = setting((16,), "image sides with self-attention, pixels", max_length=16)
-    dropout: Decay = setting(0.1, "dropout probability in residual blocks")
+    num_blocks: Whole = setting(1, "residual blocks per level", ge=1, le=64)
+    attention_resolutions: tuple[Count, ...] = setting((), "image sides with self-attention, pixels", max_length=16)
+    dropout: Decay = setting(0.0, "dropout probability in residual blocks")
     conditional: Flag = setting(False, "condition on class labels")
     exact_boundary: Flag = setting(True, "enforce G(x, 0) = x by construction")
     correlation: Real = setting(
@@ -36,7 +36,7 @@ class GeneratorSettings(Section):
 
 
 class FeatureSettings(Section):
-    extractor: Literal["pixels", "dinov2"] = setting("dinov2", "feature space of the matching")
+    extractor: Literal["pixels", "dinov2"] = setting("pixels", "feature space of the matching")
     pixel_constant: Real = setting(
         0.0,
         "pixels: append a constant that equals the pixels in norm if their root mean square is this; "

@@ -42,7 +42,7 @@ class DistributedSettings(Section):
 
 
 class CheckpointSettings(Section):
-    every_kimg: Positive = setting(100.0, "interval between checkpoints, kimg")
+    every_kimg: Positive = setting(20.0, "interval between checkpoints, kimg")
     keep: Count = setting(3, "number of newest checkpoints kept")
     keep_every_kimg: NonNegative = setting(0.0, "keep a checkpoint for each multiple of this forever, kimg; 0 is off")
     root: Place = setting("", "directory or fsspec URL of the checkpoints; empty is run.dir/checkpoints")
@@ -77,7 +77,7 @@ class ResilienceSettings(Section):
 
 class TelemetrySettings(Section):
     log_every_kimg: Positive = setting(1.0, "interval between metric records, kimg")
-    samples_every_kimg: Positive = setting(50.0, "interval between sample grids, kimg")
+    samples_every_kimg: Positive = setting(10.0, "interval between sample grids, kimg")
     sample_grid: Whole = setting(10, "images along a side of the sample grid", ge=1, le=32)
     prometheus_port: Whole = setting(0, "TCP port for metrics and probes on every node; 0 is off", ge=0, le=65535)
     prometheus_address: Text = setting("127.0.0.1", "address on which that port is opened", min_length=1)

@@ -27,7 +27,7 @@ class TimeSettings(Section):
     location: Real = setting(0.0, "location of the logit-Student-t distribution of t", ge=-100, le=100)
     scale: Real = setting(1.0, "scale of the logit-Student-t distribution of t", gt=0, le=100)
     freedom: Whole = setting(4, "degrees of freedom of the logit-Student-t distribution of t", ge=1, le=1000)
-    stage1_kimg: NonNegative = setting(10.0, "length of the first stage, kimg")
+    stage1_kimg: NonNegative = setting(0.0, "length of the first stage, kimg")
     stage1_range: TimeRange = setting((0.7, 1.0), "range of t in the first stage")
     stage2_range: TimeRange = setting((0.0, 1.0), "range of t in the second stage")
 
@@ -70,10 +70,10 @@ class LossSettings(Section):
 class OptimizerSettings(Section):
     """AdamW and its learning rate."""
 
-    lr: Real = setting(1e-4, "peak learning rate of AdamW", gt=0, le=10)
+    lr: Real = setting(1e-3, "peak learning rate of AdamW", gt=0, le=10)
     final_lr_ratio: Fraction = setting(0.0, "final learning rate as a share of the peak")
-    warmup_kimg: NonNegative = setting(10.0, "length of the linear warm-up, kimg")
-    decay_kimg: Positive = setting(1000.0, "end of the cosine decay, kimg; independent of train.total_kimg")
+    warmup_kimg: NonNegative = setting(2.0, "length of the linear warm-up, kimg")
+    decay_kimg: Positive = setting(100.0, "end of the cosine decay, kimg; independent of train.total_kimg")
     betas: tuple[Decay, Decay] = setting((0.9, 0.999), "decay rates of AdamW's moments")
     weight_decay: NonNegative = setting(0.0, "decoupled weight decay")
     clip_norm: Positive = setting(1.0, "gradient norm above which gradients are scaled down")
@@ -82,14 +82,14 @@ class OptimizerSettings(Section):
 class EmaSettings(Section):
     """Exponential moving average of the weights."""
 
-    halflife_kimg: Positive = setting(500.0, "half-life of the averaged weights, kimg")
+    halflife_kimg: Positive = setting(2.0, "half-life of the averaged weights, kimg")
     rampup_ratio: NonNegative = setting(0.05, "upper limit of the half-life as a share of the images seen; 0: no limit")
 
 
 class TrainSettings(Section):
     """Length, batch and precision of training."""
 
-    total_kimg: Positive = setting(1000.0, "length of the run, kimg (1,000 images)")
+    total_kimg: Positive = setting(100.0, "length of the run, kimg (1,000 images)")
     batch_size: Count = setting(256, "images per optimisation step, over all ranks")
     cell_size: Count = setting(32, "images per cell, the unit of work and randomness")
     one_step_share: Fraction = setting(

@@ -44,6 +44,13 @@ def test_wheel_trains_a_preset_in_an_empty_directory(installed: Path, tmp_path: 
     assert (tmp_path / "runs/digits/samples.png").is_file()
 
 
+def test_defaults_train_without_a_file_of_settings(installed: Path, tmp_path: Path) -> None:
+    options = ("--run.dir", "first", "--train.total-kimg", "0.512", "--telemetry.progress", "off")
+    trained = runs.outcome_of(runs.start((*runs.GFGW, "train", *options), {"PYTHONPATH": str(installed)}, tmp_path))
+    assert trained.code == 0, trained.stderr
+    assert (tmp_path / "first/samples.png").is_file()
+
+
 def test_launch_script_of_the_wheel_trains_a_preset(installed: Path, tmp_path: Path) -> None:
     script = str(installed / "gfgw_prod/launch/elastic.sh")
     trained = runs.outcome_of(runs.start((script, *SHORT), {"PYTHONPATH": str(installed), "NPROC": "1"}, tmp_path))

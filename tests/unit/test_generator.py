@@ -44,7 +44,9 @@ class Constant(torch.nn.Module):
 
 @pytest.mark.parametrize(("channel_mult", "count"), [((1, 2, 2, 2), 61_805_827), ((2, 2, 2), 55_734_147)])
 def test_network_has_the_published_number_of_parameters(channel_mult: tuple[int, ...], count: int) -> None:
-    settings = GeneratorSettings(channel_mult=channel_mult, conditional=True)
+    settings = GeneratorSettings(
+        model_channels=128, channel_mult=channel_mult, num_blocks=4, attention_resolutions=(16,), conditional=True
+    )
     with torch.device("meta"):
         generator = build_generator(settings, (3, 32, 32), 10, seed=0)
     assert sum(parameter.numel() for parameter in generator.parameters()) == count

@@ -9,7 +9,7 @@ import pytest
 from gfgw_prod.commands.cli import parse
 from gfgw_prod.process.exit_codes import UserError
 from gfgw_prod.settings.presets import presets, settings_file
-from gfgw_prod.settings.reading import configuration
+from gfgw_prod.settings.reading import configuration, read_yaml, resolve
 
 ROOT = Path(__file__).parents[2]
 
@@ -41,3 +41,25 @@ def test_unknown_name_lists_the_presets_in_one_line(tmp_path: Path, monkeypatch:
     with pytest.raises(UserError, match=r"'digit'; presets are cifar10, digits, imagenet64, seed_report$") as caught:
         parse(["train", "--config", "digit"])
     assert "\n" not in str(caught.value)
+
+
+TRAIN_THE_DIGITS = {
+    *("features.extractor", "generator.model_channels", "generator.channel_mult", "generator.num_blocks"),
+    *("generator.attention_resolutions", "generator.dropout", "transport.structure_weight_kimg"),
+    *("transport.epsilon_kimg", "time.stage1_kimg", "optimizer.lr", "optimizer.warmup_kimg", "optimizer.decay_kimg"),
+    *("ema.halflife_kimg", "train.total_kimg", "checkpoint.every_kimg", "telemetry.samples_every_kimg"),
+}
+
+
+@pytest.mark.parametrize("name", ["cifar10", "imagenet64", "seed_report"])
+def test_preset_of_other_data_states_each_setting_whose_default_is_for_the_digits(name: str) -> None:
+    written = read_yaml(presets()[name])
+    assert {f"{section}.{each}" for section, values in written.items() for each in values} >= TRAIN_THE_DIGITS
+
+
+def test_defaults_need_no_weights_and_no_files() -> None:
+    config = resolve({})
+    assert config.data.source == "digits"
+    assert config.features.extractor == "pixels"
+    assert config.loss.lpips == 0
+    assert config.generator.pretrained is None

@@ -268,7 +268,7 @@ def test_environment_does_not_leak_into_a_run(monkeypatch: pytest.MonkeyPatch) -
     ],
 )
 def test_choices_that_do_not_go_together_are_refused(transport: dict, hint: str) -> None:
-    message = refusal({"transport": transport})
+    message = refusal({"transport": transport, "features": {"extractor": "dinov2"}})
     assert hint in message
     assert "transport" in message
     assert "\n" not in message
@@ -282,7 +282,7 @@ def test_choices_that_do_not_go_together_are_refused(transport: dict, hint: str)
     ],
 )
 def test_settings_of_another_way_of_training_are_refused(section: str, settings: dict, hint: str) -> None:
-    message = refusal({section: settings})
+    message = refusal({section: settings, "features": {"extractor": "dinov2"}})
     assert hint in message
     assert section in message
 
