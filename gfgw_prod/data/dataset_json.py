@@ -44,10 +44,7 @@ def read_labels(paths: Sequence[str], read: Callable[[str], bytes]) -> Labels:
     """Read the ``dataset.json`` at the top of a folder or archive.
 
     If everything lies in one folder, as in an archive made by ``zip -r``, and a ``dataset.json`` is in it, that folder
-    is the top.
-
-    Args:
-        paths: of all images and ``dataset.json`` files.
+    is the top. ``paths`` are those of all images and ``dataset.json`` files.
 
     Raises:
         ValueError: with the reason, if the file is damaged.
@@ -69,11 +66,7 @@ def read_labels(paths: Sequence[str], read: Callable[[str], bytes]) -> Labels:
 
 
 def parse_labels(content: bytes) -> dict[str, int | str] | None:
-    """Parse ``dataset.json``: class ids by name, or what is wrong with one; ``None`` if it holds no labels.
-
-    Raises:
-        ValueError: with the reason, if the file is damaged.
-    """
+    """Class ids by name, or why one is wrong; ``None`` without labels; ``ValueError`` with the reason if damaged."""
     try:
         parsed = json.loads(content)
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError

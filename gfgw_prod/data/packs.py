@@ -31,10 +31,8 @@ FORMAT = 1
 def fingerprint_of(rows: Any, labels: NDArray[np.int64], shape: Sequence[int], peak: int, num_classes: int) -> str:
     """SHA-256 over all rows, class ids, shape, peak and number of classes: equal exactly when the data are equal.
 
-    It does not depend on the division into files, the kind of source or the number of decoding processes.
-
-    Args:
-        rows: ``hashlib.sha256`` of all rows, in order; is updated.
+    It does not depend on the division into files, the kind of source or the number of decoding processes. ``rows`` is a
+    ``hashlib.sha256`` of all rows, in order, and is updated.
     """
     rows.update(labels.astype("<i8").tobytes())
     rows.update(repr((len(labels), *shape, peak, num_classes)).encode())
@@ -74,11 +72,7 @@ class Pack:
 
     @classmethod
     def read(cls, directory: Path) -> Pack:
-        """Read the index, and check that all files have the right lengths.
-
-        Raises:
-            UserError: if there is no pack, or it is damaged.
-        """
+        """Read the index and check the lengths of all files; ``UserError`` without a pack, or if it is damaged."""
         if not os.path.isfile(directory / INDEX):
             advice = "make a pack with `gfgw pack`, and name its directory"
             raise UserError(f"data.path {directory} holds no {INDEX}; {advice}")

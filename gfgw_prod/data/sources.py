@@ -112,11 +112,7 @@ def open_table(settings: DataSettings, world: World, log: Callable[[str], None],
 
 
 def shape_and_classes(settings: DataSettings) -> tuple[tuple[int, int, int], int, int]:
-    """Image shape, number of classes and number of rows. Digits and CIFAR-10 are not read for this.
-
-    Raises:
-        UserError: if the data set is missing or not readable.
-    """
+    """Image shape, number of classes and of rows, without reading digits or CIFAR-10; ``UserError`` if unreadable."""
     if settings.source == "digits":
         return (1, 8, 8), 10, DIGITS
     if settings.source == "cifar10":

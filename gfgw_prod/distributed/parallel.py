@@ -50,9 +50,7 @@ def parallelise(
 ) -> Parallel:
     """Wrap the generator as ``distributed.strategy`` says, for ``cells`` per step. Collective.
 
-    Args:
-        blocks: module type whose instances FSDP shards and gathers one by one.
-        example: inputs of one forward pass, which DDP needs for a trial backward pass.
+    FSDP shards and gathers instances of ``blocks`` one by one. DDP makes a trial backward pass of inputs ``example``.
 
     Raises:
         UserError: if ``distributed.shard_ranks`` does not divide the number of ranks.

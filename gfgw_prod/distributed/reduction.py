@@ -111,7 +111,6 @@ def exchange_nodes(
 
     Args:
         nodes: this rank's, each flat, ``(n,)``, as ``TreeSum.pop_nodes`` returns them.
-        cells_by_rank: cells of every rank of the group.
         like: tensor ``(n,)`` that gives the dtype and device of a node.
 
     Returns:

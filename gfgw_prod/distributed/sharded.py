@@ -26,11 +26,7 @@ class Sharded:
     whole gradients: ``(parameters,)`` for each partial sum, not a shard of them.
 
     With ``shards`` below the number of ranks (HSDP), weights are gathered within a copy; sums of gradients are
-    scattered within a copy, and then added across copies.
-
-    Args:
-        shards: neighbouring ranks that share one copy; divides the number of ranks.
-        blocks: module type whose instances are gathered one by one.
+    scattered within a copy, and then added across copies. Instances of ``blocks`` are gathered one by one.
     """
 
     def __init__(

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
 from gfgw_prod.distributed.arithmetic import set_arithmetic
-from gfgw_prod.distributed.torchrun import RankEnvironment, rank_environment, reports_for_node
+from gfgw_prod.distributed.torchrun import RankEnvironment, rank_environment
 from gfgw_prod.process.exit_codes import UserError
 
 T = TypeVar("T")
@@ -97,11 +97,6 @@ class World:
     def is_main(self) -> bool:
         """Whether this is rank 0, which writes the run's files and output."""
         return self.rank == 0
-
-    @property
-    def is_first_on_node(self) -> bool:
-        """Whether this rank reports for its node."""
-        return reports_for_node()
 
     def stop(self) -> None:
         """Leave the process group."""

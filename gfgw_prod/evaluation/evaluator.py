@@ -50,9 +50,8 @@ class Evaluator:
 
     Args:
         spaces: every space of ``metrics``, on the world's device.
-        seed: seed of noise, classes and subsets.
-        steps: steps of the sampler.
-        least_time: lower end of the trained times, for samplers of several steps.
+        seed: of noise, classes and subsets.
+        least_time: lower end of the trained times, for samplers of several ``steps``.
         conditional: whether the generator takes classes; they are drawn with the frequencies of the data.
         on_progress: may raise, on all ranks alike, to abort.
 

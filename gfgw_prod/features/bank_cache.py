@@ -32,10 +32,7 @@ class BankCache:
 
     @classmethod
     def of(cls, config: Config, facts: dict[str, Any], log: Callable[[str], None]) -> BankCache | None:
-        """The cache of a run's bank, or ``None`` without ``features.cache``.
-
-        Args:
-            facts: what determines the run's weights (``same_run.run_facts``).
+        """The cache of a run's bank, from its ``same_run.run_facts``, or ``None`` without ``features.cache``.
 
         Raises:
             UserError: if the directory cannot be written.

@@ -56,9 +56,7 @@ def feature_dim(settings: FeatureSettings, image_shape: tuple[int, int, int]) ->
 class Dinov2Features(nn.Module):
     """Class token of DINOv2 ViT-S/14 (Oquab et al. 2023), unit norm, ``(n, 1|3, h, w)`` -> ``(n, 384)``.
 
-    Args:
-        backbone: timm model without head.
-        image_size: side to which images are resized, pixels.
+    Images are resized to sides of ``image_size`` pixels for timm's model without head, ``backbone``.
     """
 
     def __init__(self, backbone: nn.Module, image_size: int):
@@ -96,11 +94,8 @@ def build_extractor(
 def load_vit(name: str, weights: Path, image_size: int, setting: str) -> nn.Module:
     """Load a timm vision transformer without head, resampled for images of ``image_size`` pixels a side.
 
-    Args:
-        setting: name of the setting that gave the file, for error messages.
-
     Raises:
-        UserError: if the file does not hold that network.
+        UserError: naming the setting that gave the file, if it does not hold that network.
     """
     import timm
 

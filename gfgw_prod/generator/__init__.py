@@ -24,11 +24,7 @@ def build_generator(
 ) -> OneStepGenerator:
     """Build the generator on torch's default device, with weights drawn from the stream ``weights`` of ``seed``.
 
-    Args:
-        image_shape: ``(channels, side, side)``.
-
-    Raises:
-        UserError: if the side cannot be halved once per level.
+    Images have the shape ``(channels, side, side)``; ``UserError`` if the side cannot be halved once per level.
     """
     classes = num_classes if settings.conditional else 0
     own = {"exact_boundary", "conditional", "correlation", "pretrained"}  # all others are the network's

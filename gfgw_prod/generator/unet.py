@@ -143,16 +143,11 @@ class UNetBlock(nn.Module):
 class SongUNet(nn.Module):
     """U-Net ``F(x, c_noise, labels)`` on images ``(n, image_channels, resolution, resolution)``.
 
-    Args:
+    Args, besides those that ``GeneratorSettings`` describes:
         resolution: side of the square images, pixels.
-        channel_mult: channels per level as multiples of ``model_channels``; each level halves the side.
-        channel_mult_emb: width of the embedding as a multiple of ``model_channels``.
         num_blocks: residual blocks per level of the encoder; the decoder has one more.
-        attention_resolutions: sides, in pixels, at which blocks have self-attention.
-        dropout: probability in residual blocks.
         label_dim: width of the one-hot labels; 0 is unconditional.
-        channels_last: store activations with channels last; weights keep the layout of shards and files.
-        checkpoint_activations: keep only the inputs of blocks for the backward pass, and recompute the rest.
+        channels_last: of activations; weights keep the layout of shards and files.
 
     Raises:
         ValueError: if the side cannot be halved once per level.

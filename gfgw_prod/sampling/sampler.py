@@ -61,7 +61,6 @@ class Sampler:
 
     Args:
         generator: called as ``generator(x_t, t, labels)``.
-        image_shape: ``(c, h, w)``.
         labels_of: maps image numbers ``(n,)`` to class ids ``(n,)``.
         stream: name of the noise stream. Image ``i`` starts from noise ``(seed, stream, i)``; noise
             ``(seed, stream, i, k)`` is added before prediction ``k``.

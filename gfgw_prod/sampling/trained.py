@@ -116,11 +116,7 @@ def read_trained(place: str, *, raw: bool) -> TrainedGenerator:
 
 
 def read_file(path: Path) -> TrainedGenerator:
-    """Read what ``to_safetensors`` wrote.
-
-    Raises:
-        UserError: if the file is missing, damaged, or not written by ``export``.
-    """
+    """Read what ``to_safetensors`` wrote; ``UserError`` if it is missing, damaged, or not written by ``export``."""
     from safetensors import SafetensorError, safe_open
 
     try:

@@ -18,11 +18,7 @@ def presets() -> dict[str, Path]:
 
 
 def settings_file(text: str) -> Path:
-    """The file of settings that ``text`` means: a preset if it is a bare word and no file, else a path.
-
-    Raises:
-        UserError: for a bare word that is neither.
-    """
+    """The file that ``text`` means: a preset if a bare word and no file, else a path; ``UserError`` if neither."""
     path = Path(text)
     if path.suffix or os.sep in text or os.path.lexists(path):
         return path

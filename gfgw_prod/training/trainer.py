@@ -17,7 +17,7 @@ from gfgw_prod.checkpoint.saving import Saver
 from gfgw_prod.checkpoint.storages import open_storages
 from gfgw_prod.data.sources import open_table
 from gfgw_prod.data.stream import CellRows
-from gfgw_prod.distributed.torchrun import rank_environment
+from gfgw_prod.distributed.torchrun import rank_environment, reports_for_node
 from gfgw_prod.distributed.world import World
 from gfgw_prod.features.bank_cache import BankCache
 from gfgw_prod.process.exit_codes import FINISHED, PREEMPTED, UserError
@@ -76,7 +76,7 @@ class Run:
 
         # Output: health for probes, log lines, metrics.
         self.health = Health(config.resilience.hang_seconds, watch.silence)
-        self.node = Node(config.telemetry, self.health, is_first=world.is_first_on_node)
+        self.node = Node(config.telemetry, self.health, is_first=reports_for_node())
         self.reporter = Reporter(config, world, startup, self.node)
 
         # Validate: all ranks have the same settings, and each has a cell.
