@@ -61,11 +61,7 @@ class Committer:
         return False
 
     def commit(self, staged: State, manifest: dict[str, Any]) -> tuple[str | None, bool]:
-        """Write and commit a checkpoint. Collective.
-
-        Args:
-            staged: this rank's part of the state.
-            manifest: facts about the run; the files are added.
+        """Write this rank's part of the state, and commit the checkpoint of all ranks. Collective.
 
         Returns:
             What went wrong, if anything did, and whether this process must stop: it does not hold the storage any more.

@@ -78,10 +78,7 @@ def checkpoints_in(storage: Storage) -> list[Checkpoint]:
 
 
 def list_checkpoints(place: str) -> list[Entry]:
-    """All checkpoint directories at a place.
-
-    Args:
-        place: a run directory, a checkpoint, or the URL of either.
+    """All checkpoint directories at a place: a run directory, a checkpoint, or the URL of either.
 
     Raises:
         UserError: if there is none.

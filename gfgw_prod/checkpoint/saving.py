@@ -52,9 +52,6 @@ class Saver:
     Args:
         storages: where to save and, optionally, where to upload to.
         constant: names of tensors that never change; they are written without a copy.
-
-    Attributes:
-        saved_step: step of the last committed checkpoint.
     """
 
     def __init__(
@@ -66,7 +63,7 @@ class Saver:
         constant: Collection[str] = (),
     ):
         self.storage, *upload_to = storages
-        self.saved_step: int | None = None
+        self.saved_step: int | None = None  # of the last committed checkpoint
         self._world, self._log = world, log
         self._max_failures = settings.max_failures
         retention, *upload_retention = (

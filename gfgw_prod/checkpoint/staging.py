@@ -16,10 +16,7 @@ from gfgw_prod.distributed.world import World
 class Stage:
     """Buffers in main memory for copies of the state, reused by every save.
 
-    One rank copies and writes each replicated tensor.
-
-    Args:
-        constant: names of tensors that never change. In main memory they are not copied.
+    One rank copies and writes each replicated tensor. Constant tensors that are in main memory are not copied.
     """
 
     def __init__(self, world: World, constant: Collection[str] = ()):

@@ -18,8 +18,7 @@ class Uploader:
     """Uploads one checkpoint at a time, always the newest: a slow network skips some. On rank 0.
 
     Args:
-        token: of the claim on ``target``.
-        retention: of ``target``.
+        token, retention: of ``target``; the token is its claim's.
         record: called in the thread with step, images, and ``run/uploads`` or ``run/upload_failures``.
 
     Attributes:

@@ -29,7 +29,6 @@ def wait_together(
     """Wait for the threads of all ranks. Every second a collective shows that all ranks are alive. Collective.
 
     Args:
-        what: what is waited for, such as ``a save``.
         failing: whether this rank is about to raise an error, so that the others must not wait for it.
         enough: whether to stop waiting, and leave the threads running.
 

@@ -22,9 +22,7 @@ class Meter:
     """Shows how much is done. Every rank makes one; only an enabled one prints.
 
     Args:
-        title: what is being done, such as ``packing``.
-        total: amount of work; 0 if unknown.
-        unit: of the amount, such as ``images``.
+        total: amount of work in units; 0 if unknown.
         scale: amounts are divided by it when they are shown: ``MB`` for bytes.
         mode: auto is a bar in a terminal, else lines.
         enabled: whether this rank prints.

@@ -94,12 +94,9 @@ class NumberGuard:
 def checkpoint_before_streak(
     guard: NumberGuard, step: int, storages: Sequence[Storage], world: World, log: Callable[[str], None]
 ) -> Checkpoint:
-    """Choose the newest good checkpoint from before a streak of bad steps. Collective.
+    """Choose the newest good checkpoint from before the streak of bad steps that ends with ``step``. Collective.
 
     Only regular checkpoints qualify, so that interruptions make no difference.
-
-    Args:
-        step: the last bad step.
 
     Raises:
         NoProgressError: if the run was rolled back before, or there is no such checkpoint.

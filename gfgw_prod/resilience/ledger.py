@@ -20,11 +20,7 @@ End = Literal["open", "told to stop", "finished", "error"]  # how a start ended,
 
 
 class Ledger:
-    """Kept by rank 0 in a file of the run directory. A run without it trains the same weights.
-
-    Args:
-        clock: seconds since the epoch.
-    """
+    """Kept by rank 0 in a file of the run directory. A run without it trains the same weights."""
 
     def __init__(self, run_dir: Path, clock: Callable[[], float] = time.time):
         self._file, self._clock = run_dir / FILE, clock

@@ -15,11 +15,7 @@ from gfgw_prod.process.signals import in_main_thread, on_stop_request
 
 
 class StopRequest:
-    """Whether a rank of this run received a stop signal.
-
-    Args:
-        timeout_seconds: longest wait for the other ranks.
-    """
+    """Whether a rank of this run received a stop signal."""
 
     def __init__(self, world: World, timeout_seconds: int):
         self._group = world.background_group(timedelta(seconds=timeout_seconds))

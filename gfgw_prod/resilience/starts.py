@@ -30,9 +30,6 @@ class StartCounter:
     Use it as a context around a start: an orderly end uncounts the start. Rank 0 counts and uncounts. A rank that finds
     bad input uncounts too, because the launcher may kill rank 0 before it can; so does a rank that gets a stop signal,
     because its peers then crash without it.
-
-    Args:
-        max_restarts: number of restarts without a new checkpoint that are allowed.
     """
 
     def __init__(self, run_dir: Path, max_restarts: int, world: World):

@@ -21,11 +21,7 @@ BUILD = "run/build"
 
 
 class Live:
-    """Collector of gauges without labels whose values are computed for every page. Every node has one.
-
-    Args:
-        gauges: functions that return the value, by tag of the catalogue.
-    """
+    """Collector of gauges without labels: functions by catalogue tag, called for every page. Every node has one."""
 
     def __init__(self, registry: CollectorRegistry, gauges: Mapping[str, Callable[[], float]]):
         self._gauges = gauges

@@ -20,10 +20,7 @@ class StepClock:
     """Time per phase of a step, and what its matching sent.
 
     On a CPU this is the host's time. On a GPU each phase ends with an event in the stream; events are read once per
-    record, so no step waits for the GPU.
-
-    Args:
-        bytes_sent: bytes that this rank has given to collectives so far.
+    record, so no step waits for the GPU. ``bytes_sent`` returns what this rank has given to collectives so far.
     """
 
     def __init__(self, device: torch.device, bytes_sent: Callable[[], int] = lambda: 0):

@@ -20,15 +20,12 @@ class OwnTime:
 
     Args:
         waited: returns the seconds spent in collectives so far.
-
-    Attributes:
-        spent: seconds in steps so far, waiting included.
     """
 
     def __init__(self, waited: Callable[[], float]):
         self._waited, self._begun, self._waited_before = waited, 0.0, 0.0
         self._seconds, self._steps = 0.0, 0
-        self.spent = 0.0
+        self.spent = 0.0  # seconds in steps so far, waiting included
 
     def __enter__(self) -> None:
         self._begun, self._waited_before = time.perf_counter(), self._waited()
@@ -61,7 +58,6 @@ class StragglerWatch:
     A rank that stays slow is named again after ten minutes; one that has recovered, as soon as it is slow again.
 
     Args:
-        hosts: host of each rank.
         ratio: own time over the median at which a rank is slow. It has recovered halfway back to 1.
     """
 
@@ -75,9 +71,7 @@ class StragglerWatch:
         """Return a line for each rank to be named. The first call only starts an interval: first steps are slower.
 
         Args:
-            seconds: mean own time of a step by rank, since the last call.
-            steps: number of steps since the last call.
-            now: seconds of any clock.
+            seconds: mean own time by rank of the ``steps`` steps since the last call.
         """
         if self._since is None:
             self._restart(now)

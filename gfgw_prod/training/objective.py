@@ -102,10 +102,8 @@ class Objective:
             nearer: the other prediction, without gradient.
             apart: noise between the two times, ``(b,)``. Distances are divided by it, which compares derivatives.
             target, at_zero: as in ``__call__``.
-            huber: pseudo-Huber radius per pixel.
         """
-        distances = flow_distances(predicted, nearer, huber=huber, scales=1)
-        terms = {"consistency": (distances / apart).mean()}
+        terms = {"consistency": (flow_distances(predicted, nearer, huber=huber, scales=1) / apart).mean()}
         if at_zero is not None:
             terms["boundary"] = boundary_loss(at_zero, target)
         return self._weighted(terms)

@@ -25,13 +25,12 @@ from gfgw_prod.losses.energy import BatchFeatures
 from gfgw_prod.settings.config import Config
 from gfgw_prod.settings.schedule import schedules_at
 from gfgw_prod.telemetry.phases import StepClock, phase
-from gfgw_prod.training.consistency import nearer_times
 from gfgw_prod.training.feed import Feed
 from gfgw_prod.training.objective import Objective
 from gfgw_prod.training.optimizer import AdamW
 from gfgw_prod.training.precision import Precision
 from gfgw_prod.training.step_data import CellInputs, Samples, StepInputs, StepResult
-from gfgw_prod.training.times import draw_times, is_one_step
+from gfgw_prod.training.times import draw_times, is_one_step, nearer_times
 from gfgw_prod.transport.matching import Match, Matcher
 
 

@@ -38,11 +38,7 @@ class Columns:
         return [slice(start, min(start + size, count)) for start in range(0, count, size)]
 
     def sum(self, parts: list[Tensor], like: Tensor, bits: int, factor: Tensor | None = None) -> Tensor:
-        """Sum of parts by block, shaped as ``like``, times ``factor``, over all columns.
-
-        Args:
-            bits: kept after the binary point where columns are spread over ranks; see ``exact_sum``.
-        """
+        """Sum of parts by block, shaped as ``like``, times ``factor``, of all columns; ``bits`` as in ``exact_sum``."""
         if self.world is not None:
             return exact_sum(parts, like, self.world, bits, factor)
         total = parts[0] if len(parts) == 1 else torch.stack(parts).sum(dim=0)

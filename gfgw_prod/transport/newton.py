@@ -30,18 +30,13 @@ class RowHessian:
     def __init__(
         self,
         columns: Columns,
-        kernel: list[Tensor],
-        scratch: Callable[[torch.Size], Tensor],
+        kernel: list[Tensor],  # by column block, (n, b) each
+        scratch: Callable[[torch.Size], Tensor],  # memory for a tensor
         p: Tensor,
         w: Tensor,
         v: Tensor,
         ratio: Tensor,
     ):
-        """
-        Args:
-            kernel: ``K`` by column block, ``(n, b)`` each.
-            scratch: gives memory for a tensor of a given shape.
-        """
         # diag(T 1)^(-1/2) Hessian diag(T 1)^(-1/2) = -(I - A Aᵀ) with A = diag(scale) K diag(spread), (n, m).
         scale = p.sqrt() * w / ratio.sqrt()
         spread = (v / columns.mass.sqrt()).masked_fill_(columns.mass <= 0, 0)

@@ -102,13 +102,10 @@ def obtain(published: PublishedFile, given: Path | None, log: Callable[[str], No
 
 @contextmanager
 def verify(published: PublishedFile, path: Path, log: Callable[[str], None], *, user_given: bool) -> Iterator[None]:
-    """Around the use of a file: check its bytes as ``obtain`` does, without a download.
+    """Around the use of a file: check its bytes as ``obtain`` does, and raise as it does, without a download.
 
     Args:
         user_given: whether the user named the file. It may then differ from the published one.
-
-    Raises:
-        UserError: if the file does not exist, or is a damaged copy of the published one.
     """
     # os.path treats loops of links and too long names as missing files; pathlib raises.
     if not os.path.isfile(path):

@@ -11,10 +11,9 @@ from gfgw_prod.losses.flow import flow_distances
 from gfgw_prod.settings import reading
 from gfgw_prod.settings.config import Config
 from gfgw_prod.training.building import build, encode_bank
-from gfgw_prod.training.consistency import nearer_times
 from gfgw_prod.training.step import TrainingStep
 from gfgw_prod.training.step_data import StepResult
-from gfgw_prod.training.times import draw_times
+from gfgw_prod.training.times import draw_times, nearer_times
 
 from ..checkpoints import ALONE
 

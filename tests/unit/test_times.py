@@ -7,8 +7,7 @@ import torch
 
 from gfgw_prod.distributed.cells import Cell
 from gfgw_prod.settings.training import ConsistencySettings, TimeSettings
-from gfgw_prod.training.consistency import nearer_times
-from gfgw_prod.training.times import draw_times, is_one_step
+from gfgw_prod.training.times import draw_times, is_one_step, nearer_times
 
 CELL = Cell(0, 3, 1, 4000)
 
