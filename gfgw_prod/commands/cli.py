@@ -91,12 +91,7 @@ def _exit_code(arguments: list[str]) -> int:
 
 
 def parse(arguments: Sequence[str]) -> tuple[ModuleType, argparse.Namespace]:
-    """The module of the given command and its options.
-
-    Raises:
-        UserError: for an unknown command or option.
-        SystemExit: after printing help or the version.
-    """
+    """The module of the given command and its options; ``SystemExit`` after printing help or the version."""
     if arguments and arguments[0] in ("-h", "--help", "--version"):
         _overview().parse_args(arguments)  # prints and exits
     if not arguments or arguments[0] not in COMMANDS:

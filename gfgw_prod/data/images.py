@@ -57,16 +57,12 @@ class Rules:
     and EDM do (Karras et al. 2019, 2022). ``adm`` is the preprocessing behind the published results on ImageNet 64x64
     (Dhariwal and Nichol 2021): halve with a box filter while the shorter side is at least twice the size, resize the
     shorter side with a bicubic filter, then crop the centre.
-
-    Attributes:
-        image_size: side of a row, pixels; ``None`` keeps the size of the image.
-        peak: largest value allowed.
     """
 
-    image_size: int | None = None
+    image_size: int | None = None  # side of a row, pixels; None keeps the size of the image
     resize: Literal["lanczos", "box", "adm"] = "lanczos"
     grey: bool = False
-    peak: int = 255
+    peak: int = 255  # largest value allowed
 
     def decode(self, content: bytes) -> Row:
         """Decode an image file to a row ``(1 or 3, h, w)``; ``InvalidImageError`` if it cannot be used."""

@@ -37,21 +37,14 @@ class FinishedShard(Shard):
 
 @dataclass
 class ShardWriter:
-    """Divides rows into shard files.
-
-    Attributes:
-        made_of: what the rows depend on, as JSON; a shard made of something else is not reused.
-        row_digest: SHA-256 of all rows so far.
-        shards: the finished ones.
-        invalid: items since the last finished shard that cannot be used.
-    """
+    """Divides rows into shard files."""
 
     directory: Path
     shard_rows: int
-    made_of: dict[str, Any]
-    row_digest: Any = field(default_factory=hashlib.sha256)
-    shards: list[FinishedShard] = field(default_factory=list)
-    invalid: list[tuple[int, str]] = field(default_factory=list)
+    made_of: dict[str, Any]  # what the rows depend on, as JSON; a shard made of something else is not reused
+    row_digest: Any = field(default_factory=hashlib.sha256)  # of all rows so far
+    shards: list[FinishedShard] = field(default_factory=list)  # finished
+    invalid: list[tuple[int, str]] = field(default_factory=list)  # items since the last finished shard
     _file: IO[bytes] | None = None
     _digest: Any = None
     _rows: int = 0

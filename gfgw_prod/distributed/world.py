@@ -195,11 +195,7 @@ class World:
         return result
 
     def rank0_first(self, action: Callable[[], T]) -> T:
-        """Call ``action`` on rank 0, then on the others, which find what rank 0 has fetched or prepared. Collective.
-
-        Raises:
-            UserError: the first failing rank's.
-        """
+        """``on_all_ranks``, first on rank 0, then on the others, which find what rank 0 has fetched or prepared."""
         made = self.on_all_ranks(lambda: (action(),) if self.is_main else None)
         return self.on_all_ranks(lambda: action() if made is None else made[0])
 

@@ -14,10 +14,7 @@ from gfgw_prod.distributed.shards import local
 class Ema:
     """EMA of every parameter of ``module``, sharded as the parameters are.
 
-    The network has no persistent buffers, so its parameters are its whole state.
-
-    Attributes:
-        tensors: averages by parameter name.
+    The network has no persistent buffers, so its parameters are its whole state. ``tensors`` is keyed by their names.
     """
 
     def __init__(self, module: nn.Module):

@@ -117,10 +117,7 @@ def reject_unknown(arguments: Sequence[str]) -> None:
 
 
 def read_yaml(path: Path, written: bytes | None = None) -> dict[str, Any]:
-    """Read a mapping from a YAML file.
-
-    Args:
-        written: content of the file, if it has been read before.
+    """Read a mapping from a YAML file, or from what was ``written`` in it when it was read before.
 
     Raises:
         UserError: if the file is missing, is not YAML or is not a mapping.
@@ -147,11 +144,7 @@ def read_yaml(path: Path, written: bytes | None = None) -> dict[str, Any]:
 
 
 def resolve(*layers: Mapping[str, Any]) -> Config:
-    """Merge layers of settings into a configuration; later layers win.
-
-    Raises:
-        UserError: for the first setting that is unknown or out of range.
-    """
+    """Merge layers of settings; later ones win. ``UserError`` for the first that is unknown or out of range."""
     merged: dict[str, Any] = {}
     try:
         for layer in layers:
