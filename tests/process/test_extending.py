@@ -23,9 +23,9 @@ def test_examples_of_extending_apply_and_train(tmp_path: Path) -> None:
     for patch in pages.code_blocks(PAGE, "diff"):
         subprocess.run(["git", "apply", "-p0", "-"], input=patch, text=True, check=True, cwd=where)
     [registered] = pages.code_blocks(PAGE, "toml")
-    installed = where / "gfgw_csv-1.0.dist-info"
+    installed = where / "csv_sink-1.0.dist-info"
     installed.mkdir()
-    (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: gfgw-csv\nVersion: 1.0\n")
+    (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: csv-sink\nVersion: 1.0\n")
     group = registered.replace('project.entry-points."gfgw_prod.sinks"', "gfgw_prod.sinks").replace('"', "")
     (installed / "entry_points.txt").write_text(group)
     [block] = [block for block in pages.shell_blocks() if block.page == PAGE.name]
