@@ -18,6 +18,7 @@ RUN = (
     "make setup",
     "make train",
     ".venv/bin/gfgw inspect runs/digits",
+    ".venv/bin/gfgw inspect runs",
     ".venv/bin/gfgw sample runs/digits --num 64 --grid --out runs/digits/more-samples",
     ".venv/bin/gfgw sample runs/digits --num 50000 --npz --out samples",
     ".venv/bin/gfgw evaluate runs/digits --metrics fd,pr,coverage,memorisation",
