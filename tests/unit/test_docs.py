@@ -104,7 +104,7 @@ def test_modules_that_pages_name_are_there() -> None:
     modules = {module.relative_to(ROOT / "gfgw_prod").as_posix() for module in (ROOT / "gfgw_prod").rglob("*.py")}
     for page in PAGES:
         text = page.read_text(encoding="utf-8")
-        made = set(re.findall(r"`gfgw_prod/([\w/]+\.py)`\n\n```python", text))  # by the reader
+        made = set(re.findall(r"`(?:gfgw_prod/)?([\w/]+\.py)`\n\n```python", text))  # by the reader
         for name in re.findall(r"\b((?:\w+/)*\w+\.py)\b", re.sub(r"\b(tests|benchmarks)/\S+", "", text)):
             short = name.removeprefix("gfgw_prod/")
             assert short in made or any(each == short or each.endswith(f"/{short}") for each in modules), (page, name)
