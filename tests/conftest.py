@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
+
+from gfgw_prod.process.standard_streams import log_form_restored
 
 from .workers import BESIDE_THE_IMAGE, IN_TURN, OF_THE_IMAGE, Failures, FilesInTurn
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # tests import onnxruntime too
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in a shell's background job; processes under test inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def _lines_as_before() -> Iterator[None]:
+    """A run within a test changes how lines are written; the next test starts without that."""
+    with log_form_restored():
+        yield
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -99,7 +99,7 @@ def test_damaged_blocks_are_encoded_again(digits: Table, tmp_path: Path) -> None
     assert encoded(digits, cache_of(digits, tmp_path))[1] == 0
 
 
-CHANGES = {"views": 2, "block_rows": 64, "image_size": 112, "extractor": "pixels", "pixel_constant": 1.0}
+CHANGES = {"views": 2, "block_rows": 64, "image_size": 112, "extractor": "dinov2", "pixel_constant": 1.0}
 
 
 def test_every_setting_of_features_but_paths_is_changed_here() -> None:

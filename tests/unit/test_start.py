@@ -24,7 +24,10 @@ TINY = (
 )
 
 
-def test_first_lines_history_and_manifests_say_what_a_run_is(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_first_lines_history_and_manifests_say_what_a_run_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["gfgw", "train"])
     run_dir, manifests = tmp_path / "run", []
     for steps, begins in ((1, "begins"), (2, "resumes from step-00000001")):
         command = ["train", "--run.dir", str(run_dir), *TINY, "--train.total-kimg", str(steps * 8 / 1000)]

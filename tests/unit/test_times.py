@@ -21,7 +21,7 @@ def test_steps_at_t_1_are_the_share_that_was_asked_for_and_evenly_spread(share: 
 
 @pytest.mark.parametrize(("images", "low", "high"), [(0, 0.7, 1.0), (9_999, 0.7, 1.0), (10_000, 0.0, 1.0)])
 def test_times_span_the_range_of_their_stage(images: int, low: float, high: float) -> None:
-    t = draw_times(TimeSettings(), CELL, images)
+    t = draw_times(TimeSettings(stage1_kimg=10), CELL, images)
     width = high - low
     assert t.min() >= low
     assert t.max() <= high
