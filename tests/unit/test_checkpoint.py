@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
+from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from gfgw_prod.checkpoint.finding import checkpoints_in
 from gfgw_prod.checkpoint.local_storage import LocalStorage
@@ -38,6 +39,13 @@ def test_tensors_are_chosen_by_prefix(keeper: Keeper) -> None:
     found = checkpoints_in(keeper.storage)[1].read_tensors("generator.", "ema.")
     assert found.keys() == {"generator.weight", "ema.weight"}
     assert torch.equal(found["ema.weight"], state(2)["ema.weight"])
+
+
+def test_torchs_own_tool_turns_a_checkpoint_into_one_file_of_plain_tensors(keeper: Keeper, tmp_path: Path) -> None:
+    dcp_to_torch_save(Path(str(keeper.storage)) / checkpoints_in(keeper.storage)[1].name, tmp_path / "whole.pt")
+    read = torch.load(tmp_path / "whole.pt", weights_only=True)
+    assert read.keys() == state(2).keys()
+    assert all(torch.equal(read[name], tensor) for name, tensor in state(2).items())
 
 
 def test_manifest_lists_every_file(keeper: Keeper) -> None:
