@@ -60,8 +60,9 @@ def log_times() -> None:
 
 @contextmanager
 def log_form_restored() -> Iterator[None]:
-    """Write lines as before after the body."""
+    """Begin the body with plain lines, and write lines as before after it."""
     before = _form.timed, _form.labels
+    _form.timed, _form.labels = False, None
     try:
         yield
     finally:
