@@ -47,7 +47,7 @@ is_count() { # is_count VALUE MINIMUM [MAXIMUM]
 count_gpus() { # sets gpus to the number that CUDA shows to a rank; of MIG instances that is one at most
     local listed all split entry entries shown=,
     gpus=0
-    listed=$(nvidia-smi -L 2>/dev/null) || return 0
+    listed=$(nvidia-smi -L 2>/dev/null) || true # it may list GPUs and still complain
     all=$(grep -c '^GPU ' <<<"$listed") || return 0
     if [[ ! ${CUDA_VISIBLE_DEVICES+set} ]]; then
         split=$(grep -A 1 '^GPU ' <<<"$listed" | grep -c '^ *MIG ') || true
@@ -114,7 +114,8 @@ python=${PYTHON:-}
 if [[ -z $python ]]; then
     python=python3
     [[ -x $root/.venv/bin/python ]] && python=$root/.venv/bin/python
-    [[ $root == */lib/python*/site-packages/gfgw_prod ]] && python=${root%/lib/python*}/bin/python
+    [[ $root == */lib/python*/site-packages/gfgw_prod && -x ${root%/lib/python*}/bin/python ]] &&
+        python=${root%/lib/python*}/bin/python
 fi
 { command -v "$python" >/dev/null && [[ ! -d $python ]]; } || fail "PYTHON must name a Python interpreter, not '$python'; run 'make setup' first"
 

@@ -29,10 +29,12 @@ from gfgw_prod.launcher.job_exit_code import JobExitCode
 from gfgw_prod.launcher.torch_changes import NoLogFiles, keep_ports
 from gfgw_prod.process import clock, held_file
 from gfgw_prod.process.exit_codes import BAD_INPUT, CRASHED, PREEMPTED, UserError
+from gfgw_prod.process.home import expand_home
 from gfgw_prod.process.leaving import AGENT_PID
 from gfgw_prod.process.restart_causes import EXPECTED_RANKS, RESTART_CAUSE
 from gfgw_prod.process.signals import exit_on_stop_signals, ignore_stop_signals
 from gfgw_prod.process.standard_streams import log_times
+from gfgw_prod.settings.presets import settings_file
 
 LINGER_SECONDS = 10.0  # at most, for the other nodes to read the job's exit code
 LONGEST_PAUSE_SECONDS = 30.0  # between attempts to join a lost rendezvous; pauses double
@@ -52,7 +54,7 @@ def main() -> int:
             raise UserError(f"--rdzv-backend must be c10d, not {options.rdzv_backend!r}")
         config, entrypoint, arguments = config_from_args(options)
         assert isinstance(entrypoint, str)
-        held_file.hold(arguments)
+        held_file.hold(arguments, lambda text: settings_file(expand_home(text)))
         if not has_files:
             config.logs_specs = NoLogFiles()
         return Node(config, entrypoint, arguments, int(grace)).run()

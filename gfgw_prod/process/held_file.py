@@ -4,26 +4,35 @@ The launcher passes path and content to its ranks in an environment variable.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from gfgw_prod.process.exit_codes import UserError
 
 MOST_BYTES = 100_000  # of a file of settings; one with every setting has 4,000. A variable takes 131,072
 _VARIABLE = b"GFGW_HELD_FILE"
 
 
-def hold(arguments: Sequence[str], option: str = "--config") -> None:
-    """Read the file that the last ``option`` names, for the processes that are started from now on.
+def hold(arguments: Sequence[str], find: Callable[[str], Path], option: str = "--config") -> None:
+    """Read the file that the last ``option`` means, for the processes that are started from now on.
 
     A file that cannot be read, or is no file of settings, is left for the ranks to complain about.
+
+    Args:
+        find: the file that a value of the option means; ``UserError`` or ``ValueError`` if none.
     """
     os.environb.pop(_VARIABLE, None)
-    following = zip(arguments, [*arguments[1:], ""], strict=True)
+    following = zip(arguments, [*arguments[1:], ""], strict=False)
     paths = [word.partition("=")[2] or after for word, after in following if word.partition("=")[0] == option]
-    if not paths or not os.path.isfile(path := os.path.expanduser(paths[-1])):
+    if not paths:
         return
     try:
-        with open(path, "rb") as file:
+        path = find(paths[-1])
+        if not path.is_file():
+            return
+        with path.open("rb") as file:
             content = file.read(MOST_BYTES + 1)
-    except OSError:
+    except (OSError, UserError, ValueError):
         return
     if len(content) <= MOST_BYTES and b"\0" not in content:
         os.environb[_VARIABLE] = _prefix(path) + content

@@ -17,5 +17,5 @@ def ignore_working_directory() -> None:
         return
     if here != ROOT:
         os.environ["PYTHONSAFEPATH"] = "1"
-        if sys.path[0] == here:
+        if not sys.flags.safe_path and sys.path[0] == here:
             del sys.path[0]

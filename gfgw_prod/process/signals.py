@@ -134,6 +134,7 @@ def _end_exit_watch() -> None:
     while _exit_watch:
         writes, thread = _exit_watch.pop()
         signal.set_wakeup_fd(-1)
+        os.write(writes, b"\0")  # a forked child may hold the pipe open, so that closing it ends nothing
         os.close(writes)
         thread.join()  # it may have read a signal, and is about to exit: nothing must begin now
 
@@ -142,4 +143,6 @@ def _exit_when_signalled(reads: int, watched: set[signal.Signals]) -> None:
     while numbers := os.read(reads, 64):
         if not watched.isdisjoint(numbers):
             exit_preempted()
+        if 0 in numbers:
+            break
     os.close(reads)

@@ -41,6 +41,6 @@ def open_sinks(names: Sequence[str], run_dir: Path, settings: Mapping[str, Any],
     for entry in find_sinks(names):
         try:
             opened.append(entry.load()(run_dir, settings, step))
-        except Exception as error:  # of any kind: a missing library, a login, a server
+        except (Exception, SystemExit) as error:  # of any kind: a missing library, a login, a server
             raise UserError(f"telemetry.sinks: {entry.name} cannot be opened: {one_line(error, 300)}") from None
     return opened

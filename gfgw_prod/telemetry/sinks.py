@@ -55,8 +55,9 @@ class Telemetry:
         registered: Sequence[Sink] = (),
     ):
         self._sinks, self._log = [*sinks, *registered], log
-        self._registered = set(registered)
-        self._failing: set[Sink] = set()
+        # By identity: a sink of another package need not be hashable.
+        self._registered = {id(sink) for sink in registered}
+        self._failing: set[int] = set()
 
     @classmethod
     def open(
@@ -102,13 +103,13 @@ class Telemetry:
         try:
             action()
         except Exception as error:
-            if not isinstance(error, OSError) and sink not in self._registered:
+            if not isinstance(error, OSError) and id(sink) not in self._registered:
                 raise
-            if sink not in self._failing:
-                self._failing.add(sink)
+            if id(sink) not in self._failing:
+                self._failing.add(id(sink))
                 self._log(f"metrics cannot be written by {type(sink).__name__} ({reason_of(error)}); the run goes on")
         else:
-            self._failing.discard(sink)
+            self._failing.discard(id(sink))
 
 
 class JsonLines:

@@ -256,10 +256,11 @@ class Reporter:
         """Close the meter, the sinks, the ledger and the endpoint."""
         if self._meter is not None:
             self._meter.close()
-        self._telemetry.close()
         if self._ledger is not None:
             self._ledger.end(self._health.images, self._end)
             self._ledger = None
+        with watch.paused():  # a sink of another package may upload
+            self._telemetry.close()
         self._node.close()
 
     def _new_meter(self, title: str, total: int, unit: str) -> Meter:

@@ -17,7 +17,12 @@ class Failing:
     def __init__(self, run_dir, settings, step):
         if settings["seed"] == 13:
             raise RuntimeError("no login")
+        if settings["seed"] == 14:
+            raise SystemExit("no login")
         self.path, self.records = run_dir / "failing.txt", 0
+
+    def __eq__(self, other):  # makes it unhashable, as a data class is
+        return self is other
 
     def record(self, step, images, values):
         self.records += 1
@@ -58,9 +63,10 @@ def test_registered_sink_gets_records_and_does_not_end_a_run(tmp_path: Path) -> 
     assert lines[0] == "metrics cannot be written by Failing (the server is gone); the run goes on"
 
 
-def test_sink_that_cannot_be_opened_is_bad_input(tmp_path: Path) -> None:
+@pytest.mark.parametrize("seed", [13, 14])
+def test_sink_that_cannot_be_opened_is_bad_input(tmp_path: Path, seed: int) -> None:
     with pytest.raises(UserError, match=r"telemetry\.sinks: failing cannot be opened: no login"):
-        open_sinks(["failing"], tmp_path, {"seed": 13}, 0)
+        open_sinks(["failing"], tmp_path, {"seed": seed}, 0)
 
 
 def test_unknown_sink_is_refused_before_anything_is_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,9 +22,9 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 
 
 def launched(directory: Path, listed: list[str], visible: str | None) -> subprocess.CompletedProcess[str]:
-    """Run the launch script with an ``nvidia-smi`` that lists GPUs, and a Python that prints its arguments."""
+    """Run the launch script with an ``nvidia-smi`` that lists GPUs and complains, and a Python that prints its arguments."""
     (directory / "list").write_text("".join(f"{line}\n" for line in listed))
-    for name, script in (("nvidia-smi", f"cat {directory}/list"), ("python", 'echo "$@"')):
+    for name, script in (("nvidia-smi", f"cat {directory}/list; exit 14"), ("python", 'echo "$@"')):
         (directory / name).write_text(f"#!/bin/sh\n{script}\n")
         (directory / name).chmod(0o755)
     variables = {name: value for name, value in os.environ.items() if name not in ("NPROC", "CUDA_VISIBLE_DEVICES")}
