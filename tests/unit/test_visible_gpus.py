@@ -22,7 +22,7 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 
 
 def launched(directory: Path, listed: list[str], visible: str | None) -> subprocess.CompletedProcess[str]:
-    """Run the launch script with an ``nvidia-smi`` that lists GPUs and fails, and a Python that prints its arguments."""
+    """Run the launch script with an ``nvidia-smi`` that lists GPUs and fails, and a Python that prints its words."""
     (directory / "list").write_text("".join(f"{line}\n" for line in listed))
     for name, script in (("nvidia-smi", f"cat {directory}/list; exit 14"), ("python", 'echo "$@"')):
         (directory / name).write_text(f"#!/bin/sh\n{script}\n")
