@@ -25,7 +25,6 @@ from gfgw_prod.settings.config import Config
 from gfgw_prod.settings.data import BUILT_IN, DataSettings
 from gfgw_prod.settings.evaluation import FEATURES, FEWEST, METRICS, EvaluationMetric, Features, SpaceName
 from gfgw_prod.settings.reading import resolve
-from gfgw_prod.settings.removed import without_removed
 
 SECTIONS = ("run", "generator", "data", "features")  # of the run's settings that evaluation uses
 
@@ -147,7 +146,7 @@ def _configuration(trained: TrainedGenerator, evaluation: Evaluation) -> Config:
         given["data"] = {"path": evaluation.data_path}
     recorded = trained.config.get("evaluation", {})
     weights = {name: recorded[name] for name in ("inception", "dinov2") if name in recorded}
-    return resolve(without_removed(own), {"evaluation": weights}, given)
+    return resolve(own, {"evaluation": weights}, given)
 
 
 def _open_data(settings: DataSettings, evaluation: Evaluation, world: World, log_once: Callable[[str], None]) -> Table:

@@ -23,12 +23,12 @@ def process_restored() -> Iterator[None]:
     Raises:
         UserError: if this process trains or evaluates already, or has a process group, which would be destroyed.
     """
-    if dist.is_initialized():
-        raise UserError("torch.distributed is initialised in this process; call destroy_process_group() first")
     if not _busy.acquire(blocking=False):
         raise UserError("another thread of this process trains or evaluates; wait for it, or start a process")
     hook = threading.excepthook
     try:
+        if dist.is_initialized():
+            raise UserError("torch.distributed is initialised in this process; call destroy_process_group() first")
         with handlers_restored(), arithmetic_restored(), log_form_restored():
             yield
     finally:

@@ -10,7 +10,6 @@ import yaml
 from gfgw_prod.process.exit_codes import UserError
 from gfgw_prod.settings.config import Config
 from gfgw_prod.settings.reading import read_yaml, resolve
-from gfgw_prod.settings.removed import without_removed
 from gfgw_prod.settings.running import CheckpointSettings
 
 FILE = "config.yaml"
@@ -45,7 +44,7 @@ def checkpoint_settings(run_dir: Path) -> CheckpointSettings:
     """
     try:
         content = read_yaml(file_to_read(run_dir))
-        config = resolve(without_removed({name: content.get(name, {}) for name in ("run", "checkpoint")}))
+        config = resolve({name: content.get(name, {}) for name in ("run", "checkpoint")})
     except UserError:  # missing, or of another version
         return CheckpointSettings()
     root, recorded_dir = config.checkpoint.root, config.run.dir

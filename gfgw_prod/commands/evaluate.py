@@ -56,7 +56,7 @@ def run(options: argparse.Namespace) -> int:
     measured = measure(Evaluation(metrics=asked, **{name: getattr(options, name) for name in names}))
     if not measured.world.is_main:
         return FINISHED
-    name = curve_name(options, measured.metrics, measured.other_data)
+    name = curve_name(options, measured.metrics, measured.data["sha256"] if measured.other_data else "")
     add_to_curves(options.place, name, measured.figures, measured.trained.images)
     if options.json:
         facts: dict[str, Any] = {

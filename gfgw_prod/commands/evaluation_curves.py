@@ -29,13 +29,16 @@ def add_to_curves(place: str, curve: str, figures: Figures, images: int) -> None
         log(f"evaluate: {run_dir} gets no curves ({error.strerror})")
 
 
-def curve_name(options: argparse.Namespace, metrics: MetricSpaces, other_data: bool) -> str:
-    """A name such as ``evaluate-num5000-seed0-pixels``, different for each way of measuring."""
+def curve_name(options: argparse.Namespace, metrics: MetricSpaces, other_data: str) -> str:
+    """A name such as ``evaluate-num5000-seed0-pixels``, different for each way of measuring.
+
+    ``other_data`` is the fingerprint of data that the run was not trained on, else empty.
+    """
     spaces = {space for metric, space in metrics.by_metric.items() if metric not in FIXED_SPACES}
     parts = ["evaluate", f"num{options.num}", f"seed{options.seed}", *sorted(spaces)]
     parts += [f"steps{options.steps}"] if options.steps > 1 else []
     parts += ["raw"] if options.raw else []
-    parts += ["other-data"] if other_data else []
+    parts += [f"data-{other_data[:8]}"] if other_data else []
     return "-".join(parts)
 
 

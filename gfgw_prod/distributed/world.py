@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import socket
 import sys
@@ -22,6 +23,9 @@ from gfgw_prod.distributed.torchrun import RankEnvironment, rank_environment
 from gfgw_prod.process.exit_codes import UserError
 
 T = TypeVar("T")
+
+
+_joined = itertools.count()  # process groups of this process; the ranks of a job agree on it
 
 
 @dataclass
@@ -73,6 +77,8 @@ class World:
             timeout = timedelta(seconds=timeout_seconds)
             store, rank, world_size = next(rendezvous("env://", timeout=timeout))
             store.set_timeout(timeout)
+            # A second group in one process must not find the addresses of the first.
+            store = dist.PrefixStore(f"world-{next(_joined)}", store)
             require_same_device_type(store, rank, world_size, chosen)
             dist.init_process_group(backend, timeout=timeout, store=store, rank=rank, world_size=world_size)
         return cls(launched.rank, launched.world_size, chosen, launched.local_rank, launched.local_world_size)

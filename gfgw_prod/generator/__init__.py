@@ -6,6 +6,8 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
+import torch
+
 from gfgw_prod.distributed.cells import seeded_globally
 from gfgw_prod.generator.edm_weights import load_edm
 from gfgw_prod.generator.precondition import OneStepGenerator, interpolate
@@ -29,7 +31,9 @@ def build_generator(
     classes = num_classes if settings.conditional else 0
     own = {"exact_boundary", "conditional", "correlation", "pretrained"}  # all others are the network's
     try:
-        with seeded_globally(seed, "weights"):
+        # On the meta device nothing is drawn, and another thread may be using the global generator.
+        on_meta = torch.get_default_device().type == "meta"
+        with nullcontext() if on_meta else seeded_globally(seed, "weights"):
             network = SongUNet(image_shape[-1], image_shape[0], label_dim=classes, **settings.model_dump(exclude=own))
     except ValueError as error:
         raise UserError(str(error)) from None

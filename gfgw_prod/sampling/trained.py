@@ -17,7 +17,6 @@ from gfgw_prod.generator import OneStepGenerator, build_generator
 from gfgw_prod.process.exit_codes import UserError, one_line
 from gfgw_prod.settings.config import Config
 from gfgw_prod.settings.reading import resolve
-from gfgw_prod.settings.removed import without_removed
 from gfgw_prod.weights.digest import weights_digest
 
 NUMBERS = ("num_classes", "step", "images")
@@ -41,7 +40,7 @@ class TrainedGenerator:
     @property
     def settings(self) -> Config:
         """Sections ``run`` and ``generator``; others may contain settings that only an older version knew."""
-        return resolve(without_removed({section: self.config[section] for section in ("run", "generator")}))
+        return resolve({section: self.config[section] for section in ("run", "generator")})
 
     @property
     def least_time(self) -> float:

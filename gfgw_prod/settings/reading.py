@@ -19,6 +19,7 @@ from gfgw_prod.process.durable import write_whole
 from gfgw_prod.process.exit_codes import UserError, one_line
 from gfgw_prod.process.held_file import MOST_BYTES, held
 from gfgw_prod.settings.config import Config
+from gfgw_prod.settings.removed import without_removed
 
 SETTINGS_HELP = "Every setting can stand in the YAML file and on the command line, which wins. - and _ are alike."
 
@@ -151,6 +152,7 @@ def resolve(*layers: Mapping[str, Any]) -> Config:
             _merge(merged, layer)
     except RecursionError:
         raise UserError("the settings contain themselves") from None
+    merged = without_removed(merged)
     for name in merged:
         if name not in Config.model_fields:  # pydantic-settings would take some as its own options
             raise UserError(_unknown(name))

@@ -110,14 +110,14 @@ def test_data_other_than_the_training_set_is_refused(
 
 
 def test_each_way_of_measuring_has_curves_of_its_own() -> None:
-    def name(other_data: bool = False, space: SpaceName = "pixels", **differs: Any) -> str:
+    def name(other_data: str = "", space: SpaceName = "pixels", **differs: Any) -> str:
         options = argparse.Namespace(**{"num": 20, "seed": 0, "steps": 1, "raw": False, **differs})
         return curve_name(options, MetricSpaces({"fd": space, "fid": "inception"}), other_data)
 
     assert name() == "evaluate-num20-seed0-pixels"
     assert name(num=500, raw=True, steps=4) == "evaluate-num500-seed0-pixels-steps4-raw"
     assert name(seed=3, space="dinov2") == "evaluate-num20-seed3-dinov2"
-    assert name(other_data=True) == "evaluate-num20-seed0-pixels-other-data"
+    assert name(other_data="0123456789") == "evaluate-num20-seed0-pixels-data-01234567"
 
 
 def test_built_in_data_has_no_path(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
