@@ -103,16 +103,16 @@ def evaluate(
             if each not in known:
                 raise UserError(f"{name} should be among {', '.join(known)}, not {each!r}")
     evaluation = Evaluation(
-        os.fspath(place),
-        None if metrics is None else tuple(metrics),
-        features,
-        num,
-        seed,
-        steps,
-        raw,
-        device,
-        None if data_path is None else Path(data_path),
-        other_data,
+        place=os.fspath(place),
+        metrics=None if metrics is None else tuple(metrics),
+        features=features,
+        num=num,
+        seed=seed,
+        steps=steps,
+        raw=raw,
+        device=device,
+        data_path=None if data_path is None else Path(data_path),
+        other_data=other_data,
     )
     with process_restored():
         return measure(evaluation).figures

@@ -127,7 +127,7 @@ class Matcher:
 
         # Couple.
         candidates = self._candidates(step, slot_rows, slot_labels)
-        columns = self._columns(features, slot_labels, candidates)
+        columns = self._columns(features, labels, candidates)
         options = self._options(epsilon, structure_weight, noise_term)
         p = features.new_full((len(features),), 1 / len(features))
         start = Start() if self.dual is None else self.dual.start(candidates, first=step == 0)
@@ -168,14 +168,17 @@ class Matcher:
         present[self._bank_labels[drawn]] = True
         return torch.cat([drawn, slot_rows[~present[slot_labels]].unique()])
 
-    def _columns(self, features: Tensor, slot_labels: Tensor, candidates: Tensor | None) -> Columns:
-        """The columns and their masses: uniform, or with classes, each class shares the mass of its slots."""
+    def _columns(self, features: Tensor, slot_labels: Tensor | None, candidates: Tensor | None) -> Columns:
+        """The columns and their masses: uniform, or with classes, each class shares the mass of its slots.
+
+        ``slot_labels`` are on the device of the features already: one copy a step.
+        """
         bank = self.bank
         total = bank.total if candidates is None else len(candidates)
         mass, labels = features.new_full((total,), 1 / total), None
-        if self._bank_labels is not None:
+        if self._bank_labels is not None and slot_labels is not None:
             labels = (self._bank_labels if candidates is None else self._bank_labels[candidates]).to(features.device)
-            class_mass = self._class_counts(slot_labels.to(features.device)).to(features) / len(slot_labels)
+            class_mass = self._class_counts(slot_labels).to(features) / len(slot_labels)
             mass = (class_mass / self._class_counts(labels).clamp_min(1))[labels]
         if candidates is not None:
             return Columns(bank.rows(candidates), mass, labels)
