@@ -15,6 +15,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from gfgw_prod.distributed.transfers import to_device
+
 
 def derived_seed(seed: int, stream: str, *position: int) -> int:
     """63-bit seed: a hash of the run's seed, the stream's name and a position in the stream."""
@@ -57,11 +59,11 @@ class Cell:
 
     def normal(self, name: str, shape: tuple[int, ...], device: torch.device) -> Tensor:
         """Draw standard normal numbers ``(size, *shape)``, on the CPU, so that they are the same on every device."""
-        return torch.randn((self.size, *shape), generator=self.stream(name)).to(device)
+        return to_device(torch.randn((self.size, *shape), generator=self.stream(name)), device)
 
-    def uniform(self, name: str, device: torch.device | str = "cpu") -> Tensor:
+    def uniform(self, name: str) -> Tensor:
         """Draw uniform numbers ``(size,)`` in [0, 1), on the CPU, so that they are the same on every device."""
-        return torch.rand(self.size, generator=self.stream(name)).to(device)
+        return torch.rand(self.size, generator=self.stream(name))
 
     @contextmanager
     def dropout(self, device: torch.device) -> Iterator[None]:

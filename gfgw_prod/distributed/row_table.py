@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Shard
 
+from gfgw_prod.distributed.transfers import to_device
 from gfgw_prod.distributed.world import World
 
 SMALLEST_BLOCK = 512  # rows
@@ -70,7 +71,7 @@ class RowTable:
 
         Collective: all ranks pass the same ids. All-reduces the rows' bytes.
         """
-        ids = ids.to(self.local.device)
+        ids = to_device(ids, self.local.device)
         if self.world.world_size == 1:
             return self.local[ids].to(self.world.device)
         # Select with torch.where: indexing with a mask makes the host wait for the GPU.
@@ -90,7 +91,7 @@ class RowTable:
 
     def write(self, ids: Tensor, values: Tensor) -> None:
         """Set rows by global id. Every rank passes all values; equal ids must have equal values."""
-        _, places = self._places(ids.to(self.local.device))
+        _, places = self._places(to_device(ids, self.local.device))
         rows = torch.cat([self.local, self.local.new_zeros(1, *self.local.shape[1:])])  # the last takes other ranks'
         rows[places] = values.to(rows.dtype)
         self.local.copy_(rows[:-1])

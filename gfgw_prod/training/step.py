@@ -18,6 +18,7 @@ from gfgw_prod.data.stream import CellRows, KeyedOrder, flip_some
 from gfgw_prod.distributed.cells import Cell, Turn
 from gfgw_prod.distributed.parallel import Parallel
 from gfgw_prod.distributed.reduction import gradient_norm, gradients, scale_gradients
+from gfgw_prod.distributed.transfers import to_device
 from gfgw_prod.distributed.world import World
 from gfgw_prod.generator import interpolate
 from gfgw_prod.generator.ema import Ema
@@ -74,7 +75,7 @@ class TrainingStep:
             match=match,
             finite=finite,
             losses=losses,
-            counts=torch.tensor([turn.weight for turn in inputs.turns], device=self.world.device),
+            counts=to_device(torch.tensor([turn.weight for turn in inputs.turns]), self.world.device),
             row_ids=torch.stack([cell.ids for cell in inputs.cells]),
             gradient_checksums=gradient_checksums,
             gradient_norm=norm,
@@ -232,7 +233,7 @@ class TrainingStep:
     ) -> Tensor:
         """Accumulate the gradient of one cell; returns its loss terms ``(len(Losses._fields),)``."""
         config, slots = self.config, turn.cell.slots
-        target = target.to(self.world.device, non_blocking=True)
+        target = to_device(target, self.world.device)
         if config.data.flip:
             target = flip_some(target, cell.flips)
         self.parallel.module.train()
@@ -241,7 +242,7 @@ class TrainingStep:
         with self.parallel.turn(turn), turn.cell.dropout(self.world.device):
             predicted, features, at_zero = samples.images, samples.features_with_grad, None
             if predicted is None:
-                predicted, at_zero = self._predict(target, cell, t.to(self.world.device, non_blocking=True))
+                predicted, at_zero = self._predict(target, cell, to_device(t, self.world.device))
             if nearer is None:
                 batch = BatchFeatures(match.generated, match.features, slots, match.labels) if inputs.one_step else None
                 losses = self.objective(
@@ -274,8 +275,7 @@ class TrainingStep:
             Images ``(b, c, h, w)``, the target itself where ``r`` is 0; and the noise between the times, ``(b,)``.
         """
         r, apart = (
-            each.to(self.world.device, non_blocking=True)
-            for each in nearer_times(self.config.consistency, t, inputs.images_seen)
+            to_device(each, self.world.device) for each in nearer_times(self.config.consistency, t, inputs.images_seen)
         )
         with turn.cell.dropout(self.world.device):
             images = self._pass(interpolate(target, cell.noise, r), r, cell.labels)

@@ -12,6 +12,7 @@ from torch import Tensor
 from gfgw_prod.data.sources import Table
 from gfgw_prod.data.stream import CellRows
 from gfgw_prod.distributed.cells import Cell, CellAssignment, Turn
+from gfgw_prod.distributed.transfers import to_device
 from gfgw_prod.distributed.world import World
 from gfgw_prod.training.objective import Losses
 from gfgw_prod.transport.matching import Match
@@ -34,9 +35,9 @@ class CellInputs:
         return cls(
             ids=rows.ids,
             noise=cell.normal("noise", table.image_shape, device),
-            images=rows.images.to(device, non_blocking=True),
-            labels=rows.labels.to(device, non_blocking=True),
-            flips=cell.uniform("flip", device),
+            images=to_device(rows.images, device),
+            labels=to_device(rows.labels, device),
+            flips=to_device(cell.uniform("flip"), device),
         )
 
 

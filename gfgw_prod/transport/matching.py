@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from gfgw_prod.data.stream import KeyedOrder
+from gfgw_prod.distributed.transfers import to_device
 from gfgw_prod.transport.columns import Columns
 from gfgw_prod.transport.coupling import Options, Start
 from gfgw_prod.transport.dual import PersistentDual
@@ -88,6 +89,8 @@ class Matcher:
     ):
         self.settings, self.bank = settings, bank
         self._bank_labels, self._num_classes, self._values = bank_labels, num_classes, values
+        # Also where the bank is: copied once.
+        self._labels = None if bank_labels is None else to_device(bank_labels, bank.world.device)
         self._draws = KeyedOrder(seed, bank.total, stream="bank")
         self._subset_rows = min(settings.subset_rows, bank.total)
         self.usage = Usage(bank.total, bank.world)
@@ -121,9 +124,9 @@ class Matcher:
             epsilon, structure_weight: ε and λ of this step.
             noise_term: vectors ``(B, d)`` whose products with bank rows are added to the similarity.
         """
-        labels = None if self._bank_labels is None else slot_labels.to(features.device)
+        labels = None if self._bank_labels is None else to_device(slot_labels, features.device)
         if self.settings.target == "independent":
-            return Match(slot_rows.to(features.device), self.bank.rows(slot_rows), features, labels)
+            return Match(to_device(slot_rows, features.device), self.bank.rows(slot_rows), features, labels)
 
         # Couple.
         candidates = self._candidates(step, slot_rows, slot_labels)
@@ -143,7 +146,7 @@ class Matcher:
 
         # Choose a target per slot.
         chosen = coupling.sample(uniforms) if self.settings.target == "sample" else coupling.argmax()
-        rows = chosen if candidates is None else candidates.to(chosen.device)[chosen]
+        rows = chosen if candidates is None else to_device(candidates, chosen.device)[chosen]
         if self.settings.target == "barycentric":
             target_features, mixed = self._barycentres(coupling, columns, candidates)
         else:
@@ -176,8 +179,8 @@ class Matcher:
         bank = self.bank
         total = bank.total if candidates is None else len(candidates)
         mass, labels = features.new_full((total,), 1 / total), None
-        if self._bank_labels is not None and slot_labels is not None:
-            labels = (self._bank_labels if candidates is None else self._bank_labels[candidates]).to(features.device)
+        if self._labels is not None and slot_labels is not None:
+            labels = self._labels if candidates is None else self._labels[to_device(candidates, features.device)]
             class_mass = self._class_counts(slot_labels).to(features) / len(slot_labels)
             mass = (class_mass / self._class_counts(labels).clamp_min(1))[labels]
         if candidates is not None:
@@ -213,7 +216,7 @@ class Matcher:
         def side_by_side(block: slice) -> Tensor:
             ids = torch.arange(columns.first + block.start, columns.first + block.stop)
             values = self._values.of(ids if candidates is None else candidates[ids])
-            return torch.cat([columns.features[block], values.to(columns.features.device)], dim=1)
+            return torch.cat([columns.features[block], to_device(values, columns.features.device)], dim=1)
 
         means = coupling.barycentre(side_by_side, d + self._values.width)
         return normalize(means[:, :d], dim=1), means[:, d:]

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from gfgw_prod.distributed.transfers import to_device
 from gfgw_prod.transport.coupling import Status
 from gfgw_prod.transport.geometry import Geometry
 from gfgw_prod.transport.sinkhorn import MASS_BITS, RATIO_BITS, Sinkhorn
@@ -84,7 +85,7 @@ class Plan:
         local = torch.stack(masses).sum(dim=0) if masses else chosen
         by_rank = local[None] if world is None else world.all_gather(local)  # (W, n)
         # What is left of the drawn mass at the start of this rank's first block, then of each next block.
-        left = (uniforms.to(p.device).double() * by_rank.sum(dim=0)).floor().to(torch.int64)
+        left = (to_device(uniforms, p.device).double() * by_rank.sum(dim=0)).floor().to(torch.int64)
         left = left - by_rank[: 0 if world is None else world.rank].sum(dim=0)
         for (block, weights), mass in zip(self.solver.conditional_blocks(), masses, strict=True):
             cumulative = weights.double().cumsum(dim=1)
