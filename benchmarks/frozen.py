@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torchvision.models import vgg
 
-from gfgw_prod.features.extractors import DINOV2
+from gfgw_prod.settings.networks import DINOV2
 
 
 def draw_frozen(directory: Path) -> tuple[Path, Path]:

@@ -15,7 +15,7 @@ from gfgw_prod.distributed.world import World
 from gfgw_prod.evaluation.evaluator import Evaluator
 from gfgw_prod.evaluation.manifolds import Figures
 from gfgw_prod.evaluation.metric_spaces import MetricSpaces, choose_spaces
-from gfgw_prod.evaluation.spaces import Space, WeightFiles, build_space, trained_with
+from gfgw_prod.evaluation.spaces import PIXELS, Space, WeightFiles, build_space, trained_with
 from gfgw_prod.process.exit_codes import UserError
 from gfgw_prod.process.meter import Meter
 from gfgw_prod.process.standard_streams import log
@@ -23,7 +23,7 @@ from gfgw_prod.sampling.limits import check_drawing
 from gfgw_prod.sampling.trained import TrainedGenerator, read_trained
 from gfgw_prod.settings.config import Config
 from gfgw_prod.settings.data import BUILT_IN, DataSettings
-from gfgw_prod.settings.evaluation import FEATURES, FEWEST, METRICS, EvaluationMetric, Features, SpaceName
+from gfgw_prod.settings.evaluation import FEWEST, METRICS, TIMM_SPACE, EvaluationMetric, SpaceName, checked_features
 from gfgw_prod.settings.reading import resolve
 
 SECTIONS = ("run", "generator", "data", "features")  # of the run's settings that evaluation uses
@@ -35,7 +35,7 @@ class Evaluation:
 
     place: str
     metrics: tuple[EvaluationMetric, ...] | None = None
-    features: Features = "auto"
+    features: str = "auto"
     num: int = 5000
     seed: int = 0
     steps: int = 1
@@ -43,9 +43,9 @@ class Evaluation:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     data_path: Path | None = None
     other_data: bool = False
+    weights: Path | None = None
     inception: Path | None = None
     dinov2: Path | None = None
-    dinov2_small: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def evaluate(
     place: str | Path,
     *,
     metrics: Sequence[EvaluationMetric] | None = None,
-    features: Features = "auto",
+    features: str = "auto",
     num: int = 5000,
     seed: int = 0,
     steps: int = 1,
@@ -87,7 +87,7 @@ def evaluate(
     Args:
         place: run directory, one of its checkpoints, or a ``.safetensors`` file of ``gfgw export``.
         metrics: some of fd, kid, pr, coverage, memorisation, fid, fd-dinov2; ``None`` is all that have their weights.
-        features: feature space of the first five; ``auto`` is the run's own.
+        features: feature space of the first five, as in docs/evaluation.md; ``auto`` is the run's own.
         data_path: where the data set is now.
         other_data: allow data that the run was not trained on.
 
@@ -98,14 +98,13 @@ def evaluate(
         UserError: for an argument that is wrong, and missing weights, data or checkpoints; in one line.
     """
     check_drawing(num, steps, seed, least=FEWEST)
-    for name, given, known in (("features", (features,), FEATURES), ("metrics", metrics or (), METRICS)):
-        for each in given:
-            if each not in known:
-                raise UserError(f"{name} should be among {', '.join(known)}, not {each!r}")
+    for each in metrics or ():
+        if each not in METRICS:
+            raise UserError(f"metrics should be among {', '.join(METRICS)}, not {each!r}")
     evaluation = Evaluation(
         place=os.fspath(place),
         metrics=None if metrics is None else tuple(metrics),
-        features=features,
+        features=checked_features(features, "features"),
         num=num,
         seed=seed,
         steps=steps,
@@ -126,8 +125,11 @@ def measure(evaluation: Evaluation) -> Measurement:
     """
     trained = read_trained(evaluation.place, raw=evaluation.raw)
     config = _configuration(trained, evaluation)
+    network = evaluation.features if TIMM_SPACE.fullmatch(evaluation.features) else trained_with(config)
+    if evaluation.weights is not None and network == PIXELS:
+        raise UserError("--weights are those of a network: name it as --features timm:NAME")
     files = WeightFiles.of_run(config).replaced_by(
-        {"inception": evaluation.inception, "dinov2": evaluation.dinov2, "dinov2-small": evaluation.dinov2_small}
+        {"inception": evaluation.inception, "dinov2": evaluation.dinov2, network: evaluation.weights}
     )
     pixels = math.prod(trained.image_shape)
     metrics = choose_spaces(evaluation.metrics, evaluation.features, files, trained_with(config), pixels)

@@ -17,7 +17,7 @@ from gfgw_prod.distributed.cells import CellAssignment
 from gfgw_prod.distributed.parallel import ranks_per_copy
 from gfgw_prod.distributed.reduction import node_levels
 from gfgw_prod.distributed.row_table import rows_per_block
-from gfgw_prod.features.extractors import DINOV2, Dinov2Features, feature_dim
+from gfgw_prod.features.extractors import NetworkFeatures, feature_dim, network_of
 from gfgw_prod.generator import build_generator
 from gfgw_prod.losses.flow import check_scales
 from gfgw_prod.losses.perceptual import PerceptualLoss
@@ -114,11 +114,8 @@ def frozen_networks(config: Config) -> list[nn.Module]:
     networks: list[nn.Module] = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # lpips uses deprecated arguments of torchvision
-        if config.features.extractor == "dinov2":
-            import timm
-
-            side = config.features.image_size
-            networks.append(Dinov2Features(timm.create_model(DINOV2, num_classes=0, img_size=side), side))
+        if (network := network_of(config.features)) is not None:
+            networks.append(NetworkFeatures(network, network.on_meta()))
         if config.loss.lpips:
             import lpips
 

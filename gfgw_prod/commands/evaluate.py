@@ -13,7 +13,7 @@ from gfgw_prod.distributed.torchrun import rank_environment
 from gfgw_prod.process.exit_codes import FINISHED, UserError
 from gfgw_prod.process.standard_streams import log
 from gfgw_prod.sampling.limits import check_drawing
-from gfgw_prod.settings.evaluation import FEATURES, FEWEST, FIGURES, METRICS, EvaluationMetric
+from gfgw_prod.settings.evaluation import FEATURES, FEWEST, FIGURES, METRICS, EvaluationMetric, checked_features
 
 if TYPE_CHECKING:
     from gfgw_prod.evaluation.manifolds import Figures
@@ -27,16 +27,17 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--metrics", metavar="LIST", help=f"of {','.join(METRICS)} (default: all that have weights)")
     parser.add_argument(
         "--features",
-        choices=FEATURES,
         default="auto",
-        help="space of fd, kid, pr, coverage and memorisation (auto: the run's own; for kid inception if available)",
+        metavar="SPACE",
+        help=f"space of fd, kid, pr, coverage and memorisation: {', '.join(FEATURES)} or timm:NAME@SIDE "
+        "(auto: the run's own; for kid inception if available)",
     )
     add_drawing(parser, num=5000)
     add_json(parser)
     for name, what in (
         ("--inception", "torch-fidelity's Inception weights"),
         ("--dinov2", "timm's DINOv2 ViT-L/14 weights"),
-        ("--dinov2-small", "timm's DINOv2 ViT-S/14 weights, where the run's features.weights are now"),
+        ("--weights", "weights of --features timm:NAME, or where the run's features.weights are now"),
         ("--data-path", "where the data set is now (default: data.path of the run)"),
     ):
         parser.add_argument(name, type=path, metavar="PATH", help=what)
@@ -46,6 +47,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Measure the generator and print the figures, alone or on every rank of a launcher; return the exit code."""
     check_drawing(options.num, options.steps, options.seed, least=FEWEST, prefix="--")
+    options.features = checked_features(options.features, "--features")
     asked = None if options.metrics is None else metric_list(options.metrics)
     rank_environment()  # refuses a malformed environment before torch is imported
     from gfgw_prod.api.evaluating import Evaluation, measure

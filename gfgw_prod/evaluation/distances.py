@@ -19,27 +19,56 @@ SUBSETS, SUBSET_ROWS = 100, 1000  # of the kernel distance, as published
 class Moments:
     """Mean and covariance of a stream of rows of width ``dim``, in float64 (Chan, Golub and LeVeque 1983).
 
-    The last bits depend on the blocks and their order, so both must be fixed.
+    Up to ``2 dim`` rows are kept as they are, which is less work. The last bits depend on the blocks and their order,
+    so both must be fixed.
     """
 
     def __init__(self, dim: int, device: torch.device | str = "cpu"):
-        self.count = 0
-        self.mean = torch.zeros(dim, dtype=torch.float64, device=device)
-        self._scatter = torch.zeros(dim, dim, dtype=torch.float64, device=device)
+        self.count, self._dim = 0, dim
+        self._mean = torch.zeros(dim, dtype=torch.float64, device=device)
+        self._kept: list[Tensor] | None = []
+        self._scatter = self._factor = self._mean.new_zeros(0)
 
     def add(self, rows: Tensor) -> None:
         """Add a block of rows ``(n, d)``."""
-        rows = rows.to(self.mean.device, torch.float64)
-        mean, total = rows.mean(dim=0), self.count + len(rows)
-        centred, gap = rows - mean, mean - self.mean
-        self._scatter += centred.T @ centred + torch.outer(gap, gap) * (self.count * len(rows) / total)
-        self.mean += gap * (len(rows) / total)
-        self.count = total
+        blocks = [rows.to(self._mean.device, torch.float64)]
+        self._factor = self._factor[:0]
+        if self._kept is not None:
+            self._kept += blocks
+            if self.count + len(rows) <= 2 * self._dim:
+                self.count += len(rows)
+                return
+            blocks, self._kept, self.count = self._kept, None, 0
+            self._scatter = self._mean.new_zeros(self._dim, self._dim)
+        for block in blocks:
+            mean, total = block.mean(dim=0), self.count + len(block)
+            centred, gap = block - mean, mean - self._mean
+            self._scatter += centred.T @ centred + torch.outer(gap, gap) * (self.count * len(block) / total)
+            self._mean += gap * (len(block) / total)
+            self.count = total
+
+    @property
+    def mean(self) -> Tensor:
+        """The mean ``(d,)``."""
+        return torch.cat(self._kept).mean(dim=0) if self._kept else self._mean
 
     @property
     def covariance(self) -> Tensor:
         """The unbiased covariance ``(d, d)`` of at least two rows."""
-        return self._scatter / (self.count - 1)
+        return self.factor.T @ self.factor if self._kept else self._scatter / (self.count - 1)
+
+    @property
+    def factor(self) -> Tensor:
+        """A matrix ``L (k, d)`` with ``LᵀL`` the covariance of at least two rows; computed once."""
+        if not len(self._factor):
+            if self._kept:
+                rows = torch.cat(self._kept)
+                rows = (rows - rows.mean(dim=0)) / (self.count - 1) ** 0.5
+                self._factor = rows if len(rows) <= self._dim else torch.linalg.qr(rows, mode="r").R
+            else:
+                values, vectors = torch.linalg.eigh(self.covariance)
+                self._factor = (vectors * values.clamp_min(0).sqrt()).T
+        return self._factor
 
 
 def moments_of(rows: Tensor, block_rows: int = 256) -> Moments:
@@ -53,51 +82,56 @@ def moments_of(rows: Tensor, block_rows: int = 256) -> Moments:
 def frechet_distance(first: Moments, second: Moments) -> float:
     """``|m1 - m2|² + tr(C1 + C2 - 2 (C1 C2)^½)``.
 
-    The eigenvalues of ``(C1 C2)^½`` are those of ``(C1^½ C2 C1^½)^½``, which are the singular values of
-    ``C2^½ C1^½``; the roots come from symmetric eigendecompositions. Eigenvalues of ``C1^½ C2 C1^½`` itself would have
-    half the digits.
+    With ``C = LᵀL``, the eigenvalues of ``(C1 C2)^½`` are the singular values of ``L1 L2ᵀ``. Square roots of the
+    eigenvalues of ``C1 C2`` would have half the digits.
     """
-    gap = first.mean - second.mean
-    covariances = first.covariance, second.covariance
-    cross = torch.linalg.svdvals(_root(covariances[1]) @ _root(covariances[0])).sum()
-    spread = covariances[0].trace() + covariances[1].trace() - 2 * cross
+    gap, (one, two) = first.mean - second.mean, (first.factor, second.factor)
+    spread = one.square().sum() + two.square().sum() - 2 * torch.linalg.svdvals(one @ two.T).sum()
     return max(float(gap @ gap + spread), 0.0)  # rounding may leave it just below 0
-
-
-def _root(covariance: Tensor) -> Tensor:
-    values, vectors = torch.linalg.eigh(covariance)
-    root: Tensor = (vectors * values.clamp_min(0).sqrt()) @ vectors.T
-    return root
 
 
 def squared_mmd(first: Tensor, second: Tensor) -> float:
     """The unbiased estimate of MMD² of rows ``(n, d)`` and ``(m, d)`` under ``k(x, y) = (x·y / d + 1)³``, float64."""
     first, second = first.double(), second.double()
-
-    def kernel(a: Tensor, b: Tensor) -> Tensor:
-        inner = (a @ b.T).div_(a.shape[1]).add_(1)
-        return inner.square().mul_(inner)  # several times as fast as a power
-
-    same = kernel(first, first), kernel(second, second)
-    within = sum((k.sum() - k.trace()) / (len(k) * (len(k) - 1)) for k in same)
-    return float(within - 2 * kernel(first, second).mean())
+    return float(_within(first) + _within(second) - 2 * _kernel(first, second).mean())
 
 
 def kernel_distance(samples: RowTable, data: RowTable, *, seed: int, on_progress: Progress) -> tuple[float, float]:
     """Mean and standard deviation of MMD² over 100 subsets of 1,000 rows each, or of all rows if there are fewer.
 
-    Rank ``s mod world_size`` computes subset ``s``, drawn from stream ``(seed, "kernel", s)``. Collective.
+    Rank ``s mod world_size`` computes subset ``s``, drawn from stream ``(seed, "kernel", s)``. If a subset holds all
+    samples and all data, there is only one. Collective.
     """
     world, size = samples.world, min(SUBSET_ROWS, samples.total, data.total)
-    mine = torch.zeros(-(-SUBSETS // world.world_size), dtype=torch.float64, device=world.device)
-    for index, first in enumerate(range(0, SUBSETS, world.world_size)):
-        on_progress("kernel distance", first, SUBSETS)
+    # A set that all subsets hold is fetched once, and compared with itself once.
+    whole = [rows.rows(torch.arange(size)).double() if rows.total == size else None for rows in (samples, data)]
+    own_whole = [None if rows is None else _within(rows) for rows in whole]
+    subsets = 1 if None not in own_whole else SUBSETS
+    mine = torch.zeros(-(-subsets // world.world_size), dtype=torch.float64, device=world.device)
+    for index, first in enumerate(range(0, subsets, world.world_size)):
+        on_progress("kernel distance", first, subsets)
         own: list[Tensor] = []
-        for subset in range(first, min(first + world.world_size, SUBSETS)):  # `rows` is collective
+        for subset in range(first, min(first + world.world_size, subsets)):  # `rows` is collective
             stream = random_stream(seed, "kernel", subset)
-            drawn = [rows.rows(torch.randperm(rows.total, generator=stream)[:size]) for rows in (samples, data)]
-            own = drawn if subset - first == world.rank else own
+            drawn = [torch.randperm(rows.total, generator=stream)[:size] for rows in (samples, data)]
+            found = [
+                rows.rows(ids).double() if same is None else same
+                for rows, ids, same in zip((samples, data), drawn, whole, strict=True)
+            ]
+            own = found if subset - first == world.rank else own
         if own:
-            mine[index] = squared_mmd(*own)
-    values = world.all_gather(mine).T.flatten()[:SUBSETS].cpu()  # in the order of subsets
+            a, b = (_within(rows) if known is None else known for rows, known in zip(own, own_whole, strict=True))
+            mine[index] = a + b - 2 * _kernel(*own).mean()
+    values = world.all_gather(mine).T.flatten()[:subsets].cpu()  # in the order of subsets
     return float(values.mean()), float(values.std(correction=0))
+
+
+def _kernel(a: Tensor, b: Tensor) -> Tensor:
+    inner = (a @ b.T).div_(a.shape[1]).add_(1)
+    return inner.square().mul_(inner)  # several times as fast as a power
+
+
+def _within(rows: Tensor) -> Tensor:
+    """Mean kernel of different rows."""
+    kernel = _kernel(rows, rows)
+    return (kernel.sum() - kernel.trace()) / (len(rows) * (len(rows) - 1))

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 PACKAGES: dict[str, Callable[[Config], bool]] = {
     "gfgw-prod": lambda config: True,
     "torch": lambda config: True,
-    "timm": lambda config: config.features.extractor == "dinov2",
+    "timm": lambda config: config.features.timm_network is not None,
     "lpips": lambda config: config.loss.lpips > 0,
     "torchvision": lambda config: config.loss.lpips > 0,
     "pot": lambda config: config.transport.backend == "pot",
@@ -56,7 +56,7 @@ FREE |= {f"data.{name}" for name in DataSettings.model_fields} - {"data.flip"}
 FREE_SECTIONS = ("checkpoint.", "telemetry.", "evaluation.")
 # Settings that may differ between the ranks of a job. All others decide when ranks meet in a collective, and on what.
 PER_RANK = PLACES | {
-    *("data.path", "data.download", "evaluation.inception", "evaluation.dinov2"),
+    *("data.path", "data.download", "evaluation.inception", "evaluation.dinov2", "evaluation.weights"),
     *("telemetry.prometheus_port", "telemetry.prometheus_address", "telemetry.progress"),
 }
 

@@ -60,6 +60,8 @@ class Config(BaseSettings):
             raise ValueError(unused)
         if self.features.pixel_constant and self.features.extractor != "pixels":
             raise ValueError("features.pixel_constant needs features.extractor pixels; or use 0")
+        if (self.features.extractor == "timm") != (self.features.network is not None):
+            raise ValueError("features.extractor timm and features.network, the name of a network, go together")
         if self.distributed.gather_dtype == "bfloat16" and self.train.precision != "bf16":
             raise ValueError("distributed.gather_dtype bfloat16 needs train.precision bf16")
         if self.generator.conditional and self.transport.backend == "pot":

@@ -6,7 +6,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from gfgw_prod.settings.types import Count, Decay, Flag, Real, Section, UserPath, Whole, setting
+from gfgw_prod.settings.types import Count, Decay, Flag, Real, Section, Text, UserPath, Whole, setting
+
+DINOV2 = "vit_small_patch14_dinov2.lvd142m"  # of timm
+Pool = Literal["token", "avg"]
 
 
 class GeneratorSettings(Section):
@@ -36,7 +39,9 @@ class GeneratorSettings(Section):
 
 
 class FeatureSettings(Section):
-    extractor: Literal["pixels", "dinov2"] = setting("pixels", "feature space of the matching")
+    extractor: Literal["pixels", "timm", "dinov2"] = setting(
+        "pixels", f"feature space of the matching: raw pixels, or a network of timm; dinov2 is its {DINOV2}"
+    )
     pixel_constant: Real = setting(
         0.0,
         "pixels: append a constant that equals the pixels in norm if their root mean square is this; "
@@ -44,12 +49,19 @@ class FeatureSettings(Section):
         ge=0,
         le=1e3,
     )
+    network: Text | None = setting(None, "timm: the network's name, with its tag, as in timm.list_pretrained()")
+    pool: Pool | None = setting(None, "features of a network: class token, or mean over places; null: its own way")
     weights: UserPath | None = setting(
-        None, "DINOv2 weights (.safetensors or .pth); null: the hub's, cached or fetched"
+        None, "the network's weights (.safetensors or .pth); null: the hub's, cached or fetched"
     )
-    image_size: Whole = setting(224, "DINOv2 input side, pixels", ge=14, le=2044, multiple_of=14)
+    image_size: Whole = setting(224, "input side of the network, pixels", ge=8, le=2048)
     block_rows: Count = setting(128, "images encoded per batch when the bank is built, rows")
     views: Whole = setting(
         1, "2: bank rows are normalised means of an image's and its mirror image's features", ge=1, le=2
     )
     cache: UserPath | None = setting(None, "directory that caches encoded banks for other runs; null is off")
+
+    @property
+    def timm_network(self) -> str | None:
+        """Name of the network, if the extractor is one."""
+        return {"timm": self.network, "dinov2": DINOV2}.get(self.extractor)

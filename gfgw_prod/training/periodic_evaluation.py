@@ -41,7 +41,7 @@ class PeriodicEvaluation:
             return
         files = WeightFiles.of_run(config)
         metrics = choose_spaces(e.metrics, e.features, files, trained_with(config), math.prod(table.image_shape))
-        for note in metrics.notes:
+        for note in (str(metrics), *metrics.notes):
             reporter.log(f"evaluation: {note}")
         self._evaluator = Evaluator(
             table,

@@ -20,7 +20,7 @@ class PublishedFile:
 
     title: str
     file: str
-    sha256: str
+    sha256: str  # empty if none is published
     setting: str  # that names another file
     url: str = ""
     repository: str = ""
@@ -112,13 +112,14 @@ def verify(published: PublishedFile, path: Path, log: Callable[[str], None], *, 
         raise UserError(
             f"{published.setting}: no file {path}; it should be {published.file} of {published.title}, or one like it"
         )
-    if (found := _sha256(path)) != published.sha256 and not user_given:
+    expected = published.sha256
+    if (found := _sha256(path)) != expected and expected and not user_given:
         raise UserError(
-            f"{path} is damaged: its SHA-256 is {found}, that of {published.title} is {published.sha256}; "
+            f"{path} is damaged: its SHA-256 is {found}, that of {published.title} is {expected}; "
             f"delete it, or set {published.setting} to an intact copy"
         )
     yield
-    if found != published.sha256:
+    if found != expected and expected:
         log(f"{published.setting}: {path} is not {published.file} of {published.title}; its SHA-256 is {found}")
 
 

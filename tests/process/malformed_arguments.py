@@ -43,7 +43,8 @@ ARGUMENTS: tuple[list[str], ...] = (
     *(["evaluate", "@/reference", *rest] for rest in (
         ["--metrics", ""], ["--metrics", "fd,psnr"], ["--metrics", "fid"], ["--metrics", "fd-dinov2"], ["--num", "9"],
         ["--num", "1e9"], ["--num", "9" * 5000], ["--seed", "-1"], ["--steps", "0"], ["--features", "vgg"],
-        ["--features", "inception"], ["--features", "dinov2-small"], ["--metrics", "fid", "--inception", "@/garbage"],
+        ["--features", "inception"], ["--features", "timm:resnet18"], ["--features", "timm:nothing"],
+        ["--features", "timm:a/b"], ["--weights", "@/file"], ["--metrics", "fid", "--inception", "@/garbage"],
         ["--metrics", "fid", "--inception", "@/none"], ["--metrics", "fid", "--inception", ""], ["--metrics",
         "fd-dinov2", "--dinov2", "@/file"], ["--device", "cuda"], ["--json=1"], ["--out", "o"])),
     *(["export", "@/reference", "--format", "safetensors", "--out", each] for each in

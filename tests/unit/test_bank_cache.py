@@ -99,7 +99,9 @@ def test_damaged_blocks_are_encoded_again(digits: Table, tmp_path: Path) -> None
     assert encoded(digits, cache_of(digits, tmp_path))[1] == 0
 
 
-CHANGES = {"views": 2, "block_rows": 64, "image_size": 112, "extractor": "dinov2", "pixel_constant": 1.0}
+CHANGES = {"views": 2, "block_rows": 64, "image_size": 112, "extractor": "dinov2", "pixel_constant": 1.0, "pool": "avg"}
+CHANGES |= {"network": "other"}
+NEEDED = {"pixel_constant": {"extractor": "pixels"}, "network": {"extractor": "timm", "network": "one"}}
 
 
 def test_every_setting_of_features_but_paths_is_changed_here() -> None:
@@ -108,8 +110,8 @@ def test_every_setting_of_features_but_paths_is_changed_here() -> None:
 
 @pytest.mark.parametrize("settings", [{name: value} for name, value in CHANGES.items()], ids=str)
 def test_other_settings_have_other_banks(digits: Table, tmp_path: Path, settings: dict[str, object]) -> None:
-    needed = {"extractor": "pixels"} if "pixel_constant" in settings else {}
-    one, other = cache_of(digits, tmp_path, **needed), cache_of(digits, tmp_path, **needed, **settings)
+    needed = NEEDED.get(next(iter(settings)), {})
+    one, other = cache_of(digits, tmp_path, **needed), cache_of(digits, tmp_path, **needed | settings)
     assert one is not None
     assert other is not None
     assert one.directory != other.directory

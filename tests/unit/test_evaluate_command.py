@@ -21,12 +21,13 @@ from gfgw_prod.generator import build_generator
 from gfgw_prod.sampling.trained import TrainedGenerator, to_safetensors
 from gfgw_prod.settings.data import DataSettings
 from gfgw_prod.settings.evaluation import SpaceName
-from gfgw_prod.settings.networks import GeneratorSettings
+from gfgw_prod.settings.networks import DINOV2, GeneratorSettings
 from gfgw_prod.settings.reading import resolve
 from tests import image_files
 
 SMALL = GeneratorSettings(model_channels=8, channel_mult=(1,), num_blocks=1, attention_resolutions=())
 IMAGES = np.random.default_rng(0).integers(0, 256, (30, 3, 8, 8), dtype=np.uint8)
+SMALL_VIT = f"timm:{DINOV2}@224"
 LABELS = [row % 3 for row in range(30)]
 
 
@@ -133,11 +134,11 @@ def test_missing_weights_are_named_in_one_line(
     file = exported(
         tmp_path / "g.safetensors",
         data={"source": "folder", "path": str(folders[0])},
-        features={"weights": str(tmp_path / "small")},
+        features={"extractor": "dinov2", "weights": str(tmp_path / "small")},
         evaluation=gone,
     )
     for asked, option, name in (
-        (("--features", "dinov2-small"), "--dinov2-small", "small"),
+        (("--features", "run"), "--weights", "small"),
         (("--metrics", "fid"), "--inception", "inception"),
         (("--metrics", "fd-dinov2"), "--dinov2", "large"),
     ):
@@ -149,16 +150,21 @@ def test_missing_weights_are_named_in_one_line(
         assert re.fullmatch(rf"gfgw: .* no file {tmp_path}/nothing; .*\n", err)
     code, _, err = evaluate(file, "--metrics", "fd,kid", capsys=capsys)  # not needed here
     assert code == 0
-    assert err.startswith("evaluate: kid is measured on pixels: the weights of inception are missing; the run's")
+    assert re.search(
+        r"^evaluate: kid is measured on pixels: the weights of inception are missing; the run's", err, re.M
+    )
+    assert re.search(
+        rf"^evaluate: fd is measured on pixels: the weights of {SMALL_VIT} are missing; the run's", err, re.M
+    )
 
 
 def test_weights_come_from_the_command_line_or_else_from_the_run(tmp_path: Path) -> None:
     here, there, gone = tmp_path / "here", tmp_path / "there", tmp_path / "gone"
     for file in (here, there):
         file.touch()
-    files = WeightFiles({"inception": here, "dinov2": gone, "dinov2-small": gone}).replaced_by({"dinov2": there})
-    assert [files.find(name) for name in ("inception", "dinov2", "dinov2-small")] == [here, there, None]
-    assert files.gone == {"dinov2-small": gone}
-    chosen = choose_spaces(None, "auto", files, "dinov2-small", 64)
+    files = WeightFiles({"inception": here, "dinov2": gone, f"timm:{DINOV2}": gone}).replaced_by({"dinov2": there})
+    assert [files.find(name) for name in ("inception", "dinov2", SMALL_VIT)] == [here, there, None]
+    assert files.gone == {f"timm:{DINOV2}": gone}
+    chosen = choose_spaces(None, "auto", files, SMALL_VIT, 64)
     assert chosen.by_metric["fd"] == "pixels"
     assert any("pr is measured on pixels" in note for note in chosen.notes)

@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from gfgw_prod.features.extractors import DINOV2, build_extractor
+from gfgw_prod.features.extractors import build_extractor, feature_dim
 from gfgw_prod.process.exit_codes import UserError
-from gfgw_prod.settings.networks import FeatureSettings
+from gfgw_prod.settings.networks import DINOV2, FeatureSettings
 
 SIDE = 28  # two patches by two: a small input keeps the network fast
 
@@ -113,3 +113,58 @@ def test_pixel_constant_distinguishes_a_faint_image_from_a_strong_one() -> None:
     assert features.shape == (6, extractor.dim) == (6, 17)
     torch.testing.assert_close(features.norm(dim=1), torch.ones(6))
     torch.testing.assert_close(features[:, :16] / features[:, 16:] * 0.5 * 4, images.flatten(1))
+
+
+# One of each family of networks, the smallest: name, input side, and how timm pools it.
+NETWORKS = {
+    "vit_small_patch16_dinov3.lvd1689m": (32, "avg"),
+    "vit_xsmall_patch16_clip_224.tinyclip_yfcc15m": (32, "token"),
+    "convnext_atto.d2_in1k": (64, None),
+    "tf_efficientnet_lite0.in1k": (32, None),
+    "resnet10t.c3_in1k": (32, None),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_any_network_of_timm_is_read_from_its_published_file(name: str, tmp_path: Path) -> None:
+    side, pool = NETWORKS[name]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        published = timm.create_model(name).eval()  # with its head, as in the file
+    save_file(published.state_dict(), tmp_path / "model.safetensors")
+    settings = {"extractor": "timm", "network": name, "image_size": side, "weights": tmp_path / "model.safetensors"}
+    extractor = build_extractor(FeatureSettings(**settings), (3, side, side))
+    images = pictures(3, side).requires_grad_()
+    features = extractor(images)
+    assert features.shape == (2, extractor.dim) == (2, feature_dim(FeatureSettings(**settings), (3, side, side)))
+    features.sum().backward()
+    assert (images.grad.flatten(1).norm(dim=1) > 0).all()
+
+    config = published.pretrained_cfg
+    mean, std = (torch.tensor(config[each])[:, None, None] for each in ("mean", "std"))
+    normalised = (images.detach() / 2 + 0.5 - mean) / std
+    if pool is None:  # takes images of any size
+        expected = published.forward_head(published.forward_features(normalised), pre_logits=True)
+        torch.testing.assert_close(features, nn.functional.normalize(expected, dim=1), atol=1e-5, rtol=1e-4)
+    else:
+        same = build_extractor(FeatureSettings(**settings, pool=pool), (3, side, side))
+        assert torch.equal(same(images), features)
+        other = build_extractor(FeatureSettings(**settings, pool="token" if pool == "avg" else "avg"), (3, side, side))
+        assert not torch.allclose(other(images), features, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        ({"network": "tf_efficientnet_lite9"}, r"^features\.network: timm has no network .*mean tf_efficientnet_lite"),
+        ({"network": "hf-hub:timm/resnet10t.c3_in1k"}, r"^features\.network: timm has no network"),
+        ({"network": "resnet10t.c3_in1k", "image_size": 40}, r"multiple of 32, not 40 \(features\.image_size.*use 32"),
+        ({"network": DINOV2, "image_size": 224 + 13}, r"multiple of 14, not 237 \(features\.image_size.*use 224"),
+        ({"network": "resnet10t.c3_in1k", "pool": "token"}, r"resnet10t\.c3_in1k cannot be built with features\.pool"),
+    ],
+)
+def test_network_that_cannot_be_is_refused_in_one_line(settings: dict, line: str, tmp_path: Path) -> None:
+    (tmp_path / "weights.pth").touch()
+    with pytest.raises(UserError, match=line) as caught:
+        build_extractor(FeatureSettings(extractor="timm", weights=tmp_path / "weights.pth", **settings), (3, 8, 8))
+    assert "\n" not in str(caught.value)

@@ -157,6 +157,7 @@ def test_packages_that_compute_nothing_are_not_compared(table: Table) -> None:
     pixels: dict[str, object] = {"extractor": "pixels"}
     assert packages(features=pixels) == {"gfgw-prod", "torch"}
     assert packages(features={"extractor": "dinov2"}) == {"gfgw-prod", "torch", "timm"}
+    assert packages(features={"extractor": "timm", "network": "resnet10t.c3_in1k"}) == {"gfgw-prod", "torch", "timm"}
     assert packages(features=pixels, loss={"lpips": 0.5}) == {"gfgw-prod", "torch", "lpips", "torchvision"}
     assert packages(features=pixels, transport={"backend": "pot"}) == {"gfgw-prod", "torch", "pot"}
 

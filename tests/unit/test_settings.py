@@ -107,7 +107,7 @@ def test_unknown_setting_names_the_nearest(layer: dict, hint: str) -> None:
         ("generator.channel_mult", []),
         ("generator.channel_mult", [1, 0]),
         ("optimizer.betas", [0.9, 1.0]),
-        ("features.image_size", 30),
+        ("features.image_size", 7),
         ("telemetry.prometheus_port", 70_000),
         ("time.stage1_range", [0.9, 0.1]),
         ("time.stage1_range", [0.5]),

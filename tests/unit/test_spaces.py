@@ -16,13 +16,28 @@ from gfgw_prod.distributed.world import World
 from gfgw_prod.evaluation.distances import frechet_distance, moments_of
 from gfgw_prod.evaluation.evaluator import Evaluator
 from gfgw_prod.evaluation.metric_spaces import choose_spaces
-from gfgw_prod.evaluation.spaces import INCEPTION_FILE, SETTINGS, Dinov2, Inception, Pixels, WeightFiles, build_space
-from gfgw_prod.features.extractors import DINOV2, IMAGENET_MEAN, load_dinov2
+from gfgw_prod.evaluation.spaces import (
+    INCEPTION_FILE,
+    PROJECTIONS,
+    Inception,
+    NetworkSpace,
+    Pixels,
+    WeightFiles,
+    build_space,
+    load_dinov2,
+    trained_with,
+)
+from gfgw_prod.features.extractors import build_extractor
+from gfgw_prod.features.networks import Network
 from gfgw_prod.process.exit_codes import UserError
 from gfgw_prod.sampling.pictures import levels_of
+from gfgw_prod.settings.evaluation import checked_features
+from gfgw_prod.settings.networks import DINOV2
+from gfgw_prod.settings.reading import resolve
 from gfgw_prod.weights.published import INCEPTION, VGG16
 
 LARGE = 3 * 224 * 224  # numbers in an image
+SMALL_VIT = f"timm:{DINOV2}@224"
 
 
 @pytest.fixture(autouse=True)
@@ -40,13 +55,13 @@ def test_without_a_list_every_metric_that_has_weights_is_measured() -> None:
     assert inception.startswith("kid is measured on pixels, fid is left out: ")
     assert INCEPTION_FILE in inception
     assert "vit_large_patch14_dinov2" in dinov2
-    here = Path(__file__)
-    chosen = choose_spaces(None, "auto", WeightFiles(dict.fromkeys(SETTINGS, here)), "dinov2-small", LARGE)
+    files = WeightFiles(dict.fromkeys(("inception", "dinov2", f"timm:{DINOV2}"), Path(__file__)))
+    chosen = choose_spaces(None, "auto", files, SMALL_VIT, LARGE)
     assert chosen.notes == ()
     assert chosen.by_metric["kid"] == chosen.by_metric["fid"] == "inception"
     assert chosen.by_metric["fd-dinov2"] == "dinov2"
-    assert chosen.by_metric["fd"] == chosen.by_metric["pr"] == "dinov2-small"
-    assert chosen.used == ["dinov2-small", "inception", "dinov2"]
+    assert chosen.by_metric["fd"] == chosen.by_metric["pr"] == SMALL_VIT
+    assert chosen.used == [SMALL_VIT, "inception", "dinov2"]
 
 
 def test_weights_are_found_in_the_cache_of_torch(empty_caches: Path) -> None:
@@ -56,7 +71,7 @@ def test_weights_are_found_in_the_cache_of_torch(empty_caches: Path) -> None:
     assert WeightFiles().find("inception") == empty_caches / INCEPTION_FILE
 
 
-@pytest.mark.parametrize("features", ["inception", "dinov2", "dinov2-small"])
+@pytest.mark.parametrize("features", ["inception", "dinov2", SMALL_VIT])
 def test_space_that_is_asked_for_needs_its_weights(features: str) -> None:
     with pytest.raises(UserError, match=r"are missing; (put|name)"):
         choose_spaces(["pr"], features, WeightFiles(), "pixels", 64)
@@ -68,11 +83,41 @@ def test_metric_that_is_asked_for_needs_its_weights(metric: str, file: str) -> N
         choose_spaces(["fd", metric], "auto", WeightFiles(), "pixels", 64)
 
 
-def test_raw_pixels_are_for_tiny_images() -> None:
-    with pytest.raises(UserError, match="at most 4,096 numbers, not 150,528"):
-        choose_spaces(["fd"], "pixels", WeightFiles(), "pixels", LARGE)
-    with pytest.raises(UserError, match="vit_small_patch14_dinov2"):
-        choose_spaces(["fd"], "auto", WeightFiles(), "dinov2-small", LARGE)
+def test_pixels_of_large_images_are_projected() -> None:
+    for features, own in (("pixels", SMALL_VIT), ("auto", SMALL_VIT), ("auto", "pixels"), ("run", "pixels")):
+        chosen = choose_spaces(["fd"], features, WeightFiles(), own, LARGE)
+        assert chosen.by_metric == {"fd": "projected-pixels"}
+        assert str(chosen) == "fd in projected-pixels"
+    images = torch.randint(0, 256, (20, 3, 40, 40), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    space, raw = build_space("projected-pixels", WeightFiles(), (3, 40, 40)), Pixels((3, 40, 40))
+    assert space(images).shape == (20, space.dim) == (20, PROJECTIONS)
+    torch.testing.assert_close(torch.pdist(space(images)), torch.pdist(raw(images)), rtol=0.15, atol=0)
+    assert torch.equal(build_space("projected-pixels", WeightFiles(), (3, 40, 40))(images), space(images))
+
+
+def test_run_is_the_network_that_it_was_trained_with_or_an_error() -> None:
+    assert choose_spaces(["fd"], "auto", WeightFiles(), SMALL_VIT, 64).by_metric == {"fd": "pixels"}
+    with pytest.raises(UserError, match="fd cannot be measured: the weights of timm:vit_small_patch14_dinov2"):
+        choose_spaces(["fd"], "run", WeightFiles(), SMALL_VIT, 64)
+    assert choose_spaces(["fd"], "run", WeightFiles(), "pixels", 64).by_metric == {"fd": "pixels"}
+
+
+def test_network_of_timm_measures_in_the_file_that_it_is_given(tmp_path: Path) -> None:
+    torch.save(timm.create_model("test_vit").state_dict(), tmp_path / "weights.pth")
+    settings = {"extractor": "timm", "network": "test_vit.r160_in1k", "image_size": 160, "pool": "avg"}
+    config = resolve({"features": {**settings, "weights": tmp_path / "weights.pth"}})
+    space = trained_with(config)
+    assert space == checked_features("timm:test_vit.r160_in1k:avg@160", "--features")
+    assert checked_features("timm:test_vit", "--features") == "timm:test_vit@224"
+    chosen = choose_spaces(["fd"], "run", files := WeightFiles.of_run(config), space, LARGE)
+    assert chosen.by_metric == {"fd": space}
+    network, images = build_space(space, files, (3, 160, 160)), torch.full((1, 3, 160, 160), 7, dtype=torch.uint8)
+    trained = build_extractor(config.features, (3, 160, 160))
+    expected = trained(images.float() / 127.5 - 1)
+    torch.testing.assert_close(nn.functional.normalize(network(images), dim=1), expected, atol=1e-5, rtol=1e-4)
+    for wrong in ("timm:", "timm:a/b", "timm:a@0", "timm:a:max", "dinov2-small", "inception@299"):
+        with pytest.raises(UserError, match=r"^--features should be auto, run, "):
+            checked_features(wrong, "--features")
 
 
 class Unread(FeatureExtractorInceptionV3):
@@ -105,7 +150,8 @@ def test_cached_file_must_have_the_published_bytes_and_a_named_one_gets_a_line(
     lines: list[str] = []
     build_space("inception", WeightFiles({"inception": inception[0]}), (1, 8, 8), lines.append)
     [line] = lines
-    assert line.startswith(f"evaluation.inception: {inception[0]} is not {INCEPTION_FILE} of torch-fidelity's")
+    named = f"evaluation.inception (evaluate --inception): {inception[0]}"
+    assert line.startswith(f"{named} is not {INCEPTION_FILE} of torch-fidelity's")
 
 
 def test_file_names_contain_the_first_digits_of_the_hash() -> None:
@@ -134,11 +180,11 @@ class Copier(nn.Module):
         return x
 
 
-def tiny_vit() -> nn.Module:
+def tiny_vit() -> NetworkSpace:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        network: nn.Module = timm.create_model("test_vit", pretrained=False, num_classes=0, img_size=224)
-    return network
+        backbone: nn.Module = timm.create_model("test_vit", pretrained=False, num_classes=0, img_size=224)
+    return NetworkSpace(Network("test_vit.r160_in1k", 224), backbone)
 
 
 def test_every_figure_is_taken_in_the_space_of_its_metric(
@@ -146,7 +192,7 @@ def test_every_figure_is_taken_in_the_space_of_its_metric(
 ) -> None:
     chosen = choose_spaces(["fd", "kid", "fid"], "auto", WeightFiles({"inception": inception[0]}), "pixels", 16)
     assert chosen.by_metric == {"fd": "pixels", "kid": "inception", "fid": "inception"}
-    spaces = {"pixels": Pixels(table.image_shape), "inception": Dinov2(tiny_vit())}  # a quick network in its place
+    spaces = {"pixels": Pixels(table.image_shape), "inception": tiny_vit()}  # a quick network in its place
     figures = Evaluator(table, chosen, spaces, alone, num=40, seed=3, conditional=False).measure(Copier())
     assert set(figures) == {"fd", "kid", "kid_std", "fid"}
     noise = torch.stack([torch.randn(1, 4, 4, generator=random_stream(3, "evaluate", i)) for i in range(40)])
@@ -161,21 +207,21 @@ def test_file_that_holds_code_or_other_weights_is_refused(tmp_path: Path) -> Non
         torch.save(content, tmp_path / "weights.pth")
         with pytest.raises(UserError, match=rf"evaluation.inception .*weights.pth is not .*{INCEPTION_FILE}"):
             Inception(tmp_path / "weights.pth")
-    with pytest.raises(UserError, match=r"features.weights .*weights.pth is not a vit_small"):
-        build_space("dinov2-small", WeightFiles({"dinov2-small": tmp_path / "weights.pth"}), (3, 32, 32))
-    with pytest.raises(UserError, match=r"no file .*none; name the model.safetensors"):
+    with pytest.raises(UserError, match=r"--weights\) .*weights.pth is not a vit_small"):
+        build_space(SMALL_VIT, WeightFiles({f"timm:{DINOV2}": tmp_path / "weights.pth"}), (3, 32, 32))
+    with pytest.raises(UserError, match=r"no file .*none; it should be model.safetensors"):
         build_space("dinov2", WeightFiles({"dinov2": tmp_path / "none"}), (3, 32, 32))
 
 
-def test_dinov2_sees_normalised_images_of_224_pixels() -> None:
+def test_networks_see_normalised_images_of_their_side() -> None:
     seen: list[Tensor] = []
-    backbone = tiny_vit()
-    backbone.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
-    space = Dinov2(backbone)
+    space = tiny_vit()
+    space.backbone.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
     levels = torch.full((2, 1, 8, 8), 255, dtype=torch.uint8)
     assert space(levels).shape == (2, space.dim)
     assert seen[0].shape == (2, 3, 224, 224)
-    torch.testing.assert_close(seen[0][0, 0], torch.full((224, 224), (1 - IMAGENET_MEAN[0]) / 0.229))
+    mean, std = (space.backbone.pretrained_cfg[name][0] for name in ("mean", "std"))
+    torch.testing.assert_close(seen[0][0, 0], torch.full((224, 224), (1 - mean) / std))
 
 
 def test_position_embeddings_are_resampled_as_the_authors_of_dinov2_do(tmp_path: Path) -> None:
