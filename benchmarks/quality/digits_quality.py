@@ -28,7 +28,7 @@ def ema_samples(run_dir: Path, seed: int) -> np.ndarray:
     generator = build_generator(config.generator, shape, found.manifest["num_classes"], config.seed)
     generator.load_state_dict({k.removeprefix("ema."): v for k, v in found.read_tensors("ema.").items()})
     images, _ = draw_samples(
-        generator, shape, 10, count=SAMPLES, seed=seed, stream="quality", device=torch.device("cpu")
+        generator, shape, range(10), count=SAMPLES, seed=seed, stream="quality", device=torch.device("cpu")
     )
     return images.flatten(1).double().numpy()
 

@@ -18,7 +18,7 @@ def quality(sampler: torch.nn.Module, table: Table) -> dict[str, float]:
     images, _ = draw_samples(
         sampler,
         table.image_shape,
-        table.num_classes,
+        range(table.num_classes),
         count=SAMPLES,
         seed=NOISE_SEED,
         stream="quality",

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from gfgw_prod.commands.options import add_drawing, add_place, path
 from gfgw_prod.distributed.torchrun import rank_environment
 from gfgw_prod.process.exit_codes import FINISHED, UserError, reason_of
+from gfgw_prod.process.standard_streams import printable
 from gfgw_prod.sampling.limits import MOST_SAMPLES, check_drawing, check_range
 
 if TYPE_CHECKING:
@@ -31,7 +32,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--grid", action="store_true", help="one picture of all images instead of a file each")
     form.add_argument("--npz", action="store_true", help="one samples.npz: arr_0 uint8 (n, h, w, c), arr_1 classes")
-    parser.add_argument("--classes", metavar="LIST", help="classes to cycle through, as in 0,3-5 (default: all)")
+    parser.add_argument(
+        "--classes", metavar="LIST", help="classes to cycle through, ids or names, as in 0,3-5,flags (default: all)"
+    )
     parser.add_argument("--batch-size", type=int, default=256, metavar="N", help="images in memory at a time (256)")
 
 
@@ -39,16 +42,16 @@ def run(options: argparse.Namespace) -> int:
     """Draw images and write them, alone or on every rank of a launcher; return the exit code."""
     check_drawing(options.num, options.steps, options.seed, prefix="--")
     check_range("--batch-size", options.batch_size, 1, MOST_SAMPLES)
-    asked = None if options.classes is None else class_list(options.classes)
     rank_environment()  # refuses a malformed environment before torch is imported
     from gfgw_prod.distributed.world import World
     from gfgw_prod.sampling.trained import read_trained
     from gfgw_prod.settings.reading import resolve
 
     trained = read_trained(options.place, raw=options.raw)
-    if asked is not None:
-        trained.check_classes(asked, "--classes")
-    classes = tuple(range(trained.num_classes)) if asked is None else asked
+    classes = tuple(range(trained.num_classes))
+    if options.classes is not None:
+        classes = class_list(options.classes, trained.class_names)
+        trained.check_classes(classes, "--classes")
     if options.grid and options.num > MOST_IN_A_GRID:
         raise UserError(f"--num must be at most {MOST_IN_A_GRID:,} for a grid, not {options.num}; use --npz")
     settings = resolve({"run": trained.config["run"]}, {"run": {"device": options.device}}).run
@@ -57,12 +60,20 @@ def run(options: argparse.Namespace) -> int:
     return FINISHED
 
 
-def class_list(text: str) -> tuple[int, ...]:
-    """Class ids of a list such as ``0,3-5``, in its order; ``UserError`` if it is not such a list."""
+def class_list(text: str, names: Sequence[str] = ()) -> tuple[int, ...]:
+    """Class ids of a list such as ``0,3-5,flags``, in its order; ``UserError`` if it is not such a list.
+
+    Args:
+        names: of the classes, if they have any. A number is an id, whatever the names are.
+    """
     found: list[int] = []
     for part in text.split(","):
         if (match := re.fullmatch(r"\s*([0-9]{1,6})(?:-([0-9]{1,6}))?\s*", part, re.ASCII)) is None:
-            raise UserError(f"--classes should be class ids and ranges such as 0,3-5, not {text[:100]!r}")
+            if (name := part.strip()) in names:
+                found.append(names.index(name))
+                continue
+            known = f", or names such as {printable(', '.join(names[:10]))}" if names else ""
+            raise UserError(f"--classes should be class ids and ranges such as 0,3-5{known}, not {text[:100]!r}")
         first, last = int(match[1]), int(match[2] or match[1])
         if last < first:
             raise UserError(f"--classes: {first}-{last} goes backwards; write {last}-{first}")
@@ -118,6 +129,7 @@ def _open(options: argparse.Namespace, trained: TrainedGenerator, classes: tuple
     import torch
 
     from gfgw_prod.sampling.files import image_writer
+    from gfgw_prod.sampling.pictures import MOST_COLUMNS
     from gfgw_prod.sampling.sampler import cycle_classes
 
     try:
@@ -127,4 +139,8 @@ def _open(options: argparse.Namespace, trained: TrainedGenerator, classes: tuple
     conditional = trained.settings.generator.conditional
     labels = cycle_classes(classes)(torch.arange(options.num)) if conditional else None
     form: Form = "npz" if options.npz else "grid" if options.grid else "png"
-    return image_writer(form, options.out, options.num, labels, trained.image_shape)
+    shown = min(len(classes), MOST_COLUMNS, options.num) if conditional else 0
+    columns = shown if shown > 1 else max(round(options.num**0.5), 1)
+    return image_writer(
+        form, options.out, options.num, labels, trained.image_shape, columns=columns, class_names=trained.class_names
+    )

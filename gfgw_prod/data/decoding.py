@@ -64,7 +64,7 @@ def list_source(settings: DataSettings) -> Listing:
         raise UserError("data.source packed is packed already; name the source that the pack is made of")
     if settings.path is None:
         raise UserError(f"data.path must name the images of data.source {settings.source}")
-    rules = Rules(settings.image_size, settings.resize, settings.grey, settings.peak)
+    rules = Rules(settings.image_size, settings.resize, settings.grey, settings.peak, settings.background)
     if settings.source == "folder":
         return list_folder(settings.path, rules)
     if settings.source == "zip":

@@ -57,19 +57,25 @@ def list_folder(directory: Path, rules: Rules) -> Listing:
         labels = read_labels([file.name for file in found], lambda name: _read(directory / name))
     except ValueError as error:
         raise UserError(f"data.path {directory}: {error}") from None
-    classes: int | None = None
+    folders: list[str] = []
     if labels.file is not None:
         entries = list(labels.entries((file.name, file.invalid) for file in images))
     else:
         folders = sorted({file.name.partition("/")[0] for file in images if "/" in file.name})
         ids = {name: number for number, name in enumerate(folders)}
-        classes = len(folders) or None
         images.sort(key=_class_folder_last)
         entries = [_entry_by_folder(file, ids) for file in images]
     identity: list[Any] = ["folder", vars(rules), [(file.size, file.mtime_ns) for file in images]]
     reader = FolderReader(directory, [entry.name for entry in entries], rules)
     return make_listing(
-        entries, reader, peak=rules.peak, num_classes=classes, identity=identity, rules=rules, notes=labels.notes
+        entries,
+        reader,
+        peak=rules.peak,
+        num_classes=len(folders) or None,
+        identity=identity,
+        rules=rules,
+        notes=labels.notes,
+        class_names=folders,
     )
 
 

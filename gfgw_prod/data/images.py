@@ -15,8 +15,8 @@ from PIL.ImageFile import ImageFile
 from gfgw_prod.process.exit_codes import UserError, one_line, reason_of
 
 Row = NDArray[np.uint8]
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "PPM")
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
 MAX_BYTES = 1 << 28  # of one encoded image
 TIFF_BITS_PER_SAMPLE, TIFF_ORIENTATION = 258, 274  # tags
 # The transposition that undoes each orientation.
@@ -63,6 +63,7 @@ class Rules:
     resize: Literal["lanczos", "box", "adm"] = "lanczos"
     grey: bool = False
     peak: int = 255  # largest value allowed
+    background: Literal["white", "black"] | None = None  # that transparent images are put on; None refuses them
 
     def decode(self, content: bytes) -> Row:
         """Decode an image file to a row ``(1 or 3, h, w)``; ``InvalidImageError`` if it cannot be used."""
@@ -84,13 +85,17 @@ class Rules:
             raise InvalidImageError(f"cannot be decoded: {one_line(error, 300)}") from None
 
     def _row(self, file: ImageFile) -> Row:
-        if getattr(file, "n_frames", 1) > 1 and file.format != "MPO":  # a camera's JPEG with a preview
+        # The first frame of an animation stands for it; so does a camera's JPEG with a preview. Pages are not frames.
+        if getattr(file, "n_frames", 1) > 1 and file.format not in ("MPO", "GIF", "WEBP"):
             raise InvalidImageError(f"has {file.n_frames} frames")  # type: ignore[attr-defined]
         if file.mode.startswith(("I", "F")):
             raise InvalidImageError(f"has other than 8-bit values (Pillow's mode {file.mode})")
         image = _as_stored(file)
         if image.has_transparency_data and image.convert("RGBA").getchannel("A").getextrema() != (255, 255):
-            raise InvalidImageError("has transparent pixels")
+            if self.background is None:
+                raise InvalidImageError("has transparent pixels; data.background white puts images on white")
+            level = self.peak if self.background == "white" else 0
+            image = Image.alpha_composite(Image.new("RGBA", image.size, (level,) * 3 + (255,)), image.convert("RGBA"))
         mode = "L" if self.grey else "RGB"
         if image.mode != mode:
             image = image.convert(mode)

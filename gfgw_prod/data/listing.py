@@ -53,6 +53,7 @@ class Listing:
     identity: str  # changes when the source or the rules change
     rules: dict[str, Any] | None  # of decoding; None if nothing is decoded
     notes: tuple[str, ...]  # lines that the user should read
+    class_names: tuple[str, ...]  # by class id, if the source names its classes
 
     def __len__(self) -> int:
         return len(self.names)
@@ -67,6 +68,7 @@ def make_listing(
     identity: Sequence[Any],
     rules: Rules | None = None,
     notes: tuple[str, ...] = (),
+    class_names: Sequence[str] = (),
 ) -> Listing:
     """List entries in their order, with checked class ids. If none has a label, all are of class 0.
 
@@ -97,7 +99,7 @@ def make_listing(
     if not labelled:
         notes = ("the source has no labels: all images are of class 0", *notes)
     decoding = asdict(rules) if rules else None
-    return Listing(names, ids, classes, peak, reader, invalid, digest.hexdigest(), decoding, notes)
+    return Listing(names, ids, classes, peak, reader, invalid, digest.hexdigest(), decoding, notes, tuple(class_names))
 
 
 def is_hidden(name: str) -> bool:

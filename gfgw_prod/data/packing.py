@@ -129,6 +129,7 @@ def _finish(listing: Listing, writer: ShardWriter, shape: tuple[int, int, int]) 
         identity=listing.identity,
         skipped=tuple((listing.names[item], why) for item, why in invalid),
         rules=listing.rules,
+        class_names=listing.class_names,
     )
     packed.write()
     return packed

@@ -64,6 +64,7 @@ class Pack:
     identity: str  # of the source when it was packed
     skipped: tuple[tuple[str, str], ...]  # name and reason
     rules: dict[str, Any] | None = None  # of decoding; None for a source of arrays
+    class_names: tuple[str, ...] = ()  # by class id, if the source names its classes
 
     @property
     def row_bytes(self) -> int:
@@ -85,6 +86,7 @@ class Pack:
         if index["format"] != FORMAT:
             raise UserError(f"data.path {directory} is a pack of format {index['format']}, not {FORMAT}; pack it again")
         index["image_shape"] = tuple(index["image_shape"])
+        index["class_names"] = tuple(index.get("class_names", ()))
         index["shards"] = tuple(Shard(**shard) for shard in index["shards"])
         index["skipped"] = tuple((name, why) for name, why in index["skipped"])
         known = {field.name for field in fields(cls)}

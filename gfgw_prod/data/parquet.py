@@ -58,7 +58,7 @@ def list_parquet(path: Path, rules: Rules, image_column: str, label_column: str 
     files = find_files(path, ".parquet", "parquet")
     entries: list[Entry] = []
     positions: list[tuple[int, int, int]] = []
-    declared: set[int] = set()
+    declared: set[tuple[str, ...]] = set()
     for number, file in enumerate(files):
         try:
             found = list(_entries(file, image_column, label_column, declared))
@@ -74,16 +74,24 @@ def list_parquet(path: Path, rules: Rules, image_column: str, label_column: str 
         raise UserError(f"data.path {path}: {problem}; set data.label_column null if the images have no classes")
     identity: list[Any] = ["parquet", vars(rules), image_column, label_column, [file_state(file) for file in files]]
     reader = ParquetReader(files, positions, image_column, rules)
-    classes = max(declared) if declared else None
-    return make_listing(entries, reader, peak=rules.peak, num_classes=classes, identity=identity, rules=rules)
+    class_names = max(declared, key=len, default=())
+    return make_listing(
+        entries,
+        reader,
+        peak=rules.peak,
+        num_classes=len(class_names) or None,
+        identity=identity,
+        rules=rules,
+        class_names=class_names,
+    )
 
 
 def _entries(
-    path: Path, image_column: str, label_column: str | None, declared: set[int]
+    path: Path, image_column: str, label_column: str | None, declared: set[tuple[str, ...]]
 ) -> Iterator[tuple[Entry, tuple[int, int]]]:
     """Entries with their row group and row; ``ValueError`` with the reason if a column is missing or of a wrong type.
 
-    Adds the number of classes that the metadata state to ``declared``.
+    Adds the names of the classes that the metadata state to ``declared``.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -101,8 +109,8 @@ def _entries(
             raise ValueError(f"{found}, which should be {{bytes, path}} or binary")
         if label_column is not None and not pa.types.is_integer(schema.field(label_column).type):
             raise ValueError(f"has a column {label_column} of {schema.field(label_column).type}, not of class ids")
-        if label_column is not None and (classes := _class_count(schema.metadata, label_column)):
-            declared.add(classes)
+        if label_column is not None and (names := _class_names(schema.metadata, label_column)):
+            declared.add(names)
         for group in range(file.num_row_groups):
             labels: list[int | None] = [None] * file.metadata.row_group(group).num_rows
             if label_column is not None:
@@ -126,10 +134,10 @@ def _read_images(path: Path, group: int, column: str) -> Any:
     return pa.chunked_array(arrays)
 
 
-def _class_count(metadata: dict[bytes, bytes] | None, column: str) -> int:
-    """The number of classes that the hub's metadata name for a column; 0 if none."""
+def _class_names(metadata: dict[bytes, bytes] | None, column: str) -> tuple[str, ...]:
+    """The names of the classes that the hub's metadata state for a column, if any."""
     try:
         features = json.loads((metadata or {})[b"huggingface"])["info"]["features"]
-        return len(features[column]["names"])
+        return tuple(map(str, features[column]["names"]))
     except (KeyError, TypeError, ValueError, RecursionError):
-        return 0
+        return ()

@@ -40,6 +40,7 @@ class Table:
     peak: int
     num_classes: int
     pack: Pack | None = None
+    class_names: tuple[str, ...] = ()  # by class id, if the source names its classes
 
     def __len__(self) -> int:
         return len(self.images)
@@ -75,7 +76,7 @@ def load_table(settings: DataSettings, log: Callable[[str], None] = lambda line:
     """
     if settings.source == "packed":
         pack = _open_pack(settings)
-        return Table(Shards(pack), torch.from_numpy(pack.labels()), pack.peak, pack.num_classes, pack)
+        return Table(Shards(pack), torch.from_numpy(pack.labels()), pack.peak, pack.num_classes, pack, pack.class_names)
     listing = list_source(settings)
     shape = common_shape(listing)
     if (size := len(listing) * math.prod(shape)) > MAX_BYTES_UNPACKED:
@@ -93,7 +94,7 @@ def load_table(settings: DataSettings, log: Callable[[str], None] = lambda line:
             chunks.append(chunk)
     images = torch.from_numpy(np.concatenate([chunk.rows for chunk in chunks]))
     labels = torch.from_numpy(listing.labels[np.concatenate([chunk.items for chunk in chunks])])
-    return Table(images, labels, listing.peak, listing.num_classes)
+    return Table(images, labels, listing.peak, listing.num_classes, class_names=listing.class_names)
 
 
 def open_table(settings: DataSettings, world: World, log: Callable[[str], None], progress: Mode = "auto") -> Table:

@@ -90,6 +90,7 @@ def run_facts(config: Config, table: Table, frozen: Sequence[nn.Module], device:
         "packages": {name: version(name) for name, matters in PACKAGES.items() if matters(config)},
         "arithmetic": arithmetic_of(device),
         "num_classes": table.num_classes,
+        "class_names": list(table.class_names),
         "image_shape": list(table.image_shape),
         "changes": [],
     }

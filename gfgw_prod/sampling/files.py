@@ -8,6 +8,7 @@ import os
 import re
 import zipfile
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Literal
@@ -40,27 +41,41 @@ class ImageWriter(ABC):
         """Remove an incomplete file; pictures are written completely or not at all."""
 
 
-def image_writer(form: Form, out: Path, count: int, labels: Tensor | None, shape: tuple[int, int, int]) -> ImageWriter:
+def image_writer(
+    form: Form,
+    out: Path,
+    count: int,
+    labels: Tensor | None,
+    shape: tuple[int, int, int],
+    *,
+    columns: int = 1,
+    class_names: Sequence[str] = (),
+) -> ImageWriter:
     """A writer of ``count`` images ``shape``, with class ids ``labels`` if any, to the directory ``out``.
+
+    Args:
+        columns: of a grid.
+        class_names: by class id, if the classes have names.
 
     Raises:
         UserError: if ``out`` holds other pictures that would mix with these, or the labels of a data set.
     """
     if form == "png":
-        return Pngs(out, count, labels)
+        return Pngs(out, count, labels, class_names)
     if form == "grid":
-        return Grid(out, count)
+        return Grid(out, columns)
     return Npz(out, count, labels, shape)
 
 
 class Pngs(ImageWriter):
     """``000000.png`` and so on, with class ids in ``dataset.json``: a data set in the format of EDM's tools.
 
+    Names of classes stand there too, under a key of their own.
     ``dataset.json`` is written last; an earlier command's is removed first.
     """
 
-    def __init__(self, out: Path, count: int, labels: Tensor | None):
-        self._out, self._count, self._labels = out, count, labels
+    def __init__(self, out: Path, count: int, labels: Tensor | None, class_names: Sequence[str]):
+        self._out, self._count, self._labels, self._class_names = out, count, labels, class_names
         self._digits = max(6, len(str(count - 1)))  # names sort in the order of numbers
         for name in sorted(os.listdir(out)):
             if re.fullmatch(PICTURE, name):
@@ -81,7 +96,10 @@ class Pngs(ImageWriter):
         labels = None
         if self._labels is not None:
             labels = [[self._name(number), label] for number, label in enumerate(self._labels.tolist())]
-        write_whole(self._out / DATASET_JSON, json.dumps({"labels": labels}).encode())
+        content: dict[str, object] = {"labels": labels}
+        if self._class_names:
+            content["class_names"] = list(self._class_names)
+        write_whole(self._out / DATASET_JSON, json.dumps(content).encode())
         return f"{self._count} images in {self._out}"
 
     def _name(self, number: int) -> str:
@@ -100,10 +118,10 @@ def _is_of_samples(path: Path) -> bool:
 
 
 class Grid(ImageWriter):
-    """All images in one ``grid.png``, about square."""
+    """All images in one ``grid.png``."""
 
-    def __init__(self, out: Path, count: int):
-        self._path, self._columns = out / "grid.png", max(round(count**0.5), 1)
+    def __init__(self, out: Path, columns: int):
+        self._path, self._columns = out / "grid.png", columns
         self._pieces: list[Tensor] = []
 
     def add(self, first: int, levels: Tensor) -> None:

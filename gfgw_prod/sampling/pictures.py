@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -13,13 +13,14 @@ from torch.nn.functional import pad
 from gfgw_prod.process.durable import write_whole
 from gfgw_prod.sampling.sampler import CELL, Sampler, cycle_classes
 
+MOST_COLUMNS = 32  # of a grid with a class a column
 SHOWN_SIDE = 64  # pixels; tiny images are enlarged to about this size in grids
 
 
 def draw_samples(
     generator: torch.nn.Module,
     image_shape: tuple[int, int, int],
-    num_classes: int,
+    classes: Sequence[int],
     *,
     count: int,
     seed: int,
@@ -29,15 +30,31 @@ def draw_samples(
 ) -> tuple[Tensor, Tensor]:
     """Draw one-step samples ``(count, c, h, w)`` in [-1, 1] with class ids ``(count,)``, on the CPU.
 
-    Sample ``i`` has noise of stream ``(seed, stream, i)`` and class ``i mod num_classes``.
+    Sample ``i`` has noise of stream ``(seed, stream, i)`` and class ``classes[i mod len(classes)]``.
     """
-    labels_of = cycle_classes(range(num_classes))
+    labels_of = cycle_classes(classes)
     sampler = Sampler(generator, image_shape, labels_of, seed=seed, stream=stream, device=device)
     pieces = []
     for start in range(0, count, CELL):
         before_cell()
         pieces.append(sampler.images(start, CELL).cpu())
     return torch.cat(pieces)[:count], labels_of(torch.arange(count))
+
+
+def columns_of(labels: Tensor) -> list[int]:
+    """The classes that a grid shows, a column each: all that occur, or 32 of them, evenly spread."""
+    present = labels.unique().tolist()
+    shown = min(len(present), MOST_COLUMNS)
+    return [present[column * len(present) // shown] for column in range(shown)]
+
+
+def rows_of_classes(labels: Tensor, classes: Sequence[int], count: int, order: Tensor) -> Tensor:
+    """Ids of ``count`` rows of each class, the first ones of an order ``(N,)``; ``(count * len(classes),)``.
+
+    They come in turn, one of each class; a class that has fewer repeats them.
+    """
+    found = (order[labels[order] == each] for each in classes)
+    return torch.stack([ids[torch.arange(count) % len(ids)] for ids in found], dim=1).flatten()
 
 
 def levels_of(images: Tensor) -> Tensor:

@@ -36,6 +36,7 @@ class TrainedGenerator:
     weights: str  # ``ema`` (averaged) or ``raw`` (as trained)
     weights_sha256: str  # digest of the checkpoint, as ``inspect`` shows it
     data_fingerprint: str = ""  # of the training data; empty in files of older versions
+    class_names: tuple[str, ...] = ()  # by class id, if the data set names its classes
 
     @property
     def settings(self) -> Config:
@@ -58,7 +59,7 @@ class TrainedGenerator:
     @property
     def metadata(self) -> dict[str, str]:
         """Metadata of an exported file; ``tensors_sha256`` is the digest of its own tensors."""
-        described = {"config": json.dumps(self.config), "image_shape": json.dumps(self.image_shape)}
+        described = {name: json.dumps(getattr(self, name)) for name in ("config", "image_shape", "class_names")}
         described |= {name: str(getattr(self, name)) for name in (*NUMBERS, *TEXTS)}
         return described | {"tensors_sha256": weights_digest(self.tensors)}
 
@@ -111,6 +112,7 @@ def read_trained(place: str, *, raw: bool) -> TrainedGenerator:
         weights="raw" if raw else "ema",
         weights_sha256=weights_digest(both),
         data_fingerprint=found.manifest["data_fingerprint"],
+        class_names=tuple(found.manifest.get("class_names", ())),
     )
 
 
@@ -125,6 +127,7 @@ def read_file(path: Path) -> TrainedGenerator:
         channels, height, width = (int(size) for size in json.loads(metadata["image_shape"]))
         rest: dict[str, Any] = {name: int(metadata[name]) for name in NUMBERS}
         rest |= {name: metadata[name] for name in TEXTS if name in metadata}
+        rest["class_names"] = tuple(json.loads(metadata.get("class_names", "[]")))
         trained = TrainedGenerator(tensors, json.loads(metadata["config"]), (channels, height, width), **rest)
         whole = weights_digest(tensors) == metadata["tensors_sha256"] and trained.settings is not None
     except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:

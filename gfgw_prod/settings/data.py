@@ -9,7 +9,7 @@ from pydantic import Field
 from gfgw_prod.settings.types import Flag, Section, Text, UserPath, Whole, as_written, setting
 
 BUILT_IN = ("digits", "photos")  # sources without a path
-RULES = ("image_size", "resize", "grey", "peak")  # how image files become rows
+RULES = ("image_size", "resize", "grey", "peak", "background")  # how image files become rows
 _FOR_FILES = frozenset({"path", "on_error", *RULES})
 _FOR_ALL = frozenset({"source", "workers", "flip"})
 # The other settings that each source uses. A pack compares the rules with its own.
@@ -38,6 +38,9 @@ class DataSettings(Section):
     )
     grey: Flag = setting(False, "decode to one channel, not three (folder, zip, parquet)")
     peak: Whole = setting(255, "pixel value of white in the files (folder, zip, parquet)", ge=1, le=255)
+    background: Literal["white", "black"] | None = setting(
+        None, "what transparent images are put on; null: they are invalid (folder, zip, parquet)"
+    )
     image_column: Text = setting("image", "column of encoded images (parquet)", min_length=1)
     label_column: Text | None = setting("label", "column of class ids; null: no classes (parquet)")
     on_error: Literal["fail", "skip"] = setting("fail", "at an invalid image: fail, or log and skip it")

@@ -11,6 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from gfgw_prod.checkpoint.reading import Checkpoint
 from gfgw_prod.data.sources import Table
 from gfgw_prod.distributed.world import World
@@ -34,6 +36,7 @@ from gfgw_prod.telemetry.registered import open_sinks
 from gfgw_prod.telemetry.sinks import Sink, Telemetry, Value, Values, last_recorded_step
 from gfgw_prod.telemetry.startup import LONG_SECONDS, Startup
 from gfgw_prod.training.checked_step import CheckedStep
+from gfgw_prod.training.grids import Grids
 from gfgw_prod.training.rank_metrics import RankMetrics
 from gfgw_prod.training.start import HISTORY, append_to_history, command_to_extend, describe_start, first_lines, program
 from gfgw_prod.training.step import TrainingStep
@@ -205,24 +208,17 @@ class Reporter:
             if self._ledger is not None:
                 self._ledger.exclude(time.monotonic() - started)
 
-    def draw_samples(self, images: int, ema: Ema, table: Table) -> None:
+    def show_data(self, grids: Grids) -> None:
+        """Write a grid of real images to a file and record it, beside those of samples to come."""
+        if self.world.is_main:
+            if note := grids.note():
+                self.log(note)
+            self._show(0, "data", grids.of_data(), "data.png")
+
+    def draw_samples(self, images: int, grids: Grids, ema: Ema) -> None:
         """Draw a grid of samples, write it to a file and record it. Collective."""
-        side = self.config.telemetry.sample_grid
-        with ema.applied() as generator:
-            drawn, _ = pictures.draw_samples(
-                generator,
-                table.image_shape,
-                table.num_classes,
-                count=side * side,
-                seed=self.config.seed,
-                stream="grid",
-                device=self.world.device,
-                before_cell=watch.progress,
-            )
-        grid = pictures.grid_of(pictures.levels_of(drawn), side)
-        for name in (f"samples/kimg-{images / 1000:09.1f}.png", "samples.png"):
-            self.write_file(self.dir / name, partial(pictures.write_png, grid))
-        self._telemetry.picture(images, "samples", grid)
+        grid = grids.of_samples(ema, self.world)
+        self._show(images, "samples", grid, f"samples/kimg-{images / 1000:09.1f}.png", "samples.png")
 
     def manifest_facts(self) -> dict[str, Any]:
         """Facts for a checkpoint's manifest, on rank 0: this start, and time so far in steps whose result was kept."""
@@ -262,6 +258,11 @@ class Reporter:
         with watch.paused():  # a sink of another package may upload
             self._telemetry.close()
         self._node.close()
+
+    def _show(self, images: int, tag: str, grid: Tensor, *files: str) -> None:
+        for name in files:
+            self.write_file(self.dir / name, partial(pictures.write_png, grid))
+        self._telemetry.picture(images, tag, grid)
 
     def _new_meter(self, title: str, total: int, unit: str) -> Meter:
         return Meter(title, total, unit, mode=self.config.telemetry.progress, enabled=self.world.is_main)

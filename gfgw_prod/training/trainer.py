@@ -35,6 +35,7 @@ from gfgw_prod.telemetry.registered import find_sinks
 from gfgw_prod.telemetry.startup import Startup
 from gfgw_prod.training.building import build, encode_bank
 from gfgw_prod.training.checked_step import CheckedStep
+from gfgw_prod.training.grids import Grids
 from gfgw_prod.training.periodic_evaluation import PeriodicEvaluation
 from gfgw_prod.training.reporting import Reporter
 from gfgw_prod.training.state import CONSTANT, training_state
@@ -98,6 +99,7 @@ class Run:
         # Open the data set.
         self.health.enter_phase("starting: reading the data")
         self.table = open_table(config.data, world, self.reporter.log, config.telemetry.progress)
+        self.grids = Grids(config, self.table)
         startup.done("data")
 
         # Build the networks, and the step with its checks.
@@ -155,6 +157,7 @@ class Run:
             self.saver.resume_from(found)
             self.reporter.log(f"resumed {self.dir} at {self.images / 1000:.1f} kimg from {found.name}")
         else:
+            self.reporter.show_data(self.grids)
             encode_bank(self.training, self._show_encoding, cache)
             with watch.paused():  # other ranks may take longer, and have watches of their own
                 self.world.barrier()
@@ -207,7 +210,7 @@ class Run:
                 self.reporter.record(self.step, self.images, result)
             if last or self._is_due(telemetry.samples_every_kimg):
                 with self.training.precision.autocast():
-                    self.reporter.draw_samples(self.images, self.training.ema, self.table)
+                    self.reporter.draw_samples(self.images, self.grids, self.training.ema)
             if last or self._is_due(config.checkpoint.every_kimg):
                 self._save()
             self._record_saves()

@@ -59,7 +59,7 @@ def test_file_holds_the_averaged_weights_of_the_newest_checkpoint(reference: Pat
 def test_graph_makes_the_samples_of_the_checkpoint(exported: Path) -> None:
     images, labels = draw_samples(
         read_file(exported / "digits.safetensors").build(),
-        *((1, 8, 8), 10),
+        *((1, 8, 8), range(10)),
         count=7,
         seed=0,
         stream="sample",

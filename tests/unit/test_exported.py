@@ -145,7 +145,7 @@ def test_graph_samples_like_torch_at_any_batch_size(name: str) -> None:
     assert session.get_modelmeta().custom_metadata_map == trained.metadata
     for count in (1, 2, 5, 12):
         images, labels = draw_samples(
-            trained.build(), shape, CLASSES, count=count, seed=3, stream="sample", device=torch.device("cpu")
+            trained.build(), shape, range(CLASSES), count=count, seed=3, stream="sample", device=torch.device("cpu")
         )
         noise = torch.stack([torch.randn(shape, generator=random_stream(3, "sample", i)) for i in range(count)])
         got = run(session, noise, labels)

@@ -14,7 +14,10 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
+from gfgw_prod.data.decoding import list_source
 from gfgw_prod.data.images import InvalidImageError, Rules
+from gfgw_prod.data.packing import pack
+from gfgw_prod.data.packs import Pack
 from gfgw_prod.data.sources import Table, load_table, shape_and_classes
 from gfgw_prod.process.exit_codes import UserError
 from gfgw_prod.settings.data import DataSettings
@@ -244,6 +247,49 @@ def test_orientation_is_applied_in_no_format(kind: str, orientation: int) -> Non
     options = {"compression": compression} if compression else {"lossless": True} if kind == "WEBP" else {}
     image.save(written, name, exif=exif, **options)
     assert np.array_equal(Rules().decode(written.getvalue()), pixels.transpose(2, 0, 1))
+
+
+def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
+    written = io.BytesIO()
+    image.save(written, kind, **options)
+    return written.getvalue()
+
+
+def test_transparent_images_are_put_on_the_background() -> None:
+    pixels = np.zeros((2, 2, 4), dtype=np.uint8)
+    pixels[0, :, 0], pixels[0, :, 3], pixels[1, 0, 3] = 255, 255, 51  # opaque red above a fifth of black, and nothing
+    content = encoded(Image.fromarray(pixels), "PNG")
+    with pytest.raises(InvalidImageError, match=r"transparent pixels; data\.background white"):
+        Rules().decode(content)
+    for background, level in (("white", 255), ("black", 0)):
+        row = Rules(background=background).decode(content)
+        assert row[:, 0].tolist() == [[255, 255], [0, 0], [0, 0]]
+        assert row[:, 1].tolist() == [[round(level * 0.8), level]] * 3
+    palette = encoded(Image.new("P", (4, 4)), "GIF", transparency=0)
+    assert (Rules(background="white", grey=True).decode(palette) == 255).all()
+    opaque = encoded(Image.new("RGB", (4, 4), "red"), "PNG")
+    assert np.array_equal(Rules(background="white").decode(opaque), Rules().decode(opaque))
+
+
+@pytest.mark.parametrize(("kind", "options"), [("GIF", {}), ("WEBP", {"lossless": True})])
+def test_first_frame_stands_for_an_animation(kind: str, options: dict[str, object], tmp_path: Path) -> None:
+    red, blue = (Image.new("RGB", (16, 16), colour) for colour in ("red", "blue"))
+    content = encoded(red, kind, save_all=True, append_images=[blue], **options)
+    assert np.array_equal(Rules().decode(content), np.asarray(red).transpose(2, 0, 1))
+    (tmp_path / "class").mkdir()
+    (tmp_path / "class" / f"moving.{kind.lower()}").write_bytes(content)
+    assert len(load_table(DataSettings(source="folder", path=tmp_path))) == 1
+
+
+def test_names_of_classes_pass_through_folders_parquet_files_and_packs(colours: np.ndarray, tmp_path: Path) -> None:
+    for number, name in enumerate(("flags", "animals", "ünïcode")):
+        (tmp_path / "folder" / name).mkdir(parents=True)
+        (tmp_path / "folder" / name / "a.png").write_bytes(image_files.png(colours[number]))
+    settings = DataSettings(source="folder", path=tmp_path / "folder")
+    assert load_table(settings).class_names == ("animals", "flags", "ünïcode")
+    packed = pack(list_source(settings), tmp_path / "pack")
+    assert packed.class_names == Pack.read(tmp_path / "pack").class_names == ("animals", "flags", "ünïcode")
+    assert load_table(DataSettings(source="packed", path=tmp_path / "pack")).class_names == packed.class_names
 
 
 def test_values_above_the_peak_are_invalid() -> None:

@@ -1,6 +1,7 @@
 """Samples, grids, and sample files."""
 
 import itertools
+import json
 import resource
 import time
 from pathlib import Path
@@ -11,13 +12,22 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from gfgw_prod.commands.sample import class_list
 from gfgw_prod.data.sources import load_table
 from gfgw_prod.distributed.cells import random_stream
 from gfgw_prod.distributed.world import World
 from gfgw_prod.generator import build_generator
 from gfgw_prod.process.exit_codes import UserError
 from gfgw_prod.sampling.files import image_writer
-from gfgw_prod.sampling.pictures import draw_samples, enlarge, grid_of, levels_of, write_png
+from gfgw_prod.sampling.pictures import (
+    columns_of,
+    draw_samples,
+    enlarge,
+    grid_of,
+    levels_of,
+    rows_of_classes,
+    write_png,
+)
 from gfgw_prod.sampling.sampler import CELL, Sampler, batches, cycle_classes, sampling_times
 from gfgw_prod.settings.data import DataSettings
 from gfgw_prod.settings.networks import GeneratorSettings
@@ -36,7 +46,7 @@ class Labelled(nn.Module):
 
 
 def draw(count: int = 10, *, seed: int = 3, stream: str = "grid") -> tuple[Tensor, Tensor]:
-    return draw_samples(Labelled(), (1, 4, 4), 3, count=count, seed=seed, stream=stream, device=CPU)
+    return draw_samples(Labelled(), (1, 4, 4), range(3), count=count, seed=seed, stream=stream, device=CPU)
 
 
 def test_more_samples_begin_with_the_same_ones() -> None:
@@ -64,7 +74,8 @@ def network() -> nn.Module:
 def test_samples_of_a_network_are_the_same_bits_however_many_are_drawn_at_once() -> None:
     generator = network()
     pieces = [
-        draw_samples(generator, (1, 8, 8), 10, count=n, seed=0, stream="grid", device=CPU)[0] for n in (1, 33, 70)
+        draw_samples(generator, (1, 8, 8), range(10), count=n, seed=0, stream="grid", device=CPU)[0]
+        for n in (1, 33, 70)
     ]
     assert torch.equal(pieces[0], pieces[2][:1])
     assert torch.equal(pieces[1], pieces[2][:33])
@@ -222,3 +233,33 @@ def test_picture_survives_its_png_file(tmp_path: Path) -> None:
         assert image.format == "PNG"
         assert np.array_equal(np.asarray(image), picture.permute(1, 2, 0).numpy())
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_grid_has_a_column_for_each_class_or_for_32_of_them() -> None:
+    labels = torch.tensor([5, 0, 2, 0, 5, 2, 0, 2, 2])
+    assert columns_of(labels) == [0, 2, 5]
+    order = torch.arange(9).flip(0)
+    assert rows_of_classes(labels, [0, 2, 5], 3, order).tolist() == [6, 8, 4, 3, 7, 0, 1, 5, 4]
+    shown = columns_of(torch.arange(1000))
+    assert len(shown) == 32
+    assert shown == sorted(set(shown))
+    assert shown[0] == 0
+    assert shown[-1] > 960
+
+
+def test_classes_are_asked_for_by_id_or_name() -> None:
+    names = ("animals", "flags", "7")
+    assert class_list("0,2-4, 1") == (0, 2, 3, 4, 1)
+    assert class_list("flags,0, animals", names) == (1, 0, 0)
+    assert class_list("7", names) == (7,)  # a number is an id
+    for text in ("flag", "", "Flags", "0-x"):
+        with pytest.raises(UserError, match=r"--classes .* names such as animals, flags, 7, not"):
+            class_list(text, names)
+
+
+def test_names_of_classes_stand_in_the_labels_of_samples(tmp_path: Path) -> None:
+    writer = image_writer("png", tmp_path, 2, torch.tensor([1, 0]), (1, 2, 2), class_names=("cats", "dogs"))
+    writer.add(0, torch.zeros(2, 1, 2, 2, dtype=torch.uint8))
+    writer.close()
+    content = json.loads((tmp_path / "dataset.json").read_text())
+    assert content == {"labels": [["000000.png", 1], ["000001.png", 0]], "class_names": ["cats", "dogs"]}

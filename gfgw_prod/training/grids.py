@@ -1,0 +1,59 @@
+"""The grids of a run, of samples and of real images: a class a column, or a square without classes."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from gfgw_prod.data.sources import Table
+from gfgw_prod.data.stream import KeyedOrder
+from gfgw_prod.distributed.world import World
+from gfgw_prod.generator.ema import Ema
+from gfgw_prod.process.watchdog import watch
+from gfgw_prod.sampling import pictures
+from gfgw_prod.settings.config import Config
+
+
+class Grids:
+    """Draws the grids of one run.
+
+    Attributes:
+        classes: of the columns; empty if the generator takes none.
+    """
+
+    def __init__(self, config: Config, table: Table):
+        self._config, self._table, self._side = config, table, config.telemetry.sample_grid
+        self.classes = pictures.columns_of(table.labels) if config.generator.conditional else []
+        self._columns = len(self.classes) or self._side
+
+    def note(self) -> str:
+        """A line on the classes that the grids leave out; empty if they show all."""
+        occurring = len(self._table.labels.unique())
+        if not self.classes or len(self.classes) == occurring:
+            return ""
+        names = [self._table.class_names[each] if self._table.class_names else str(each) for each in self.classes]
+        return f"grids show {len(self.classes)} of {occurring} classes: {', '.join(names)}"
+
+    def of_data(self) -> Tensor:
+        """Real images, uint8 ``(3, h, w)``."""
+        table = self._table
+        order = KeyedOrder(self._config.seed, len(table), "grid").rows(0, len(table))
+        ids = order[torch.arange(self._side * self._side) % len(table)]
+        if self.classes:
+            ids = pictures.rows_of_classes(table.labels, self.classes, self._side, order)
+        return pictures.grid_of(pictures.levels_of(table.rows(ids)), self._columns)
+
+    def of_samples(self, ema: Ema, world: World) -> Tensor:
+        """One-step samples, uint8 ``(3, h, w)``. Collective."""
+        with ema.applied() as generator:
+            drawn, _ = pictures.draw_samples(
+                generator,
+                self._table.image_shape,
+                self.classes,
+                count=self._side * self._columns,
+                seed=self._config.seed,
+                stream="grid",
+                device=world.device,
+                before_cell=watch.progress,
+            )
+        return pictures.grid_of(pictures.levels_of(drawn), self._columns)
