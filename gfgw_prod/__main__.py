@@ -1,7 +1,8 @@
 """Entry point of ``python -m gfgw_prod`` and of the command ``gfgw``.
 
 The order matters. Importing torch takes seconds, and a stop signal may come meanwhile. So the standard streams and the
-signals are set up first, by modules that import quickly; the commands are imported last.
+signals are set up first, by modules that import quickly; the commands are imported last. In a fork server everything is
+imported before the signals are set up; its ranks begin there.
 """
 
 import sys
@@ -14,8 +15,10 @@ from gfgw_prod.process.standard_streams import prepare_streams
 
 prepare_streams()  # first: the next file to be opened would get the number of a closed stream
 
+from gfgw_prod.process.fork_server import serve_forks
 from gfgw_prod.process.signals import PREEMPTION, exit_on_stop_signals
 
+serve_forks()
 if sys.argv[1:2] in (["train"], ["pack"]):  # other commands keep no state: a signal just ends them
     exit_on_stop_signals(PREEMPTION)
 

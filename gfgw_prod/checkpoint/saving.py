@@ -21,6 +21,7 @@ from gfgw_prod.checkpoint.uploading import Uploader
 from gfgw_prod.checkpoint.waiting import SLOWEST, wait_together
 from gfgw_prod.distributed.world import World
 from gfgw_prod.process.exit_codes import NoProgressError, UserError, one_line
+from gfgw_prod.process.save_in_flight import saving
 
 if TYPE_CHECKING:
     from gfgw_prod.settings.running import CheckpointSettings
@@ -126,6 +127,10 @@ class Saver:
         self._thread = threading.Thread(target=self._run, args=(staged, manifest, outcome), name="save", daemon=True)
         self._thread.start()
 
+    def is_saving(self) -> bool:
+        """Whether this rank is still writing its part of a checkpoint."""
+        return self._thread is not None and self._thread.is_alive()
+
     def join(self) -> None:
         """Wait for the save in flight.
 
@@ -191,7 +196,8 @@ class Saver:
         """Write and commit the copy. The body of the thread, on all ranks."""
         started = time.monotonic()
         try:
-            problem, must_stop = self._committer.commit(staged, manifest)
+            with saving():
+                problem, must_stop = self._committer.commit(staged, manifest)
             seconds = time.monotonic() - started
             self._record(replace(outcome, seconds=seconds, problem=problem, must_stop=must_stop))
         except BaseException as error:  # the other ranks are gone; ``join`` raises it

@@ -4,26 +4,35 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from contextlib import nullcontext, suppress
+from pathlib import Path
 from typing import Any
 
 from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec, WorkerState
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing import LogsSpecs, SignalException
 from torch.distributed.elastic.multiprocessing.api import SubprocessContext
+from torch.distributed.elastic.multiprocessing.subprocess_handler import SubprocessHandler
 from torch.distributed.elastic.rendezvous.api import RendezvousClosedError, RendezvousConnectionError
 
 from gfgw_prod.launcher import log
+from gfgw_prod.launcher.forks import ForkServer
 from gfgw_prod.launcher.job_exit_code import JobExitCode
-from gfgw_prod.launcher.torch_changes import RESUME_AFTER_SECONDS, resume_stopped, stop_signals_deferred
-from gfgw_prod.process import clock, first_report
+from gfgw_prod.launcher.torch_changes import stop_signals_deferred
+from gfgw_prod.process import clock, first_report, save_in_flight
 from gfgw_prod.process.exit_codes import BAD_INPUT, CRASH_LOOP, CRASHED, FINISHED, PREEMPTED
 from gfgw_prod.process.restart_causes import RESTART_CAUSE, Cause, of_exit_codes
 from gfgw_prod.process.signals import PREEMPTION, STOP
 
 # Peers of a failed rank lose their connections, perhaps before the failed rank's node has published its exit code.
 JOB_CODE_SECONDS = 5.0
+# A worker that is stopped (SIGSTOP) is killed. A scheduler that resumes a whole job may resume the launcher first.
+STOPPED_SECONDS = 1.0
+LEAVE_SECONDS = 3.0  # for the peers of a crashed rank: more than they need, unless they are stuck in C
+SAVE_SECONDS = 30.0  # for those that save; they give up within 20 s
 
 
 def final_code_of(failed: Iterable[int], stopped: Iterable[int] = ()) -> int | None:
@@ -54,6 +63,7 @@ class ExitCodeAgent(LocalElasticAgent):
         job_code: JobExitCode,
         grace_seconds: int,
         restarts_left: int,
+        forks: ForkServer | None,
     ):
         super().__init__(spec, logs_specs, log_line_prefix_template=log_line_prefix_template)
         self.job_code = job_code
@@ -63,6 +73,8 @@ class ExitCodeAgent(LocalElasticAgent):
         self._looked_at = clock.now()
         self._cause: Cause | None = None  # of the next restart, unless nodes come or go
         self._remaining_restarts = restarts_left
+        self._forks = forks
+        self._stopped: Counter[int] = Counter()  # looks in a row at which a worker was found stopped
 
     def run_job(self) -> int:
         """Run the workers to the end of the job. Returns its exit code.
@@ -96,8 +108,13 @@ class ExitCodeAgent(LocalElasticAgent):
     def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
         """Override: let one of the new ranks report a final error; no stop signal between two spawns."""
         first_report.allow_one_report()
+        save_in_flight.allow_saves()
+        if self._forks is not None:
+            self._forks.wait()
         with stop_signals_deferred():
             started: dict[int, Any] = super()._start_workers(worker_group)
+            if self._pcontext is not None:
+                self._pcontext._close = self._end_workers  # type: ignore[method-assign]
         return started
 
     def _monitor_workers(self, worker_group: WorkerGroup) -> RunResult:
@@ -117,7 +134,7 @@ class ExitCodeAgent(LocalElasticAgent):
             super()._exit_barrier()  # type: ignore[no-untyped-call]
 
     def _shutdown(self, death_sig: signal.Signals = signal.SIGTERM) -> None:
-        """Override: resume stopped workers, and give all of them `grace_seconds` to save."""
+        """Override: resume workers that were just stopped, and give all of them `grace_seconds` to save."""
         signalled = stop_signal_in(sys.exception()) is not None
         if signalled:
             codes = self._exit_codes()
@@ -131,18 +148,41 @@ class ExitCodeAgent(LocalElasticAgent):
             # If workers are stopped because nodes come or go, a stop signal waits until they are: ranks that are
             # signalled twice exit without saving.
             with nullcontext() if signalled else stop_signals_deferred():
-                resume_stopped(self._running())
+                for worker in self._running():
+                    if is_stopped(worker.pid):
+                        worker.send_signal(signal.SIGCONT)
                 self._pcontext.close(forwarded, timeout=self.grace_seconds)
         super()._shutdown(forwarded)
+
+    def _end_workers(self, death_sig: signal.Signals, timeout: float = SAVE_SECONDS) -> None:
+        """Replaces torch's: after a crash, kill those that do not leave at once and are not saving."""
+        crashed = any(code not in (FINISHED, PREEMPTED) for code in self._exit_codes())
+        for handler in self._handlers():
+            if handler.proc.poll() is None:
+                handler.close(death_sig)
+        began = time.monotonic()
+        while running := self._running():
+            passed = time.monotonic() - began
+            if passed > timeout or (crashed and passed > LEAVE_SECONDS and not save_in_flight.is_any_saving()):
+                for worker in running:
+                    worker.kill()
+                    worker.wait()
+            time.sleep(0.01)
+
+    def _kill_stopped(self) -> None:
+        """Kill workers that are stopped: their peers wait for them, and would notice after minutes."""
+        for worker in self._running():
+            self._stopped[worker.pid] = self._stopped[worker.pid] + 1 if is_stopped(worker.pid) else 0
+            if self._stopped[worker.pid] * self._worker_group.spec.monitor_interval >= STOPPED_SECONDS:
+                log(f"process {worker.pid}, a rank of this node, was stopped (SIGSTOP); it is killed")
+                worker.kill()
 
     def _look_at_workers(self, worker_group: WorkerGroup) -> RunResult:
         self._looked_at = clock.now()  # before torch stops the peers of a failed worker, which it does within
         codes = self._exit_codes()
         if (known := final_code_of((), codes)) is not None:
             self.job_code.set(known)  # before other nodes take the broken connections for a crash
-        if any(codes):
-            # torch signals the other workers, and kills them after 30 s. They end or give up a save within 20 s.
-            resume_stopped(self._running(), after_seconds=RESUME_AFTER_SECONDS)
+        self._kill_stopped()
         result: RunResult = super()._monitor_workers(worker_group)
         if result.state == WorkerState.HEALTHY:
             # Another node may have ended the job. The workers' connections may not show that before their timeout.
@@ -202,16 +242,17 @@ class ExitCodeAgent(LocalElasticAgent):
         return CRASHED
 
     def _workers(self) -> list[subprocess.Popen[bytes]]:
-        if not isinstance(self._pcontext, SubprocessContext):
-            return []
-        return [handler.proc for handler in self._pcontext.subprocess_handlers.values()]
+        return [handler.proc for handler in self._handlers()]
+
+    def _handlers(self) -> list[SubprocessHandler]:
+        return [*self._pcontext.subprocess_handlers.values()] if isinstance(self._pcontext, SubprocessContext) else []
 
     def _exit_codes(self) -> list[int]:
         """Exit codes of the local workers that have ended (negative: the signal that killed them)."""
         return [code for worker in self._workers() if (code := worker.poll()) is not None]
 
-    def _running(self) -> list[int]:
-        return [worker.pid for worker in self._workers() if worker.poll() is None]
+    def _running(self) -> list[subprocess.Popen[bytes]]:
+        return [worker for worker in self._workers() if worker.poll() is None]
 
     def _alone(self) -> bool:
         return bool(self._worker_group.group_world_size == 1)
@@ -231,6 +272,14 @@ def stop_signal_in(error: BaseException | None) -> SignalException | None:
     """
     cause = error.__context__ if isinstance(error, UnboundLocalError) else error
     return cause if isinstance(cause, SignalException) else None
+
+
+def is_stopped(process: int) -> bool:
+    """Whether a process is stopped, by SIGSTOP or a scheduler; not by a debugger."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] == "T"
+    except OSError:  # the process has ended, or this system has no /proc
+        return False
 
 
 def describe_failures(failed: Mapping[int, int]) -> str:

@@ -25,8 +25,9 @@ from torch.distributed.run import config_from_args, get_args_parser
 
 from gfgw_prod.launcher import log
 from gfgw_prod.launcher.agent import ExitCodeAgent
+from gfgw_prod.launcher.forks import ForkServer
 from gfgw_prod.launcher.job_exit_code import JobExitCode
-from gfgw_prod.launcher.torch_changes import NoLogFiles, keep_ports
+from gfgw_prod.launcher.torch_changes import NoLogFiles, fork_ranks, keep_ports
 from gfgw_prod.process import clock, held_file
 from gfgw_prod.process.exit_codes import BAD_INPUT, CRASHED, PREEMPTED, UserError
 from gfgw_prod.process.home import expand_home
@@ -40,8 +41,8 @@ LINGER_SECONDS = 10.0  # at most, for the other nodes to read the job's exit cod
 LONGEST_PAUSE_SECONDS = 30.0  # between attempts to join a lost rendezvous; pauses double
 
 
-def main() -> int:
-    """Take part in the job that the command line describes. Returns the exit code."""
+def main(forks: ForkServer | None = None) -> int:
+    """Take part in the job that the command line describes, with ranks that are forks. Returns the exit code."""
     _prepare_environment()
     options = get_args_parser().parse_args()
     has_files = options.log_dir is not None
@@ -57,7 +58,9 @@ def main() -> int:
         held_file.hold(arguments, lambda text: settings_file(expand_home(text)))
         if not has_files:
             config.logs_specs = NoLogFiles()
-        return Node(config, entrypoint, arguments, int(grace)).run()
+        if forks is not None and config.numa_options is None:  # torch binds a process that it starts, not a fork
+            fork_ranks(forks)
+        return Node(config, entrypoint, arguments, int(grace), forks).run()
     except UserError as error:
         log(str(error))
         return BAD_INPUT
@@ -70,6 +73,9 @@ def main() -> int:
         reason = str(error.__cause__ or error) or type(error).__name__
         log(f"no rendezvous at {options.rdzv_endpoint}: {reason.splitlines()[0]}")
         return CRASHED
+    finally:
+        if forks is not None:
+            forks.close()
 
 
 def _prepare_environment() -> None:
@@ -90,9 +96,16 @@ def _prepare_environment() -> None:
 class Node:
     """This node's part in a job, over any number of rendezvous."""
 
-    def __init__(self, config: LaunchConfig, entrypoint: str, arguments: list[str], grace_seconds: int):
+    def __init__(
+        self,
+        config: LaunchConfig,
+        entrypoint: str,
+        arguments: list[str],
+        grace_seconds: int,
+        forks: ForkServer | None = None,
+    ):
         self.config, self.entrypoint, self.arguments = config, entrypoint, arguments
-        self.grace_seconds = grace_seconds
+        self.grace_seconds, self.forks = grace_seconds, forks
         self.hosting = is_host(config.rdzv_endpoint)
         self.restarts_left = config.max_restarts
         self.alone_since = time.monotonic()
@@ -143,7 +156,9 @@ class Node:
         )
         assert config.logs_specs is not None
         prefix = config.log_line_prefix_template
-        agent = ExitCodeAgent(spec, config.logs_specs, prefix, job_code, self.grace_seconds, self.restarts_left)
+        agent = ExitCodeAgent(
+            spec, config.logs_specs, prefix, job_code, self.grace_seconds, self.restarts_left, self.forks
+        )
         try:
             code = agent.run_job()
             ignore_stop_signals()

@@ -1,4 +1,4 @@
-"""What the launcher changes in torchrun itself: the port of a round, stop signals, stopped workers, log files."""
+"""What the launcher changes in torchrun itself: the port of a round, how workers start, stop signals, log files."""
 
 from __future__ import annotations
 
@@ -6,21 +6,18 @@ import os
 import signal
 import socket
 import sys
-import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from torch.distributed.elastic.multiprocessing import LogsDest, LogsSpecs, SignalException
 from torch.distributed.elastic.multiprocessing import api as torch_api
+from torch.distributed.elastic.multiprocessing.subprocess_handler import SubprocessHandler
 from torch.distributed.elastic.rendezvous import api as rendezvous_api
 
+from gfgw_prod.launcher.forks import ForkServer
 from gfgw_prod.process.signals import IGNORED, STOP, set_stop_handlers
-
-# A stopped worker made its last step at about the same time as the peer that missed it, or a little later. This much
-# later its own hang limit has passed too, so it writes its stacks when it resumes, even if it first sees its peer gone.
-RESUME_AFTER_SECONDS = 1.0
 
 _reserved: list[socket.socket] = []  # the port of the present round
 _raise_signal = torch_api._terminate_process_handler  # torch's handler: raises SignalException
@@ -99,21 +96,15 @@ def stop_signals_deferred() -> Iterator[None]:
             raise SignalException(f"got {first.name}", sigval=first)
 
 
-def resume_stopped(processes: Iterable[int], after_seconds: float = 0.0) -> None:
-    """Send SIGCONT to the processes that are stopped, by SIGSTOP or a scheduler: they notice nothing until then."""
-    stopped = [process for process in processes if _is_stopped(process)]
-    if stopped:
-        time.sleep(after_seconds)
-    for process in stopped:
-        with suppress(ProcessLookupError):
-            os.kill(process, signal.SIGCONT)
+def fork_ranks(server: ForkServer) -> None:
+    """Have torch's agent take its workers from the fork server, if that can serve, and else start them anew."""
 
+    def popen(handler: SubprocessHandler, command: tuple[str, ...], environment: dict[str, str]) -> Any:
+        redirected = handler._stdout or handler._stderr  # a fork has the streams of the server
+        return (None if redirected else server.fork(command, environment)) or start_anew(handler, command, environment)
 
-def _is_stopped(process: int) -> bool:
-    try:
-        return Path(f"/proc/{process}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] == "T"
-    except OSError:  # the process has ended, or this system has no /proc
-        return False
+    start_anew = SubprocessHandler._popen
+    SubprocessHandler._popen = popen  # type: ignore[method-assign, assignment]
 
 
 class NoLogFiles(LogsSpecs):

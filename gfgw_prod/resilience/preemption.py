@@ -1,8 +1,9 @@
-"""Stop requests in training: a signal sets a flag, and all ranks agree at the end of a step to save and stop."""
+"""Requests in training to save, and perhaps to stop: a rank raises a flag, and all agree on it at the end of a step."""
 
 from __future__ import annotations
 
 import signal
+from collections.abc import Callable
 from datetime import timedelta
 from types import FrameType
 
@@ -15,11 +16,20 @@ from gfgw_prod.process.signals import in_main_thread, on_stop_request
 
 
 class StopRequest:
-    """Whether a rank of this run received a stop signal."""
+    """Whether a rank of this run received a stop signal, or finds that a save is due.
 
-    def __init__(self, world: World, timeout_seconds: int):
+    Args:
+        is_save_due: whether it is, by this rank's clock.
+
+    Attributes:
+        save_is_due: whether a save is due, as all ranks agree. Whoever saves sets it to false.
+    """
+
+    def __init__(self, world: World, timeout_seconds: int, is_save_due: Callable[[], bool]):
         self._group = world.background_group(timedelta(seconds=timeout_seconds))
+        self._is_save_due = is_save_due
         self.requested_here = False  # on this rank
+        self.save_is_due = False
         self._pending: tuple[Tensor, dist.Work] | None = None
         self._interrupted = False
 
@@ -42,14 +52,15 @@ class StopRequest:
         if self._interrupted:
             raise KeyboardInterrupt
         if self._group is None:
+            self.save_is_due = self._is_save_due()
             return self.requested_here
         requested = False
         if self._pending is not None:
-            flag, work = self._pending
+            flags, work = self._pending
             work.wait()
-            requested = bool(flag.item())
-        flag = torch.tensor([int(self.requested_here)])
-        self._pending = flag, dist.all_reduce(flag, dist.ReduceOp.MAX, group=self._group, async_op=True)
+            requested, self.save_is_due = map(bool, flags.tolist())
+        flags = torch.tensor([self.requested_here, not self.save_is_due and self._is_save_due()], dtype=torch.int64)
+        self._pending = flags, dist.all_reduce(flags, dist.ReduceOp.MAX, group=self._group, async_op=True)
         return requested
 
     def _request(self) -> None:

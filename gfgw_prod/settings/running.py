@@ -43,6 +43,7 @@ class DistributedSettings(Section):
 
 class CheckpointSettings(Section):
     every_kimg: Positive = setting(20.0, "interval between checkpoints, kimg")
+    every_minutes: NonNegative = setting(2.0, "longest time from one checkpoint to the next, minutes; 0 is off")
     keep: Count = setting(3, "number of newest checkpoints kept")
     keep_every_kimg: NonNegative = setting(0.0, "keep a checkpoint for each multiple of this forever, kimg; 0 is off")
     root: Place = setting("", "directory or fsspec URL of the checkpoints; empty is run.dir/checkpoints")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -120,7 +121,8 @@ class Run:
         self.saver = Saver(config.checkpoint, self.storages, world, self.reporter.log, CONSTANT)
 
         # What interrupts training.
-        self.stop = preemption.StopRequest(world, config.distributed.timeout_seconds)
+        self.saved_at = time.monotonic()
+        self.stop = preemption.StopRequest(world, config.distributed.timeout_seconds, self._is_save_overdue)
         self.evaluation = world.on_all_ranks(
             lambda: PeriodicEvaluation(config, self.table, world, self.stop, self.reporter)
         )
@@ -211,7 +213,7 @@ class Run:
             if last or self._is_due(telemetry.samples_every_kimg):
                 with self.training.precision.autocast():
                     self.reporter.draw_samples(self.images, self.grids, self.training.ema)
-            if last or self._is_due(config.checkpoint.every_kimg):
+            if last or self._is_due(config.checkpoint.every_kimg) or self.stop.save_is_due:
                 self._save()
             self._record_saves()
         while self.saver.saved_step != self.step:  # retry a failed last save; too many failures raise
@@ -247,8 +249,13 @@ class Run:
     def _is_due(self, interval_kimg: float) -> bool:
         return schedule.is_due(interval_kimg, self.config.train.batch_size, self.images)
 
+    def _is_save_overdue(self) -> bool:
+        """Whether the last save is longer ago than the settings allow, by this rank's clock."""
+        seconds = self.config.checkpoint.every_minutes * 60
+        return 0 < seconds <= time.monotonic() - self.saved_at and not self.saver.is_saving()
+
     def _save(self) -> None:
-        state = self.state()
+        state, self.saved_at = self.state(), time.monotonic()
         self.checked_step.check_replicas(state)
         facts = {
             **self.facts,

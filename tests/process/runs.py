@@ -269,6 +269,11 @@ def kill_after_checkpoint(process: subprocess.Popen[str], run_dir: Path, step: i
     os.kill(process.pid if victim is None else victim, signal.SIGKILL)
 
 
+def parent_of(pid: int) -> int:
+    """The process id of a process's parent."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
 def workers_of(agent: int) -> dict[int, int]:
     """Process ids of the agent's workers by rank."""
     found = {}
@@ -276,8 +281,7 @@ def workers_of(agent: int) -> dict[int, int]:
         if not entry.name.isdigit():
             continue
         try:
-            parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-            variables = (entry / "environ").read_bytes().split(b"\0") if parent == agent else []
+            variables = (entry / "environ").read_bytes().split(b"\0") if parent_of(int(entry.name)) == agent else []
         except OSError:  # it has ended meanwhile
             continue
         found |= {int(each[5:]): int(entry.name) for each in variables if each.startswith(b"RANK=")}

@@ -71,21 +71,22 @@ class Job:
         return self.freeze_after(0)
 
     def freeze_after(self, step: int, *nodes: str) -> list[int]:
-        """Stop the ranks in the middle of a step after the given one, as if it took long. Returns them."""
+        """Stop ranks in the middle of a step after the given one, as if it took long, and their launchers."""
         self.cluster.wait_for(lambda: runs.last_step(self.run_dir) > step, pause_seconds=0.02)
         ranks = self.ranks(*nodes)
-        for rank in ranks:
-            os.kill(rank, signal.SIGSTOP)
+        launchers = {runs.parent_of(rank) for rank in ranks}  # they would kill a rank that is stopped
+        for process in (*launchers, *ranks):
+            os.kill(process, signal.SIGSTOP)
         assert runs.last_step(self.run_dir) < STEPS, "all steps are made"
-        return ranks
+        return [*launchers, *ranks]
 
-    def thaw(self, ranks: list[int], *, once_signalled: bool = True) -> None:
-        """Resume the ranks, as soon as a stop signal is pending for each of them."""
+    def thaw(self, processes: list[int], *, once_signalled: bool = True) -> None:
+        """Resume the processes, as soon as a stop signal is pending for each of them."""
         if once_signalled:
-            self.cluster.wait_for(lambda: all(map(is_signalled, ranks)))
-        for rank in ranks:
+            self.cluster.wait_for(lambda: all(map(is_signalled, processes)))
+        for process in processes:
             with suppress(ProcessLookupError):
-                os.kill(rank, signal.SIGCONT)
+                os.kill(process, signal.SIGCONT)
 
     def end(self) -> Ended:
         """Wait until SLURM is done with the job."""

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import sys
-import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -16,53 +12,11 @@ import pytest
 from . import copies, runs
 
 HANG_SECONDS = 12.0
-DETECTED_SECONDS = HANG_SECONDS + 5
 LIMIT = ("--resilience.hang-seconds", str(HANG_SECONDS))
 FOREVER = "10**6"
 
 
-class Stalls(threading.Thread):
-    """Seconds for which this machine stalled within the context: by how much a thread overslept."""
-
-    def __init__(self) -> None:
-        super().__init__(daemon=True)
-        self.seconds, self._over = 0.0, threading.Event()
-
-    def run(self) -> None:
-        while not self._over.is_set():
-            begun = time.monotonic()
-            time.sleep(0.1)
-            self.seconds += max(time.monotonic() - begun - 0.2, 0.0)
-
-    def __enter__(self) -> Stalls:
-        self.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self.join()
-
-
 Scenario = Callable[[Path], str]  # returns what was logged
-
-
-def stopped_rank(directory: Path) -> str:
-    """Rank 1 of 2 is stopped; the agent resumes it when its peer has missed it."""
-    run_dir, go_on = directory / "run", directory / "stopped"
-    copy = copies.held_in_step(directory, 3, until=go_on)
-    agent = runs.start(runs.elastic(run_dir, *LIMIT), copy | {"NPROC": "2"})
-    runs.wait_until((run_dir / "checkpoints" / "step-00000002").exists, agent)
-    stacks = run_dir / "stacks" / "rank-1.txt"  # written once a second
-    runs.wait_until(lambda: "in step" in stacks.read_text(), agent)
-    os.kill(runs.workers_of(agent.pid)[1], signal.SIGSTOP)
-    go_on.touch()
-    stopped = time.monotonic()
-    with Stalls() as stalls:
-        said = runs.hear(agent, "restart 1 of 3")
-    assert time.monotonic() - stopped < DETECTED_SECONDS + stalls.seconds, said
-    outcome = runs.outcome_of(agent)
-    assert outcome.code == 0, said + outcome.stderr
-    return said + outcome.stderr
 
 
 def rank_that_sleeps_while_it_starts(directory: Path) -> str:
@@ -84,9 +38,8 @@ def process_that_holds_the_gil(directory: Path) -> str:
     return runs.train(directory / "run").stderr
 
 
-# Ranks that certainly leave stacks, and what they were doing. (A peer may notice first that a rank has ended.)
+# Ranks that certainly leave stacks, and what they were doing.
 SCENARIOS: dict[Scenario, dict[int, str]] = {
-    stopped_rank: {0: "in step", 1: "in step"},
     rank_that_sleeps_while_it_starts: {1: "starting"},
     process_that_holds_the_gil: {0: "in step"},
 }
