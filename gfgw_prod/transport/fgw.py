@@ -30,7 +30,8 @@ from gfgw_prod.transport.sinkhorn import Sinkhorn
 
 ROUNDING = 16  # machine epsilons; smaller relative changes of the state are rounding
 LARGEST_RATE = 0.99  # of the outer iteration; the estimate of the state's error is meaningless above it
-INNER_TOLERANCE = 5e-3  # of the first inner problem; its square for the second, and so on
+INNER_TOLERANCE = 1e-3  # of the first inner problem; its square for the second, and so on
+FIRST_EPSILON = 0.1  # a cold start with a smaller ε begins with one about as large
 
 
 def solve(
@@ -48,9 +49,11 @@ def solve(
         geometry = Cosine(x, columns, p, row_labels, noise_term=options.noise_term)
     sinkhorn, outer = Sinkhorn(columns, p), _OuterIteration(options)
     state = geometry.initial_state() if start.state is None else start.state  # S, (d, d)
-    g = None if start.g is None else start.g / epsilon  # (m,), in units of the logits
+    if start.g is None:
+        sinkhorn.start(None, halvings=max(math.ceil(math.log2(FIRST_EPSILON / epsilon)), 0))
+    else:
+        sinkhorn.start(start.g / epsilon)
     while True:
-        sinkhorn.start(g)
         logits = geometry.logits(state, lam, epsilon)  # X W Yᵀ / ε, (n, m)
         error: Tensor | float = 0.0
         if options.dual_balance is not None:
@@ -62,7 +65,7 @@ def solve(
         last_state, state = state, geometry.state_of(sinkhorn)  # S ← Xᵀ T Y
         if outer.is_over(error, _relative_change(state, last_state)):
             break
-        g = sinkhorn.potentials()[1]
+        sinkhorn.start(sinkhorn.potentials()[1])
     status = Status(
         outer.count,
         sinkhorn.iterations,

@@ -18,7 +18,6 @@ GRAM_BITS = 45  # fixed-point bits; entries lie in [0, 1]
 SMALLEST = 1e-12  # smaller entries are set to 0: products of denormal numbers are slow
 # Curvatures below this, relative to diag(T 1), are lost in the rounding of the product.
 DAMPING = {torch.float32: 1e-5, torch.float64: 1e-12}
-LONGEST = 20.0  # largest change of a potential in one step, nats
 
 
 class RowHessian:
@@ -47,17 +46,20 @@ class RowHessian:
             parts.append(_gram(normalised))
         hessian = -columns.sum(parts, p.new_empty(len(p), len(p)), GRAM_BITS).double()
         hessian.diagonal().add_(1 + DAMPING[p.dtype])
-        self._p, self._root = p, (p * ratio).double().sqrt()
-        self._factor, self._failed = torch.linalg.cholesky_ex(hessian, upper=True)
+        self._inverse_root = (p * ratio).double().rsqrt().masked_fill_(p <= 0, 0)
+        factor, failed = torch.linalg.cholesky_ex(hessian, upper=True)
+        identity = torch.eye(len(p), dtype=factor.dtype, device=factor.device)
+        self._factor = torch.where(failed == 0, factor, identity)  # the identity gives a step like Sinkhorn's
 
-    def step(self, ratio: Tensor) -> Tensor:
-        """The change of ``log w``, ``(n,)``, at row sums ``p ratio``; Sinkhorn's if the factorisation failed."""
-        p, root, empty = self._p, self._root, self._p <= 0
-        gradient = ((p - p * ratio).double() / root).masked_fill_(empty, 0)
-        solved = torch.cholesky_solve(gradient[:, None], self._factor, upper=True)[:, 0]
-        step = (solved / root).masked_fill_(empty, 0).to(p.dtype)
-        step = torch.where((self._failed == 0) & step.isfinite().all(), step, -ratio.log())
-        return step * (LONGEST / step.abs().amax().clamp_min(LONGEST))
+    def step(self, gradient: Tensor) -> Tensor:
+        """The change of ``log w``, ``(n,)``, at a gradient ``(n,)`` of the dual objective.
+
+        The quadratic model fails where a potential must change by several nats, as between clusters that hardly
+        exchange mass: there Newton's ``d`` is far too long. It is shortened to ``sign(d) log(1 + |d|)``.
+        """
+        scaled = gradient * self._inverse_root  # in float64
+        newton = torch.cholesky_solve(scaled[:, None], self._factor, upper=True)[:, 0] * self._inverse_root
+        return torch.copysign(newton.abs().log1p(), newton).to(gradient.dtype)
 
 
 def _gram(rows: Tensor) -> Tensor:

@@ -3,9 +3,11 @@
 The kernel is ``K = exp(logits + g - shift)`` with ``shift`` the largest exponent of each row, and the plan is
 ``T = diag(p w) K diag(v)``: all factors stay moderate (docs/mathematics.md, eq. 5). When a scaling leaves the safe
 range, an update in the log domain folds the scalings into the potential ``g`` and ``K`` is built again (Schmitzer 2019,
-"Stabilized sparse scaling algorithms", algorithm 2), so nothing overflows however small ε is. Where Sinkhorn converges
-slowly, Newton's step on the rows' potential (eq. 6) replaces it, shortened where the dual objective falls along it.
-One Hessian serves until its steps are slow in turn.
+"Stabilized sparse scaling algorithms", algorithm 2), so nothing overflows however small ε is.
+
+Where Sinkhorn converges slowly, Newton's step on the rows' potential (eq. 6) replaces it. A Hessian costs as much as 20
+iterations, so one serves until its steps are slow in turn. Without a start, ε is first larger and is halved in steps
+(ε-scaling, ibid. section 3): an elementwise square of the scaled kernel halves ε, without a product with the features.
 """
 
 from __future__ import annotations
@@ -22,12 +24,15 @@ from gfgw_prod.transport.newton import RowHessian
 # Scalings in [1/LARGEST, LARGEST] keep products with the kernel inside float32, far from its rounding.
 LARGEST = 1e12
 LARGEST_CHANGE = 1e5  # of a scaling in one iteration
+LARGEST_ERROR = 2.5  # with exact columns an L1 error is at most 2; a larger one, or NaN, comes from an overflow
 SMALLEST_LOG = -50.0  # smaller exponents give 0: products of denormal numbers would be 10x slower
 RATIO_BITS = 45  # fixed-point bits of row sums over p, which are near 1
-MASS_BITS = 40  # fixed-point bits of row sums of the kernel, which lie in [1, N]
+MASS_BITS = 40  # fixed-point bits of row sums of the kernel, which lie in [1/N, N]
+HALVING_ITERATIONS = 4  # Sinkhorn iterations before ε is halved
 FOLD_EVERY = 8  # iterations between folds of the scalings into g, where the host may not read whether one is due
-SLOW = 6  # more remaining iterations than this cost more than a Hessian
-SHORTEST = 0.1  # a Newton step cut to less than this share is replaced by Sinkhorn's
+HESSIAN_EVERY = 4  # iterations between Hessians, where the host may not read whether one is due
+SLOW = 12  # more remaining iterations than this cost more than a Hessian
+FAR = 0.03  # at larger L1 errors a Hessian serves once: it changes too much within a step
 # L1 errors below these are close to rounding; only FINE_HESSIANS Hessians are spent there.
 FINE = {torch.float32: 1e-5, torch.float64: 1e-13}
 FINE_HESSIANS = 3
@@ -44,14 +49,21 @@ class Sinkhorn:
         self.iterations = self.hessians = self.kernel_builds = 0
         self._hessian: RowHessian | None = None
         self._empty = columns.mass <= 0  # (m,) columns without mass
+        self._halvings = 0
         self._w, self.column_ratio = torch.ones_like(p), torch.ones_like(columns.mass)
         self._buffer = p.new_empty(0)
         self._kernel = [p.new_empty(len(p), block.stop - block.start) for block in columns.blocks]  # K, (n, b) each
 
-    def start(self, g: Tensor | None) -> None:
-        """Set the column potential ``(m,)`` to start from, in units of the logits; zero by default."""
+    def start(self, g: Tensor | None, halvings: int = 0) -> None:
+        """Set where the next run starts.
+
+        Args:
+            g: column potential ``(m,)`` in units of the logits; zero by default.
+            halvings: how often ε is halved on the way to its value, which the logits have.
+        """
         g = torch.zeros_like(self.columns.mass) if g is None else g.to(self.columns.mass)
         self._g = g.masked_fill(self._empty, -torch.inf)
+        self._halvings = halvings
 
     def run(self, logits: Logits, *, tolerance: float, max_iterations: int) -> float:
         """Iterate until the L1 error of the row marginal is at most ``tolerance``; the columns are then exact.
@@ -59,63 +71,52 @@ class Sinkhorn:
         Returns:
             The error reached; that of the column marginal if the last iteration left the rows exact.
         """
-        self._build_kernel(logits)
         stop = self.iterations + max_iterations
-        # A Newton step is w = base exp(length direction); sinkhorn_w replaces it if it fails.
-        base = sinkhorn_w = self._w
-        direction = torch.zeros_like(self.p)
-        length, first_slope = 0.0, torch.zeros_like(self.p[0])
-        last_error, hessians_left = math.inf, FINE_HESSIANS
+        self._first_kernel(logits, max_iterations)
+        base, last_error, hessians_left = self._w, math.inf, FINE_HESSIANS
         while self.iterations < stop:
-            ratio, v, unsafe = self._iterate()  # r, (n,)
-            gradient = self.p * (1 - ratio)  # of the dual objective with respect to log w
-            # The host reads once an iteration.
-            facts = torch.stack([gradient.abs().sum(), unsafe, gradient @ direction, first_slope])
-            error, out_of_range, slope, slope_before = (float(fact) for fact in facts.tolist())
-            too_long = length and (out_of_range or not slope >= -slope_before)
-            if too_long and self.iterations < stop:
-                # The dual objective, concave, fell along the step: shorten it to where the secant's slope is 0.
-                self._hessian = None
-                secant = 0.0 if out_of_range else slope_before / (slope_before - slope)
-                length = length * max(secant, 1 / 4) if length > SHORTEST else 0.0
-                self._w = base * (length * direction).exp() if length else sinkhorn_w
-                continue
-            if out_of_range:
+            ratio, self._v = self._iterate()  # r, (n,), and v, (m,)
+            gradient = self._gradient(ratio)
+            error = float(gradient.abs().sum())  # the host reads once an iteration
+            if not error <= LARGEST_ERROR or (error <= tolerance and self._is_out_of_range()):
+                self._w = base if not error <= LARGEST_ERROR else self._w
                 self._update_in_log_domain(logits)
                 self._build_kernel(logits)
-                length, last_error = 0.0, math.inf
+                base, last_error = self._w, math.inf
                 continue
-            self._v = v
             if error <= tolerance or self.iterations == stop:
                 return error
-            base, length = self._w, 0.0
-            sinkhorn_w = self._w = base / ratio  # w ← w / r
             if _is_slow(error, last_error, tolerance):
                 hessians_left -= error < FINE[self.p.dtype]
                 if hessians_left < 0:
-                    self._w = base  # the plan that has this error
                     return error
-                self._hessian = self._build_hessian(base, ratio)
-            if self._hessian is not None:
-                direction, length = self._hessian.step(ratio), 1.0
-                first_slope = gradient @ direction
-                self._w = base * direction.exp()
-            last_error = error
+                self._hessian = self._build_hessian(ratio)
+            base, last_error = self._w, error
+            self._w = base / ratio if self._hessian is None else base * self._hessian.step(gradient).exp()
         parts = [(self.column_mass() - self.columns.mass)[block].abs().sum()[None] for block in self.columns.blocks]
         return float(self.columns.sum(parts, self.p.new_empty(1), RATIO_BITS))
 
     def run_fixed(self, logits: Logits, *, iterations: int) -> Tensor:
         """Iterate a fixed number of times without a host read; return the L1 error of the row marginal, a scalar."""
-        self._build_kernel(logits)
-        ratio = torch.ones_like(self.p)
-        for index in range(iterations):
+        start = self.iterations
+        self._first_kernel(logits, iterations)
+        count, last_error = iterations - (self.iterations - start), torch.full_like(self.p[0], torch.inf)
+        for index in range(count):
             if index and index % FOLD_EVERY == 0:
                 self._g = self._g + self._v.log()
                 self._build_kernel(logits)
-            elif index:
-                self._w = self._w / ratio
-            ratio, self._v, _ = self._iterate(clamp=True)
-        return self.p @ (ratio - 1).abs()
+            ratio, self._v = self._iterate(clamp=True)
+            gradient = self._gradient(ratio)
+            error = gradient.abs().sum()
+            if index + 1 == count:
+                return error
+            if index % HESSIAN_EVERY == 1:
+                self._hessian = self._build_hessian(ratio)
+            step = -ratio.log()  # Sinkhorn's, also after a step that made the error larger
+            if self._hessian is not None:
+                step = torch.where(error < last_error, self._hessian.step(gradient), step)
+            self._w, last_error = self._w * step.exp(), error
+        raise AssertionError("no iterations")
 
     def run_once(self, logits: Logits, *, dual_balance: float) -> None:
         """Make one column step from the start's ``g``, then exact rows (docs/mathematics.md, eq. 9).
@@ -168,8 +169,22 @@ class Sinkhorn:
         """``c = Tᵀ 1`` of this rank's columns, ``(m,)``."""
         return self._column_sums() * self._v
 
-    def _build_kernel(self, logits: Logits) -> None:
-        """Build ``K`` at the present ``g`` and make the rows exact: a half-iteration in the log domain."""
+    def _first_kernel(self, logits: Logits, most_iterations: int) -> None:
+        """Build ``K`` at the start, halving ε on the way if the iterations allow it."""
+        halvings = self._halvings if most_iterations > self._halvings * HALVING_ITERATIONS else 0
+        self._build_kernel(logits, 0.5**halvings)
+        for level in range(halvings, 0, -1):
+            for _ in range(HALVING_ITERATIONS):
+                ratio, self._v = self._iterate(clamp=True)
+                self._w = self._w / ratio
+            self._halve_epsilon(2.0**level)
+        self._halvings = 0
+
+    def _build_kernel(self, logits: Logits, scale: float = 1.0) -> None:
+        """Build ``K`` at the present ``g`` and make the rows exact: a half-iteration in the log domain.
+
+        With a ``scale`` below 1, exponents are smaller by it, as for a larger ε.
+        """
         largest, sums = [], []
         for kernel, block in zip(self._kernel, self.columns.blocks, strict=True):
             logits.into(block, kernel)
@@ -177,13 +192,30 @@ class Sinkhorn:
         shift = self.columns.max(largest, self.p)
         self._shift = shift.masked_fill(shift == -torch.inf, 0)  # (n,)
         for kernel in self._kernel:
-            torch.threshold_(kernel.sub_(self._shift[:, None]), SMALLEST_LOG, -torch.inf).exp_()
+            kernel.sub_(self._shift[:, None])
+            if scale != 1:
+                kernel.mul_(scale)
+            torch.threshold_(kernel, SMALLEST_LOG, -torch.inf).exp_()
             sums.append(kernel.sum(dim=1))
+        self._make_rows_exact(sums)
+        self.kernel_builds += 1
+
+    def _halve_epsilon(self, scale: float) -> None:
+        """Square the scaled kernel, and make the rows exact. ``scale`` is the present ε over that of the logits."""
+        self._g = self._g + scale * self._v.log()
+        self._shift = self._shift - scale * self._w.log()
+        sums = []
+        for kernel, block in zip(self._kernel, self.columns.blocks, strict=True):
+            kernel.mul_(self._v[block]).mul_(self._w[:, None]).square_()
+            sums.append(torch.threshold_(kernel, math.exp(SMALLEST_LOG), 0).sum(dim=1))
+        self._make_rows_exact(sums)
+
+    def _make_rows_exact(self, sums: list[Tensor]) -> None:
+        """Set ``w`` from the kernel's row sums by block, ``(n,)`` each, and ``v`` to 1."""
         mass = self.columns.sum(sums, self.p, MASS_BITS)
         self._unreached = mass == 0  # (n,) rows whose class has no columns
         self._w = mass.masked_fill(self._unreached, 1).reciprocal()
         self._v = torch.ones_like(self.columns.mass)
-        self.kernel_builds += 1
 
     def _column_sums(self) -> Tensor:
         """``Kᵀ (p w)``, ``(m,)``."""
@@ -191,35 +223,40 @@ class Sinkhorn:
         sums = [torch.mv(kernel.T, u) for kernel in self._kernel]
         return torch.cat(sums) if sums else torch.zeros_like(self.columns.mass)
 
-    def _iterate(self, *, clamp: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+    def _iterate(self, *, clamp: bool = False) -> tuple[Tensor, Tensor]:
         """Update the columns, ``v = q / Kᵀ (p w)``, and sum the rows, ``r = w (K v)`` (eq. 5).
 
         Args:
-            clamp: keep ``v`` in the safe range.
+            clamp: keep ``v`` and ``r`` in the safe range.
 
         Returns:
-            ``r (n,)``, ``v (m,)``, and whether scalings are out of range, as a number that is not 0.
+            ``r (n,)`` and ``v (m,)``.
         """
         self.iterations += 1
         v = (self.columns.mass / self._column_sums()).masked_fill_(self._empty, 1)
         if clamp:
             v = torch.minimum(torch.maximum(v, self._v / LARGEST_CHANGE), self._v * LARGEST_CHANGE)
             v = v.clamp(1 / LARGEST, LARGEST)
-        parts = []
-        for index, (kernel, block) in enumerate(zip(self._kernel, self.columns.blocks, strict=True)):
-            rows = v.new_zeros(len(self.p) + 1)  # the last entry carries the flag through the same collective
-            torch.mul(torch.mv(kernel, v[block]), self._w, out=rows[:-1]).clamp_max_(LARGEST_CHANGE)
-            if index == 0:
-                (least, most), growth = v.aminmax(), (v / self._v).amax()
-                rows[-1] = ~((least >= 1 / LARGEST) & (most <= LARGEST) & (growth <= LARGEST_CHANGE))
-            parts.append(rows)
-        total = self.columns.sum(parts, self.p.new_empty(len(self.p) + 1), RATIO_BITS)
-        ratio = total[:-1].masked_fill(self._unreached, 1)
-        return ratio, v, total[-1] + (ratio < 1 / LARGEST_CHANGE).any()
+        parts = [
+            torch.mv(kernel, v[block]).mul_(self._w).clamp_max_(LARGEST_CHANGE)
+            for kernel, block in zip(self._kernel, self.columns.blocks, strict=True)
+        ]
+        ratio = self.columns.sum(parts, self.p, RATIO_BITS).masked_fill(self._unreached, 1)
+        return ratio.clamp_min(1 / LARGEST_CHANGE) if clamp else ratio, v
 
-    def _build_hessian(self, w: Tensor, ratio: Tensor) -> RowHessian:
+    def _gradient(self, ratio: Tensor) -> Tensor:
+        """``p - T 1``, ``(n,)``: of the dual objective with respect to ``log w`` (eq. 6)."""
+        return torch.addcmul(self.p, self.p, ratio, value=-1)
+
+    def _is_out_of_range(self) -> bool:
+        """Whether a column's scaling has left the safe range, on any rank."""
+        extremes = [torch.stack([self._v.amax(), -self._v.amin()])] if len(self._v) else []
+        most, least = self.columns.max(extremes, self.p.new_empty(2)).tolist()
+        return not (most <= LARGEST and -least >= 1 / LARGEST)
+
+    def _build_hessian(self, ratio: Tensor) -> RowHessian:
         self.hessians += 1
-        return RowHessian(self.columns, self._kernel, self._scratch, self.p, w, self._v, ratio)
+        return RowHessian(self.columns, self._kernel, self._scratch, self.p, self._w, self._v, ratio)
 
     def _scratch(self, shape: torch.Size) -> Tensor:
         """Reused memory for one block's intermediate result; allocating it would cost more than the arithmetic."""
@@ -240,7 +277,5 @@ class Sinkhorn:
 
 def _is_slow(error: float, last_error: float, tolerance: float) -> bool:
     """Whether the error, at its present rate, needs more than ``SLOW`` iterations to reach the tolerance."""
-    if not 0 < error < 1:
-        return False
     rate = min(error / last_error, 0.999)
-    return rate > 0 and math.log(tolerance / error) / math.log(rate) > SLOW
+    return rate > 0 and (error > FAR or math.log(tolerance / error) / math.log(rate) > SLOW)

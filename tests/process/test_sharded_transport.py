@@ -12,6 +12,7 @@ import torch
 from . import runs
 
 SLOTS, DIM, PIXELS = 48, 64, 64
+HALVINGS = 5  # from 32 times the ε of the worker
 
 
 def couple(path: Path, *, ranks: int, rows: int) -> dict[str, Any]:
@@ -51,7 +52,8 @@ def bytes_of(name: str, status: Any) -> int:
     n, d = SLOTS, DIM
     solver = 12 * n * status.kernel_builds + 8 * n * d * status.outer_iterations
     if dual == "fresh":
-        solver += 8 * (n + 1) * status.inner_iterations + 8 * n * n * status.hessians
+        solver += 8 * n * status.inner_iterations + 8 * n * n * status.hessians
+        solver += 8 * n * HALVINGS + 8 * status.outer_iterations
         solver += 8 * d
     else:
         solver += 8 * n * status.inner_iterations + (8 * d if step == "0" else 0)
