@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from gfgw_prod.api.process_state import process_restored
+from gfgw_prod.checkpoint.lengths import resumable
 from gfgw_prod.process.exit_codes import FINISHED
 from gfgw_prod.settings.config import Config
 from gfgw_prod.settings.presets import settings_file
-from gfgw_prod.settings.reading import read_yaml, resolve
+from gfgw_prod.settings.reading import read_yaml
 
 
 def load_config(name: str | Path, **changes: Any) -> Config:
@@ -21,7 +22,7 @@ def load_config(name: str | Path, **changes: Any) -> Config:
     Raises:
         UserError: if there is no such preset or file, or a setting is wrong; in one line.
     """
-    return resolve(read_yaml(name if isinstance(name, Path) else settings_file(name)), changes)
+    return resumable(read_yaml(name if isinstance(name, Path) else settings_file(name)), changes)
 
 
 def train(config: Config) -> bool:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 
+from gfgw_prod.checkpoint.lengths import resumable
 from gfgw_prod.commands.options import add_config
 from gfgw_prod.distributed.torchrun import rank_environment
 from gfgw_prod.process.exit_codes import UserError
-from gfgw_prod.settings.reading import SETTINGS_HELP, add_settings, configuration
+from gfgw_prod.settings.reading import SETTINGS_HELP, add_settings, layers_of
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -25,7 +26,7 @@ def run(options: argparse.Namespace) -> int:
     """Train, or print the estimates of a dry run; return the exit code."""
     if not options.dry_run and (options.json or options.ranks is not None):
         raise UserError("--json and --ranks go with --dry-run")
-    config = configuration(options)
+    config = resumable(*layers_of(options))
     if options.dry_run:
         from gfgw_prod.commands.dry_run import estimate
 

@@ -12,7 +12,7 @@ from gfgw_prod.settings.data import DataSettings
 from gfgw_prod.settings.evaluation import EvaluationSettings
 from gfgw_prod.settings.networks import FeatureSettings, GeneratorSettings
 from gfgw_prod.settings.transport import TransportSettings
-from gfgw_prod.settings.types import Whole, setting
+from gfgw_prod.settings.types import Section, Share, Whole, setting
 
 
 class Config(BaseSettings):
@@ -44,6 +44,15 @@ class Config(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Ignore the environment: a variable named SEED must not change a run."""
         return (init_settings,)
+
+    @model_validator(mode="after")
+    def _resolve_shares(self) -> Self:
+        for section, shares in shares_by_section().items():
+            own = getattr(self, section)
+            lengths = {name: getattr(own, name) for name in shares}
+            resolved = {n: v.of_total * self.train.total_kimg for n, v in lengths.items() if isinstance(v, Share)}
+            self.__dict__[section] = own.model_copy(update=resolved)
+        return self
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:
@@ -81,3 +90,14 @@ class Config(BaseSettings):
     def total_steps(self) -> int:
         """Optimisation steps of the run, rounded up."""
         return max(-(-round(self.train.total_kimg * 1000) // self.train.batch_size), 1)
+
+
+def shares_by_section() -> dict[str, list[str]]:
+    """The settings whose default is a share of the run's length."""
+    sections = {n: f.annotation for n, f in Config.model_fields.items()}
+    found = {
+        section: [name for name, field in model.model_fields.items() if isinstance(field.default, Share)]
+        for section, model in sections.items()
+        if isinstance(model, type) and issubclass(model, Section)
+    }
+    return {section: names for section, names in found.items() if names}

@@ -102,13 +102,22 @@ def parsed(options: argparse.Namespace) -> dict[str, Any]:
 def configuration(options: argparse.Namespace) -> Config:
     """The configuration of the file ``options.config``, if any, and the command line, which wins.
 
-    In a job the file is as its launcher read it.
-
     Raises:
         UserError: if the file cannot be read, or a setting is wrong.
     """
+    return resolve(*layers_of(options))
+
+
+def layers_of(options: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The settings of the file ``options.config``, if any, and of the command line, which wins.
+
+    In a job the file is as its launcher read it.
+
+    Raises:
+        UserError: if the file cannot be read.
+    """
     file = options.config
-    return resolve(read_yaml(file, held(file)) if file else {}, parsed(options))
+    return read_yaml(file, held(file)) if file else {}, parsed(options)
 
 
 def reject_unknown(arguments: Sequence[str]) -> None:

@@ -13,6 +13,7 @@ from gfgw_prod.settings.types import (
     Positive,
     Real,
     Section,
+    Share,
     TimeRange,
     UserPath,
     Weight,
@@ -42,7 +43,7 @@ class ConsistencySettings(Section):
         ge=0,
         le=12,
     )
-    kimg: Positive = setting(1000.0, "length of all stages together, kimg; the last one then continues")
+    kimg: Positive = setting(Share(), "length of all stages together, kimg; the last one then continues")
     ratio: Real = setting(2.0, "factor by which the distance between the two times shrinks per stage", gt=1, le=4)
     huber: Real = setting(0.001, "pseudo-Huber radius per pixel, units of [-1, 1] images", gt=0, le=1e3)
     coupled_by: Literal["samples", "noise"] = setting(
@@ -72,8 +73,8 @@ class OptimizerSettings(Section):
 
     lr: Real = setting(1e-3, "peak learning rate of AdamW", gt=0, le=10)
     final_lr_ratio: Fraction = setting(0.0, "final learning rate as a share of the peak")
-    warmup_kimg: NonNegative = setting(2.0, "length of the linear warm-up, kimg")
-    decay_kimg: Positive = setting(100.0, "end of the cosine decay, kimg; independent of train.total_kimg")
+    warmup_kimg: NonNegative = setting(Share(0.02), "length of the linear warm-up, kimg")
+    decay_kimg: Positive = setting(Share(), "end of the cosine decay, kimg")
     betas: tuple[Decay, Decay] = setting((0.9, 0.999), "decay rates of AdamW's moments")
     weight_decay: NonNegative = setting(0.0, "decoupled weight decay")
     clip_norm: Positive = setting(1.0, "gradient norm above which gradients are scaled down")
@@ -82,14 +83,16 @@ class OptimizerSettings(Section):
 class EmaSettings(Section):
     """Exponential moving average of the weights."""
 
-    halflife_kimg: Positive = setting(2.0, "half-life of the averaged weights, kimg")
+    halflife_kimg: Positive = setting(Share(0.02), "half-life of the averaged weights, kimg")
     rampup_ratio: NonNegative = setting(0.05, "upper limit of the half-life as a share of the images seen; 0: no limit")
 
 
 class TrainSettings(Section):
     """Length, batch and precision of training."""
 
-    total_kimg: Positive = setting(100.0, "length of the run, kimg (1,000 images)")
+    total_kimg: Positive = setting(
+        100.0, "length of the run, kimg (1,000 images); lengths of schedules are shares of it where they are not set"
+    )
     batch_size: Count = setting(256, "images per optimisation step, over all ranks")
     cell_size: Count = setting(32, "images per cell, the unit of work and randomness")
     one_step_share: Fraction = setting(

@@ -6,7 +6,7 @@ from typing import Literal, Self
 
 from pydantic import model_validator
 
-from gfgw_prod.settings.types import Count, Epsilon, Fraction, NonNegative, Positive, Real, Section, setting
+from gfgw_prod.settings.types import Count, Epsilon, Fraction, NonNegative, Positive, Real, Section, Share, setting
 
 
 class TransportSettings(Section):
@@ -18,10 +18,10 @@ class TransportSettings(Section):
     )
     structure_weight: Fraction = setting(0.1, "lambda, weight of the Gromov-Wasserstein term, at the start")
     structure_weight_end: Fraction = setting(0.5, "lambda at the end of its linear rise")
-    structure_weight_kimg: NonNegative = setting(100.0, "length of the rise of lambda, kimg")
+    structure_weight_kimg: NonNegative = setting(Share(), "length of the rise of lambda, kimg")
     epsilon: Epsilon = setting(0.1, "entropic regularisation at the start, units of the cost")
     epsilon_end: Epsilon = setting(0.01, "entropic regularisation at the end of its exponential decay")
-    epsilon_kimg: NonNegative = setting(100.0, "length of the decay of epsilon, kimg")
+    epsilon_kimg: NonNegative = setting(Share(), "length of the decay of epsilon, kimg")
     noise_weight: Real = setting(
         0.0,
         "weight of 1 - cosine of a slot's noise and its target's pixels; needs features.extractor pixels",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -74,6 +75,16 @@ Decay = Annotated[Real, Field(ge=0, lt=1)]
 def setting(default: Any, description: str, **bounds: Any) -> Any:
     """A setting with its default and description; ``bounds`` are those of pydantic's ``Field``."""
     return Field(default, description=description, **bounds)
+
+
+@dataclass(frozen=True)
+class Share:
+    """A default in kimg: a share of ``train.total_kimg``, which ``Config`` puts in its place."""
+
+    of_total: float = 1.0
+
+    def __str__(self) -> str:
+        return "train.total_kimg" if self.of_total == 1 else f"{self.of_total:g} train.total_kimg"
 
 
 class Section(BaseModel):

@@ -6,10 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gfgw_prod.checkpoint.lengths import resumable
 from gfgw_prod.distributed.cells import Cell
 from gfgw_prod.settings.reading import read_yaml, resolve
 from gfgw_prod.settings.schedule import exponential, learning_rate, linear, schedules_at
 from gfgw_prod.training.times import draw_times
+
+from ..checkpoints import FACTS, Keeper
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -86,3 +89,26 @@ def test_average_of_a_step_counts_its_own_images() -> None:
     assert now.ema_halflife_images == 500.0
     assert now.ema_decay == 0.5 ** (32 / 500)
     assert now.values()["optimizer/ema_halflife_images"] == 500.0
+
+
+def test_lengths_are_shares_of_the_run_where_they_are_not_set() -> None:
+    config = resolve({"train": {"total_kimg": 400}, "transport": {"epsilon_kimg": 7}})
+    assert (config.transport.epsilon_kimg, config.transport.structure_weight_kimg) == (7, 400)
+    assert (config.optimizer.decay_kimg, config.optimizer.warmup_kimg) == (400, 8)
+    assert (config.ema.halflife_kimg, config.consistency.kimg) == (8, 400)
+    again = resolve(config.model_dump(mode="json"))  # as a run records it
+    assert again == config
+    assert schedules_at(config, 200_000).learning_rate == schedules_at(resolve({}), 50_000).learning_rate
+    assert resolve({}).transport.epsilon_kimg == 100  # and not what the run before had
+
+
+def test_longer_run_keeps_the_lengths_that_it_began_with(keeper: Keeper, tmp_path: Path) -> None:
+    began = resolve({"train": {"total_kimg": 1}, "optimizer": {"warmup_kimg": 0.5}})
+    layers = {"run": {"dir": tmp_path}, "train": {"total_kimg": 8}, "ema": {"halflife_kimg": 3}}
+    assert resumable(layers) == resolve(layers)  # its checkpoints record no settings
+    keeper.start(3, facts={**FACTS, "config": began.model_dump(mode="json")})
+    keeper.saver.join()
+    resumed = resumable(layers)
+    assert resumed.train.total_kimg == 8
+    assert (resumed.optimizer.decay_kimg, resumed.optimizer.warmup_kimg, resumed.ema.halflife_kimg) == (1, 0.5, 3)
+    assert resumable({**layers, "run": {"dir": tmp_path / "other"}}).optimizer.decay_kimg == 8

@@ -58,7 +58,7 @@ def test_nearer_times_are_the_hand_formula() -> None:
 def test_nearer_times_of_any_time_are_nearer_and_finite() -> None:
     t = torch.tensor([0.0, 1e-7, 1e-3, 0.5, 0.999999, 1.0])
     for stages in (1, 12):
-        r, apart = nearer_times(ConsistencySettings(stages=stages, ratio=4.0), t, 10**9)
+        r, apart = nearer_times(ConsistencySettings(stages=stages, kimg=1.0, ratio=4.0), t, 10**9)
         assert ((r >= 0) & (r <= t)).all()
         assert (apart > 0).all()
         assert apart.isfinite().all()
