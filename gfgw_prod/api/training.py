@@ -33,7 +33,7 @@ def train(config: Config) -> bool:
     are installed: such a run ends by itself.
 
     Returns:
-        Whether the run is complete; ``False`` after a stop signal. The same call resumes it.
+        ``False`` after a stop signal; the same call resumes the run. Else ``True``.
 
     Raises:
         UserError: for settings, data, weights or checkpoints that cannot work, or a second run in this process; in one

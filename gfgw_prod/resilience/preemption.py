@@ -16,20 +16,23 @@ from gfgw_prod.process.signals import in_main_thread, on_stop_request
 
 
 class StopRequest:
-    """Whether a rank of this run received a stop signal, or finds that a save is due.
+    """Whether a rank of this run received a stop signal, or finds that a save is due or its time is up.
 
     Args:
-        is_save_due: whether it is, by this rank's clock.
+        is_save_due, is_time_up: what this rank's clock says.
 
     Attributes:
         save_is_due: whether a save is due, as all ranks agree. Whoever saves sets it to false.
+        time_is_up: whether the run should end now, as all ranks agree.
     """
 
-    def __init__(self, world: World, timeout_seconds: int, is_save_due: Callable[[], bool]):
+    def __init__(
+        self, world: World, timeout_seconds: int, is_save_due: Callable[[], bool], is_time_up: Callable[[], bool]
+    ):
         self._group = world.background_group(timedelta(seconds=timeout_seconds))
-        self._is_save_due = is_save_due
+        self._is_save_due, self._is_time_up = is_save_due, is_time_up
         self.requested_here = False  # on this rank
-        self.save_is_due = False
+        self.save_is_due = self.time_is_up = False
         self._pending: tuple[Tensor, dist.Work] | None = None
         self._interrupted = False
 
@@ -52,14 +55,15 @@ class StopRequest:
         if self._interrupted:
             raise KeyboardInterrupt
         if self._group is None:
-            self.save_is_due = self._is_save_due()
+            self.save_is_due, self.time_is_up = self._is_save_due(), self._is_time_up()
             return self.requested_here
         requested = False
         if self._pending is not None:
             flags, work = self._pending
             work.wait()
-            requested, self.save_is_due = map(bool, flags.tolist())
-        flags = torch.tensor([self.requested_here, not self.save_is_due and self._is_save_due()], dtype=torch.int64)
+            requested, self.save_is_due, self.time_is_up = map(bool, flags.tolist())
+        here = self.requested_here, not self.save_is_due and self._is_save_due(), self._is_time_up()
+        flags = torch.tensor(here, dtype=torch.int64)
         self._pending = flags, dist.all_reduce(flags, dist.ReduceOp.MAX, group=self._group, async_op=True)
         return requested
 

@@ -93,6 +93,9 @@ class TrainSettings(Section):
     total_kimg: Positive = setting(
         100.0, "length of the run, kimg (1,000 images); lengths of schedules are shares of it where they are not set"
     )
+    max_minutes: NonNegative = setting(
+        0.0, "longest time of a start, minutes; it then ends in order, and the same command goes on from there; 0: none"
+    )
     batch_size: Count = setting(256, "images per optimisation step, over all ranks")
     cell_size: Count = setting(32, "images per cell, the unit of work and randomness")
     one_step_share: Fraction = setting(

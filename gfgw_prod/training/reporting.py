@@ -234,7 +234,8 @@ class Reporter:
     def finished(self, step: int) -> None:
         """Close all output, then log a summary: what the run has made, and what to do next."""
         self._health.enter_phase("finished")
-        self._end = "finished"
+        done_in_full = step == self.config.total_steps
+        self._end = "finished" if done_in_full else "told to stop"
         seconds = time.monotonic() - self._started
         self.close()
         batch_size, total_kimg = self.config.train.batch_size, self.config.train.total_kimg
@@ -246,7 +247,10 @@ class Reporter:
         self.log(f"picture:    {self.dir / 'samples.png'}")
         self.log(f"curves:     {program('tensorboard')} --logdir {run_dir}")
         self.log(f"samples:    {program('gfgw')} sample {run_dir} --num 64 --grid --out {out}")
-        self.log(f"go on:      {command_to_extend(2 * total_kimg)}")
+        if done_in_full:
+            self.log(f"go on:      {command_to_extend(2 * total_kimg)}")
+        else:
+            self.log(f"go on:      the same command, to {total_kimg:g} kimg; train.max_minutes is over")
 
     def close(self) -> None:
         """Close the meter, the sinks, the ledger and the endpoint."""

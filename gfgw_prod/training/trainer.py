@@ -121,8 +121,10 @@ class Run:
         self.saver = Saver(config.checkpoint, self.storages, world, self.reporter.log, CONSTANT)
 
         # What interrupts training.
-        self.saved_at = time.monotonic()
-        self.stop = preemption.StopRequest(world, config.distributed.timeout_seconds, self._is_save_overdue)
+        self.saved_at = self.built_at = time.monotonic()
+        self.stop = preemption.StopRequest(
+            world, config.distributed.timeout_seconds, self._is_save_overdue, self._is_time_up
+        )
         self.evaluation = world.on_all_ranks(
             lambda: PeriodicEvaluation(config, self.table, world, self.stop, self.reporter)
         )
@@ -176,16 +178,16 @@ class Run:
         )
 
     def loop(self) -> bool:
-        """Train until ``train.total_kimg`` or a stop signal, and save the state.
+        """Train until ``train.total_kimg``, ``train.max_minutes`` or a stop signal, and save the state.
 
         Returns:
-            Whether the run is complete; ``False`` after a stop signal.
+            ``False`` after a stop signal, else ``True``.
         """
         config, telemetry = self.config, self.config.telemetry
         stream = self.stream(config.total_steps)
         self.reporter.begin(self.step, self.training, self.checked_step)
         self.stop.install_handlers()
-        while self.step < config.total_steps:
+        while self.step < config.total_steps and not self.stop.time_is_up:
             watch.progress(f"in step {self.step + 1}")
 
             # Stop?
@@ -207,7 +209,7 @@ class Run:
                 self._roll_back()
 
             # Record, draw, save: at their intervals, and after the last step.
-            last = self.step == config.total_steps
+            last = self.step == config.total_steps or self.stop.time_is_up
             if last or self.step == self.first_step + 1 or self._is_due(telemetry.log_every_kimg):
                 self.reporter.record(self.step, self.images, result)
             if last or self._is_due(telemetry.samples_every_kimg):
@@ -253,6 +255,10 @@ class Run:
         """Whether the last save is longer ago than the settings allow, by this rank's clock."""
         seconds = self.config.checkpoint.every_minutes * 60
         return 0 < seconds <= time.monotonic() - self.saved_at and not self.saver.is_saving()
+
+    def _is_time_up(self) -> bool:
+        """Whether this start has trained as long as the settings allow, by this rank's clock."""
+        return 0 < self.config.train.max_minutes * 60 <= time.monotonic() - self.built_at
 
     def _save(self) -> None:
         state, self.saved_at = self.state(), time.monotonic()
