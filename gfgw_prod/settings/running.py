@@ -86,4 +86,4 @@ class TelemetrySettings(Section):
     log_format: Literal["text", "json"] = setting(
         "text", "lines of a log; json: an object per line, for log collectors"
     )
-    sinks: tuple[Text, ...] = setting((), "sinks of other packages that also receive the metrics, by name")
+    sinks: tuple[Text, ...] = setting((), "more sinks for the metrics: wandb, mlflow, and those of other packages")

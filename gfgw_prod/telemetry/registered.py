@@ -1,4 +1,4 @@
-"""Sinks of other packages, registered as entry points of the group ``gfgw_prod.sinks``: docs/extending.md."""
+"""Sinks registered as entry points of the group ``gfgw_prod.sinks``, by any package: docs/extending.md."""
 
 from __future__ import annotations
 
@@ -41,6 +41,8 @@ def open_sinks(names: Sequence[str], run_dir: Path, settings: Mapping[str, Any],
     for entry in find_sinks(names):
         try:
             opened.append(entry.load()(run_dir, settings, step))
+        except ModuleNotFoundError as error:
+            raise UserError(f"telemetry.sinks: {entry.name} needs the package {error.name}; install it") from None
         except (Exception, SystemExit) as error:  # of any kind: a missing library, a login, a server
             raise UserError(f"telemetry.sinks: {entry.name} cannot be opened: {one_line(error, 300)}") from None
     return opened

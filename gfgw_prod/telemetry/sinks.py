@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -93,11 +94,22 @@ class Telemetry:
         for sink in self._sinks:
             self._try(sink, partial(sink.picture, images, tag, grid))
 
-    def close(self) -> None:
-        """Flush and close all sinks."""
+    def close(self, limit_seconds: float | None = None) -> None:
+        """Flush and close all sinks.
+
+        Args:
+            limit_seconds: for each sink of another package, which may still be sending.
+        """
         while self._sinks:
             sink = self._sinks.pop()
-            self._try(sink, sink.close)
+            if id(sink) not in self._registered:
+                self._try(sink, sink.close)
+                continue
+            closing = threading.Thread(target=self._try, args=(sink, sink.close), name="close", daemon=True)
+            closing.start()
+            closing.join(limit_seconds)
+            if closing.is_alive():
+                self._log(f"{type(sink).__name__} has not closed within {limit_seconds:g} s, and is left behind")
 
     def _try(self, sink: Sink, action: Callable[[], object]) -> None:
         try:

@@ -43,6 +43,7 @@ from gfgw_prod.training.step import TrainingStep
 from gfgw_prod.training.step_data import StepResult
 
 PRODUCTIVE = "productive_seconds"  # a fact of a checkpoint's manifest
+CLOSE_SECONDS = 10.0  # for a sink to send what it has, when the process is about to be killed
 
 
 class Reporter:
@@ -260,7 +261,7 @@ class Reporter:
             self._ledger.end(self._health.images, self._end)
             self._ledger = None
         with watch.paused():  # a sink of another package may upload
-            self._telemetry.close()
+            self._telemetry.close(CLOSE_SECONDS if self._end == "told to stop" else None)
         self._node.close()
 
     def _show(self, images: int, tag: str, grid: Tensor, *files: str) -> None:

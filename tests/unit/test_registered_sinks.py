@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from gfgw_prod.commands import cli
 from gfgw_prod.process.exit_codes import UserError
 from gfgw_prod.telemetry.registered import find_sinks, open_sinks
-from gfgw_prod.telemetry.sinks import Telemetry
+from gfgw_prod.telemetry.sinks import JsonLines, Telemetry
 
 CODE = """
 class Failing:
@@ -63,6 +64,22 @@ def test_registered_sink_gets_records_and_does_not_end_a_run(tmp_path: Path) -> 
     assert lines[0] == "metrics cannot be written by Failing (the server is gone); the run goes on"
 
 
+def test_sink_that_is_slow_to_close_is_left_behind(tmp_path: Path) -> None:
+    lines: list[str] = []
+    released = threading.Event()
+
+    class Slow(JsonLines):
+        def close(self) -> None:
+            released.wait()
+            super().close()
+
+    telemetry = Telemetry(log=lines.append, registered=[Slow(tmp_path / "slow.jsonl", 0)])
+    telemetry.record(1, 10, {})
+    telemetry.close(limit_seconds=0.1)
+    assert lines == ["Slow has not closed within 0.1 s, and is left behind"]
+    released.set()
+
+
 @pytest.mark.parametrize("seed", [13, 14])
 def test_sink_that_cannot_be_opened_is_bad_input(tmp_path: Path, seed: int) -> None:
     with pytest.raises(UserError, match=r"telemetry\.sinks: failing cannot be opened: no login"):
@@ -73,5 +90,8 @@ def test_unknown_sink_is_refused_before_anything_is_made(tmp_path: Path, capsys:
     assert find_sinks([]) == []
     run_dir = tmp_path / "run"
     assert cli.main(["train", "--run.dir", str(run_dir), "--telemetry.sinks", "failing,other"]) == 2
-    assert "no installed package registers 'other' in gfgw_prod.sinks (there is failing)" in capsys.readouterr().err
+    assert (
+        "no installed package registers 'other' in gfgw_prod.sinks (there is failing, mlflow, wandb)"
+        in capsys.readouterr().err
+    )
     assert not run_dir.exists()
