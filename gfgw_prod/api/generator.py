@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import operator
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -36,7 +37,8 @@ class Generator:
     def __init__(self, trained: TrainedGenerator, device: torch.device):
         settings = trained.settings
         self._trained, self._device, self._threads = trained, device, settings.run.threads
-        self._network = trained.build().to(device)
+        with self._own_arithmetic():
+            self._network = trained.build().to(device)
         self.image_shape, self.step, self.images = trained.image_shape, trained.step, trained.images
         self.num_classes = trained.num_classes if settings.generator.conditional else 0
         self.config = trained.config
@@ -64,8 +66,7 @@ class Generator:
             device=self._device,
             times=sampling_times(steps, self._trained.least_time),
         )
-        with torch.inference_mode(), arithmetic_restored():
-            set_arithmetic(self._device, self._threads)
+        with torch.inference_mode(), self._own_arithmetic():
             return sampler.images(0, -(-num // CELL) * CELL)[:num]
 
     @torch.inference_mode()
@@ -80,9 +81,17 @@ class Generator:
         """
         if noise.dim() != 4 or noise.shape[1:] != self.image_shape:
             raise UserError(f"noise must have the shape (n, *{self.image_shape}), not {tuple(noise.shape)}")
-        classes = cycle_classes(self._classes(labels))(torch.arange(len(noise))).to(self._device)
-        images: Tensor = self._network.sample(noise.to(self._device, torch.float32), classes)
-        return images.clamp(-1, 1)
+        with self._own_arithmetic():
+            classes = cycle_classes(self._classes(labels))(torch.arange(len(noise))).to(self._device)
+            images: Tensor = self._network.sample(noise.to(self._device, torch.float32), classes)
+            return images.clamp(-1, 1)
+
+    @contextmanager
+    def _own_arithmetic(self) -> Iterator[None]:
+        """Compute within as a run does, whatever the caller's torch is set to."""
+        with arithmetic_restored():
+            set_arithmetic(self._device, self._threads)
+            yield
 
     def _classes(self, labels: Labels | None) -> tuple[int, ...]:
         """The class ids, checked; empty for a generator without classes."""

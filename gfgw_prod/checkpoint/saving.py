@@ -79,6 +79,8 @@ class Saver:
         self._stage = Stage(world, constant)
         group = world.background_group(SLOWEST)
         self._committer = Committer(self.storage, world, group, retention, self._uploader, log)
+        if self._uploader is not None:
+            self._uploader.start()
         self._thread: threading.Thread | None = None
         self._preallocating: threading.Thread | None = None
         self._outcome: Outcome | None = None
@@ -173,6 +175,11 @@ class Saver:
             self._log("told to stop: the unfinished upload is left to the next start")
         if self._world.is_main:
             self._committer.release()
+
+    def close(self) -> None:
+        """Have the thread of uploads end after the newest one, without waiting for it."""
+        if self._uploader is not None:
+            self._uploader.finish()
 
     def take_metrics(self) -> Iterator[Metrics]:
         """Metrics of each save and upload that has ended since the last call."""

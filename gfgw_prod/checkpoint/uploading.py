@@ -41,6 +41,9 @@ class Uploader:
         self._finishing = False
         self.uploading: str | None = None
         self._thread = threading.Thread(target=self._run, name="upload", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
         self._thread.start()
 
     def offer(self, checkpoint: Checkpoint) -> None:

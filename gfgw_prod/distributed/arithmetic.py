@@ -17,8 +17,11 @@ _users: list[Callable[[], None]] = []  # of ``arithmetic_restored``, in all thre
 
 
 def set_arithmetic(device: torch.device, threads: int) -> None:
-    """Make torch deterministic, with this number of intra-op CPU threads."""
+    """Make torch deterministic, with this number of intra-op CPU threads, whatever a notebook has set before."""
     torch.set_num_threads(threads)
+    torch.set_default_dtype(torch.float32)
+    if torch.get_default_device().type != "cpu":
+        torch.set_default_device("cpu")
     torch.use_deterministic_algorithms(True)
     # Filling memory that is always written before it is read only costs time.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
@@ -33,9 +36,9 @@ def arithmetic_restored() -> Iterator[None]:
     """Restore at the end what ``set_arithmetic`` changes.
 
     Several threads may be within: a run that trains, and one that samples. The last one restores what is the
-    process's; the number of threads is each thread's own.
+    process's; the number of threads and the default device are each thread's own.
     """
-    threads = torch.get_num_threads()
+    threads, default = torch.get_num_threads(), torch.get_default_device()
     gpu = torch.cuda.current_device() if torch.cuda.is_initialized() else None
     with _lock:
         _users.append(_users[0] if _users else _restorer())
@@ -43,6 +46,8 @@ def arithmetic_restored() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
+        if default.type != "cpu":
+            torch.set_default_device(default)
         if gpu is not None:
             torch.cuda.set_device(gpu)
         with _lock:
@@ -53,11 +58,13 @@ def arithmetic_restored() -> Iterator[None]:
 
 def _restorer() -> Callable[[], None]:
     mode, benchmark = torch.get_deterministic_debug_mode(), torch.backends.cudnn.benchmark
+    dtype = torch.get_default_dtype()
     fill = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
     cublas = os.environ.get(CUBLAS)
 
     def restore() -> None:
         torch.set_deterministic_debug_mode(mode)
+        torch.set_default_dtype(dtype)
         torch.backends.cudnn.benchmark = benchmark
         torch.utils.deterministic.fill_uninitialized_memory = fill  # type: ignore[attr-defined]
         if cublas is None:

@@ -32,10 +32,13 @@ def random_stream(seed: int, stream: str, *position: int, device: torch.device |
 @contextmanager
 def seeded_globally(seed: int, stream: str, *position: int, device: torch.device | str = "cpu") -> Iterator[None]:
     """Seed torch's global generators from the named stream inside the body, for initialisation and dropout."""
-    device = torch.device(device)
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(derived_seed(seed, stream, *position))
+    device, number = torch.device(device), derived_seed(seed, stream, *position)
+    on_gpu = device.type == "cuda"
+    with torch.random.fork_rng(devices=[device] if on_gpu else []):
+        # Not torch.manual_seed: without a GPU it queues a call, with its stack, that never comes.
+        torch.default_generator.manual_seed(number)
+        if on_gpu:
+            torch.cuda.manual_seed(number)
         yield
 
 

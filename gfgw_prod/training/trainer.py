@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
@@ -85,13 +85,20 @@ class Run:
         same_run.require_same_settings(world.all_gather_object(config.model_dump(mode="json")))
         if world.world_size > config.cells:
             raise UserError(
-                f"{world.world_size} ranks share {config.cells} cells; lower train.cell_size or run fewer ranks"
+                f"{world.world_size} ranks share {config.cells} cells; lower train.cell_size or start fewer (NPROC)"
             )
 
-        # Claim the run directory, the port and the storages.
-        self.lock = world.on_all_ranks(
-            lambda: prepare_directory(self.dir, self.reporter.log) if world.is_main else None
-        )
+        with ExitStack() as held:  # a start that fails must not keep them: its process may be a notebook's
+            self._build(starts, held)
+            self._held = held.pop_all()
+
+    def _build(self, starts: StartCounter, held: ExitStack) -> None:
+        """Claim the directory, the port and the storages, and build the step; ``held`` releases them."""
+        config, world, startup = self.config, self.world, self.startup
+        lock = world.on_all_ranks(lambda: prepare_directory(self.dir, self.reporter.log) if world.is_main else None)
+        if lock is not None:
+            held.callback(lock.close)
+        held.callback(self.reporter.close)
         world.on_all_ranks(self.node.listen)
         self.reporter.keep_stacks()
         self.storages = world.on_all_ranks(lambda: open_storages(config.checkpoint, self.dir, make=world.is_main))
@@ -107,6 +114,7 @@ class Run:
         self.health.enter_phase("starting: building the networks")
         fresh = not has_checkpoints(self.storages, world)
         self.training = build(config, world, self.table, self.reporter.log, fresh=fresh)
+        held.callback(self.training.feed.close)
         self.guard = NumberGuard(config.resilience)
         self.checked_step = CheckedStep(
             self.training,
@@ -119,6 +127,7 @@ class Run:
 
         # Claim the checkpoints. Only then may ``resume`` choose one: an earlier process may still be committing.
         self.saver = Saver(config.checkpoint, self.storages, world, self.reporter.log, CONSTANT)
+        held.callback(self.saver.close)
 
         # What interrupts training.
         self.saved_at = self.built_at = time.monotonic()
@@ -232,10 +241,7 @@ class Run:
     def close(self) -> None:
         """Record the last saves, also failed ones, and release what the run holds."""
         self._record_saves()
-        self.reporter.close()
-        self.training.feed.close()
-        if self.lock is not None:
-            self.lock.close()
+        self._held.close()
 
     @contextmanager
     def _unwatched(self, phase: str) -> Iterator[None]:

@@ -25,6 +25,8 @@ def state():
         "deterministic": torch.are_deterministic_algorithms_enabled(),
         "fill": torch.utils.deterministic.fill_uninitialized_memory,
         "threads": torch.get_num_threads(),
+        "dtype": str(torch.get_default_dtype()),
+        "device": str(torch.get_default_device()),
         "environment": dict(os.environ),
         "hook": str(threading.excepthook),
         "wakeup": signal.set_wakeup_fd(-1),
@@ -39,6 +41,8 @@ def train(name):
     results[name] = gfgw_prod.train(config)
 
 torch.set_num_threads(2)
+torch.set_default_dtype(torch.float64)
+torch.set_default_device("meta")
 signal.signal(signal.SIGUSR1, lambda *_: None)
 before, results = state(), {}
 train("first")
@@ -100,3 +104,42 @@ def test_stop_signal_saves_and_returns_to_the_caller(tmp_path: Path) -> None:
     os.kill(process.pid, signal.SIGTERM)
     printed, _ = process.communicate(timeout=120)
     assert (process.returncode, printed.split()) == (0, ["False", "mine"])
+
+
+FAILING = """
+import sys, threading
+import gfgw_prod
+
+port = int(sys.argv[1])
+
+def train(**changes):
+    sections = {
+        "run": {"dir": "run"},
+        "generator": {"model_channels": 8, "channel_mult": [1]},
+        "train": {"total_kimg": 0.128},
+        "telemetry": {"prometheus_port": port},
+        "checkpoint": {"upload_to": "uploaded"},
+        "evaluation": {"every_kimg": 0},
+    }
+    return gfgw_prod.train(gfgw_prod.load_config("digits", **(sections | changes)))
+
+kept = []  # as a notebook keeps the last error, with all that its frames refer to
+for wrong in (
+    {"generator": {"model_channels": 8, "channel_mult": [1], "pretrained": "missing.pkl"}},
+    {"evaluation": {"every_kimg": 1, "metrics": ["fid"], "inception": "missing.pth"}},
+):
+    try:
+        train(**wrong)
+    except gfgw_prod.UserError as error:
+        kept.append(error)
+uploading = [each for each in threading.enumerate() if each.name == "upload"]
+for each in uploading:
+    each.join(10)
+print(len(kept), any(each.is_alive() for each in uploading), train())
+"""
+
+
+def test_start_that_fails_keeps_neither_directory_nor_port_nor_threads(tmp_path: Path) -> None:
+    done = runs.execute([sys.executable, "-c", FAILING, str(runs.free_port())], cwd=tmp_path)
+    assert done.code == 0, done.stderr
+    assert done.stdout.split() == ["2", "False", "True"]

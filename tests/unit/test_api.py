@@ -75,6 +75,22 @@ def test_import_loads_nothing_heavy() -> None:
     assert done.stdout.split() == [gfgw_prod.__version__]
 
 
+def test_samples_do_not_depend_on_what_torch_is_set_to(file: Path) -> None:
+    noise = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        torch.set_default_dtype(dtype)
+        try:
+            generator = gfgw_prod.load_generator(file, device="cpu")
+            found.append((generator.sample(2, labels=[3]), generator.from_noise(noise, labels=[3])))
+            assert torch.get_default_dtype() == dtype
+        finally:
+            torch.set_default_dtype(torch.float32)
+    for first, second in zip(*found, strict=True):
+        assert first.dtype == second.dtype == torch.float32
+        assert torch.equal(first, second)
+
+
 def test_public_names_are_there_and_documented() -> None:
     page = (Path(__file__).parents[2] / "docs" / "python.md").read_text(encoding="utf-8")
     for name in gfgw_prod.__all__:
