@@ -38,4 +38,6 @@ if [[ ! $port ]]; then
 fi
 # For docker/healthcheck.py, which falls back to METRICS_PORT if /tmp is not writable.
 { printf '%s %s\n' "$port" "$address" >/tmp/gfgw-metrics-port; } 2>/dev/null || true
+# A path of the container is no command for whoever started it: the run's last line then only names the setting.
+export GFGW_PROGRAM=${GFGW_PROGRAM-}
 exec launch/elastic.sh "$@"

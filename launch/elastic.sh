@@ -16,7 +16,8 @@
 #   NNODES             number of nodes, or MIN:MAX for a job that grows and shrinks            [1]
 #                      MAX x NPROC must not exceed train.batch_size / train.cell_size. If a node brings more ranks
 #                      than there are cells, the job ends with exit code 2.
-#   NPROC              ranks on this node       [its GPUs, of CUDA_VISIBLE_DEVICES if set; none: min(2, cores)]
+#   NPROC              ranks on this node       [its GPUs, of CUDA_VISIBLE_DEVICES if set; none: a rank per core, but
+#                      all nodes together 8, as many as the presets have cells in a batch]
 #   RDZV_ENDPOINT      HOST:PORT of the node that hosts the rendezvous; required unless NNODES=1. If that node is lost,
 #                      the others stop and wait RDZV_TIMEOUT for the launcher to be started there again. There is no
 #                      fallback to localhost: each node would train by itself.
@@ -82,8 +83,9 @@ else
     count_gpus
     nproc=$gpus
     if ((nproc == 0)); then
-        cores=$(getconf _NPROCESSORS_ONLN)
-        nproc=$((cores < 2 ? cores : 2))
+        cores=$(env -u OMP_NUM_THREADS -u OMP_THREAD_LIMIT nproc) # that this process may use
+        most=$((8 / ${nnodes#*:}))
+        nproc=$((cores < most ? cores : most < 1 ? 1 : most))
     fi
 fi
 is_count "$nproc" 1 1024 || fail "NPROC must be a number of ranks between 1 and 1024, not '$nproc'"
@@ -119,7 +121,7 @@ if [[ -z $python ]]; then
 fi
 { command -v "$python" >/dev/null && [[ ! -d $python ]]; } || fail "PYTHON must name a Python interpreter, not '$python'; run 'make setup' first"
 
-export GFGW_PROGRAM=${GFGW_PROGRAM:-$(printf %q "$0")} # for the line that says how to make the run longer
+export GFGW_PROGRAM=${GFGW_PROGRAM-$(printf %q "$0")} # for the line that says how to make the run longer
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 [[ $OMP_NUM_THREADS =~ ^[123456789][0123456789]{0,3}(,[123456789][0123456789]{0,3})*$ ]] ||
     fail "OMP_NUM_THREADS must be a positive number of threads, not '$OMP_NUM_THREADS'"

@@ -100,8 +100,10 @@ def _locked(directory: Path) -> Iterator[None]:
     if os.path.lexists(directory) and not os.path.isdir(directory):
         raise UserError(f"{directory} is not a directory; name a new one for the pack")
     directory.mkdir(parents=True, exist_ok=True)
-    if os.listdir(directory) and not any(os.path.isfile(directory / name) for name in (LOCK, INDEX)):
-        raise UserError(f"{directory} is not empty, and holds no unfinished pack; name a new directory for the pack")
+    held = sorted(os.listdir(directory))
+    if held and not any(os.path.isfile(directory / name) for name in (LOCK, INDEX)):
+        problem = f"{directory} holds {printable(held[0])}, and no unfinished pack of this version"
+        raise UserError(f"{problem}; empty it, or name a new directory for the pack")
     with open(directory / LOCK, "ab") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

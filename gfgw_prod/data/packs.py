@@ -76,15 +76,15 @@ class Pack:
         """Read the index and check the lengths of all files; ``UserError`` without a pack, or if it is damaged."""
         if not os.path.isfile(directory / INDEX):
             advice = "make a pack with `gfgw pack`, and name its directory"
-            raise UserError(f"data.path {directory} holds no {INDEX}; {advice}")
+            raise UserError(f"{directory} holds no {INDEX}; {advice}")
         try:
             index = json.loads((directory / INDEX).read_bytes())
         except (OSError, ValueError, RecursionError) as error:
-            raise UserError(f"data.path {directory}: {INDEX} cannot be read ({reason_of(error)})") from None
+            raise UserError(f"{directory}: {INDEX} cannot be read ({reason_of(error)})") from None
         if not isinstance(index, dict) or index.get("index_sha256") != _digest_of(index):
-            raise UserError(f"data.path {directory}: {INDEX} is damaged; pack the data set again")
+            raise UserError(f"{directory}: {INDEX} is damaged; pack the data set again")
         if index["format"] != FORMAT:
-            raise UserError(f"data.path {directory} is a pack of format {index['format']}, not {FORMAT}; pack it again")
+            raise UserError(f"{directory} is a pack of format {index['format']}, not {FORMAT}; pack it again")
         index["image_shape"] = tuple(index["image_shape"])
         index["class_names"] = tuple(index.get("class_names", ()))
         index["shards"] = tuple(Shard(**shard) for shard in index["shards"])
@@ -93,7 +93,7 @@ class Pack:
         found = cls(directory, **{name: value for name, value in index.items() if name in known})
         for file, length in ((LABELS, 8 * found.rows), *((s.file, s.rows * found.row_bytes) for s in found.shards)):
             if not os.path.isfile(directory / file) or os.path.getsize(directory / file) != length:
-                raise UserError(f"data.path {directory}: {file} should have {length:,} bytes; pack the data set again")
+                raise UserError(f"{directory}: {file} should have {length:,} bytes; pack the data set again")
         return found
 
     def write(self) -> None:
@@ -116,14 +116,14 @@ class Pack:
                 except OSError as error:
                     problem = f"cannot be read ({reason_of(error)})"
                 if problem:
-                    raise UserError(f"data.path {self.directory}: {file} {problem}; pack the data set again")
+                    raise UserError(f"{self.directory}: {file} {problem}; pack the data set again")
 
     def labels(self) -> NDArray[np.int64]:
         """Class ids ``(N,)``, mapped; ``UserError`` if one is out of range."""
         labels = np.memmap(self.directory / LABELS, dtype="<i8", mode="c", shape=(self.rows,))
         if labels.min(initial=0) < 0 or labels.max(initial=0) >= self.num_classes:
             ids = f"class ids out of the range 0 to {self.num_classes - 1:,}"
-            raise UserError(f"data.path {self.directory}: {LABELS} holds {ids}; pack the data set again")
+            raise UserError(f"{self.directory}: {LABELS} holds {ids}; pack the data set again")
         return labels
 
 

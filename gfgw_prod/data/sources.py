@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -76,7 +77,9 @@ def load_table(settings: DataSettings, log: Callable[[str], None] = lambda line:
     """
     if settings.source == "packed":
         pack = _open_pack(settings)
-        return Table(Shards(pack), torch.from_numpy(pack.labels()), pack.peak, pack.num_classes, pack, pack.class_names)
+        with _naming_the_setting():
+            labels = torch.from_numpy(pack.labels())
+        return Table(Shards(pack), labels, pack.peak, pack.num_classes, pack, pack.class_names)
     listing = list_source(settings)
     shape = common_shape(listing)
     if (size := len(listing) * math.prod(shape)) > MAX_BYTES_UNPACKED:
@@ -108,7 +111,8 @@ def open_table(settings: DataSettings, world: World, log: Callable[[str], None],
     progress = progress if world.is_main else "off"
     table = world.rank0_first(lambda: load_table(settings, log, progress))
     if settings.verify and (pack := table.pack) is not None:
-        world.on_all_ranks(lambda: pack.check(world.local_rank, world.local_world_size, progress))
+        with _naming_the_setting():
+            world.on_all_ranks(lambda: pack.check(world.local_rank, world.local_world_size, progress))
     return table
 
 
@@ -129,7 +133,8 @@ def _open_pack(settings: DataSettings) -> Pack:
     """The pack that the settings name. Rules that they set must be the same as the pack's."""
     if settings.path is None:
         raise UserError("data.path must name the pack of data.source packed; `gfgw pack` makes one")
-    pack = Pack.read(settings.path)
+    with _naming_the_setting():
+        pack = Pack.read(settings.path)
     side = settings.image_size
     if side is not None and pack.image_shape[1:] != (side, side):
         raise UserError(
@@ -144,3 +149,12 @@ def _open_pack(settings: DataSettings) -> Pack:
                 f"{as_written(value)}; leave out data.{name}, or pack the source again"
             )
     return pack
+
+
+@contextmanager
+def _naming_the_setting() -> Iterator[None]:
+    """Begin the line about a pack, which names its directory, with the setting that does."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"data.path {error}") from None

@@ -94,7 +94,7 @@ TOLD: tuple[tuple[list[str], tuple[str, ...]], ...] = (
     (["pack"], ("OUT",)),
     (["pack", "", "--data.source", "digits"], ("must not be empty",)),
     (["pack", "@/file"], ("file is not a directory",)),
-    (["pack", "@/reference"], ("is not empty",)),
+    (["pack", "@/reference"], ("empty it",)),
     (["pack", "pack", "--data.source", "packed"], ("packed",)),
     (["pack", "pack", "--workers", "-1"], ("--workers",)),
     (["pack", "pack", "--shard-rows", "0"], ("--shard-rows",)),

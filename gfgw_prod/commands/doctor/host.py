@@ -17,6 +17,7 @@ from gfgw_prod.process.shared_memory import shared_memory_problem
 
 GIB = 2**30
 UNSYNCHRONISED = 5  # TIME_ERROR of adjtimex(2)
+MOST_RANKS = 8  # that launch/elastic.sh starts without a GPU
 TIMEX_BYTES = 512  # more than the kernel's struct takes
 
 
@@ -39,7 +40,8 @@ def torch_build() -> Finding:
 def cores() -> Finding:
     """Count the CPUs that this process may use."""
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return Finding("cores", "ok", f"{count}; without a GPU, one rank per core with one thread each is fastest")
+    ranks = f"{min(count, MOST_RANKS)} ranks of one thread" if count > 1 else "1 rank"
+    return Finding("cores", "ok", f"{count}; without a GPU, launch/elastic.sh starts {ranks}")
 
 
 def arithmetic() -> Finding:
