@@ -109,6 +109,10 @@ CATALOGUE: tuple[Metric, ...] = (
     gauge("transport/inner_iterations", "Sinkhorn iterations of the last step.", when=COUPLED),
     gauge("transport/converged", "1 if the last coupling met its tolerance, else 0.", when=COUPLED),
     gauge("transport/sharpness", "Entropy of the plan: 0 is one-to-one, 1 is independent.", when=COUPLED),
+    gauge(
+        "transport/noise_correlation",
+        "Correlation of the noise with the images that it is coupled with; generator.correlation should be near it.",
+    ),
     gauge("transport/bank_share", "Share of the data set used as targets within the last epoch."),
     gauge("transport/seconds", "Wall time of the last matching."),
     gauge("transport/bytes_sent", "Bytes this rank sent for the last matching."),

@@ -30,7 +30,9 @@ CHARTS: dict[str, dict[str, tuple[str, ...]]] = {
         "share of samples that are copies": ("evaluation/copies",),
     },
     "3 How sharp is the coupling?": {
-        "sharpness of the plan, share of the bank in use": ("transport/sharpness", "transport/bank_share"),
+        "sharpness of the plan, share of the bank in use, correlation of noise and targets": (
+            *("transport/sharpness", "transport/bank_share", "transport/noise_correlation"),
+        ),
         "marginal error": ("transport/marginal_error",),
         "iterations": ("transport/outer_iterations", "transport/inner_iterations"),
     },

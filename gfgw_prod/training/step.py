@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize, pad
+from torch.nn.functional import cosine_similarity, normalize, pad
 
 from gfgw_prod.data.sources import Table
 from gfgw_prod.data.stream import CellRows, KeyedOrder, flip_some
@@ -142,7 +142,7 @@ class TrainingStep:
 
     @phase("regress")
     def _regress(self, inputs: StepInputs, samples: list[Samples], match: Match) -> Tensor:
-        """Accumulate the gradient of each cell; returns the loss terms ``(turns, len(Losses._fields))``."""
+        """Accumulate the gradient of each cell; returns what ``_regress_cell`` does, for each turn."""
         targets = self._targets(inputs, match)
         samples.reverse()  # popped one by one, so that the graph of each is freed with its turn
         return torch.stack(
@@ -231,7 +231,7 @@ class TrainingStep:
     def _regress_cell(
         self, inputs: StepInputs, turn: Turn, cell: CellInputs, samples: Samples, match: Match, target: Tensor
     ) -> Tensor:
-        """Accumulate the gradient of one cell; returns its loss terms ``(len(Losses._fields),)``."""
+        """Accumulate the gradient of one cell; returns its loss terms, then how noise and targets correlate."""
         config, slots = self.config, turn.cell.slots
         target = to_device(target, self.world.device)
         if config.data.flip:
@@ -253,7 +253,7 @@ class TrainingStep:
                 losses = self.objective.between_times(predicted, *nearer, target, huber=huber, at_zero=at_zero)
             # The mean over all cells of the step, of which this is one.
             (losses.total * (turn.weight / config.cells * self.precision.scale)).backward()
-        return torch.stack(losses).detach()
+        return torch.stack([*losses, cosine_similarity(target.flatten(), cell.noise.flatten(), dim=0)]).detach()
 
     def _predict(self, target: Tensor, cell: CellInputs, t: Tensor) -> tuple[Tensor, Tensor | None]:
         """Images ``(b, c, h, w)`` predicted at times ``t (b,)``, and at time 0 where the boundary has to be learnt."""

@@ -70,7 +70,7 @@ class StepResult:
     features: Tensor  # (turns, b, d), generated on this rank
     match: Match
     finite: Tensor  # (), whether all generated features and all that the matcher would learn are finite
-    losses: Tensor  # (turns, len(Losses._fields)), of this rank
+    losses: Tensor  # (turns, len(Losses._fields) + 1), of this rank; the last is the correlation of noise and targets
     counts: Tensor  # (turns,), 0 where a short rank repeats a cell
     row_ids: Tensor  # (turns, b), rows of the stream, on the CPU
     gradient_checksums: Tensor  # (turns,), of this rank's own gradients
@@ -90,9 +90,10 @@ class StepResult:
         means = assignment.in_cell_order(world.all_gather(self.losses)).double().mean(dim=0).tolist()
         streamed = assignment.in_cell_order(world.all_gather(self.row_ids.to(world.device))).flatten()
         rows = torch.cat([streamed, self.match.rows]).cpu()
-        losses = dict(zip(Losses._fields, means, strict=True))
+        losses = dict(zip(Losses._fields, means[:-1], strict=True))
         return {f"loss/{term}": mean for term, mean in losses.items() if mean or term == "total"} | {
             "data/batch_crc": zlib.crc32(rows.numpy().astype("<i8").tobytes()),
+            "transport/noise_correlation": means[-1],
             "optimizer/gradient_norm": float(self.gradient_norm),
             **self.match.values(),
         }

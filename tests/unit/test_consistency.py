@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from gfgw_prod.data.sources import load_table
@@ -67,7 +68,10 @@ def test_loss_is_that_of_two_times_on_the_line_of_noise_and_target() -> None:
     turns = training.parallel.assignment.turns_of(config.seed, 0, size=CELL_SIZE, rank=0)
     for number, turn in enumerate(turns):
         cell, labels = turn.cell, table.labels[result.row_ids[number]]
-        target, noise = table.rows(result.match.rows[cell.slots]), cell.normal("noise", table.image_shape, "cpu")
+        target, noise = (
+            table.rows(result.match.rows[cell.slots]),
+            cell.normal("noise", table.image_shape, torch.device("cpu")),
+        )
         t = draw_times(config.time, cell, 0)
         r, apart = nearer_times(config.consistency, t, 0)
         with torch.no_grad():
@@ -77,6 +81,9 @@ def test_loss_is_that_of_two_times_on_the_line_of_noise_and_target() -> None:
                 near = module(interpolate(target, noise, r), r, labels)
         near = torch.where((r > 0)[:, None, None, None], near, target)
         wanted = (flow_distances(far, near, huber=0.01, scales=1) / apart).mean()
+        together = torch.stack([target.flatten(), noise.flatten()]).double()
+        correlation = together.prod(dim=0).sum() / together.norm(dim=1).prod()
+        assert float(result.losses[number, -1]) == pytest.approx(float(correlation), rel=1e-4)
         terms = dict(zip(("total", "flow", "feature"), result.losses[number], strict=False))
         assert terms["flow"] == terms["feature"] == 0
         torch.testing.assert_close(terms["total"], 3 * wanted)
@@ -95,5 +102,5 @@ def test_noise_may_stand_for_samples_in_the_coupling() -> None:
     training, result = first_step(config)
     table = load_table(config.data)
     cells = [turn.cell for turn in training.parallel.assignment.turns_of(config.seed, 0, size=CELL_SIZE, rank=0)]
-    noise = torch.cat([cell.normal("noise", table.image_shape, "cpu") for cell in cells])
+    noise = torch.cat([cell.normal("noise", table.image_shape, torch.device("cpu")) for cell in cells])
     torch.testing.assert_close(result.match.generated, torch.nn.functional.normalize(noise.flatten(1), dim=1))

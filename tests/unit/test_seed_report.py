@@ -62,7 +62,7 @@ def test_network_has_the_reported_size(training: TrainingStep) -> None:
 def test_losses_are_finite_and_every_weighted_one_is_positive(computed: StepResult) -> None:
     assert computed.losses.shape[0] == 2
     assert computed.losses.isfinite().all()
-    terms = dict(zip(Losses._fields, computed.losses.unbind(dim=1), strict=True))
+    terms = dict(zip(Losses._fields, computed.losses[:, :-1].unbind(dim=1), strict=True))
     assert (terms.pop("boundary") == 0).all()  # zero by construction
     for term in ("energy", "consistency"):
         assert (terms.pop(term) == 0).all()  # off in that run
