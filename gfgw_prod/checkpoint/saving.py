@@ -97,8 +97,12 @@ class Saver:
 
     def preallocate(self, state: State) -> None:
         """Allocate the buffers for copies in the background: touching new memory takes longer than the copy."""
-        self._preallocating = threading.Thread(target=self._stage.preallocate, args=(state,), daemon=True)
+        self._preallocating = threading.Thread(target=self._preallocate, args=(state,), daemon=True)
         self._preallocating.start()
+
+    def _preallocate(self, state: State) -> None:
+        if not self._stage.preallocate(state):
+            self._log("page-locked memory for copies of the state was refused; saves hold up training for longer")
 
     def save(self, state: State, *, step: int, images: int, facts: dict[str, Any]) -> None:
         """Copy the state, and write it in the background. Does nothing if the step is saved already.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Collection
 
 import torch
@@ -10,11 +11,14 @@ from torch.distributed.tensor import DTensor
 
 from gfgw_prod.checkpoint.reading import State
 from gfgw_prod.distributed.shards import local
+from gfgw_prod.distributed.transfers import lock_pages, unlock_pages
 from gfgw_prod.distributed.world import World
+
+ALIGNMENT = 64  # bytes
 
 
 class Stage:
-    """Buffers in main memory for copies of the state, reused by every save.
+    """Buffers in main memory for copies of the state, reused by every save. They lie in one piece of memory.
 
     One rank copies and writes each replicated tensor. Constant tensors that are in main memory are not copied.
     """
@@ -23,14 +27,28 @@ class Stage:
         self._world, self._constant = world, constant
         self._buffers: dict[str, Tensor] = {}
 
-    def preallocate(self, state: State) -> None:
-        """Allocate the buffers for this rank's part, and touch their memory."""
-        for name in self._owned(state):
-            if not self._needs_no_copy(name, part := local(state[name])):
-                self._buffer(name, part).zero_()
+    def preallocate(self, state: State) -> bool:
+        """Allocate the buffers for this rank's part, and touch their memory; lock its pages for a GPU.
+
+        Returns:
+            Whether the pages could be locked, if they had to be. Otherwise copies take longer.
+        """
+        parts = {name: part for name in self._owned(state) if not self._needs_no_copy(name, part := local(state[name]))}
+        starts, size = {}, 0
+        for name, part in parts.items():
+            starts[name] = size
+            size += -(-part.nbytes // ALIGNMENT) * ALIGNMENT
+        memory = torch.empty(size, dtype=torch.uint8).zero_()
+        locked = self._world.device.type != "cuda" or lock_pages(memory)
+        if locked and self._world.device.type == "cuda":
+            weakref.finalize(self, unlock_pages, memory).atexit = False
+        self._buffers = {name: _view(memory, starts[name], part) for name, part in parts.items()}
+        return locked
 
     def copy(self, state: State) -> State:
         """Copy this rank's part of the state to the CPU, for DCP to write. Valid until the next call."""
+        if not self._buffers:
+            self.preallocate(state)
         mine = {name: self._copied(name, state[name]) for name in self._owned(state)}
         if self._world.device.type == "cuda":
             torch.cuda.synchronize(self._world.device)
@@ -53,18 +71,22 @@ class Stage:
     def _copied(self, name: str, tensor: Tensor) -> Tensor:
         buffer = part = local(tensor).detach()
         if not self._needs_no_copy(name, part):
-            buffer = self._buffer(name, part).copy_(part, non_blocking=True)
+            buffer = self._buffers[name]
+            assert buffer.shape == part.shape, name  # copy_ would broadcast
+            buffer.copy_(part, non_blocking=True)
         # DCP takes the shard's place from the DTensor, and the bytes from its local CPU tensor.
         return DTensor(buffer, tensor._spec, requires_grad=False) if isinstance(tensor, DTensor) else buffer
 
     def _needs_no_copy(self, name: str, part: Tensor) -> bool:
         return name in self._constant and part.device.type == "cpu"
 
-    def _buffer(self, name: str, part: Tensor) -> Tensor:
-        if name not in self._buffers:
-            self._buffers[name] = torch.empty(part.shape, dtype=part.dtype, pin_memory=part.is_cuda)
-        assert self._buffers[name].shape == part.shape, name  # copy_ would broadcast
-        return self._buffers[name]
+
+def _view(memory: Tensor, start: int, like: Tensor) -> Tensor:
+    """A tensor of the shape and type of ``like`` in ``memory``, with a storage of its own: DCP copies parts of one."""
+    if not like.numel():
+        return torch.empty(like.shape, dtype=like.dtype)
+    flat = torch.frombuffer(memory.numpy(), dtype=like.dtype, count=like.numel(), offset=start)
+    return flat.view(like.shape)
 
 
 def tensor_bytes(tensor: Tensor) -> int:

@@ -6,7 +6,6 @@ import json
 import math
 import warnings
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +23,7 @@ from gfgw_prod.losses.perceptual import PerceptualLoss
 from gfgw_prod.process.exit_codes import FINISHED, UserError
 from gfgw_prod.settings.config import Config
 from gfgw_prod.settings.running import DistributedSettings
+from gfgw_prod.settings.training import PrecisionName
 from gfgw_prod.training.precision import Precision
 
 FLOAT_BYTES, ID_BYTES = 4, 8
@@ -128,7 +128,7 @@ def saved_bytes(
     frozen: Sequence[nn.Module],
     cell_size: int,
     shape: tuple[int, int, int],
-    precision: Literal["fp32", "bf16", "fp16"],
+    precision: PrecisionName,
 ) -> int:
     """Bytes that one cell's forward pass through the generator and the losses' networks saves for the backward pass.
 

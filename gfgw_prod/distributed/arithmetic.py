@@ -29,6 +29,22 @@ def set_arithmetic(device: torch.device, threads: int) -> None:
         os.environ[CUBLAS] = ":4096:8"  # cuBLAS reads it at its first call
         torch.cuda.set_device(device)
         torch.backends.cudnn.benchmark = False  # it picks kernels by measured time, so bits would vary
+        set_tf32(False)  # torch's default rounds the inputs of convolutions
+
+
+def set_tf32(on: bool) -> None:
+    """Whether GPUs round the inputs of float32 matrix products and convolutions to TF32, with 10 bits of mantissa."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = on
+
+
+@contextmanager
+def tf32() -> Iterator[None]:
+    """Within, products of float32 are rounded to TF32."""
+    set_tf32(True)
+    try:
+        yield
+    finally:
+        set_tf32(False)
 
 
 @contextmanager
@@ -61,8 +77,10 @@ def _restorer() -> Callable[[], None]:
     dtype = torch.get_default_dtype()
     fill = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
     cublas = os.environ.get(CUBLAS)
+    products, convolutions = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
 
     def restore() -> None:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = products, convolutions
         torch.set_deterministic_debug_mode(mode)
         torch.set_default_dtype(dtype)
         torch.backends.cudnn.benchmark = benchmark

@@ -6,7 +6,6 @@ A block holds the same rows for every number of ranks, so work done block by blo
 from __future__ import annotations
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Shard
 
@@ -60,11 +59,8 @@ class RowTable:
         """View all rows as ``(blocks, block_rows, ...)``, the last block padded; a DTensor on several ranks."""
         if self.world.world_size == 1:
             return self._storage
-        from torch.distributed.device_mesh import init_device_mesh
-
-        mesh = init_device_mesh(self.world.device.type, (dist.get_world_size(),))
         own, shape = self._storage, torch.Size((self._blocks, *self._storage.shape[1:]))
-        return DTensor.from_local(own, mesh, [Shard(0)], run_check=False, shape=shape, stride=own.stride())
+        return DTensor.from_local(own, self.world.mesh, [Shard(0)], run_check=False, shape=shape, stride=own.stride())
 
     def rows(self, ids: Tensor) -> Tensor:
         """Look up rows by global id, ``(m,)`` -> ``(m, ...)``, on the world's device.

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Literal, TypeVar
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -22,7 +23,11 @@ from gfgw_prod.distributed.arithmetic import set_arithmetic
 from gfgw_prod.distributed.torchrun import RankEnvironment, rank_environment
 from gfgw_prod.process.exit_codes import UserError
 
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+
 T = TypeVar("T")
+STACKS_SECONDS = 60  # between a hang, when stacks are written, and NCCL's timeout, which ends the process
 
 
 _joined = itertools.count()  # process groups of this process; the ranks of a job agree on it
@@ -60,8 +65,15 @@ class World:
     traffic: Traffic = field(default_factory=Traffic, compare=False)
 
     @classmethod
-    def start(cls, device: Literal["auto", "cpu", "cuda"], threads: int, timeout_seconds: int) -> World:
+    def start(
+        cls, device: Literal["auto", "cpu", "cuda"], threads: int, timeout_seconds: int, hang_seconds: float = 0.0
+    ) -> World:
         """Set torch up for deterministic arithmetic and join torchrun's process group, if there is one.
+
+        Args:
+            timeout_seconds: longest wait for other ranks in a collective.
+            hang_seconds: on GPUs that wait is longer than this, so that ranks that hang can write their stacks before
+                NCCL ends them.
 
         Raises:
             UserError: if torchrun's environment is malformed, GPUs are too few, or only some nodes have any.
@@ -73,25 +85,35 @@ class World:
         if launched is None:
             return cls(0, 1, chosen)
         with _silent_output():
-            backend = "nccl" if chosen.type == "cuda" else "gloo"
-            timeout = timedelta(seconds=timeout_seconds)
+            on_gpu = chosen.type == "cuda"
+            timeout = timedelta(seconds=max(timeout_seconds, (hang_seconds + STACKS_SECONDS) if on_gpu else 0))
             store, rank, world_size = next(rendezvous("env://", timeout=timeout))
             store.set_timeout(timeout)
             # A second group in one process must not find the addresses of the first.
             store = dist.PrefixStore(f"world-{next(_joined)}", store)
             require_same_device_type(store, rank, world_size, chosen)
-            dist.init_process_group(backend, timeout=timeout, store=store, rank=rank, world_size=world_size)
+            # With its device, NCCL connects at once, and says here what is wrong.
+            dist.init_process_group(
+                "nccl" if on_gpu else "gloo",
+                timeout=timeout,
+                store=store,
+                rank=rank,
+                world_size=world_size,
+                device_id=chosen if on_gpu else None,
+            )
         return cls(launched.rank, launched.world_size, chosen, launched.local_rank, launched.local_world_size)
 
     @classmethod
     @contextmanager
-    def joined(cls, device: Literal["auto", "cpu", "cuda"], threads: int, timeout_seconds: int) -> Iterator[World]:
+    def joined(
+        cls, device: Literal["auto", "cpu", "cuda"], threads: int, timeout_seconds: int, hang_seconds: float = 0.0
+    ) -> Iterator[World]:
         """Start as ``start`` does, and leave the process group after the body or a ``UserError``.
 
         After any other error the group stays until the process ends: if this rank left it before it had written its
         error, its peers would fail, and the launcher would kill this rank.
         """
-        world = cls.start(device, threads, timeout_seconds)
+        world = cls.start(device, threads, timeout_seconds, hang_seconds)
         try:
             yield world
         except UserError:  # all ranks raise it
@@ -103,6 +125,13 @@ class World:
     def is_main(self) -> bool:
         """Whether this is rank 0, which writes the run's files and output."""
         return self.rank == 0
+
+    @cached_property
+    def mesh(self) -> DeviceMesh:
+        """All ranks, for sharded tensors. Collective once: torch keeps a process group for each mesh that is made."""
+        from torch.distributed.device_mesh import init_device_mesh
+
+        return init_device_mesh(self.device.type, (self.world_size,))
 
     def stop(self) -> None:
         """Leave the process group."""

@@ -45,7 +45,7 @@ class BankCache:
             # All settings of features except paths, so that a setting added later cannot match rows encoded without it.
             "features": config.features.model_dump(mode="json", exclude={"cache", "weights"}),
             "weights": facts["frozen_weights"][0],
-            "precision": "fp32",  # of the bank; training's may differ
+            "precision": "fp32, no TF32",  # of the bank; training's may differ
             # Everything else that changes a row's bits.
             "compile": config.train.compile,
             "threads": config.run.threads,

@@ -133,10 +133,12 @@ class UNetBlock(nn.Module):
         if self.norm2 is None:
             return x
         n, c, h, w = x.shape
-        # Published weights order the channels of qkv as (c, 3), hence the reshape to (n, c, 3, h*w).
-        q, k, v = self.qkv(self.norm2(x)).reshape(n, c, 3, h * w).transpose(1, 3).unbind(2)
-        attended = F.scaled_dot_product_attention(q, k, v)  # (n, h*w, c)
-        output: Tensor = (self.proj(attended.transpose(1, 2).reshape(n, c, h, w)) + x) * math.sqrt(0.5)
+        # Published weights order the channels of qkv as (c, 3), hence the reshape. One head: (3, n, 1, h*w, c).
+        qkv = self.qkv(self.norm2(x)).reshape(n, 1, c, 3, h * w).permute(3, 0, 1, 4, 2)
+        if qkv.is_cuda:
+            qkv = qkv.contiguous()  # fused attention wants dense rows; the CPU's would change the bits of older runs
+        attended = F.scaled_dot_product_attention(*qkv.unbind(0))  # (n, 1, h*w, c)
+        output: Tensor = (self.proj(attended.transpose(2, 3).reshape(n, c, h, w)) + x) * math.sqrt(0.5)
         return output
 
 

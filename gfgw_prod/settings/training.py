@@ -21,6 +21,8 @@ from gfgw_prod.settings.types import (
     setting,
 )
 
+PrecisionName = Literal["fp32", "tf32", "bf16", "fp16"]
+
 
 class TimeSettings(Section):
     """Distribution of the training times t."""
@@ -104,7 +106,8 @@ class TrainSettings(Section):
     kept_passes: Whole = setting(
         1, "cells per rank whose pass at t = 1 is kept until it has targets; others are recomputed", ge=0, le=1_000_000
     )
-    precision: Literal["fp32", "bf16", "fp16"] = setting(
-        "fp32", "precision of the networks: autocast to bf16, or to fp16 with loss scaling"
+    precision: PrecisionName = setting(
+        "fp32",
+        "precision of the networks: fp32; tf32 (faster on GPUs); autocast to bf16, or to fp16 with loss scaling",
     )
     compile: Flag = setting(False, "torch.compile the generator's blocks and the extractor")

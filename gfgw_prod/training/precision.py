@@ -1,4 +1,4 @@
-"""Arithmetic of the networks: autocast, the loss scale that fp16 needs, compiled kernels.
+"""Arithmetic of the networks: autocast, TF32, the loss scale that fp16 needs, compiled kernels.
 
 Weights, summed gradients and averages stay float32.
 """
@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
-from contextlib import AbstractContextManager
-from typing import Literal
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
 
+from gfgw_prod.distributed.arithmetic import tf32
 from gfgw_prod.distributed.reduction import scale_gradients
 from gfgw_prod.process.exit_codes import UserError
+from gfgw_prod.settings.training import PrecisionName
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 FIRST_SCALE, LEAST_SCALE, MOST_SCALE = 2.0**16, 1.0, 2.0**24
@@ -27,11 +28,13 @@ class Precision:
 
     In fp16 gradients below 6e-8 vanish and those above 65,504 overflow. An overflow halves the
     scale, ``GROWS_AFTER`` steps without one double it (Micikevicius et al. 2018, arXiv:1710.03740). A power of two
-    changes no digit of a number. fp32 and bf16 have the scale 1.
+    changes no digit of a number. The others have the scale 1.
+
+    TF32 is on in the passes of tf32 alone: features of the bank and of evaluation, and couplings, are float32.
     """
 
-    def __init__(self, kind: Literal["fp32", "bf16", "fp16"], device: torch.device):
-        self._dtype, self._device = DTYPES.get(kind), device
+    def __init__(self, kind: PrecisionName, device: torch.device):
+        self._dtype, self._tf32, self._device = DTYPES.get(kind), kind == "tf32", device
         self._scaled = kind == "fp16"
         self._state = torch.tensor([FIRST_SCALE if self._scaled else 1.0, 0.0], dtype=torch.float64)
 
@@ -42,8 +45,15 @@ class Precision:
 
     def autocast(self) -> AbstractContextManager[object]:
         """Context of one pass. Casts of weights are not cached: a pass uses each once."""
+        if self._tf32:
+            return tf32()
         enabled = self._dtype is not None
         return torch.autocast(self._device.type, self._dtype, enabled=enabled, cache_enabled=False)
+
+    def backward(self, loss: Tensor, weight: float) -> None:
+        """Make the backward pass of a loss ``()`` times its weight and the scale."""
+        with tf32() if self._tf32 else nullcontext():
+            (loss * (weight * self.scale)).backward()
 
     def unscale(self, parameters: Iterable[Tensor]) -> None:
         """Divide the gradients of a backward pass by the scale."""

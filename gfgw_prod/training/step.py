@@ -252,7 +252,7 @@ class TrainingStep:
                 huber = config.consistency.huber
                 losses = self.objective.between_times(predicted, *nearer, target, huber=huber, at_zero=at_zero)
             # The mean over all cells of the step, of which this is one.
-            (losses.total * (turn.weight / config.cells * self.precision.scale)).backward()
+            self.precision.backward(losses.total, turn.weight / config.cells)
         return torch.stack([*losses, cosine_similarity(target.flatten(), cell.noise.flatten(), dim=0)]).detach()
 
     def _predict(self, target: Tensor, cell: CellInputs, t: Tensor) -> tuple[Tensor, Tensor | None]:

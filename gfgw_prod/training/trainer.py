@@ -52,12 +52,13 @@ def train(config: Config) -> int:
     if config.telemetry.log_format == "json":
         log_as_json(0 if launched is None else launched.rank, str(config.run.dir))
     find_sinks(config.telemetry.sinks)  # before a start that takes long
-    joined = World.joined(config.run.device, config.run.threads, config.distributed.timeout_seconds)
+    hang_seconds = config.resilience.hang_seconds
+    joined = World.joined(config.run.device, config.run.threads, config.distributed.timeout_seconds, hang_seconds)
     with joined as world, StartCounter(config.run.dir, config.resilience.max_no_progress, world) as starts:
         startup.done("rendezvous")
         run = Run(config, world, starts, startup)
         try:
-            with watch.over(config.resilience.hang_seconds, run.dir, world.rank):
+            with watch.over(hang_seconds, run.dir, world.rank):
                 run.resume()
                 if complete := run.loop():
                     run.finish()

@@ -20,7 +20,7 @@ def main() -> None:
     parser.add_argument("changes", nargs="*", metavar="section.setting=value")
     parser.add_argument("--step", type=int, default=1)
     parser.add_argument("--operations", type=int, default=12, help="how many of the most launched are listed")
-    chosen = parser.parse_args()
+    chosen = parser.parse_intermixed_args()
     changes: dict[str, Any] = {}
     for each in chosen.changes:
         name, _, value = each.partition("=")

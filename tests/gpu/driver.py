@@ -6,15 +6,18 @@ when it was recorded. ``torch.autocast`` for CUDA is that of the CPU, and in flo
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
+
+from gfgw_prod.distributed import checksums
 
 from .pretended import CUDA, Counts, GpuTensor, PretendedGpu, is_marked_pinned, mark_pinned
 
@@ -35,6 +38,7 @@ HALVES = (torch.bfloat16, torch.float16)
 def pretended_gpu(*, computes: bool = True, visible: int = 1) -> Iterator[PretendedGpu]:
     """Within, this process sees ``visible`` GPUs, and computes on one of them."""
     gpu = PretendedGpu(computes=computes)
+    checksums._all_odd_numbers.cache_clear()  # tensors of another one
     with pytest.MonkeyPatch.context() as patch:
         _replace_cuda(patch, gpu, visible)
         library = _float32_under_autocast()
@@ -86,8 +90,8 @@ class Stream:
     def wait_event(self, event: Event) -> None:
         pass
 
-    def record_event(self, event: Event | None = None) -> Event:
-        event = event or Event()
+    def record_event(self, event: Any = None) -> Any:
+        event = event or torch.cuda.Event()
         event.record()
         return event
 
@@ -98,8 +102,7 @@ class Stream:
 class Runtime:
     """``torch.cuda.cudart()``: what is registered here counts as page-locked."""
 
-    def __init__(self) -> None:
-        self.registered: dict[int, int] = {}  # bytes by address
+    registered: ClassVar[dict[int, int]] = {}  # bytes by address, of this process
 
     def cudaHostRegister(self, address: int, size: int, flags: int) -> int:  # noqa: N802
         self.registered[address] = size
@@ -165,6 +168,19 @@ def _replace_cuda(patch: pytest.MonkeyPatch, gpu: PretendedGpu, visible: int) ->
     patch.setattr(Tensor, "is_pinned", is_pinned)
     patch.setattr(Tensor, "record_stream", lambda tensor, stream: None)
     patch.setattr(torch, "autocast", _Autocast)
+    patch.setattr(torch, "Generator", _Generator)
+    patch.setattr(torch, "tensor", partial(_tensor, torch.tensor))
+
+
+def _tensor(make: Callable[..., Tensor], numbers: Any, *, device: Any = None, **options: Any) -> Tensor:
+    made = make(numbers, **options)
+    # Without an index C++ would ask the driver for the present device.
+    return made if device is None else made.to(CUDA if torch.device(device).type == "cuda" else device)
+
+
+class _Generator(torch.Generator):
+    def __new__(cls, device: Any = "cpu") -> Any:
+        return super().__new__(cls, "cpu")
 
 
 class _Autocast(torch.autocast):

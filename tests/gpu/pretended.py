@@ -84,6 +84,9 @@ class GpuTensor(Tensor):
     @staticmethod
     def __new__(cls, held: Tensor, gpu: PretendedGpu) -> GpuTensor:
         shadow = torch.empty_strided(held.shape, held.stride(), dtype=held.dtype, device="meta")
+        if offset := held.storage_offset():  # C++ makes views of views by it
+            storage = torch.UntypedStorage(held.untyped_storage().nbytes(), device="meta")
+            shadow.set_(storage, offset, held.shape, held.stride())
         made = Tensor._make_subclass(cls, shadow, False, dispatch_device=True, device_for_backend_keys=CPU)
         made.held, made.gpu = held, gpu
         return made
@@ -99,9 +102,6 @@ class GpuTensor(Tensor):
 
     def data_ptr(self) -> int:
         return self.held.data_ptr()
-
-    def storage_offset(self) -> int:
-        return self.held.storage_offset()
 
     def numpy(self, *_: Any, **__: Any) -> Any:
         raise TypeError("can't convert cuda:0 device type tensor to numpy")
@@ -130,13 +130,13 @@ class GpuTensor(Tensor):
 
 def _moved(tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """``Tensor.to``, which C++ would decide by what it knows of devices."""
-    device, dtype, non_blocking, _ = torch._C._nn._parse_to(
-        *(each if not isinstance(each, GpuTensor) else "cuda" for each in args),
-        **{name: value for name, value in kwargs.items() if name != "copy"},
-    )
-    if device is not None and device.type == "cpu":
-        assert isinstance(tensor, GpuTensor)
-        tensor = _ToHost.apply(tensor, non_blocking)
+    if isinstance(args[0], GpuTensor):
+        device, dtype, non_blocking = CUDA, args[0].dtype, False
+    else:
+        device, dtype, non_blocking, _ = torch._C._nn._parse_to(*args, **kwargs)
+    if device is not None and device.type != tensor.device.type:
+        to_host = isinstance(tensor, GpuTensor)
+        tensor = _ToHost.apply(tensor, non_blocking) if to_host else tensor.to(device, non_blocking=non_blocking)
     return tensor if dtype is None else tensor.to(dtype)
 
 
@@ -163,15 +163,6 @@ class PretendedGpu(TorchDispatchMode):
         self.bytes = self.most_bytes = 0
         self.gloo: set[str] = set()  # names of process groups for tensors on the host; all others are NCCL's
         self._storages: dict[int, Any] = {}
-
-    def __enter__(self) -> PretendedGpu:
-        torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor(..., device=cuda) makes it on the CPU, and moves it
-        super().__enter__()
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        torch._C._set_only_lift_cpu_tensors(False)
-        super().__exit__(*error)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return self.run(func, args, kwargs or {})

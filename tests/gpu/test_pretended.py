@@ -39,6 +39,12 @@ def test_numbers_and_gradients_are_the_cpus(gpu: PretendedGpu) -> None:
     assert torch.equal(moved.weight.grad.cpu(), expected)
 
 
+def test_view_of_a_view_lies_where_the_cpus_does(gpu: PretendedGpu) -> None:
+    x = torch.zeros(3, 6, device=CUDA)
+    x[:, 2:5].fill_diagonal_(1)
+    assert x.nonzero().tolist() == [[0, 2], [1, 3], [2, 4]]
+
+
 MIXTURES: dict[str, Callable[[], object]] = {
     "sum": lambda: on_gpu(2) + torch.ones(2),
     "product": lambda: torch.ones(2, 2) @ on_gpu(2, 2),

@@ -5,17 +5,38 @@ from __future__ import annotations
 import pytest
 import torch
 
+from gfgw_prod.distributed.arithmetic import arithmetic_restored, set_tf32
 from gfgw_prod.training.precision import FIRST_SCALE, GROWS_AFTER, LEAST_SCALE, Precision
 
 CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize(
-    ("kind", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)]
+    ("kind", "dtype"),
+    [("fp32", torch.float32), ("tf32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)],
 )
 def test_matrix_products_have_the_chosen_precision(kind: str, dtype: torch.dtype) -> None:
     with Precision(kind, CPU).autocast():
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
+
+
+@pytest.mark.parametrize(("kind", "on"), [("fp32", False), ("tf32", True), ("bf16", False)])
+def test_tf32_is_on_in_the_passes_of_tf32_alone(kind: str, on: bool) -> None:
+    def rounds() -> tuple[bool, bool]:
+        return torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+
+    found = []
+    weight = torch.ones((), requires_grad=True)
+    weight.register_hook(lambda gradient: found.append(rounds()))
+    with arithmetic_restored():
+        set_tf32(False)
+        precision = Precision(kind, CPU)
+        with precision.autocast():
+            found.append(rounds())
+        precision.backward(weight * 2, weight=0.5)
+        assert found == [(on, on)] * 2
+        assert rounds() == (False, False)
+    assert weight.grad == 1
 
 
 def test_scale_is_halved_by_an_overflow_and_doubled_after_many_steps_without() -> None:
@@ -36,7 +57,7 @@ def test_least_scale_is_not_halved() -> None:
     assert not precision.lower_scale()
 
 
-@pytest.mark.parametrize("kind", ["fp32", "bf16"])
+@pytest.mark.parametrize("kind", ["fp32", "tf32", "bf16"])
 def test_other_precisions_have_no_scale(kind: str) -> None:
     precision = Precision(kind, CPU)
     precision.record_good_step()
