@@ -47,14 +47,8 @@ ARITHMETIC_VARIABLES = (
 PLACES = {"run.dir", "features.weights", "features.cache", "generator.pretrained", "loss.lpips_trunk"}
 # Settings that change no weight: places, reports, the distribution of the work.
 FREE = PLACES | {
-    *(
-        "run.device",
-        "run.allow_changes",
-        "train.total_kimg",
-        "train.max_minutes",
-        "train.kept_passes",
-        "generator.checkpoint_activations",
-    ),
+    *("run.device", "run.allow_changes", "train.total_kimg", "train.max_minutes", "train.profile_steps"),
+    *("train.kept_passes", "generator.checkpoint_activations"),
     *("distributed.strategy", "distributed.shard_ranks", "distributed.timeout_seconds", "resilience.hang_seconds"),
     *("resilience.max_no_progress", "resilience.audit_every_steps", "resilience.straggler_ratio"),
 }

@@ -110,4 +110,10 @@ class TrainSettings(Section):
         "fp32",
         "precision of the networks: fp32; tf32 (faster on GPUs); autocast to bf16, or to fp16 with loss scaling",
     )
+    profile_steps: Whole = setting(
+        0,
+        "steps to record for a profiler, after the first two of a start; the trace goes to run.dir/profile",
+        ge=0,
+        le=1000,
+    )
     compile: Flag = setting(False, "torch.compile the generator's blocks and the extractor")

@@ -63,6 +63,11 @@ CATALOGUE: tuple[Metric, ...] = (
         for phase in STEP_PHASES
     ),
     gauge(
+        "speed/model_flops",
+        "Operations a second of the networks' products, over all ranks; repeated ones do not count.",
+    ),
+    gauge("speed/mfu", "Those over the peak of the GPUs in this precision, of 1.", when=GPU),
+    gauge(
         "speed/images_per_second",
         "Images per second since the last record, evaluations excluded.",
         unit="images per second",

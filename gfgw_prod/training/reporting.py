@@ -29,13 +29,14 @@ from gfgw_prod.resilience.ledger import End, Ledger
 from gfgw_prod.sampling import pictures
 from gfgw_prod.settings.config import Config
 from gfgw_prod.settings.schedule import schedules_at
-from gfgw_prod.telemetry.build import build_labels
+from gfgw_prod.telemetry.build import build_labels, device_model
 from gfgw_prod.telemetry.node import Node
 from gfgw_prod.telemetry.pace import Pace
 from gfgw_prod.telemetry.registered import open_sinks
 from gfgw_prod.telemetry.sinks import Sink, Telemetry, Value, Values, last_recorded_step
 from gfgw_prod.telemetry.startup import LONG_SECONDS, Startup
 from gfgw_prod.training.checked_step import CheckedStep
+from gfgw_prod.training.flops import flops_per_image, peak_of
 from gfgw_prod.training.grids import Grids
 from gfgw_prod.training.rank_metrics import RankMetrics
 from gfgw_prod.training.start import HISTORY, append_to_history, command_to_extend, describe_start, first_lines, program
@@ -67,6 +68,7 @@ class Reporter:
         self._telemetry = Telemetry()
         self._ledger: Ledger | None = None  # on rank 0
         self._meter: Meter | None = None
+        self._flops_per_image: float | None = None
         self._first_record, self._warned = True, False
         self._end: End = "error"  # unless the run stops or finishes
 
@@ -169,6 +171,7 @@ class Reporter:
             **self._checked_step.values(),
             **training.values(),
             **pace,
+            **self._flops(pace["speed/images_per_second"]),
             **self._ranks.values(),
             **self._plan,
             "run/steps": step,
@@ -268,6 +271,22 @@ class Reporter:
         for name in files:
             self.write_file(self.dir / name, partial(pictures.write_png, grid))
         self._telemetry.picture(images, tag, grid)
+
+    def _flops(self, images_per_second: float) -> dict[str, float]:
+        """Operations a second of the networks, and their share of the GPUs' peak; on rank 0."""
+        if not self.world.is_main:
+            return {}
+        if self._flops_per_image is None:
+            table = self._training.table
+            self._flops_per_image = flops_per_image(
+                self.config, self._training.objective, table.image_shape, table.num_classes
+            )
+        values = {"speed/model_flops": self._flops_per_image * images_per_second}
+        if self.world.device.type == "cuda":
+            peak = peak_of(device_model(self.world.device), self.config.train.precision)
+            if peak is not None:
+                values["speed/mfu"] = values["speed/model_flops"] / (peak * self.world.world_size)
+        return values
 
     def _new_meter(self, title: str, total: int, unit: str) -> Meter:
         return Meter(title, total, unit, mode=self.config.telemetry.progress, enabled=self.world.is_main)

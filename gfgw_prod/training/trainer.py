@@ -38,6 +38,7 @@ from gfgw_prod.training.building import build, encode_bank
 from gfgw_prod.training.checked_step import CheckedStep
 from gfgw_prod.training.grids import Grids
 from gfgw_prod.training.periodic_evaluation import PeriodicEvaluation
+from gfgw_prod.training.profiling import StepProfiler
 from gfgw_prod.training.reporting import Reporter
 from gfgw_prod.training.state import CONSTANT, training_state
 
@@ -196,6 +197,8 @@ class Run:
         config, telemetry = self.config, self.config.telemetry
         stream = self.stream(config.total_steps)
         self.reporter.begin(self.step, self.training, self.checked_step)
+        recorded = config.train.profile_steps if self.world.is_main else 0
+        profiler = StepProfiler(self.step, recorded, self.dir / "profile", self.reporter.log)
         self.stop.install_handlers()
         while self.step < config.total_steps and not self.stop.time_is_up:
             watch.progress(f"in step {self.step + 1}")
@@ -210,8 +213,10 @@ class Run:
                 continue
 
             # Step.
+            profiler.before(self.step)
             with self.reporter.own_time:
                 result = self.checked_step(self.step, stream)
+            profiler.after(self.step)
             self.step += 1
             self.health.step_done(self.step, self.images)
             self.reporter.show_step(self.images)
