@@ -62,7 +62,9 @@ class Case:
     def needs_torch(self) -> bool:
         """Whether the error only shows after importing torch."""
         if self.kind in ("arguments", "streams"):
-            return not {"sample", "inspect", "export", "doctor", "--dry-run", "--run.dir"}.isdisjoint(self.arguments)
+            return not {"sample", "inspect", "evaluate", "export", "doctor", "--dry-run", "--run.dir"}.isdisjoint(
+                self.arguments
+            )
         return self.kind == "surroundings"
 
 

@@ -16,10 +16,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, TextIO
 
 from gfgw_prod.commands import cli
+
+from . import forks
 
 ROOT = Path(__file__).parents[2]
 DIGITS = ROOT / "configs" / "digits.yaml"
@@ -116,22 +119,48 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     }
 
 
+@cache
+def fork_server() -> forks.ForkServer:
+    """The server of this process that has imported what a run needs."""
+    return forks.ForkServer(forks.RUNS, environment())
+
+
 def start(
     command: Sequence[str],
     extra: Mapping[str, str] | None = None,
     cwd: Path | None = None,
     output: TextIO | None = None,
+    *,
+    anew: bool = False,
 ) -> subprocess.Popen[str]:
-    """Start a process. Its output waits for ``outcome_of``, or goes to a file: an unread pipe fills up."""
-    return subprocess.Popen(
-        command,
-        cwd=cwd,
-        env=environment(extra),
-        stdin=subprocess.DEVNULL,
-        stdout=output or subprocess.PIPE,
-        stderr=output or subprocess.PIPE,
-        text=True,
-    )
+    """Start a process. Its output waits for ``outcome_of``, or goes to a file: an unread pipe fills up.
+
+    A command of ``gfgw`` is forked from a process that has imported what it needs.
+
+    Args:
+        anew: start an interpreter, for what this is about, or the variables that it reads.
+    """
+    how: dict[str, Any] = {
+        "cwd": cwd,
+        "env": environment(extra),
+        "stdin": subprocess.DEVNULL,
+        "stdout": output or subprocess.PIPE,
+        "stderr": output or subprocess.PIPE,
+    }
+    if anew or tuple(command[: len(GFGW)]) != GFGW or sys.platform != "linux":
+        return subprocess.Popen(command, text=True, **how)
+    return forks.Forked(fork_server(), command[len(GFGW) :], **how)
+
+
+def start_ranks(
+    ranks: int, command: Sequence[str], extra: Mapping[str, str] | None = None
+) -> list[subprocess.Popen[str]]:
+    """Start the ranks of a job without a launcher."""
+    port = str(free_port())
+    job = {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks), "MASTER_ADDR": "localhost", "MASTER_PORT": port}
+    return [
+        start(command, {**job, "RANK": str(rank), "LOCAL_RANK": str(rank), **(extra or {})}) for rank in range(ranks)
+    ]
 
 
 def outcome_of(process: subprocess.Popen[str], limit_seconds: float = LIMIT_SECONDS) -> Outcome:
@@ -149,9 +178,20 @@ def outcome_of(process: subprocess.Popen[str], limit_seconds: float = LIMIT_SECO
     return Outcome(process.returncode, stdout, stderr)
 
 
-def execute(command: Sequence[str], extra: Mapping[str, str] | None = None, cwd: Path | None = None) -> Outcome:
+def execute(
+    command: Sequence[str], extra: Mapping[str, str] | None = None, cwd: Path | None = None, *, anew: bool = False
+) -> Outcome:
     """Run a process to its end."""
-    return outcome_of(start(command, extra, cwd))
+    return outcome_of(start(command, extra, cwd, anew=anew))
+
+
+def execute_ranks(ranks: int, command: Sequence[str], extra: Mapping[str, str] | None = None) -> Outcome:
+    """Run the ranks of a job to their end. Returns the largest exit code, and their output together."""
+    processes = start_ranks(ranks, command, extra)
+    with ThreadPoolExecutor(ranks) as pool:
+        outcomes = [*pool.map(outcome_of, processes)]
+    texts = ("".join(getattr(outcome, stream) for outcome in outcomes) for stream in ("stdout", "stderr"))
+    return Outcome(max((outcome.code for outcome in outcomes), key=abs), *texts)
 
 
 def execute_all(commands: Mapping[str, Callable[[], Outcome]], at_once: int = 2) -> dict[str, Outcome]:
@@ -178,7 +218,8 @@ def elastic(run_dir: Path, *options: str, steps: int = STEPS) -> list[str]:
 
 def train(run_dir: Path, *options: str, steps: int = STEPS, ranks: int = 1) -> Outcome:
     """Train a tiny run to its end, which must succeed."""
-    outcome = execute(training(run_dir, *options, steps=steps, ranks=ranks))
+    command = training(run_dir, *options, steps=steps)
+    outcome = execute(command) if ranks == 1 else execute_ranks(ranks, command)
     assert outcome.code == 0, outcome.stderr
     return outcome
 

@@ -121,7 +121,7 @@ def test_name_that_the_output_cannot_encode_is_escaped(
     reference: Path, tmp_path: Path, encoding: str, name: str, shown: str
 ) -> None:
     command = [*runs.GFGW, "sample", str(reference), "--num", "1", "--out", str(tmp_path / name)]
-    sampled = runs.execute(command, {"PYTHONIOENCODING": encoding})
+    sampled = runs.execute(command, {"PYTHONIOENCODING": encoding}, anew=True)
     assert (sampled.code, sampled.stderr) == (0, "")
     assert f"{tmp_path}/{shown}" in sampled.stdout
 

@@ -69,7 +69,7 @@ def test_damaged_pack_ends_a_run_on_any_rank(tmp_path: Path, capsys: pytest.Capt
     shard = tmp_path / "pack" / "images-00002.bin"
     shard.write_bytes(shard.read_bytes()[:-1] + b"\xff")
     options = ("--data.source", "packed", "--data.path", str(tmp_path / "pack"))
-    two = runs.execute(runs.training(tmp_path / "two", *options, ranks=2))
+    two = runs.execute_ranks(2, runs.training(tmp_path / "two", *options))
     assert "images-00002.bin is damaged" in two.stderr
     assert cli.main(["pack", str(tmp_path / "pack"), "--verify"]) == 2
     assert "images-00002.bin is damaged" in capsys.readouterr().err

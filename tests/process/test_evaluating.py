@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -21,12 +20,9 @@ NUM = "700"  # blocks of 256: two turns of two ranks, the last of them short
 
 
 def gfgw(*arguments: str, ranks: int = 1) -> runs.Outcome:
-    """Run a command that must succeed, alone or under torchrun."""
-    launcher = list(runs.GFGW)
-    if ranks > 1:  # torchrun would take --num for the beginning of one of its own options
-        torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks))
-        launcher = [sys.executable, *torchrun, "-m", "--", "gfgw_prod"]
-    outcome = runs.execute([*launcher, *arguments])
+    """Run a command that must succeed, on one rank or several."""
+    command = [*runs.GFGW, *arguments]
+    outcome = runs.execute(command) if ranks == 1 else runs.execute_ranks(ranks, command)
     assert outcome.code == 0, outcome.stderr
     return outcome
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pickle
 import shutil
 import socket
 import subprocess
-import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -17,16 +17,17 @@ import torch
 from safetensors.torch import save_file
 
 from . import malformed_inputs, runs
+from .forks import Forked, ForkServer
 from .malformed_arguments import SETTINGS_FILES
 from .malformed_inputs import Case
 
 LIMIT_SECONDS = 60  # of one case; most take a twentieth of a second
 CASES = malformed_inputs.cases()
 pytestmark = pytest.mark.timeout(900)  # the first test runs all cases, which take a minute on two idle cores
-LIGHT = tuple(f"gfgw_prod.commands.{name}" for name in ("cli", "train", "pack", "evaluate"))
+LIGHT = tuple(f"gfgw_prod.commands.{name}" for name in ("cli", "train", "pack"))
 HEAVY = (
     *(f"gfgw_prod.{name}" for name in ("training.trainer", "commands.dry_run", "sampling.files", "sampling.trained")),
-    *("gfgw_prod.commands.doctor", "gfgw_prod.checkpoint.remote_storage"),
+    *("gfgw_prod.commands.evaluate", "gfgw_prod.commands.doctor", "gfgw_prod.checkpoint.remote_storage"),
     *("timm", "lpips", "torchvision", "huggingface_hub", "tensorboard", "prometheus_client", "safetensors.torch"),
 )
 Ending = tuple[str, str, str, set[str]]
@@ -72,57 +73,61 @@ def surroundings(reference: Path, tmp_path_factory: pytest.TempPathFactory) -> I
 
 
 @pytest.fixture(scope="module")
-def endings(surroundings: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Ending]:
+def endings(surroundings: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Ending]]:
     """Exit code, stdout, stderr and new files of every case."""
     place = tmp_path_factory.mktemp("cases")
     caches = {"HF_HOME": str(surroundings / "no-hub"), "TORCH_HOME": str(surroundings / "no-torch")}
-    with socket.create_server(("127.0.0.1", 0)) as busy:
+    servers = {
+        needs_torch: ForkServer(modules, runs.environment()) for needs_torch, modules in enumerate((LIGHT, HEAVY))
+    }
+    with socket.create_server(("127.0.0.1", 0)) as busy, ThreadPoolExecutor(2) as pool:
         port = str(busy.getsockname()[1])
-        plan = [_prepared(case, place / str(number), surroundings, port, caches) for number, case in enumerate(CASES)]
-        parts: dict[tuple[str, ...], list[dict[str, object]]] = {LIGHT: [], HEAVY: []}
-        for case, each in zip(CASES, plan, strict=True):
-            parts[HEAVY if case.needs_torch else LIGHT].append(each)
-        servers = [_served(part, modules, place, caches) for modules, part in parts.items()]
-        try:
-            assert [server.wait(timeout=800) for server in servers] == [0, 0]
-        finally:
-            for server in servers:
-                server.kill()
-    return [_ending(case, place / str(number)) for number, case in enumerate(CASES)]
+
+        def ended(needs_torch: int) -> dict[int, Ending]:
+            """Endings by number of the case."""
+            return {
+                number: _ending(servers[needs_torch], case, place / str(number), surroundings, port, caches)
+                for number, case in enumerate(CASES)
+                if case.needs_torch == needs_torch
+            }
+
+        light, heavy = pool.map(ended, servers)
+    yield [(light | heavy)[number] for number in range(len(CASES))]
+    for server in servers.values():
+        server.close()
 
 
-def _served(
-    plan: list[dict[str, object]], modules: tuple[str, ...], place: Path, caches: dict[str, str]
-) -> subprocess.Popen[bytes]:
-    file = place / f"{len(modules)}.json"
-    file.write_text(json.dumps(plan))
-    server = [sys.executable, "-m", f"{__package__}.fork_server", str(file), *modules]
-    return subprocess.Popen(server, cwd=runs.ROOT, env=runs.environment(caches))
-
-
-def _ending(case: Case, directory: Path) -> Ending:
-    outputs = [directory.with_suffix(suffix) for suffix in (".code", ".out", ".err")]
-    code, out, err = (file.read_bytes().decode(errors="replace") if file.exists() else "" for file in outputs)
-    left = {str(path.relative_to(directory)) for path in directory.rglob("*")} - case.files.keys()
-    return code, out, err, left
-
-
-def _prepared(case: Case, directory: Path, surroundings: Path, port: str, caches: dict[str, str]) -> dict[str, object]:
+def _ending(
+    server: ForkServer, case: Case, directory: Path, surroundings: Path, port: str, caches: dict[str, str]
+) -> Ending:
     directory.mkdir()
     for name, content in case.files.items():
         (directory / name).write_bytes(content)
     environment = {**runs.environment(caches), **case.environment}
-    arguments = [each.replace("@", str(surroundings)).replace("{port}", port) for each in case.arguments]
-    return {
-        "arguments": arguments,
-        "directory": str(directory),
-        "environment": {name: value for name, value in environment.items() if value is not None},
-        "code": f"{directory}.code",
-        "stdout": case.stdout or f"{directory}.out",
-        "stderr": case.stderr or f"{directory}.err",
-        "closed": case.closed,
-        "limit_seconds": LIMIT_SECONDS,
-    }
+    with ExitStack() as files:
+        streams = {
+            name: files.enter_context(open(place, "r+")) if (place := getattr(case, name)) else subprocess.PIPE
+            for name in ("stdout", "stderr")
+        }
+        process = Forked(
+            server,
+            [each.replace("@", str(surroundings)).replace("{port}", port) for each in case.arguments],
+            case.closed,
+            cwd=directory,
+            env={name: value for name, value in environment.items() if value is not None},
+            stdin=subprocess.DEVNULL,
+            errors="replace",
+            **streams,
+        )
+        try:
+            out, err = process.communicate(timeout=LIMIT_SECONDS)
+            code = str(process.returncode)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            out, err = process.communicate()
+            code = "no end"
+    left = {str(path.relative_to(directory)) for path in directory.rglob("*")} - case.files.keys()
+    return code, out or "", err or "", left
 
 
 def _fault(case: Case, surroundings: Path, ending: Ending) -> str | None:

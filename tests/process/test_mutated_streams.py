@@ -45,7 +45,7 @@ def weights(reference: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
     for stream, options in STREAMS.items():
         by_rank = BY_RANK.format(stream=stream)
         copy = copies.changed(base / f"{stream} package", copies.SEED_IS_DERIVED, after=by_rank)
-        commands[stream] = partial(runs.execute, runs.training(base / stream, *options, steps=STEPS, ranks=2), copy)
+        commands[stream] = partial(runs.execute_ranks, 2, runs.training(base / stream, *options, steps=STEPS), copy)
     names[()] = "reference"
     found = {"reference": runs.digests(reference)[STEPS]}
     for name, outcome in runs.execute_all(commands).items():

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import random
-import signal
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -29,18 +27,16 @@ def killed_twice(run_dir: Path, number: int, expected: dict[int, dict[str, float
     for launch in range(3):
         ranks = ORDER[(number + launch) % len(ORDER)]
         strategy = chance.choice(["ddp", "fsdp"])
-        command = runs.training(run_dir, *OPTIONS, "--distributed.strategy", strategy, ranks=ranks)
+        options = (*OPTIONS, "--distributed.strategy", strategy)
         if launch == 2:
-            outcome = runs.execute(command)
-            assert outcome.code == 0, outcome.stderr
+            runs.train(run_dir, *options, ranks=ranks)
             break
         begun = runs.last_step(run_dir)
         step = begun + chance.randint(1, (STEPS - 1 - begun) // (2 - launch))
-        process = runs.start(command)
-        runs.wait_until(lambda step=step: runs.last_step(run_dir) >= step, process)
-        victims = runs.workers_of(process.pid) if ranks > 1 else {0: process.pid}
-        os.kill(victims[chance.randrange(ranks)], signal.SIGKILL)
-        assert runs.outcome_of(process).code != 0
+        processes = runs.start_ranks(ranks, runs.training(run_dir, *options))
+        runs.wait_until(lambda step=step: runs.last_step(run_dir) >= step, processes[0])
+        processes[chance.randrange(ranks)].kill()
+        assert all(outcome.code != 0 for outcome in map(runs.outcome_of, processes))
         so_far = runs.losses(run_dir)
         assert so_far == {step: expected[step] for step in so_far}, "a repeated step differs"
     assert runs.losses(run_dir) == expected

@@ -20,7 +20,7 @@ SEED = 7
 
 def check_signalled(command: list[str], number: signal.Signals, after_seconds: float) -> None:
     """Start a process, signal it, and check its end."""
-    process = runs.start(command, LOG_IMPORTS)
+    process = runs.start(command, LOG_IMPORTS, anew=True)
     time.sleep(after_seconds)
     assert process.poll() is None, runs.outcome_of(process)
     process.send_signal(number)
@@ -45,7 +45,7 @@ def test_single_process_exits_with_75(tmp_path: Path) -> None:
     with ThreadPoolExecutor(2) as pool:
         for end in [
             pool.submit(check_signalled, runs.training(tmp_path / str(number), steps=10_000), what, when)
-            for number, (what, when) in enumerate(moments_of(24, 2.0, SEED))
+            for number, (what, when) in enumerate(moments_of(12, 2.0, SEED))
         ]:
             end.result()
 
@@ -54,6 +54,6 @@ def test_launcher_and_its_ranks_exit_with_75(tmp_path: Path) -> None:
     with ThreadPoolExecutor(2) as pool:
         for end in [
             pool.submit(check_signalled, runs.elastic(tmp_path / str(number), steps=10_000), what, when)
-            for number, (what, when) in enumerate(moments_of(12, 6.0, SEED + 1))
+            for number, (what, when) in enumerate(moments_of(8, 6.0, SEED + 1))
         ]:
             end.result()

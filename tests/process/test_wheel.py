@@ -38,28 +38,26 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_wheel_trains_a_preset_in_an_empty_directory(installed: Path, tmp_path: Path) -> None:
     extra = {"PYTHONPATH": str(installed)}
     where = (sys.executable, "-c", "import gfgw_prod; print(gfgw_prod.__file__)")
-    assert runs.outcome_of(runs.start(where, extra, tmp_path)).stdout.strip() == f"{installed}/gfgw_prod/__init__.py"
-    trained = runs.outcome_of(runs.start((*runs.GFGW, "train", *SHORT), extra, tmp_path))
+    assert runs.execute(where, extra, tmp_path).stdout.strip() == f"{installed}/gfgw_prod/__init__.py"
+    trained = runs.execute((*runs.GFGW, "train", *SHORT), extra, tmp_path, anew=True)
     assert trained.code == 0, trained.stderr
     assert (tmp_path / "runs/digits/samples.png").is_file()
 
 
 def test_defaults_train_without_a_file_of_settings(installed: Path, tmp_path: Path) -> None:
     options = ("--run.dir", "first", "--train.total-kimg", "0.512", "--telemetry.progress", "off")
-    trained = runs.outcome_of(runs.start((*runs.GFGW, "train", *options), {"PYTHONPATH": str(installed)}, tmp_path))
+    trained = runs.execute((*runs.GFGW, "train", *options), {"PYTHONPATH": str(installed)}, tmp_path)
     assert trained.code == 0, trained.stderr
     assert (tmp_path / "first/samples.png").is_file()
 
 
 def test_launch_script_of_the_wheel_trains_a_preset(installed: Path, tmp_path: Path) -> None:
     script = str(installed / "gfgw_prod/launch/elastic.sh")
-    trained = runs.outcome_of(runs.start((script, *SHORT), {"PYTHONPATH": str(installed), "NPROC": "1"}, tmp_path))
+    trained = runs.execute((script, *SHORT), {"PYTHONPATH": str(installed), "NPROC": "1"}, tmp_path)
     assert trained.code == 0, trained.stderr
     assert (tmp_path / "runs/digits/samples.png").is_file()
 
 
 def test_unknown_preset_is_refused_in_one_line(installed: Path, tmp_path: Path) -> None:
-    refused = runs.outcome_of(
-        runs.start((*runs.GFGW, "train", "--config", "digit"), {"PYTHONPATH": str(installed)}, tmp_path)
-    )
+    refused = runs.execute((*runs.GFGW, "train", "--config", "digit"), {"PYTHONPATH": str(installed)}, tmp_path)
     assert "presets are cifar10, digits, imagenet64, seed_report" in refused.complaint

@@ -38,5 +38,5 @@ def test_command_and_its_processes_import_nothing_from_there(
 ) -> None:
     source = write_folder(tmp_path / "images", np.zeros((4, 3, 8, 8), np.uint8), [0, 1, 0, 1])
     data = ("--data.source", "folder", "--data.path", str(source))
-    packed = runs.execute([*program, "pack", str(tmp_path / "pack"), *data, "--workers", "2"], cwd=elsewhere)
+    packed = runs.execute([*program, "pack", str(tmp_path / "pack"), *data, "--workers", "2"], cwd=elsewhere, anew=True)
     assert (packed.code, packed.stderr) == (0, "")

@@ -50,7 +50,7 @@ def test_half_precision_trains_the_same_weights_on_any_number_of_ranks(reference
 
 
 def test_shard_groups_that_do_not_divide_the_ranks_are_refused(tmp_path: Path) -> None:
-    outcome = runs.execute(runs.training(tmp_path / "run", *SHARDED, "--distributed.shard-ranks", "3", ranks=2))
+    outcome = runs.execute_ranks(2, runs.training(tmp_path / "run", *SHARDED, "--distributed.shard-ranks", "3"))
     assert outcome.code != 0
     assert "distributed.shard_ranks 3 should divide the number of ranks, 2" in outcome.stderr
 

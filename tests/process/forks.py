@@ -1,0 +1,89 @@
+"""Commands as forks of a process with their imports done (``fork_server.py``), for tests that are not of a start."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
+# What a run imports until its first step. DDP imports torch._dynamo, which takes a second.
+RUNS = (
+    *("torch._dynamo", "torch.utils.serialization.config", "torch.utils.tensorboard", "PIL.GifImagePlugin"),
+    *("PIL.PngImagePlugin", "gfgw_prod.commands.train", "gfgw_prod.training.trainer"),
+)
+
+
+class Forked(subprocess.Popen[str]):
+    """``python -m gfgw_prod`` with arguments; a child of this process, forked by a server.
+
+    Args:
+        closed: standard streams to close, by number.
+    """
+
+    def __init__(self, server: ForkServer, arguments: Sequence[str], closed: Sequence[int] = (), **how: Any):
+        self._server, self._closed = server, closed
+        super().__init__([*arguments], text=True, **how)
+
+    def _execute_child(self, arguments: Any, executable: Any, *rest: Any) -> None:
+        directory, environment = rest[3:5]
+        stdin, _, _, stdout, _, stderr = streams = rest[8:14]
+        request = {
+            "arguments": arguments,
+            "directory": os.path.abspath(directory or "."),
+            "environment": dict(environment),
+            "closed": self._closed,
+        }
+        self.pid = self._server.fork(request, [stdin, stdout, stderr])
+        self._child_created = True
+        self._close_pipe_fds(*streams)  # type: ignore[attr-defined]
+
+
+class ForkServer:
+    """A process that has imported some modules, for as long as this object exists.
+
+    Args:
+        environment: of the server; what an interpreter or torch reads when it starts cannot differ in a fork.
+    """
+
+    def __init__(self, modules: Sequence[str], environment: Mapping[str, str]):
+        self._socket, theirs = socket.socketpair()
+        self._lock = threading.Lock()
+        command = [sys.executable, "-m", f"{__package__}.fork_server", str(theirs.fileno()), *modules]
+        with theirs:
+            self._process = subprocess.Popen(command, cwd=ROOT, env=environment, pass_fds=[theirs.fileno()])
+
+    def fork(self, request: dict[str, Any], streams: Sequence[int]) -> int:
+        """Fork a process with these standard streams. Returns its id."""
+        message = json.dumps(request).encode()
+        with self._lock, adopting():
+            socket.send_fds(self._socket, [len(message).to_bytes(8, "little")], streams)
+            self._socket.sendall(message)
+            answer = self._socket.recv(4)
+        assert answer, "the fork server has ended"
+        return int.from_bytes(answer, "little")
+
+    def close(self) -> None:
+        """End the server; its forks live on."""
+        self._socket.close()
+        self._process.wait()
+
+
+@contextmanager
+def adopting() -> Iterator[None]:
+    """Within, a process whose parent ends becomes a child of this one, if it descends from it."""
+    prctl = ctypes.CDLL(None).prctl
+    prctl(PR_SET_CHILD_SUBREAPER, 1)
+    try:
+        yield
+    finally:
+        prctl(PR_SET_CHILD_SUBREAPER, 0)
