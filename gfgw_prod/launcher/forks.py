@@ -52,7 +52,7 @@ class ForkServer:
         """Fork a rank; ``None`` if this server has none for the command."""
         if not self._ready or [*command] != self.command:
             return None
-        with suppress(OSError), _adopting():
+        with suppress(OSError), adopting():
             self._socket.sendall(json.dumps(dict(environment)).encode() + b"\n")
             if answer := self._answer():
                 return Forked(int(answer), command)
@@ -88,7 +88,7 @@ def fork_server_for(launcher_arguments: Sequence[str]) -> ForkServer | None:
 
 
 @contextmanager
-def _adopting() -> Iterator[None]:
+def adopting() -> Iterator[None]:
     """Within, processes whose parent ends become children of this process, if it is an ancestor."""
     prctl = ctypes.CDLL(None).prctl
     prctl(PR_SET_CHILD_SUBREAPER, 1)

@@ -1,8 +1,8 @@
-"""Import what commands need once, and fork a process for each: ``python -m gfgw_prod`` without seconds of imports.
+"""Import what programs need once, and fork a process for each: ``python -m MODULE`` without seconds of imports.
 
 ``python -m tests.process.fork_server SOCKET MODULE...`` imports the modules and forks for ``forks.py``, its parent. A
-fork is the parent's own child; it sets up what a shell would, runs ``python -m gfgw_prod`` from its first line, and
-ends as an interpreter does: exit codes, tracebacks and signals are those of a real process. Fewer modules make a fork
+fork is the parent's own child; it sets up what a shell would, runs its program from the first line, and ends as an
+interpreter does: exit codes, tracebacks and signals are those of a real process. Fewer modules make a fork
 faster; a fork imports those it lacks.
 """
 
@@ -106,6 +106,6 @@ if __name__ == "__main__":
     requests.close()
     become(*requested)
     try:
-        runpy.run_module(PACKAGE, run_name="__main__", alter_sys=True)
+        runpy.run_module(requested[0]["module"], run_name="__main__", alter_sys=True)
     except SystemExit as end:  # any other exception gets the interpreter's own traceback
         leave(end.code)

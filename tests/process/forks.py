@@ -1,44 +1,44 @@
-"""Commands as forks of a process with their imports done (``fork_server.py``), for tests that are not of a start."""
+"""Programs as forks of a process with their imports done (``fork_server.py``), for tests that are not of a start."""
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from gfgw_prod.launcher.forks import adopting
+
 ROOT = Path(__file__).parents[2]
-PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 # What a run imports until its first step. DDP imports torch._dynamo, which takes a second.
 RUNS = (
     *("torch._dynamo", "torch.utils.serialization.config", "torch.utils.tensorboard", "PIL.GifImagePlugin"),
-    *("PIL.PngImagePlugin", "gfgw_prod.commands.train", "gfgw_prod.training.trainer"),
+    *("PIL.PngImagePlugin", "torch.distributed.run", "gfgw_prod.commands.train", "gfgw_prod.training.trainer"),
 )
 
 
 class Forked(subprocess.Popen[str]):
-    """``python -m gfgw_prod`` with arguments; a child of this process, forked by a server.
+    """``python -m MODULE`` with arguments; a child of this process, forked by a server.
 
     Args:
         closed: standard streams to close, by number.
     """
 
-    def __init__(self, server: ForkServer, arguments: Sequence[str], closed: Sequence[int] = (), **how: Any):
+    def __init__(self, server: ForkServer, command: Sequence[str], closed: Sequence[int] = (), **how: Any):
         self._server, self._closed = server, closed
-        super().__init__([*arguments], text=True, **how)
+        super().__init__([*command], text=True, **how)
 
-    def _execute_child(self, arguments: Any, executable: Any, *rest: Any) -> None:
+    def _execute_child(self, command: Any, executable: Any, *rest: Any) -> None:
         directory, environment = rest[3:5]
         stdin, _, _, stdout, _, stderr = streams = rest[8:14]
         request = {
-            "arguments": arguments,
+            "module": command[2],
+            "arguments": command[3:],
             "directory": os.path.abspath(directory or "."),
             "environment": dict(environment),
             "closed": self._closed,
@@ -76,14 +76,3 @@ class ForkServer:
         """End the server; its forks live on."""
         self._socket.close()
         self._process.wait()
-
-
-@contextmanager
-def adopting() -> Iterator[None]:
-    """Within, a process whose parent ends becomes a child of this one, if it descends from it."""
-    prctl = ctypes.CDLL(None).prctl
-    prctl(PR_SET_CHILD_SUBREAPER, 1)
-    try:
-        yield
-    finally:
-        prctl(PR_SET_CHILD_SUBREAPER, 0)

@@ -11,13 +11,10 @@ import pytest
 
 from . import runs
 
-WORKER = Path(__file__).with_name("reduction_worker.py")
-
 
 def ranks_found(directory: Path, *arguments: str) -> list[dict[str, Any]]:
     """Run the worker and return what each rank found."""
-    extra = {"PYTHONPATH": str(runs.ROOT)}
-    outcome = runs.execute([sys.executable, str(WORKER), *arguments], extra, directory)
+    outcome = runs.execute([sys.executable, "-m", f"{__package__}.reduction_worker", *arguments], cwd=directory)
     assert outcome.code == 0, outcome.stderr
     return list(json.loads((directory / "found.json").read_text()))
 

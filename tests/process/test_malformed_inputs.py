@@ -111,7 +111,7 @@ def _ending(
         }
         process = Forked(
             server,
-            [each.replace("@", str(surroundings)).replace("{port}", port) for each in case.arguments],
+            [*runs.GFGW, *(each.replace("@", str(surroundings)).replace("{port}", port) for each in case.arguments)],
             case.closed,
             cwd=directory,
             env={name: value for name, value in environment.items() if value is not None},

@@ -17,7 +17,7 @@ import yaml
 
 from gfgw_prod.telemetry.catalogue import CATALOGUE, GPU
 
-from . import monitoring, runs
+from . import copies, monitoring, runs
 
 DASHBOARD = json.loads((monitoring.DOCKER / "grafana" / "dashboards" / "gfgw.json").read_text())
 RULES = yaml.safe_load(monitoring.RULES.read_text())["groups"][0]["rules"]
@@ -121,7 +121,7 @@ class Nodes:
     def __init__(self, directory: Path):
         self.directory = directory
         self.ports = [runs.free_port(), runs.free_port()]
-        self.variables = {
+        self.variables = copies.slowed(directory, 0.1) | {
             "NNODES": "1:2",
             "NPROC": "1",
             "LOCAL_ADDR": "localhost",
@@ -132,8 +132,8 @@ class Nodes:
 
     def start(self, number: int) -> subprocess.Popen[str]:
         """Start the agent of a node."""
-        options = ("--telemetry.prometheus-port", str(self.ports[number]), "--checkpoint.every-kimg", "1")
-        measured = ("--evaluation.every-kimg", "5", "--evaluation.num", "50", "--evaluation.metrics", runs.METRICS)
+        options = ("--telemetry.prometheus-port", str(self.ports[number]), "--checkpoint.every-kimg", "0.32")
+        measured = ("--evaluation.every-kimg", "1.6", "--evaluation.num", "50", "--evaluation.metrics", runs.METRICS)
         command = runs.elastic(self.directory / "run", *runs.SMALL, *options, *measured, steps=1_000_000)
         with (self.directory / f"node-{number}.log").open("a") as log:
             self.agents.append(runs.start(command, self.variables, output=log))

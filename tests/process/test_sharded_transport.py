@@ -17,8 +17,7 @@ HALVINGS = 5  # from 32 times the ε of the worker
 
 def couple(path: Path, *, ranks: int, rows: int) -> dict[str, Any]:
     """The worker's results by dual, target and step."""
-    torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks))
-    done = runs.execute([*torchrun, "-m", "tests.process.transport_worker", str(path), str(rows)], cwd=runs.ROOT)
+    done = runs.execute_ranks(ranks, [sys.executable, "-m", f"{__package__}.transport_worker", str(path), str(rows)])
     assert done.code == 0, done.stderr
     return torch.load(path, weights_only=False)
 

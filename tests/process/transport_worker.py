@@ -1,4 +1,4 @@
-"""Couple a batch with a bank sharded over the ranks of torchrun; rank 0 saves the results."""
+"""Couple a batch with a bank sharded over the ranks of a job; rank 0 saves the results."""
 
 from __future__ import annotations
 
