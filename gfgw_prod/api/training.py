@@ -9,11 +9,11 @@ from gfgw_prod.api.process_state import process_restored
 from gfgw_prod.checkpoint.lengths import resumable
 from gfgw_prod.process.exit_codes import FINISHED
 from gfgw_prod.settings.config import Config
-from gfgw_prod.settings.presets import settings_file
+from gfgw_prod.settings.presets import DEFAULT, settings_file
 from gfgw_prod.settings.reading import read_yaml
 
 
-def load_config(name: str | Path, **changes: Any) -> Config:
+def load_config(name: str | Path = DEFAULT, **changes: Any) -> Config:
     """Read the settings of a preset or a YAML file, as ``gfgw train --config NAME`` does.
 
     Args:

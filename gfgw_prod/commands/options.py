@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 from gfgw_prod.process.exit_codes import UserError
 from gfgw_prod.process.home import expand_home
-from gfgw_prod.settings.presets import settings_file
+from gfgw_prod.settings.presets import DEFAULT, presets, settings_file
 
 GENERATOR = "run directory, one of its checkpoints, or an exported .safetensors file"
 
@@ -53,14 +53,15 @@ def place(text: str) -> str:
 
 def _settings_file(text: str) -> Path:
     try:
-        return settings_file(place(text))
+        return settings_file(str(path(text)))
     except UserError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def add_config(parser: argparse.ArgumentParser) -> None:
     """Add the option for a file of settings."""
-    parser.add_argument("--config", type=_settings_file, metavar="FILE", help="YAML file of settings, or a preset")
+    text = f"YAML file of settings, or a preset: {', '.join(presets())} (default: {DEFAULT})"
+    parser.add_argument("--config", type=_settings_file, metavar="FILE", help=text)
 
 
 def add_place(parser: argparse.ArgumentParser, description: str = GENERATOR) -> None:

@@ -19,15 +19,13 @@ def hold(arguments: Sequence[str], find: Callable[[str], Path], option: str = "-
     A file that cannot be read, or is no file of settings, is left for the ranks to complain about.
 
     Args:
-        find: the file that a value of the option means; ``UserError`` or ``ValueError`` if none.
+        find: the file that a value of the option means, or its absence; ``UserError`` or ``ValueError`` if none.
     """
     os.environb.pop(_VARIABLE, None)
     following = zip(arguments, [*arguments[1:], ""], strict=False)
     paths = [word.partition("=")[2] or after for word, after in following if word.partition("=")[0] == option]
-    if not paths:
-        return
     try:
-        path = find(paths[-1])
+        path = find(paths[-1] if paths else "")
         if not path.is_file():
             return
         with path.open("rb") as file:

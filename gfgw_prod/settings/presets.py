@@ -7,6 +7,7 @@ from pathlib import Path
 
 from gfgw_prod.process.exit_codes import UserError
 
+DEFAULT = "digits"  # without a file of settings
 _PACKAGE = Path(__file__).parents[1]
 _IN_WHEEL, _IN_CLONE = _PACKAGE / "presets", _PACKAGE.parent / "configs"
 
@@ -17,8 +18,13 @@ def presets() -> dict[str, Path]:
     return {file.stem: file for file in sorted(folder.glob("*.yaml"))}
 
 
-def settings_file(text: str) -> Path:
-    """The file that ``text`` means: a preset if a bare word and no file, else a path; ``UserError`` if neither."""
+def settings_file(text: str = "") -> Path:
+    """The file that ``text`` means: a preset if a bare word and no file, else a path; ``UserError`` if neither.
+
+    Nothing means the preset ``digits``.
+    """
+    if not text:
+        return presets()[DEFAULT]
     path = Path(text)
     if path.suffix or os.sep in text or os.path.lexists(path):
         return path

@@ -19,6 +19,7 @@ from gfgw_prod.process.durable import write_whole
 from gfgw_prod.process.exit_codes import UserError, one_line
 from gfgw_prod.process.held_file import MOST_BYTES, held
 from gfgw_prod.settings.config import Config
+from gfgw_prod.settings.presets import settings_file
 from gfgw_prod.settings.removed import without_removed
 
 SETTINGS_HELP = "Every setting can stand in the YAML file and on the command line, which wins. - and _ are alike."
@@ -100,7 +101,7 @@ def parsed(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def configuration(options: argparse.Namespace) -> Config:
-    """The configuration of the file ``options.config``, if any, and the command line, which wins.
+    """The configuration of the file ``options.config``, or the preset for none, and the command line, which wins.
 
     Raises:
         UserError: if the file cannot be read, or a setting is wrong.
@@ -109,15 +110,15 @@ def configuration(options: argparse.Namespace) -> Config:
 
 
 def layers_of(options: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The settings of the file ``options.config``, if any, and of the command line, which wins.
+    """The settings of the file ``options.config``, or of the preset for none, and of the command line, which wins.
 
     In a job the file is as its launcher read it.
 
     Raises:
         UserError: if the file cannot be read.
     """
-    file = options.config
-    return read_yaml(file, held(file)) if file else {}, parsed(options)
+    file = options.config or settings_file()
+    return read_yaml(file, held(file)), parsed(options)
 
 
 def reject_unknown(arguments: Sequence[str]) -> None:

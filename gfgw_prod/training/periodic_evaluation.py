@@ -41,8 +41,7 @@ class PeriodicEvaluation:
             return
         files = WeightFiles.of_run(config)
         metrics = choose_spaces(e.metrics, e.features, files, trained_with(config), math.prod(table.image_shape))
-        for note in (str(metrics), *metrics.notes):
-            reporter.log(f"evaluation: {note}")
+        reporter.evaluates = [str(metrics), *metrics.notes]
         self._evaluator = Evaluator(
             table,
             metrics,

@@ -58,6 +58,7 @@ class Reporter:
         self._cause = restart_causes.first_of(cause for _, cause in by_rank)
         self._ranks = RankMetrics(world, self.hosts, config.resilience.straggler_ratio, self.log)
         self.own_time = self._ranks.own_time
+        self.evaluates: list[str] = []  # what evaluations measure, a line each
         self.measured = ""  # by the last evaluation, in words
         self._start: dict[str, Any] = {}  # what this start is, on rank 0
         self._plan = {  # for a dashboard to compare the rest with
@@ -115,6 +116,8 @@ class Reporter:
             self._start = describe_start(self.world, self.hosts, step)
             for line in first_lines(self.config, self._start, table, parameters, resumes):
                 self.log(line)
+            for line in self.evaluates:
+                self.log(f"evaluation: {line}")
             self.write_file(self.dir / HISTORY, partial(append_to_history, self._start))
 
     def open(self, step: int, resumed: Checkpoint | None, damaged: int) -> None:

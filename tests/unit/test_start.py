@@ -38,7 +38,7 @@ def test_first_lines_history_and_manifests_say_what_a_run_is(
         for words in (
             "1 rank on 1 node (",
             "data: digits, 1,797 images of 1 x 8 x 8, 10 classes",
-            " parameters; coupling: subset scope, argmax targets",
+            " parameters; coupling: full scope, argmax targets",
             f"run: {run_dir} {begins}; {steps * 8 / 1000:g} kimg in {steps} steps",
         ):
             assert words in said
