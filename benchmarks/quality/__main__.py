@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from benchmarks.quality.settings import METHODS, OPTIONS, RATES
+from benchmarks.quality.settings import METHODS, OPTIONS, RATES, options_of
 
 ROOT = Path(__file__).resolve().parents[2]
 TUNING_SEED = 100  # not used in the table
@@ -54,23 +54,30 @@ def compare(
 
 
 def print_table(found: Mapping[str, list[dict[str, float]]], reference: Mapping[str, float]) -> None:
-    print("| method | steps | CPU time, of ours | Fréchet distance | range | precision | recall |")
-    print("|---|---|---|---|---|---|---|")
-    base = statistics.median(run["seconds"] for run in found["ours"])
+    print(
+        "| method | steps | CPU time, of ours | Fréchet distance | range | in Lite0 | precision | recall | memorised |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|")
+    base = statistics.median(run["seconds"] for run in next(iter(found.values())))
     for label, runs in found.items():
         middle = {name: statistics.median(run[name] for run in runs) for name in runs[0]}
         distances = [run["frechet"] for run in runs]
         print(
             f"| {METHODS[label]} | {middle['steps']:.0f} | {middle['seconds'] / base:.2f} | {middle['frechet']:.3f} "
-            f"| {min(distances):.3f} to {max(distances):.3f} | {middle['precision']:.2f} | {middle['recall']:.2f} |"
+            f"| {min(distances):.3f} to {max(distances):.3f} | {middle['network']:.2f} "
+            f"| {middle['precision']:.2f} | {middle['recall']:.2f} | {middle['memorised']:.2f} |"
         )
-    print(f"| two halves of the data | | | {reference['frechet']:.3f} | | {reference['precision']:.2f} "
-          f"| {reference['recall']:.2f} |")  # fmt: skip
+    print(f"| two halves of the data | | | {reference['frechet']:.3f} | | {reference['network']:.2f} "
+          f"| {reference['precision']:.2f} | {reference['recall']:.2f} | {reference['memorised']:.2f} |")  # fmt: skip
 
 
 def main(arguments: Sequence[str] = ()) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks quality", description=__doc__)
-    parser.add_argument("--data", choices=list(OPTIONS), default="digits")
+    parser.add_argument(
+        "--data",
+        default="digits",
+        help=f"{', '.join(OPTIONS)}, or DIR@SIDE: pictures of benchmarks.pictures at that size",
+    )
     parser.add_argument("--seconds", type=float, default=60, help="approximate CPU time of a run")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=2, help="parallel runs, each on one thread")
@@ -79,14 +86,14 @@ def main(arguments: Sequence[str] = ()) -> None:
     options = parser.parse_args(arguments)
     if options.tune:
         requests = {
-            f"{name} {rate}": (name, {**OPTIONS[options.data].get(name, {}), "optimizer.lr": rate})
+            f"{name} {rate}": (name, {**options_of(options.data).get(name, {}), "optimizer.lr": rate})
             for name in options.methods
             for rate in RATES
         }
         for label, (run,) in compare(requests, options.data, options.seconds, [TUNING_SEED], options.jobs).items():
             print(f"{label:<28}{run['frechet']:>8.3f}")
         return
-    requests = {name: (name, OPTIONS[options.data].get(name, {})) for name in options.methods}
+    requests = {name: (name, options_of(options.data).get(name, {})) for name in options.methods}
     found = compare(requests, options.data, options.seconds, range(options.seeds), options.jobs)
     print_table(found, in_own_process("halves", data=options.data))
 

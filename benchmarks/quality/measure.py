@@ -1,13 +1,18 @@
-"""Quality of samples: Fréchet distance of raw pixels, precision and recall in their principal components."""
+"""Quality of samples: Fréchet distances, precision and recall in principal components of pixels, memorisation."""
 
 from __future__ import annotations
+
+import tempfile
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from benchmarks.frozen import LITE0, write_lite0
 from gfgw_prod.data.sources import Table
 from gfgw_prod.evaluation.distances import frechet_distance, moments_of
-from gfgw_prod.sampling.pictures import draw_samples
+from gfgw_prod.evaluation.spaces import WeightFiles, build_space
+from gfgw_prod.sampling.pictures import draw_samples, levels_of
 
 SAMPLES, NOISE_SEED = 5_000, 0  # the same noise and classes for every run
 COMPONENTS, NEIGHBOURS = 32, 3
@@ -24,13 +29,15 @@ def quality(sampler: torch.nn.Module, table: Table) -> dict[str, float]:
         stream="quality",
         device=torch.device("cpu"),
     )
-    return metrics(_pixels(images), _pixels(table.rows(torch.arange(len(table)))))
+    data = table.rows(torch.arange(len(table)))
+    return metrics(_pixels(images), _pixels(data)) | {"network": _network_distance(images, data)}
 
 
 def quality_of_halves(table: Table) -> dict[str, float]:
     """The same metrics of one random half of the data against the other."""
-    data = _pixels(table.rows(torch.randperm(len(table), generator=torch.Generator().manual_seed(0))))
-    return metrics(data[::2], data[1::2])
+    images = table.rows(torch.randperm(len(table), generator=torch.Generator().manual_seed(0)))
+    data = _pixels(images)
+    return metrics(data[::2], data[1::2]) | {"network": _network_distance(images[::2], images[1::2])}
 
 
 def metrics(generated: Tensor, data: Tensor) -> dict[str, float]:
@@ -42,6 +49,7 @@ def metrics(generated: Tensor, data: Tensor) -> dict[str, float]:
         "frechet": frechet_distance(moments_of(generated), moments_of(data)),
         "precision": covered(near_generated, near_data),
         "recall": covered(near_data, near_generated),
+        "memorised": memorised(near_generated, near_data),
     }
 
 
@@ -53,6 +61,23 @@ def covered(points: Tensor, by: Tensor) -> float:
     """
     radii = torch.cdist(by, by).kthvalue(NEIGHBOURS + 1, dim=1).values  # the nearest is the point itself
     return float((torch.cdist(points, by) <= radii).any(dim=1).double().mean())
+
+
+def memorised(points: Tensor, data: Tensor) -> float:
+    """Share of points that are nearer to a datum than any other datum is (Alaa et al. 2022: one minus authenticity)."""
+    nearest = torch.cdist(points, data).min(dim=1)
+    others = torch.cdist(data, data).fill_diagonal_(torch.inf).amin(dim=1)
+    return float((nearest.values < others[nearest.indices]).double().mean())
+
+
+@torch.no_grad()
+def _network_distance(first: Tensor, second: Tensor) -> float:
+    """Fréchet distance in EfficientNet-Lite0 of images of 64 pixels, a network that no method here is trained on."""
+    with tempfile.TemporaryDirectory() as place:
+        files = WeightFiles({f"timm:{LITE0}": write_lite0(Path(place))})
+        space = build_space(f"timm:{LITE0}@64", files, (3, 64, 64))
+    rows = [torch.cat([space(levels_of(cell)) for cell in images.split(64)]) for images in (first, second)]
+    return frechet_distance(*map(moments_of, rows))
 
 
 def _pixels(images: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -17,6 +18,8 @@ from gfgw_prod.losses.feature import feature_loss
 from gfgw_prod.losses.flow import flow_loss
 from gfgw_prod.losses.structure import structure_loss
 from gfgw_prod.settings.config import Config
+
+FAR = 1e4  # distance between classes
 
 
 class Objective(nn.Module):
@@ -150,6 +153,77 @@ class EasyConsistency(Objective):
         error = self.denoised(images, noise, t, labels) - nearer
         distance = (error.square().flatten(1).sum(dim=1) + self.c**2).sqrt() - self.c
         return (distance / (t - r)).mean()
+
+
+class Drifting(Objective):
+    """Drifting (Deng et al. 2026, arXiv:2602.04770, algorithm 2): samples move to data of their class, and apart.
+
+    Features are those of the settings, divided by their mean distance. The fields of all temperatures are scaled to
+    unit mean square and added. A sample regresses on where the field takes it.
+
+    Args:
+        temperatures: of the kernel ``exp(-distance / temperature)``.
+        positives: data drawn in each step.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        table: Table,
+        temperatures: Sequence[float] = (0.02, 0.05, 0.2),
+        positives: int = 512,
+    ):
+        super().__init__(config, table)
+        self.generator = OneStepGenerator(self.network, num_classes=table.num_classes)
+        self.extractor = build_extractor(config.features, table.image_shape)
+        self.table, self.temperatures, self.positives = table, tuple(temperatures), positives
+
+    def forward(self, noise: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        images: Tensor = self.generator(noise, t, labels)
+        return images
+
+    def loss(self, images: Tensor, labels: Tensor, progress: float, stream: torch.Generator) -> Tensor:
+        noise = torch.randn(images.shape, generator=stream)
+        drawn = torch.randint(len(self.table), (self.positives,), generator=stream)
+        others = self.table.labels[drawn]
+        x = self.extractor(self(noise, torch.ones(len(noise)), labels))
+        with torch.no_grad():
+            data = self.extractor(self.table.rows(drawn))
+            to_data, apart = torch.cdist(x, data), torch.cdist(x, x)
+            scale = to_data.mean()
+            to_data = torch.where(labels[:, None] == others, to_data / scale, FAR)
+            apart = torch.where(labels[:, None] == labels, apart / scale, FAR)
+            masses = (labels[:, None] == others).sum(dim=0) / (others[:, None] == others).sum(dim=0)
+            field = torch.zeros_like(x)
+            for temperature in self.temperatures:
+                to, away = self.couplings(-to_data / temperature, -apart / temperature, masses)
+                found = (to @ data - away @ x) / scale
+                field += found / found.square().mean().sqrt().clamp_min(1e-12)
+        return (x / scale - (x / scale + field).detach()).square().mean()
+
+    def couplings(self, to_data: Tensor, apart: Tensor, masses: Tensor) -> tuple[Tensor, Tensor]:
+        """Weights of data ``(n, m)`` and of samples ``(n, n)``, from logits; ``masses (m,)`` are samples per datum."""
+        logits = torch.cat([to_data, apart.fill_diagonal_(-FAR)], dim=1)
+        to, away = (logits.softmax(dim=1) * logits.softmax(dim=0)).sqrt().split([to_data.shape[1], len(apart)], dim=1)
+        return to * away.sum(dim=1, keepdim=True), away * to.sum(dim=1, keepdim=True)
+
+
+class SinkhornDrifting(Drifting):
+    """Drifting by entropic transport plans (He et al. 2026, arXiv:2603.12366): a Sinkhorn divergence's gradient."""
+
+    ITERATIONS = 30
+
+    def couplings(self, to_data: Tensor, apart: Tensor, masses: Tensor) -> tuple[Tensor, Tensor]:
+        return self._plan(to_data, masses), self._plan(apart, torch.ones(len(apart)))
+
+    def _plan(self, logits: Tensor, masses: Tensor) -> Tensor:
+        """The plan of row masses 1 and column masses ``(m,)``; none of it between classes."""
+        columns = torch.zeros_like(masses)
+        for _ in range(self.ITERATIONS):
+            rows = -torch.logsumexp(logits + columns, dim=1, keepdim=True)
+            columns = masses.log() - torch.logsumexp(logits + rows, dim=0)
+        rows = -torch.logsumexp(logits + columns, dim=1, keepdim=True)
+        return (logits + rows + columns).exp() * (logits > -FAR)
 
 
 class _ContiguousGroupNorm(nn.GroupNorm):

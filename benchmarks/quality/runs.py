@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 from benchmarks.quality import objectives
-from benchmarks.quality.data import TABLES
+from benchmarks.quality.data import table_of
 from benchmarks.quality.measure import quality, quality_of_halves
 from benchmarks.quality.methods import Method, Ours, Theirs
 from benchmarks.quality.settings import ALWAYS
@@ -19,16 +19,19 @@ from benchmarks.quality.settings import ALWAYS
 BUILDERS = {
     "ours": Ours,
     "independent": Ours,
+    "ours-lambda-0": Ours,
     "ot-regression": partial(Theirs, objectives.MinibatchOtRegression),
     "ot-flow": partial(Theirs, objectives.MinibatchOtFlow),
     "ect": partial(Theirs, objectives.EasyConsistency),
     "meanflow": partial(Theirs, objectives.MeanFlow),
+    "drifting": partial(Theirs, objectives.Drifting),
+    "sinkhorn-drifting": partial(Theirs, objectives.SinkhornDrifting),
 }
 WARM, TURNS, STEPS_A_TURN = 4, 5, 4
 
 
 def build(name: str, data: str, steps: int, seed: int, changes: Mapping[str, Any]) -> Method:
-    return BUILDERS[name](TABLES[data](), steps, seed, {**ALWAYS.get(name, {}), **changes})
+    return BUILDERS[name](table_of(data), steps, seed, {**ALWAYS.get(name, {}), **changes})
 
 
 def step_seconds(requests: Mapping[str, tuple[str, Mapping[str, Any]]], data: str) -> dict[str, float]:
@@ -55,12 +58,12 @@ def run(name: str, data: str, steps: int, seed: int, changes: Mapping[str, Any])
         method.step()
     spent = time.process_time() - started
     with method.ema.applied():
-        return {"seconds": spent, "steps": steps, **quality(method.sampler, TABLES[data]())}
+        return {"seconds": spent, "steps": steps, **quality(method.sampler, table_of(data))}
 
 
 def halves(data: str) -> dict[str, float]:
     """Metrics of one half of the data against the other: what a perfect generator could reach."""
-    return quality_of_halves(TABLES[data]())
+    return quality_of_halves(table_of(data))
 
 
 def main() -> None:

@@ -111,7 +111,7 @@ class Network:
         try:
             return get_pretrained_cfg(self.name, allow_unregistered=False)
         except RuntimeError:
-            near = difflib.get_close_matches(self.name, list_pretrained(), n=1, cutoff=0.4)
+            near = difflib.get_close_matches(self.name, list_pretrained(), n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
             raise UserError(f"{self.setting}: timm has no network {self.name[:100]!r}{hint}") from None
 
