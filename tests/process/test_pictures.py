@@ -39,24 +39,10 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-def command(pictures: Path, run_dir: Path, *options: str, ranks: int = 1) -> list[str]:
-    launcher = runs.training(run_dir, ranks=ranks)
-    launcher = launcher[: launcher.index("train") + 1]
-    return [
-        *launcher,
-        "--config",
-        "pictures",
-        "--data.path",
-        str(pictures),
-        "--run.dir",
-        str(run_dir),
-        *SMALL,
-        *options,
-    ]
-
-
-def train(*arguments: object, **options: object) -> None:
-    outcome = runs.execute(command(*arguments, **options))  # type: ignore[arg-type]
+def train(pictures: Path, run_dir: Path, *options: str, ranks: int = 1) -> None:
+    source = ("--config", "pictures", "--data.path", str(pictures))
+    command = [*runs.GFGW, "train", *source, "--run.dir", str(run_dir), *SMALL, *options]
+    outcome = runs.execute(command) if ranks == 1 else runs.execute_ranks(ranks, command)
     assert outcome.code == 0, outcome.stderr
 
 
