@@ -10,7 +10,7 @@ import torch
 
 from gfgw_prod.distributed.cells import seeded_globally
 from gfgw_prod.generator.edm_weights import load_edm
-from gfgw_prod.generator.precondition import OneStepGenerator, interpolate
+from gfgw_prod.generator.precondition import SIGMA_DATA, OneStepGenerator, interpolate
 from gfgw_prod.generator.unet import SongUNet, UNetBlock
 from gfgw_prod.process.exit_codes import UserError
 from gfgw_prod.weights.published import EDM, obtain
@@ -18,7 +18,15 @@ from gfgw_prod.weights.published import EDM, obtain
 if TYPE_CHECKING:
     from gfgw_prod.settings.networks import GeneratorSettings
 
-__all__ = ["OneStepGenerator", "SongUNet", "UNetBlock", "build_generator", "interpolate", "start_generator"]
+__all__ = [
+    "SIGMA_DATA",
+    "OneStepGenerator",
+    "SongUNet",
+    "UNetBlock",
+    "build_generator",
+    "interpolate",
+    "start_generator",
+]
 
 
 def build_generator(

@@ -116,7 +116,7 @@ CATALOGUE: tuple[Metric, ...] = (
     gauge("transport/sharpness", "Entropy of the plan: 0 is one-to-one, 1 is independent.", when=COUPLED),
     gauge(
         "transport/noise_correlation",
-        "Correlation of the noise with the images that it is coupled with; generator.correlation should be near it.",
+        "Correlation of the noise with the images that it is coupled with, in the unit of generator.correlation.",
     ),
     gauge("transport/bank_share", "Share of the data set used as targets within the last epoch."),
     gauge("transport/seconds", "Wall time of the last matching."),

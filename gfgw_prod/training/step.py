@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cosine_similarity, normalize, pad
+from torch.nn.functional import normalize, pad
 
 from gfgw_prod.data.sources import Table
 from gfgw_prod.data.stream import CellRows, KeyedOrder, flip_some
@@ -20,7 +20,7 @@ from gfgw_prod.distributed.parallel import Parallel
 from gfgw_prod.distributed.reduction import gradient_norm, gradients, scale_gradients
 from gfgw_prod.distributed.transfers import to_device
 from gfgw_prod.distributed.world import World
-from gfgw_prod.generator import interpolate
+from gfgw_prod.generator import SIGMA_DATA, interpolate
 from gfgw_prod.generator.ema import Ema
 from gfgw_prod.losses.energy import BatchFeatures
 from gfgw_prod.settings.config import Config
@@ -253,7 +253,7 @@ class TrainingStep:
                 losses = self.objective.between_times(predicted, *nearer, target, huber=huber, at_zero=at_zero)
             # The mean over all cells of the step, of which this is one.
             self.precision.backward(losses.total, turn.weight / config.cells)
-        return torch.stack([*losses, cosine_similarity(target.flatten(), cell.noise.flatten(), dim=0)]).detach()
+        return torch.stack([*losses, (target * cell.noise).mean() / SIGMA_DATA]).detach()
 
     def _predict(self, target: Tensor, cell: CellInputs, t: Tensor) -> tuple[Tensor, Tensor | None]:
         """Images ``(b, c, h, w)`` predicted at times ``t (b,)``, and at time 0 where the boundary has to be learnt."""
