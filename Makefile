@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-builtin-rules
-.PHONY: help setup train test test-fast chaos lint bench docs sbom wheel clean lock docker-build docker-train docker-test browser up down compose
+.PHONY: help setup train test test-fast chaos lint bench gpu-check gpu-wheels test-newest docs sbom wheel clean lock docker-build docker-train docker-test browser up down compose
 
 # A missing dependency must fail, not be found in the user's site directory or another environment.
 unexport PYTHONPATH PYTHONSAFEPATH PYTHONHOME VIRTUAL_ENV CONDA_PREFIX
@@ -22,7 +22,7 @@ ARGS ?=
 # How this run was started, for its line on how to go on; a CONFIG with a space is quoted.
 QUOTE = $(if $(word 2,$(CONFIG)),')
 VARIABLES = $(if $(filter-out file,$(origin CONFIG)), CONFIG=$(QUOTE)$(CONFIG)$(QUOTE))$(if $(NPROC), NPROC=$(NPROC))
-SCRIPTS = $(wildcard launch/*.sh launch/*.sbatch docker/*.sh) .ci/run
+SCRIPTS = $(wildcard launch/*.sh launch/*.sbatch docker/*.sh benchmarks/gpu/*.sh) .ci/run
 
 DOCKER ?= docker
 COMPOSE ?= $(DOCKER) compose
@@ -60,7 +60,7 @@ test: $(READY) ## run all tests, WORKERS (2) at a time; ARGS goes to pytest
 	@$(BIN)/python -m pytest --numprocesses $(WORKERS) $(ARGS)
 
 test-fast: $(READY) ## run the quick unit tests, in about a minute; ARGS goes to pytest
-	@$(BIN)/python -m pytest --numprocesses $(WORKERS) -m "not slow" tests/unit $(ARGS)
+	@$(BIN)/python -m pytest --numprocesses $(WORKERS) -m "not slow" tests/unit tests/gpu $(ARGS)
 
 chaos: $(READY) ## inject 40 faults into a digits run and compare its weights; ARGS="--seed 1 --faults 20"
 	@$(BIN)/python -m tests.chaos $(ARGS)
@@ -76,6 +76,26 @@ lint: $(READY) ## check format, lint, types, imports, shell scripts, the Dockerf
 
 bench: $(READY) ## run the benchmarks; ARGS goes to them
 	@$(BIN)/python -m benchmarks $(ARGS)
+
+gpu-check: $(READY) ## check and measure this machine's GPU in 8 minutes; on a CPU it tests itself; ARGS="--out FILE PART ..."
+	@$(BIN)/python -m benchmarks.gpu $(ARGS)
+
+# For a machine with Python 3.12 and torch, where nothing can be installed: benchmarks/gpu/carried.sh dist/wheels
+CARRIED = pydantic pydantic-core pydantic-settings annotated-types typing-inspection python-dotenv blake3 torchdata lpips
+gpu-wheels: wheel ## fetch the wheels that `benchmarks/gpu/carried.sh dist/wheels` takes to such a machine
+	@mkdir -p dist/wheels
+	@$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --only-binary :all: --python-version 3.12 \
+	    --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 --dest dist/wheels \
+	    $$(grep -E "^($$(echo $(CARRIED) | tr ' ' '|'))==" requirements.lock | cut -d ' ' -f 1)
+	@cp dist/*.whl dist/wheels/
+
+NEWEST := build/newest
+test-newest: $(READY) ## run the quick tests and two ranks on the newest release of every package, in an environment of its own
+	@$(BIN)/uv venv --quiet --allow-existing --python $(BIN)/python $(NEWEST)
+	@$(BIN)/uv pip install --quiet --upgrade --python $(NEWEST)/bin/python --group dev --editable .
+	@$(NEWEST)/bin/python -m pytest --numprocesses $(WORKERS) -m "not slow" tests/unit tests/gpu $(ARGS)
+	@run=$$(mktemp -d); PYTHON="$(CURDIR)/$(NEWEST)/bin/python" NPROC=2 launch/elastic.sh --config configs/digits.yaml \
+	    --run.dir "$$run" --run.device cpu --train.total-kimg 2 --evaluation.every-kimg 0; rm -rf "$$run"
 
 docs: $(READY) ## generate the pages of docs/ that come from code
 	@$(BIN)/python -m docs.metrics_page >docs/metrics.md

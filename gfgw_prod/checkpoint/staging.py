@@ -11,7 +11,7 @@ from torch.distributed.tensor import DTensor
 
 from gfgw_prod.checkpoint.reading import State
 from gfgw_prod.distributed.shards import local
-from gfgw_prod.distributed.transfers import lock_pages, unlock_pages
+from gfgw_prod.distributed.transfers import lock_pages
 from gfgw_prod.distributed.world import World
 
 ALIGNMENT = 64  # bytes
@@ -39,11 +39,13 @@ class Stage:
             starts[name] = size
             size += -(-part.nbytes // ALIGNMENT) * ALIGNMENT
         memory = torch.empty(size, dtype=torch.uint8).zero_()
-        locked = self._world.device.type != "cuda" or lock_pages(memory)
-        if locked and self._world.device.type == "cuda":
-            weakref.finalize(self, unlock_pages, memory).atexit = False
         self._buffers = {name: _view(memory, starts[name], part) for name, part in parts.items()}
-        return locked
+        if self._world.device.type != "cuda":
+            return True
+        if (unlock := lock_pages(memory)) is None:
+            return False
+        weakref.finalize(self, unlock).atexit = False  # the end of the process unlocks it anyway
+        return True
 
     def copy(self, state: State) -> State:
         """Copy this rank's part of the state to the CPU, for DCP to write. Valid until the next call."""

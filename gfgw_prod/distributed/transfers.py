@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -17,14 +19,12 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
-def lock_pages(memory: Tensor) -> bool:
-    """Lock the pages of a tensor in main memory; ``False`` if the system refuses. Undone by ``unlock_pages``.
+def lock_pages(memory: Tensor) -> Callable[[], object] | None:
+    """Lock the pages of a tensor in main memory; return what undoes it, or ``None`` if the system refuses.
 
     Tensors that torch allocates page-locked take up to twice their size, as it rounds to powers of two.
     """
-    return int(torch.cuda.cudart().cudaHostRegister(memory.data_ptr(), memory.nbytes, 0)) == 0
-
-
-def unlock_pages(memory: Tensor) -> None:
-    """Undo ``lock_pages``, before the memory is freed."""
-    torch.cuda.cudart().cudaHostUnregister(memory.data_ptr())
+    runtime = torch.cuda.cudart()
+    if int(runtime.cudaHostRegister(memory.data_ptr(), memory.nbytes, 0)) != 0:
+        return None
+    return lambda: runtime.cudaHostUnregister(memory.data_ptr())  # holds the memory until then

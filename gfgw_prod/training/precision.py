@@ -20,7 +20,7 @@ from gfgw_prod.settings.training import PrecisionName
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 FIRST_SCALE, LEAST_SCALE, MOST_SCALE = 2.0**16, 1.0, 2.0**24
 GROWS_AFTER = 2000  # steps without an overflow
-NEWEST_TO_COMPILE = (3, 13)  # Python that torch 2.9 compiles for
+NEWEST_TO_COMPILE = (3, 14) if torch.__version__ >= "2.10" else (3, 13)  # Python that this torch compiles for
 
 
 class Precision:
@@ -89,11 +89,11 @@ def compile_networks(generator: nn.Module, blocks: type[nn.Module], extractor: n
     """
     if sys.version_info[:2] > NEWEST_TO_COMPILE:
         newest = ".".join(map(str, NEWEST_TO_COMPILE))
-        raise UserError(f"train.compile true needs Python {newest} or older with torch 2.9; use false")
-    import torch._dynamo
+        raise UserError(f"train.compile true needs Python {newest} or older with torch {torch.__version__}; use false")
+    import torch._dynamo as dynamo
 
     # A U-Net has blocks of more shapes than the default limit allows, each with and without gradient and dropout.
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
+    dynamo.config.recompile_limit = max(dynamo.config.recompile_limit, 64)
     for module in generator.modules():
         if isinstance(module, blocks):
             module.compile(dynamic=False)

@@ -10,23 +10,15 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from benchmarks.frozen import draw_frozen
-from gfgw_prod.data.sources import Table, shape_and_classes
+from benchmarks.gpu.full_size import local_config, random_table
 from gfgw_prod.distributed.arithmetic import arithmetic_restored, set_arithmetic
 from gfgw_prod.distributed.world import World
 from gfgw_prod.resilience.bad_numbers import NumberGuard
-from gfgw_prod.settings import reading
-from gfgw_prod.settings.config import Config
 from gfgw_prod.training.building import build, encode_bank
 from gfgw_prod.training.checked_step import CheckedStep
 
 from .driver import pretended_gpu
 from .pretended import CUDA, Counts
-
-CONFIGS = Path(__file__).parents[2] / "configs"
-ROWS = 50_000  # of a pack that is not at hand
 
 
 @dataclass(frozen=True)
@@ -65,12 +57,12 @@ def counted_step(
     """
     with ExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        config = _local_config(preset, changes or {}, directory)
+        config = local_config(preset, {**(changes or {}), "run": {"device": "cuda"}}, directory)
         stack.enter_context(arithmetic_restored())
         gpu = stack.enter_context(pretended_gpu(computes=computes))
         set_arithmetic(CUDA, 1)
         world = World(rank=0, world_size=1, device=CUDA)
-        training = build(config, world, _random_table(config, rows), lambda line: None)
+        training = build(config, world, random_table(config, rows), lambda line: None)
         stack.callback(training.feed.close)
         if computes:
             encode_bank(training)
@@ -85,29 +77,3 @@ def counted_step(
         marks = [(phase, event.counts) for phase, event in training.clock._marks]  # type: ignore[attr-defined]
         phases = {str(phase): now.since(then) for (_, then), (phase, now) in pairwise(marks)}
         return CountedStep(gpu.counts.since(before), phases, gpu.most_bytes, state_bytes)
-
-
-def _local_config(preset: str, changes: Mapping[str, Any], directory: Path) -> Config:
-    """The preset's settings, with random files in place of published ones."""
-    settings = reading.read_yaml(CONFIGS / f"{preset}.yaml")
-    local: dict[str, Any] = {
-        "run": {"dir": str(directory / "run"), "device": "cuda"},
-        "generator": {"pretrained": None},
-    }
-    config = reading.resolve(settings, local, changes)
-    if config.features.extractor == "dinov2":
-        dinov2, trunk = draw_frozen(directory)
-        local |= {"features": {"weights": str(dinov2)}, "loss": {"lpips_trunk": str(trunk)}}
-    return reading.resolve(settings, local, changes)
-
-
-def _random_table(config: Config, count: int | None) -> Table:
-    if config.data.source == "packed":
-        side = config.data.image_size
-        assert side is not None
-        shape, classes, rows = (3, side, side), 1000, ROWS
-    else:
-        shape, classes, rows = shape_and_classes(config.data)
-    rows, draw = count or rows, torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (rows, *shape), generator=draw, dtype=torch.uint8)
-    return Table(images, torch.arange(rows) % classes, peak=255, num_classes=classes)

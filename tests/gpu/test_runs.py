@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import gfgw_prod
+from benchmarks.gpu.variants import VARIANTS
 from gfgw_prod.settings.config import Config
 
 from ..process import runs
@@ -69,38 +70,6 @@ def test_audits_agree(run_dir: Path) -> None:
 def test_run_names_the_gpu(run_dir: Path, capfd: pytest.CaptureFixture[str]) -> None:
     train(run_dir, 4)
     assert NAME in capfd.readouterr().err
-
-
-FRESH = {"dual": "fresh"}
-SUBSET = {**FRESH, "scope": "subset", "subset_rows": 256}
-VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
-    "sample": {"transport": {"target": "sample"}},
-    "barycentric": {"transport": {"target": "barycentric"}},
-    "independent": {"transport": {"target": "independent"}},
-    "fresh": {"transport": FRESH},
-    "subset": {"transport": SUBSET},
-    "subset, persistent": {"transport": {"scope": "subset", "subset_rows": 256}},
-    "fixed": {"transport": {**FRESH, "iterations": "fixed", "outer_iterations": 2, "inner_iterations": 10}},
-    "euclidean": {"transport": {**SUBSET, "geometry": "euclidean", "noise_weight": 0.0}},
-    "pot": {
-        "transport": {**SUBSET, "backend": "pot", "noise_weight": 0.0, "epsilon": 0.1, "epsilon_end": 0.1},
-        "generator": {"conditional": False},
-    },
-    "boundary as a loss": {
-        "generator": {"exact_boundary": False, "correlation": 0.0},
-        "train": {"one_step_share": 0.0},
-        "consistency": {"stages": 0, "coupled_by": "samples"},
-    },
-    "recomputed blocks, dropout": {"generator": {"checkpoint_activations": True, "dropout": 0.1}},
-    "no pass kept, contiguous": {
-        "train": {"kept_passes": 0, "one_step_share": 1.0},
-        "generator": {"channels_last": False},
-    },
-    "attention": {"generator": {"attention_resolutions": [4]}},
-    "fp16": {"train": {"precision": "fp16"}},
-    "bf16": {"train": {"precision": "bf16"}},
-    "fast": {"distributed": {"reduction": "fast"}},
-}
 
 
 @pytest.mark.parametrize("name", VARIANTS)

@@ -18,6 +18,7 @@ from gfgw_prod.process.shared_memory import shared_memory_problem
 GIB = 2**30
 UNSYNCHRONISED = 5  # TIME_ERROR of adjtimex(2)
 MOST_RANKS = 8  # that launch/elastic.sh starts without a GPU
+OLDEST_TORCH = (2, 9)
 TIMEX_BYTES = 512  # more than the kernel's struct takes
 
 
@@ -32,8 +33,9 @@ def torch_build() -> Finding:
     """Check the version of torch, and name the CUDA it was built for."""
     import torch
 
-    fits = torch.__version__.split("+")[0] == "2.9.1"
-    detail = f"{torch.__version__}, built for CUDA {torch.version.cuda} (2.9.1 needed)"
+    major, minor = (int(number) for number in torch.__version__.split(".")[:2])
+    fits = (major, minor) >= OLDEST_TORCH
+    detail = f"{torch.__version__}, built for CUDA {torch.version.cuda} (2.9 or newer needed; the lock has 2.9.1)"
     return Finding("torch", "ok" if fits else "bad", detail, "" if fits else "make setup")
 
 
