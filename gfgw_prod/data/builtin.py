@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import importlib.util
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,11 +34,18 @@ class ArrayReader:
 
 
 def _list_array(
-    source: str, images: NDArray[np.uint8], labels: NDArray[np.int64], *, peak: int, num_classes: int
+    source: str,
+    images: NDArray[np.uint8],
+    labels: NDArray[np.int64],
+    *,
+    peak: int,
+    num_classes: int,
+    class_names: Sequence[str] = (),
 ) -> Listing:
     entries = (Entry(f"{source}:{row}", int(label)) for row, label in enumerate(labels))
     identity = [source, list(images.shape)]
-    return make_listing(entries, ArrayReader(images), peak=peak, num_classes=num_classes, identity=identity)
+    reader = ArrayReader(images)
+    return make_listing(entries, reader, peak=peak, num_classes=num_classes, identity=identity, class_names=class_names)
 
 
 def list_digits() -> Listing:
@@ -94,7 +102,8 @@ def list_cifar10(path: Path | None, *, download: bool) -> Listing:
         problem = f"CIFAR-10 cannot be read or downloaded ({one_line(error)})"
         raise UserError(f"data.path {path}: {problem}; put the official {ARCHIVE} there") from None
     images = np.ascontiguousarray(dataset.data.transpose(0, 3, 1, 2))
-    return _list_array("cifar10", images, np.array(dataset.targets, dtype=np.int64), peak=255, num_classes=10)
+    labels = np.array(dataset.targets, dtype=np.int64)
+    return _list_array("cifar10", images, labels, peak=255, num_classes=10, class_names=dataset.classes)
 
 
 def _scikit_learn_file(source: str, file: Path) -> Path:

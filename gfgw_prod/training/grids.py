@@ -1,4 +1,4 @@
-"""The grids of a run, of samples and of real images: a class a column, or a square without classes."""
+"""The grids of a run, of samples and of real images: a class a column, or a square without several classes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ class Grids:
     def __init__(self, config: Config, table: Table):
         self._config, self._table, self._side = config, table, config.telemetry.sample_grid
         self.classes = pictures.columns_of(table.labels) if config.generator.conditional else []
-        self._columns = len(self.classes) or self._side
+        self._columns = len(self.classes) if len(self.classes) > 1 else self._side
+        self._count = self._side * self._columns
 
     def note(self) -> str:
         """A line on the classes that the grids leave out; empty if they show all."""
@@ -38,9 +39,9 @@ class Grids:
         """Real images, uint8 ``(3, h, w)``."""
         table = self._table
         order = KeyedOrder(self._config.seed, len(table), "grid").rows(0, len(table))
-        ids = order[torch.arange(self._side * self._side) % len(table)]
+        ids = order[torch.arange(self._count) % len(table)]
         if self.classes:
-            ids = pictures.rows_of_classes(table.labels, self.classes, self._side, order)
+            ids = pictures.rows_of_classes(table.labels, self.classes, self._count // len(self.classes), order)
         return pictures.grid_of(pictures.levels_of(table.rows(ids)), self._columns)
 
     def of_samples(self, ema: Ema, world: World) -> Tensor:
@@ -50,7 +51,7 @@ class Grids:
                 generator,
                 self._table.image_shape,
                 self.classes,
-                count=self._side * self._columns,
+                count=self._count,
                 seed=self._config.seed,
                 stream="grid",
                 device=world.device,
