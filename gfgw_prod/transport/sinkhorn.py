@@ -30,7 +30,7 @@ RATIO_BITS = 45  # fixed-point bits of row sums over p, which are near 1
 MASS_BITS = 40  # fixed-point bits of row sums of the kernel, which lie in [1/N, N]
 HALVING_ITERATIONS = 4  # Sinkhorn iterations before ε is halved
 FOLD_EVERY = 8  # iterations between folds of the scalings into g, where the host may not read whether one is due
-HESSIAN_EVERY = 4  # iterations between Hessians, where the host may not read whether one is due
+HESSIAN_EVERY = 2  # iterations between Hessians, where the host may not read whether one is due
 SLOW = 12  # more remaining iterations than this cost more than a Hessian
 FAR = 0.03  # at larger L1 errors a Hessian serves once: it changes too much within a step
 # L1 errors below these are close to rounding; only FINE_HESSIANS Hessians are spent there.
@@ -171,7 +171,7 @@ class Sinkhorn:
 
     def _first_kernel(self, logits: Logits, most_iterations: int) -> None:
         """Build ``K`` at the start, halving ε on the way if the iterations allow it."""
-        halvings = self._halvings if most_iterations > self._halvings * HALVING_ITERATIONS else 0
+        halvings = self._halvings if most_iterations > 2 * self._halvings * HALVING_ITERATIONS else 0
         self._build_kernel(logits, 0.5**halvings)
         for level in range(halvings, 0, -1):
             for _ in range(HALVING_ITERATIONS):

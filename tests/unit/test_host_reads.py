@@ -99,6 +99,7 @@ def reads_of_a_step(transport: dict[str, Any]) -> dict[str, int]:
         {},  # full scope, a persistent dual
         {"dual": "fresh", "iterations": "fixed", "outer_iterations": 2, "inner_iterations": 5},
         {"scope": "subset", "subset_rows": 256, "iterations": "fixed", "outer_iterations": 2, "inner_iterations": 5},
+        {"scope": "subset", "iterations": "fixed", "dual": "fresh", "geometry": "euclidean", "noise_weight": 0.0},
         {"target": "sample"},
     ],
     ids=str,

@@ -107,6 +107,36 @@ def test_fixed_trips_stay_finite_at_a_tiny_epsilon() -> None:
     assert not plan.status.converged
 
 
+def distant_clusters(rows: int, seed: int) -> Tensor:
+    """Rows of 30 classes that hardly exchange mass at a small ε; each has another share of every sample."""
+    generator = torch.Generator().manual_seed(seed)
+    centres = torch.randn(30, 64, generator=torch.Generator().manual_seed(98))
+    classes = torch.randint(30, (rows,), generator=generator)
+    return torch.nn.functional.normalize(centres[classes] + 0.7 * torch.randn(rows, 64, generator=generator))
+
+
+@pytest.mark.parametrize("geometry", ["cosine", "euclidean"])
+@pytest.mark.parametrize("epsilon", [0.05, 0.01])
+def test_five_linearisations_of_eight_fixed_trips_are_exact_between_distant_clusters(
+    epsilon: float, geometry: str
+) -> None:
+    x, y = distant_clusters(128, 0), distant_clusters(512, 1)
+    options = {"structure_weight": 0.3, "epsilon": epsilon, "geometry": geometry}
+    trips = {"max_outer_iterations": 5, "max_inner_iterations": 8, "fixed_iterations": True}
+    plan, exact = (fused_gromov_wasserstein(x, y, **options, **more) for more in (trips, {"tolerance": 1e-6}))
+    assert plan.status.marginal_error < 1e-5
+    assert float(plan.status.state_error) < 5e-3
+    assert torch.equal(plan.argmax(), exact.argmax())
+
+
+@pytest.mark.parametrize(("epsilon", "most"), [(0.05, 4), (0.02, 6), (0.01, 10)])
+def test_few_hessians_couple_distant_clusters(epsilon: float, most: int) -> None:
+    x, y = distant_clusters(256, 0), distant_clusters(1024, 1)
+    plan = fused_gromov_wasserstein(x, y, structure_weight=0.3, epsilon=epsilon, tolerance=1e-4)
+    assert plan.status.converged
+    assert plan.status.hessians <= most
+
+
 @pytest.mark.slow
 def test_fixed_trips_compile_whole() -> None:
     def answers(x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
