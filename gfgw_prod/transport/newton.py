@@ -44,12 +44,10 @@ class RowHessian:
             normalised = torch.mul(block_kernel, spread[block], out=scratch(block_kernel.shape)).mul_(scale[:, None])
             torch.threshold_(normalised, SMALLEST, 0.0)
             parts.append(_gram(normalised))
-        hessian = -columns.sum(parts, p.new_empty(len(p), len(p)), GRAM_BITS).double()
+        hessian = columns.sum(parts, p.new_empty(len(p), len(p)), GRAM_BITS).double().neg_()
         hessian.diagonal().add_(1 + DAMPING[p.dtype])
         self._inverse_root = (p * ratio).double().rsqrt().masked_fill_(p <= 0, 0)
-        factor, failed = torch.linalg.cholesky_ex(hessian, upper=True)
-        identity = torch.eye(len(p), dtype=factor.dtype, device=factor.device)
-        self._factor = torch.where(failed == 0, factor, identity)  # the identity gives a step like Sinkhorn's
+        self._factor, self._failed = torch.linalg.cholesky_ex(hessian, upper=True)
 
     def step(self, gradient: Tensor) -> Tensor:
         """The change of ``log w``, ``(n,)``, at a gradient ``(n,)`` of the dual objective.
@@ -58,14 +56,17 @@ class RowHessian:
         exchange mass: there Newton's ``d`` is far too long. It is shortened to ``sign(d) log(1 + |d|)``.
         """
         scaled = gradient * self._inverse_root  # in float64
-        newton = torch.cholesky_solve(scaled[:, None], self._factor, upper=True)[:, 0] * self._inverse_root
+        solved = torch.cholesky_solve(scaled[:, None], self._factor, upper=True)[:, 0]
+        # Where the factorisation failed, a step like Sinkhorn's: the Hessian's diagonal instead of the Hessian.
+        newton = torch.where(self._failed == 0, solved, scaled) * self._inverse_root
         return torch.copysign(newton.abs().log1p(), newton).to(gradient.dtype)
 
 
 def _gram(rows: Tensor) -> Tensor:
-    """``rows @ rows.T`` without its lower left quarter: the factorisation reads only the upper triangle."""
-    half = len(rows) // 2
+    """The upper triangle of ``rows @ rows.T``, which the factorisation reads, in four strips; 0 below it."""
     gram = rows.new_zeros(len(rows), len(rows))
-    gram[:half] = rows[:half] @ rows.T
-    gram[half:, half:] = rows[half:] @ rows[half:].T
+    height = -(-len(rows) // 4)
+    for start in range(0, len(rows), height):
+        strip = slice(start, start + height)
+        gram[strip, start:] = rows[strip] @ rows[start:].T
     return gram

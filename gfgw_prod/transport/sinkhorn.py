@@ -235,8 +235,7 @@ class Sinkhorn:
         self.iterations += 1
         v = (self.columns.mass / self._column_sums()).masked_fill_(self._empty, 1)
         if clamp:
-            v = torch.minimum(torch.maximum(v, self._v / LARGEST_CHANGE), self._v * LARGEST_CHANGE)
-            v = v.clamp(1 / LARGEST, LARGEST)
+            v.clamp_(1 / LARGEST, LARGEST)
         parts = [
             torch.mv(kernel, v[block]).mul_(self._w).clamp_max_(LARGEST_CHANGE)
             for kernel, block in zip(self._kernel, self.columns.blocks, strict=True)
