@@ -23,8 +23,8 @@ from gfgw_prod.transport.newton import RowHessian
 
 # Scalings in [1/LARGEST, LARGEST] keep products with the kernel inside float32, far from its rounding.
 LARGEST = 1e12
-LARGEST_CHANGE = 1e5  # of a scaling in one iteration
-LARGEST_ERROR = 2.5  # with exact columns an L1 error is at most 2; a larger one, or NaN, comes from an overflow
+LARGEST_CHANGE = 1e5  # of a row's scaling in one iteration
+LARGEST_ERROR = 2.5  # with exact columns an L1 error is at most 2; a larger one comes from an overflow
 SMALLEST_LOG = -50.0  # smaller exponents give 0: products of denormal numbers would be 10x slower
 RATIO_BITS = 45  # fixed-point bits of row sums over p, which are near 1
 MASS_BITS = 40  # fixed-point bits of row sums of the kernel, which lie in [1/N, N]
@@ -78,8 +78,9 @@ class Sinkhorn:
             ratio, self._v = self._iterate()  # r, (n,), and v, (m,)
             gradient = self._gradient(ratio)
             error = float(gradient.abs().sum())  # the host reads once an iteration
-            if not error <= LARGEST_ERROR or (error <= tolerance and self._is_out_of_range()):
-                self._w = base if not error <= LARGEST_ERROR else self._w
+            overflow = not error <= LARGEST_ERROR  # also a NaN
+            if overflow or (error <= tolerance and self._is_out_of_range()):
+                self._w = base if overflow else self._w
                 self._update_in_log_domain(logits)
                 self._build_kernel(logits)
                 base, last_error = self._w, math.inf
@@ -98,25 +99,25 @@ class Sinkhorn:
 
     def run_fixed(self, logits: Logits, *, iterations: int) -> Tensor:
         """Iterate a fixed number of times without a host read; return the L1 error of the row marginal, a scalar."""
-        start = self.iterations
+        stop = self.iterations + iterations
         self._first_kernel(logits, iterations)
-        count, last_error = iterations - (self.iterations - start), torch.full_like(self.p[0], torch.inf)
+        count, error = stop - self.iterations, torch.full_like(self.p[0], torch.inf)
         for index in range(count):
             if index and index % FOLD_EVERY == 0:
                 self._g = self._g + self._v.log()
                 self._build_kernel(logits)
             ratio, self._v = self._iterate(clamp=True)
             gradient = self._gradient(ratio)
-            error = gradient.abs().sum()
-            if index + 1 == count:
-                return error
+            last_error, error = error, gradient.abs().sum()
+            if index + 1 == count:  # the present scalings have this error
+                break
             if index % HESSIAN_EVERY == 1:
                 self._hessian = self._build_hessian(ratio)
             step = -ratio.log()  # Sinkhorn's, also after a step that made the error larger
             if self._hessian is not None:
                 step = torch.where(error < last_error, self._hessian.step(gradient), step)
-            self._w, last_error = self._w * step.exp(), error
-        raise AssertionError("no iterations")
+            self._w = self._w * step.exp()
+        return error
 
     def run_once(self, logits: Logits, *, dual_balance: float) -> None:
         """Make one column step from the start's ``g``, then exact rows (docs/mathematics.md, eq. 9).
