@@ -6,9 +6,10 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from gfgw_prod.checkpoint.run_settings import file_to_read
 from gfgw_prod.process.exit_codes import UserError
 from gfgw_prod.settings.config import Config, shares_by_section
-from gfgw_prod.settings.reading import resolve
+from gfgw_prod.settings.reading import read_yaml, resolve
 
 
 def resumable(*layers: Mapping[str, Any]) -> Config:
@@ -17,16 +18,14 @@ def resumable(*layers: Mapping[str, Any]) -> Config:
     So ``train.total_kimg`` may make a run longer, and its schedules stay those that it began with.
     """
     config = resolve(*layers)
-    if not os.path.isdir(config.run.dir):
-        return config
-    from gfgw_prod.checkpoint.finding import find_checkpoints
-
     try:
-        began = find_checkpoints(config.run.dir)[-1].manifest["config"]
-    except UserError:
+        if not (config.checkpoint.root or os.listdir(config.run.dir / "checkpoints")):
+            return config
+        began = read_yaml(file_to_read(config.run.dir))
+    except (OSError, UserError):  # a new run
         return config
-    kept = {
-        section: {name: began[section][name] for name in names if name in began.get(section, {})}
-        for section, names in shares_by_section().items()
-    }
+    kept: dict[str, Any] = {}
+    for section, names in shares_by_section().items():
+        recorded = began.get(section)
+        kept[section] = {n: recorded[n] for n in names if n in recorded} if isinstance(recorded, dict) else {}
     return resolve(kept, *layers)

@@ -8,11 +8,9 @@ from hypothesis import strategies as st
 
 from gfgw_prod.checkpoint.lengths import resumable
 from gfgw_prod.distributed.cells import Cell
-from gfgw_prod.settings.reading import read_yaml, resolve
+from gfgw_prod.settings.reading import read_yaml, resolve, write_yaml
 from gfgw_prod.settings.schedule import exponential, learning_rate, linear, schedules_at
 from gfgw_prod.training.times import draw_times
-
-from ..checkpoints import FACTS, Keeper
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -102,13 +100,16 @@ def test_lengths_are_shares_of_the_run_where_they_are_not_set() -> None:
     assert resolve({}).transport.epsilon_kimg == 100  # and not what the run before had
 
 
-def test_longer_run_keeps_the_lengths_that_it_began_with(keeper: Keeper, tmp_path: Path) -> None:
+def test_longer_run_keeps_the_lengths_that_it_began_with(tmp_path: Path) -> None:
     began = resolve({"train": {"total_kimg": 1}, "optimizer": {"warmup_kimg": 0.5}})
     layers = {"run": {"dir": tmp_path}, "train": {"total_kimg": 8}, "ema": {"halflife_kimg": 3}}
-    assert resumable(layers) == resolve(layers)  # its checkpoints record no settings
-    keeper.start(3, facts={**FACTS, "config": began.model_dump(mode="json")})
-    keeper.saver.join()
+    assert resumable(layers) == resolve(layers)
+    write_yaml(began, tmp_path / "config.yaml")
+    (tmp_path / "checkpoints").mkdir()
+    assert resumable(layers) == resolve(layers)  # nothing to resume
+    (tmp_path / "checkpoints" / "step-00000004").mkdir()
     resumed = resumable(layers)
     assert resumed.train.total_kimg == 8
     assert (resumed.optimizer.decay_kimg, resumed.optimizer.warmup_kimg, resumed.ema.halflife_kimg) == (1, 0.5, 3)
-    assert resumable({**layers, "run": {"dir": tmp_path / "other"}}).optimizer.decay_kimg == 8
+    (tmp_path / "config.yaml").write_text("optimizer: 3")
+    assert resumable(layers) == resolve(layers)
