@@ -35,6 +35,8 @@ PLAIN = {
     "time.scale": "1",
     "time.stage2-range": "[0.5, 1.0]",
     "train.one-step-share": "0.9",
+    "train.batch-size": "128",
+    "train.cell-size": "64",
 }
 SCHEDULES = ("train.total-kimg", "optimizer.decay-kimg", "transport.epsilon-kimg", "transport.structure-weight-kimg")
 CHOICES = [

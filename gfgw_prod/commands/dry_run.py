@@ -77,7 +77,7 @@ def estimate(config: Config, *, ranks: int, as_json: bool) -> int:
     train, turns = config.train, assignment.turns_per_rank
     print(f"parameters        {parameters:,}")
     print(f"steps             {report['steps']:,} of {train.batch_size} images ({report['images']:,})")
-    print(f"cells             {config.cells} of {train.cell_size}; {turns} per rank on {ranks} ranks")
+    print(f"cells             {config.cells} of {train.cell_size}; {turns} per rank on {ranks} rank{'s' * (ranks > 1)}")
     for name, size in memory.items():
         print(f"memory, {name:<12}{size / 2**20:>10,.1f} MiB per rank")
     print(f"sent per step     {sent / 2**20:>12,.1f} MiB per rank")

@@ -57,7 +57,8 @@ class DataSettings(Section):
         for name in type(self).model_fields:
             if name not in _FOR_ALL | _USED[self.source] and self.is_set(name):
                 default = as_written(type(self).model_fields[name].default)
-                return f"data.{name} should be left at {default}: data.source {self.source} does not read it"
+                other = "; name the data.source that does, such as folder" if name == "path" else ""
+                return f"data.{name} should be left at {default}: data.source {self.source} does not read it{other}"
         if self.is_set("resize") and self.image_size is None:
             return f"data.resize {self.resize} needs data.image_size, the side to resize to"
         return None

@@ -14,8 +14,8 @@ from . import runs
 PARTS = ("gfgw_prod", "configs", "launch", "docker", "Makefile", "pyproject.toml", "requirements.lock", "README.md")
 SHORT = {
     "generator": {"model_channels": 8, "channel_mult": [1]},
-    "train": {"total_kimg": 12},
-    "checkpoint": {"every_kimg": 2},
+    "train": {"total_kimg": 24},
+    "checkpoint": {"every_kimg": 4},
     "evaluation": {"every_kimg": 0, "num": 200},
 }
 

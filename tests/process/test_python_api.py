@@ -36,7 +36,7 @@ def state():
 def train(name):
     small = {"model_channels": 8, "channel_mult": [1]}
     config = gfgw_prod.load_config(
-        "digits", run={"dir": name}, generator=small, evaluation={"every_kimg": 0}, train={"total_kimg": 0.256}
+        "digits", run={"dir": name}, generator=small, evaluation={"every_kimg": 0}, train={"total_kimg": 0.512}
     )
     results[name] = gfgw_prod.train(config)
 
@@ -69,7 +69,7 @@ def test_training_in_any_thread_leaves_the_process_as_it_was(tmp_path: Path) -> 
     }
     weights = {name: runs.digests(tmp_path / name)[STEPS] for name in ("main", "thread")}
     options = ("--config", "digits", "--generator.model-channels", "8", "--generator.channel-mult", "[1]")
-    command = (*runs.GFGW, "train", *options, "--evaluation.every-kimg", "0", "--train.total-kimg", "0.256")
+    command = (*runs.GFGW, "train", *options, "--evaluation.every-kimg", "0", "--train.total-kimg", "0.512")
     assert runs.execute((*command, "--run.dir", "command"), cwd=tmp_path).code == 0
     assert set(weights.values()) == {runs.digests(tmp_path / "command")[STEPS]}
 

@@ -11,9 +11,12 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from gfgw_prod.commands.doctor.host import MOST_RANKS
 from gfgw_prod.distributed.torchrun import RankEnvironment
 from gfgw_prod.distributed.world import choose_device, require_same_device_type
 from gfgw_prod.process.exit_codes import BAD_INPUT, UserError
+from gfgw_prod.settings.presets import settings_file
+from gfgw_prod.settings.reading import read_yaml, resolve
 
 ELASTIC = Path(__file__).parents[2] / "launch" / "elastic.sh"
 WHOLE = [f"GPU {index}: A (UUID: GPU-{index}a5c)" for index in range(8)]
@@ -51,9 +54,14 @@ def test_a_rank_starts_on_each_visible_gpu(tmp_path: Path, listed: list[str], vi
 
 
 @pytest.mark.parametrize(("listed", "visible"), [(WHOLE, ""), (WHOLE, "-1"), (WHOLE, "NoDevFiles"), ([], "0,1,2")])
-def test_without_a_visible_gpu_up_to_two_ranks_start(tmp_path: Path, listed: list[str], visible: str) -> None:
-    ranks = min(2, os.cpu_count() or 1)
+def test_without_a_visible_gpu_a_rank_per_core_starts(tmp_path: Path, listed: list[str], visible: str) -> None:
+    ranks = min(MOST_RANKS, len(os.sched_getaffinity(0)))
     assert f" --nproc-per-node {ranks} " in launched(tmp_path, listed, visible).stdout
+
+
+@pytest.mark.parametrize("name", ["digits", "pictures", "pictures_network", "cifar10", "imagenet64", "seed_report"])
+def test_presets_have_a_cell_for_each_rank_that_starts_without_a_gpu(name: str) -> None:
+    assert resolve(read_yaml(settings_file(name))).cells >= MOST_RANKS
 
 
 @pytest.mark.parametrize("visible", ["8", "0,8", "0,0", "GPU-9", "MIG-51", "0x1"])
