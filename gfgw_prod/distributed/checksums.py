@@ -39,13 +39,12 @@ def checksum(tensors: Sequence[Tensor]) -> Tensor:
 def _sum(flat: Tensor) -> Tensor:
     """Checksum ``()`` of a tensor ``(n,)``."""
     bits = flat.view(torch.uint8)
-    if missing := -len(bits) % WORD:
-        bits = pad(bits, (0, missing))
-    elif flat.storage_offset() * flat.element_size() % WORD:
+    if flat.storage_offset() * flat.element_size() % WORD:
         bits = bits.clone()
-    words = bits.view(torch.int64)
-    whole = len(words) // ROW * ROW
-    sums = [each.sum(dim=dim) for each in (words[:whole].view(-1, ROW), words[None, whole:]) for dim in (0, 1)]
+    whole = len(bits) // (ROW * WORD) * (ROW * WORD)
+    rest = pad(bits[whole:], (0, -len(bits) % WORD))
+    parts = bits[:whole].view(torch.int64).view(-1, ROW), rest.view(torch.int64)[None]
+    sums = [part.sum(dim=dim) for part in parts for dim in (0, 1)]
     total = torch.cat(sums)
     mixed = total ^ (total >> 32)  # else a flip of the highest bit in a row sum and a column sum would cancel
     return (mixed * _odd_numbers(len(total), flat.device)).sum()

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from gfgw_prod.distributed.cells import CellAssignment, Turn
 from gfgw_prod.distributed.checksums import checksum
-from gfgw_prod.distributed.reduction import TreeSum, gradients
+from gfgw_prod.distributed.reduction import TreeSum, gradients, pop_flat_gradient, set_gradients
 from gfgw_prod.distributed.replicated import Replicated
 from gfgw_prod.distributed.sharded import Sharded
 from gfgw_prod.distributed.world import World
@@ -81,22 +81,21 @@ class Alone:
         self.assignment, self.replicated = assignment, False
         self.module = generator
         self._parameters = [p for p in generator.parameters() if p.requires_grad]
-        self._sums = [TreeSum() for _ in self._parameters] if exact else None
+        self._sum = TreeSum() if exact else None
         self._checksums: list[Tensor] = []
 
     @contextmanager
     def turn(self, turn: Turn) -> Iterator[None]:
         yield
-        self._checksums.append(checksum(gradients(self._parameters)))
-        if self._sums is not None:
-            for parameter, tree in zip(self._parameters, self._sums, strict=True):
-                assert parameter.grad is not None
-                tree.push(parameter.grad, donate=True)
-                parameter.grad = None
+        if self._sum is None:
+            self._checksums.append(checksum(gradients(self._parameters)))
+            return
+        flat = pop_flat_gradient(self._parameters)
+        self._checksums.append(checksum([flat]))
+        self._sum.push(flat, donate=True)
 
     def finish_step(self) -> list[Tensor]:
-        if self._sums is not None:
-            for parameter, tree in zip(self._parameters, self._sums, strict=True):
-                parameter.grad = tree.pop_total()
+        if self._sum is not None:
+            set_gradients(self._parameters, self._sum.pop_total())
         checksums, self._checksums = self._checksums, []
         return checksums

@@ -20,7 +20,7 @@ That is as many bytes as a ring reduce-scatter of one gradient for each node tha
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -28,6 +28,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
+from torch.nn.functional import pad
 
 from gfgw_prod.distributed.shards import local
 from gfgw_prod.distributed.world import World
@@ -68,6 +69,12 @@ class TreeSum:
         """Add sums of leaves with their levels, in the order of leaves."""
         for value, level in nodes:
             self.push(value, level)
+
+    def restricted(self, part: Callable[[Tensor], Tensor]) -> TreeSum:
+        """Return a sum of the same leaves, with ``part`` of each partial sum copied from it."""
+        copy = TreeSum(self._first)
+        copy._next, copy._nodes = self._next, [_Node(node.start, node.level, part(node.sum)) for node in self._nodes]
+        return copy
 
     def pop_nodes(self) -> list[Tensor]:
         """Return the partial sums, whose levels are ``node_levels`` of the leaves, and start over at ``first``."""
@@ -128,7 +135,7 @@ def _exchange_slices(flat: Tensor, world: World, group: dist.ProcessGroup | None
     """Send slice ``i`` of ``flat (n,)`` to rank ``i``; return the slices received, ``(ranks, ceil(n / ranks))``."""
     ranks = world.world_size if group is None else group.size()
     if short := -len(flat) % ranks:
-        flat = torch.nn.functional.pad(flat, (0, short))
+        flat = pad(flat, (0, short))
     received = torch.empty_like(flat)
     with world.traffic.waiting():
         dist.all_to_all_single(received, flat, group=group)
@@ -140,40 +147,48 @@ def gradients(parameters: Iterable[Tensor]) -> list[Tensor]:
     return [parameter.grad for parameter in parameters if parameter.grad is not None]
 
 
+def pop_flat_gradient(parameters: Collection[Tensor]) -> Tensor:
+    """Copy all ``.grad`` into one tensor ``(n,)``, in the order of the parameters, and drop them."""
+    flat = torch.cat([gradient.flatten() for gradient in gradients(parameters)])
+    for parameter in parameters:
+        parameter.grad = None
+    return flat
+
+
+def set_gradients(parameters: Sequence[Tensor], flat: Tensor) -> None:
+    """Set each ``.grad`` to its part of ``flat``."""
+    for parameter, gradient in zip(parameters, split_like(flat, parameters), strict=True):
+        parameter.grad = gradient
+
+
 def gradient_norm(parameters: Iterable[Tensor], world: World) -> Tensor:
     """L2 norm ``()`` of all gradients, with the same bits for replicated and for row-sharded parameters. Collective.
 
     Squares are summed per row first (a row is on one rank), then over all rows in one fixed order.
     """
     found = gradients(parameters)
-    total = torch.cat([_sharded_row_sums(g) if isinstance(g, DTensor) else _row_sums(g) for g in found])
+    own = [local(gradient) for gradient in found]
+    rows = [square.flatten(1).sum(dim=1) if square.dim() > 1 else square for square in torch._foreach_mul(own, own)]
+    total = torch.cat([_in_place(each, gradient) for each, gradient in zip(rows, found, strict=True)])
     shards = next((g.device_mesh.get_group() for g in found if isinstance(g, DTensor)), None)
     if shards is not None:
         total = world.all_reduce_sum(total, shards)  # a row is zero on all ranks but one, and adding zeros is exact
     return total.sum().sqrt()
 
 
-def _row_sums(gradient: Tensor) -> Tensor:
-    """Sums of squares of each row, ``(rows, ...)`` -> ``(rows,)``."""
-    return gradient.square().reshape(len(gradient), -1).sum(dim=1)
-
-
-def _sharded_row_sums(gradient: DTensor) -> Tensor:
-    """``_row_sums`` of a tensor sharded by rows, ``(rows,)``; zero for the rows of other ranks."""
-    mine = local(gradient)
+def _in_place(own: Tensor, gradient: Tensor) -> Tensor:
+    """Values of this rank's rows among those of all rows, ``(rows,)``; zero for the rows of other ranks."""
+    if not isinstance(gradient, DTensor):
+        return own
     rows = gradient.shape[0]
-    result = mine.new_zeros(rows)
     per_rank = -(-rows // gradient.device_mesh.size())
     start = min(per_rank * gradient.device_mesh.get_local_rank(), rows)
-    if len(mine):
-        result[start : start + len(mine)] = _row_sums(mine)
-    return result
+    return pad(own, (start, rows - start - len(own)))
 
 
-def scale_gradients(parameters: Iterable[Tensor], factor: Tensor) -> None:
-    """Multiply every gradient by a scalar tensor, in place."""
-    for gradient in gradients(parameters):
-        local(gradient).mul_(factor)
+def scale_gradients(parameters: Iterable[Tensor], factor: Tensor | float) -> None:
+    """Multiply every gradient by a number, in place."""
+    torch._foreach_mul_([local(gradient) for gradient in gradients(parameters)], factor)
 
 
 def split_like(flat: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from gfgw_prod.distributed.cells import CellAssignment, Turn
 from gfgw_prod.distributed.checksums import checksum
-from gfgw_prod.distributed.reduction import TreeSum, exchange_nodes, gradients, split_like
+from gfgw_prod.distributed.reduction import TreeSum, exchange_nodes, gradients, pop_flat_gradient, set_gradients
 from gfgw_prod.distributed.world import World
 
 
@@ -39,7 +39,13 @@ class Replicated:
         self._exact = exact
         self._turn: Turn | None = None
         first = assignment.cells_by_rank[world.rank].start
-        self._sums: dict[Tensor, TreeSum] = {p: TreeSum(first) for p in generator.parameters() if p.requires_grad}
+        self._places: dict[Tensor, slice] = {}  # where a parameter's gradient lies in a flat one
+        end = 0
+        for parameter in generator.parameters():
+            if parameter.requires_grad:
+                start, end = end, end + parameter.numel()
+                self._places[parameter] = slice(start, end)
+        self._sum = TreeSum(first)  # of this rank's flat gradients of all turns but the last
         self._totals: list[tuple[list[Tensor], Tensor]] = []  # per bucket: parameters, this rank's slice of their total
         self._checksums: list[Tensor] = []  # one per turn before the last
         self._bucket_checksums: list[Tensor] = []  # of the last turn
@@ -60,22 +66,22 @@ class Replicated:
             self._ddp.reducer._rebuild_buckets()
             self._ddp.reducer.prepare_for_backward([])
         yield
-        if not turn.is_last:
-            self._checksums.append(checksum(gradients(self._sums)))
         if not self._exact:
-            return
-        if turn.counts and not turn.is_last:
-            for parameter, tree in self._sums.items():
-                assert parameter.grad is not None
-                tree.push(parameter.grad, donate=True)
-        self.module.zero_grad(set_to_none=True)  # the trees hold the sums
+            if not turn.is_last:
+                self._checksums.append(checksum(gradients(self._places)))
+        elif turn.is_last:
+            self.module.zero_grad(set_to_none=True)  # ``finish_step`` sets the total
+        else:
+            flat = pop_flat_gradient(self._places)
+            self._checksums.append(checksum([flat]))
+            if turn.counts:
+                self._sum.push(flat, donate=True)
 
     def finish_step(self) -> list[Tensor]:
         for parameters, total in self._totals:
-            full = self._world.all_gather(total).flatten()
-            for parameter, gradient in zip(parameters, split_like(full, parameters), strict=True):
-                parameter.grad = gradient
+            set_gradients(parameters, self._world.all_gather(total).flatten())
         self._totals.clear()
+        self._sum.pop_nodes()
         checksums = [*self._checksums, torch.stack(self._bucket_checksums).sum()]
         self._checksums, self._bucket_checksums = [], []
         return checksums
@@ -102,12 +108,7 @@ class Replicated:
     def _nodes(self, bucket: dist.GradBucket) -> list[Tensor]:
         """This rank's tree nodes of a bucket's gradients, each flat, ``(n,)``."""
         assert self._turn is not None
-        if self.assignment.turns_per_rank == 1:
-            return [bucket.buffer()] if self._turn.counts else []
-        by_parameter = []
-        for parameter, gradient in zip(bucket.parameters(), bucket.gradients(), strict=True):
-            tree = self._sums[parameter]
-            if self._turn.counts:
-                tree.push(gradient)
-            by_parameter.append(tree.pop_nodes())
-        return [torch.cat([part.flatten() for part in parts]) for parts in zip(*by_parameter, strict=True)]
+        tree = self._sum.restricted(lambda flat: torch.cat([flat[self._places[p]] for p in bucket.parameters()]))
+        if self._turn.counts:
+            tree.push(bucket.buffer(), donate=True)
+        return tree.pop_nodes()

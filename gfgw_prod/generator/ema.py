@@ -24,8 +24,9 @@ class Ema:
     @torch.no_grad()
     def update(self, decay: float) -> None:
         """Set ``ema <- decay * ema + (1 - decay) * weights``."""
-        for name, parameter in self._module.named_parameters():
-            local(self.tensors[name]).lerp_(local(parameter), 1 - decay)
+        weights = dict(self._module.named_parameters())
+        averages = [local(self.tensors[name]) for name in weights]
+        torch._foreach_lerp_(averages, [local(each) for each in weights.values()], 1 - decay)
 
     @contextmanager
     def applied(self) -> Iterator[nn.Module]:

@@ -6,11 +6,14 @@ Weights, summed gradients and averages stay float32.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from gfgw_prod.distributed.arithmetic import tf32
 from gfgw_prod.distributed.reduction import scale_gradients
@@ -21,6 +24,44 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 FIRST_SCALE, LEAST_SCALE, MOST_SCALE = 2.0**16, 1.0, 2.0**24
 GROWS_AFTER = 2000  # steps without an overflow
 NEWEST_TO_COMPILE = (3, 14) if torch.__version__ >= "2.10" else (3, 13)  # Python that this torch compiles for
+
+
+class _Cast(torch.autograd.Function):
+    """Casts tensors, and their gradients back; on a GPU in one launch, where a cast of each would take hundreds."""
+
+    @staticmethod
+    def forward(ctx: Any, dtype: torch.dtype, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.dtype = tensors[0].dtype
+        return _cast(tensors, dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        return None, *_cast(gradients, ctx.dtype)
+
+
+def _cast(tensors: tuple[Tensor, ...], dtype: torch.dtype) -> tuple[Tensor, ...]:
+    result = tuple(torch.empty_like(tensor, dtype=dtype) for tensor in tensors)
+    torch._foreach_copy_(result, tensors)
+    return result
+
+
+def _weights_by_block(networks: Iterable[nn.Module]) -> list[Sequence[tuple[nn.Module, str, Tensor]]]:
+    """Layers whose weights autocast casts, with the names and weights; those of one parent together.
+
+    The gradients of a block are ready early in the backward pass, so that DDP can send them during its rest.
+    """
+    groups: list[Sequence[tuple[nn.Module, str, Tensor]]] = [
+        [
+            (layer, name, weight)
+            for layer in parent.children()
+            if isinstance(layer, nn.Linear | nn.Conv2d)
+            for name, weight in layer.named_parameters(recurse=False)
+            if not isinstance(weight, DTensor)
+        ]
+        for network in networks
+        for parent in network.modules()
+    ]
+    return [group for group in groups if group]
 
 
 class Precision:
@@ -44,7 +85,7 @@ class Precision:
         return float(self._state[0])
 
     def autocast(self) -> AbstractContextManager[object]:
-        """Context of one pass. Casts of weights are not cached: a pass uses each once."""
+        """Context of one pass. Casts of weights are not cached: a pass uses each once (see ``cast_weights``)."""
         if self._tf32:
             return tf32()
         enabled = self._dtype is not None
@@ -55,10 +96,28 @@ class Precision:
         with tf32() if self._tf32 else nullcontext():
             (loss * (weight * self.scale)).backward()
 
+    @contextmanager
+    def cast_weights(self, *networks: nn.Module) -> Iterator[None]:
+        """Cast once, for all passes made inside the body, the weights that autocast would cast in each of them.
+
+        Layers use the casts in place of their parameters, which remain what ``parameters()`` returns and what gradients
+        are added to. FSDP has whole weights during a pass only; autocast casts those.
+        """
+        groups = _weights_by_block(networks) if self._dtype is not None else []
+        for group in groups:
+            casts = _Cast.apply(self._dtype, *(weight for _, _, weight in group))  # type: ignore[no-untyped-call]
+            for (layer, name, _), cast in zip(group, casts, strict=True):
+                vars(layer)[name] = cast  # found before the parameter
+        try:
+            yield
+        finally:
+            for layer, name, _ in chain.from_iterable(groups):
+                del vars(layer)[name]
+
     def unscale(self, parameters: Iterable[Tensor]) -> None:
         """Divide the gradients of a backward pass by the scale."""
         if self._scaled:
-            scale_gradients(parameters, 1 / self._state[0].float())
+            scale_gradients(parameters, 1 / self.scale)
 
     def tensors(self) -> dict[str, Tensor]:
         """What a checkpoint must hold."""

@@ -63,10 +63,11 @@ class TrainingStep:
         """
         self.clock.begin()
         inputs = self._draw(step, rows)
-        samples = self._generate(inputs)
-        features = torch.stack([each.features for each in samples])
-        match, finite = self._match(inputs, features)
-        losses = self._regress(inputs, samples, match)
+        with self.precision.cast_weights(self.parallel.module, *self.objective.frozen):
+            samples = self._generate(inputs)
+            features = torch.stack([each.features for each in samples])
+            match, finite = self._match(inputs, features)
+            losses = self._regress(inputs, samples, match)
         gradient_checksums, norm = self._reduce()
         return StepResult(
             step=step,
