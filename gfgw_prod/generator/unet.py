@@ -49,12 +49,25 @@ class Conv2d(nn.Conv2d):
         _initialise(self.weight, self.bias, self.in_channels * area + self.out_channels * area, self.scale)
 
 
-def group_norm(channels: int) -> nn.GroupNorm:
-    """Create a GroupNorm with at most 32 groups, of at least 4 channels where possible."""
-    groups = min(32, max(channels // 4, 1))
-    while channels % groups:
-        groups -= 1
-    return nn.GroupNorm(groups, channels, eps=1e-6)
+class GroupNorm(nn.GroupNorm):
+    """GroupNorm with at most 32 groups, of at least 4 channels where possible.
+
+    Its result has the type of its input, with sums in float32, as on a CPU and in EDM's own code. On a GPU, autocast
+    would store input and result in float32.
+    """
+
+    def __init__(self, channels: int):
+        groups = min(32, max(channels // 4, 1))
+        while channels % groups:
+            groups -= 1
+        super().__init__(groups, channels, eps=1e-6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.device.type == "cpu":
+            return super().forward(x)
+        with torch.autocast(x.device.type, enabled=False):
+            # Unlike a CPU's, a GPU's kernel takes weights of the input's type only.
+            return F.group_norm(x, self.num_groups, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
 
 
 class PositionalEmbedding(nn.Module):
@@ -103,17 +116,17 @@ class UNetBlock(nn.Module):
     ):
         super().__init__()
         self.dropout = dropout
-        self.norm0 = group_norm(in_channels)
+        self.norm0 = GroupNorm(in_channels)
         self.conv0 = Conv2d(in_channels, out_channels, 3)
         self.affine = Linear(emb_channels, out_channels)
-        self.norm1 = group_norm(out_channels)
+        self.norm1 = GroupNorm(out_channels)
         self.conv1 = Conv2d(out_channels, out_channels, 3, scale=1e-5)
         self.resample = Resample(resample) if resample else None
         skips = resample or in_channels != out_channels
         self.skip = Conv2d(in_channels, out_channels, 1) if skips else None
-        self.norm2: nn.GroupNorm | None = None
+        self.norm2: GroupNorm | None = None
         if attention:
-            self.norm2 = group_norm(out_channels)
+            self.norm2 = GroupNorm(out_channels)
             self.qkv = Conv2d(out_channels, out_channels * 3, 1, scale=math.sqrt(0.2))
             self.proj = Conv2d(out_channels, out_channels, 1, scale=1e-5)
 
@@ -218,7 +231,7 @@ class SongUNet(nn.Module):
                 c_in = channels + skips.pop()
                 self.dec[f"{side}x{side}_block{index}"] = block(c_in, model_channels * mult, side, attention=attention)
                 channels = model_channels * mult
-        self.dec[f"{resolution}x{resolution}_aux_norm"] = group_norm(channels)
+        self.dec[f"{resolution}x{resolution}_aux_norm"] = GroupNorm(channels)
         self.dec[f"{resolution}x{resolution}_aux_conv"] = Conv2d(channels, image_channels, 3, scale=1e-5)
 
     def forward(self, x: Tensor, c_noise: Tensor, labels: Tensor | None = None) -> Tensor:

@@ -17,12 +17,15 @@ from torch.distributed.tensor import DTensor
 
 from gfgw_prod.distributed.arithmetic import tf32
 from gfgw_prod.distributed.reduction import scale_gradients
+from gfgw_prod.generator import unet
 from gfgw_prod.process.exit_codes import UserError
 from gfgw_prod.settings.training import PrecisionName
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 FIRST_SCALE, LEAST_SCALE, MOST_SCALE = 2.0**16, 1.0, 2.0**24
 GROWS_AFTER = 2000  # steps without an overflow
+# What autocast casts the weights of. Other layers may compute with theirs first.
+CAST_LAYERS: set[type[nn.Module]] = {nn.Linear, nn.Conv2d, unet.Linear, unet.Conv2d}
 NEWEST_TO_COMPILE = (3, 14) if torch.__version__ >= "2.10" else (3, 13)  # Python that this torch compiles for
 
 
@@ -45,8 +48,10 @@ def _cast(tensors: tuple[Tensor, ...], dtype: torch.dtype) -> tuple[Tensor, ...]
     return result
 
 
-def _weights_by_block(networks: Iterable[nn.Module]) -> list[Sequence[tuple[nn.Module, str, Tensor]]]:
-    """Layers whose weights autocast casts, with the names and weights; those of one parent together.
+def _weights_by_block(
+    networks: Iterable[nn.Module], kinds: set[type[nn.Module]]
+) -> list[Sequence[tuple[nn.Module, str, Tensor]]]:
+    """Layers of these kinds, with the names and values of their weights; those of one parent together.
 
     The gradients of a block are ready early in the backward pass, so that DDP can send them during its rest.
     """
@@ -54,7 +59,7 @@ def _weights_by_block(networks: Iterable[nn.Module]) -> list[Sequence[tuple[nn.M
         [
             (layer, name, weight)
             for layer in parent.children()
-            if isinstance(layer, nn.Linear | nn.Conv2d)
+            if type(layer) in kinds
             for name, weight in layer.named_parameters(recurse=False)
             if not isinstance(weight, DTensor)
         ]
@@ -98,12 +103,13 @@ class Precision:
 
     @contextmanager
     def cast_weights(self, *networks: nn.Module) -> Iterator[None]:
-        """Cast once, for all passes made inside the body, the weights that autocast would cast in each of them.
+        """Cast once, for all passes made inside the body, the weights that would be cast in each of them.
 
         Layers use the casts in place of their parameters, which remain what ``parameters()`` returns and what gradients
         are added to. FSDP has whole weights during a pass only; autocast casts those.
         """
-        groups = _weights_by_block(networks) if self._dtype is not None else []
+        kinds = CAST_LAYERS if self._device.type == "cpu" else {*CAST_LAYERS, unet.GroupNorm}
+        groups = _weights_by_block(networks, kinds) if self._dtype is not None else []
         for group in groups:
             casts = _Cast.apply(self._dtype, *(weight for _, _, weight in group))  # type: ignore[no-untyped-call]
             for (layer, name, _), cast in zip(group, casts, strict=True):
@@ -112,7 +118,7 @@ class Precision:
             yield
         finally:
             for layer, name, _ in chain.from_iterable(groups):
-                del vars(layer)[name]
+                vars(layer).pop(name, None)  # two parents may share a layer
 
     def unscale(self, parameters: Iterable[Tensor]) -> None:
         """Divide the gradients of a backward pass by the scale."""

@@ -7,7 +7,15 @@ import torch
 from torch import Tensor, nn
 
 from gfgw_prod.distributed.cells import CellAssignment
-from gfgw_prod.distributed.reduction import TreeSum, gradient_norm, node_levels, scale_gradients, split_like
+from gfgw_prod.distributed.reduction import (
+    TreeSum,
+    gradient_norm,
+    node_levels,
+    pop_flat_gradient,
+    scale_gradients,
+    set_gradients,
+    split_like,
+)
 from gfgw_prod.distributed.world import World
 
 
@@ -87,6 +95,16 @@ def test_pushed_tensor_may_be_overwritten() -> None:
     assert torch.equal(total.pop_total(), torch.full((3,), 2.0))
 
 
+def test_part_of_a_sum_is_the_sum_of_parts_and_leaves_the_sum_as_it_was() -> None:
+    whole = TreeSum()
+    for leaf in leaves(6):
+        whole.push(leaf)
+    part = whole.restricted(lambda flat: flat[10:20].clone())
+    part.push(leaves(7)[6][10:20])
+    assert torch.equal(part.pop_total(), tree([leaf[10:20] for leaf in leaves(7)]))
+    assert torch.equal(whole.pop_total(), tree(leaves(6)))
+
+
 def with_gradients(*shapes: tuple[int, ...]) -> list[nn.Parameter]:
     parameters = [nn.Parameter(torch.zeros(shape)) for shape in shapes]
     for parameter, gradient in zip(parameters, leaves(len(shapes)), strict=True):
@@ -111,6 +129,16 @@ def test_scaled_gradients_have_the_scaled_norm(alone: World) -> None:
     norm = gradient_norm(parameters, alone)
     scale_gradients(parameters, 1 / norm)
     assert float(gradient_norm(parameters, alone)) == pytest.approx(1, rel=1e-5)
+
+
+def test_flat_gradient_is_taken_and_given_back() -> None:
+    parameters = with_gradients((4, 2, 3), (7,), (5, 2))
+    before = [parameter.grad for parameter in parameters]
+    flat = pop_flat_gradient(parameters)
+    assert flat.shape == (24 + 7 + 10,)
+    assert all(parameter.grad is None for parameter in parameters)
+    set_gradients(parameters, flat)
+    assert all(torch.equal(a.grad, b) for a, b in zip(parameters, before, strict=True) if a.grad is not None)
 
 
 def test_split_undoes_flattening_and_drops_padding() -> None:
