@@ -133,7 +133,7 @@ def saved_bytes(
     """Bytes that one cell's forward pass through the generator and the losses' networks saves for the backward pass.
 
     Consumes the networks, which are on the meta device. Weights are not counted, but their copies in another precision
-    are. With autocast this is what a CPU saves; a GPU computes norms in float32 and saves some of their inputs twice.
+    are. With autocast this is what a CPU saves; a GPU computes the extractor's norms in float32.
     """
     own: set[int] = set()
     seen: dict[int, int] = {}
