@@ -108,7 +108,7 @@ class Precision:
         Layers use the casts in place of their parameters, which remain what ``parameters()`` returns and what gradients
         are added to. FSDP has whole weights during a pass only; autocast casts those.
         """
-        kinds = CAST_LAYERS if self._device.type == "cpu" else {*CAST_LAYERS, unet.GroupNorm}
+        kinds = {*CAST_LAYERS, unet.GroupNorm} if self._device.type == "cuda" else CAST_LAYERS
         groups = _weights_by_block(networks, kinds) if self._dtype is not None else []
         for group in groups:
             casts = _Cast.apply(self._dtype, *(weight for _, _, weight in group))  # type: ignore[no-untyped-call]
