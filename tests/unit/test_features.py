@@ -125,6 +125,7 @@ NETWORKS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NETWORKS)
 def test_any_network_of_timm_is_read_from_its_published_file(name: str, tmp_path: Path) -> None:
     side, pool = NETWORKS[name]

@@ -22,6 +22,7 @@ from gfgw_prod.settings.data import DataSettings
 from gfgw_prod.settings.networks import FeatureSettings
 
 SIDE = 64
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
