@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import warnings
@@ -24,7 +25,7 @@ from gfgw_prod.process.exit_codes import FINISHED, UserError
 from gfgw_prod.settings.config import Config
 from gfgw_prod.settings.running import DistributedSettings
 from gfgw_prod.settings.training import PrecisionName
-from gfgw_prod.training.precision import Precision
+from gfgw_prod.training.precision import DTYPES, Precision
 
 FLOAT_BYTES, ID_BYTES = 4, 8
 
@@ -38,7 +39,8 @@ def estimate(config: Config, *, ranks: int, as_json: bool) -> int:
     with torch.device("meta"):
         generator = build_generator(config.generator, shape, classes, config.seed)
         frozen = frozen_networks(config)
-    activations = saved_bytes(generator, frozen, config.train.cell_size, shape, config.train.precision)
+    on_gpu = config.run.device == "cuda"
+    activations = saved_bytes(generator, frozen, config.train.cell_size, shape, config.train.precision, on_gpu=on_gpu)
     parameters = sum(p.numel() for p in generator.parameters())
     dim = feature_dim(config.features, shape)
     assignment = CellAssignment(config.cells, ranks)
@@ -129,12 +131,18 @@ def saved_bytes(
     cell_size: int,
     shape: tuple[int, int, int],
     precision: PrecisionName,
+    *,
+    on_gpu: bool = False,
 ) -> int:
     """Bytes that one cell's forward pass through the generator and the losses' networks saves for the backward pass.
 
     Consumes the networks, which are on the meta device. Weights are not counted, but their copies in another precision
-    are. With autocast this is what a CPU saves; a GPU computes the extractor's norms in float32.
+    are. With ``on_gpu`` the frozen networks' norms save their inputs in float32, as CUDA computes them under autocast.
     """
+    if on_gpu and precision in DTYPES:
+        for module in itertools.chain.from_iterable(network.modules() for network in frozen):
+            if isinstance(module, (nn.GroupNorm, nn.LayerNorm)):
+                module.register_forward_pre_hook(lambda _, inputs: (inputs[0].float(),))
     own: set[int] = set()
     seen: dict[int, int] = {}
     keep: list[Tensor] = []

@@ -5,8 +5,11 @@ The limits are just above what was counted. A change that needs more launches ha
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
+from ..process import runs
 from .steps import counted_step
 
 WAITS = {"training/feed.py:targets copy to the host": 1, "training/checked_step.py:_numbers read": 1}
@@ -25,3 +28,12 @@ def test_step_waits_twice(preset: str, cell: int, most_launches: int) -> None:
     found = counted_step(preset, {"train": {"batch_size": 2 * cell}})
     assert found.total.waits == WAITS
     assert found.launches <= most_launches
+
+
+@pytest.mark.slow
+def test_dry_run_estimates_the_memory() -> None:
+    found = counted_step("cifar10", {"train": {"batch_size": 128}})
+    printed = runs.printed_by("train", "--config", "cifar10", "--train.batch-size", "128", "--dry-run", "--json")
+    estimated = json.loads(printed)["memory_bytes_per_rank"]
+    on_device = sum(size for part, size in estimated.items() if part != "table")
+    assert found.most_bytes == pytest.approx(on_device, rel=0.15)
