@@ -80,6 +80,7 @@ class Stream:
     """A stream of the device."""
 
     device = CUDA
+    stream_id, device_index, device_type = 0, 0, 1
 
     def __init__(self, *_: Any, **__: Any):
         pass
