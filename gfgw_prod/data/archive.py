@@ -52,6 +52,7 @@ def list_archives(path: Path, rules: Rules) -> Listing:
     entries: list[Entry] = []
     members: list[tuple[int, str]] = []
     notes: tuple[str, ...] = ()
+    class_names: tuple[str, ...] = ()
     opened: dict[int, zipfile.ZipFile] = {}
     for number, archive in enumerate(archives):
         prefix = f"{archive.name}:" if path != archive else ""
@@ -62,6 +63,7 @@ def list_archives(path: Path, rules: Rules) -> Listing:
             images = ((name, invalid.get(name)) for name in names if not is_dataset_json(name))
             found = list(labels.entries(images, prefix))
             notes += tuple(prefix + note for note in labels.notes)
+            class_names = class_names or labels.class_names
         except UserError:
             raise
         except (ValueError, OSError, EOFError, RuntimeError, MemoryError, zipfile.BadZipFile) as error:
@@ -72,7 +74,16 @@ def list_archives(path: Path, rules: Rules) -> Listing:
         members += [(number, entry.name.removeprefix(prefix)) for entry in found]
     identity: list[Any] = ["zip", vars(rules), [file_state(archive) for archive in archives]]
     reader = ZipReader(archives, members, rules, opened)
-    return make_listing(entries, reader, peak=rules.peak, num_classes=None, identity=identity, rules=rules, notes=notes)
+    return make_listing(
+        entries,
+        reader,
+        peak=rules.peak,
+        num_classes=None,
+        identity=identity,
+        rules=rules,
+        notes=notes,
+        class_names=class_names,
+    )
 
 
 def _members(file: zipfile.ZipFile) -> tuple[list[str], dict[str, str]]:

@@ -19,6 +19,7 @@ class Labels:
     file: str | None  # the dataset.json, if there is one
     by_name: dict[str, int | str] | None  # class id, or why the label is invalid; None: the file holds no labels
     notes: tuple[str, ...]  # lines that the user should read
+    class_names: tuple[str, ...] = ()  # by class id, as `gfgw sample` writes them
 
     def entries(self, images: Iterable[tuple[str, str | None]], prefix: str = "") -> Iterator[Entry]:
         """Entries of images (path, why invalid) in their order, then labels without an image, with a prefix."""
@@ -60,7 +61,8 @@ def read_labels(paths: Sequence[str], read: Callable[[str], bytes]) -> Labels:
         return Labels(root, None, None, notes)
     file = max(at_top)  # lower case first
     try:
-        return Labels(root, file, parse_labels(read(file)), notes)
+        content = read(file)
+        return Labels(root, file, parse_labels(content), notes, _class_names(content))
     except ValueError as error:
         raise ValueError(f"{file} {error}") from None
 
@@ -87,3 +89,9 @@ def parse_labels(content: bytes) -> dict[str, int | str] | None:
         else:
             labels[name] = label
     return labels
+
+
+def _class_names(content: bytes) -> tuple[str, ...]:
+    """Names of the classes, which only files of ``gfgw sample`` hold."""
+    names = json.loads(content).get("class_names")
+    return tuple(names) if isinstance(names, list) and all(isinstance(name, str) for name in names) else ()

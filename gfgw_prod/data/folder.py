@@ -75,7 +75,7 @@ def list_folder(directory: Path, rules: Rules) -> Listing:
         identity=identity,
         rules=rules,
         notes=labels.notes,
-        class_names=folders,
+        class_names=folders or labels.class_names,
     )
 
 

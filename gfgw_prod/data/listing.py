@@ -99,7 +99,8 @@ def make_listing(
     if not labelled:
         notes = ("the source has no labels: all images are of class 0", *notes)
     decoding = asdict(rules) if rules else None
-    return Listing(names, ids, classes, peak, reader, invalid, digest.hexdigest(), decoding, notes, tuple(class_names))
+    names_of_classes = tuple(class_names) if len(class_names) == classes else ()
+    return Listing(names, ids, classes, peak, reader, invalid, digest.hexdigest(), decoding, notes, names_of_classes)
 
 
 def is_hidden(name: str) -> bool:

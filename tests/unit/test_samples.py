@@ -4,6 +4,7 @@ import itertools
 import json
 import resource
 import time
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -263,3 +264,10 @@ def test_names_of_classes_stand_in_the_labels_of_samples(tmp_path: Path) -> None
     writer.close()
     content = json.loads((tmp_path / "dataset.json").read_text())
     assert content == {"labels": [["000000.png", 1], ["000001.png", 0]], "class_names": ["cats", "dogs"]}
+    assert load_table(DataSettings(source="folder", path=tmp_path)).class_names == ("cats", "dogs")
+    with zipfile.ZipFile(tmp_path / "samples.zip", "w") as archive:
+        for name in ("000000.png", "000001.png", "dataset.json"):
+            archive.write(tmp_path / name, name)
+    assert load_table(DataSettings(source="zip", path=tmp_path / "samples.zip")).class_names == ("cats", "dogs")
+    (tmp_path / "dataset.json").write_text(json.dumps({**content, "class_names": ["cats"]}))  # too few
+    assert load_table(DataSettings(source="folder", path=tmp_path)).class_names == ()
