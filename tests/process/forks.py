@@ -15,6 +15,7 @@ from typing import Any
 from gfgw_prod.launcher.forks import adopting
 
 ROOT = Path(__file__).parents[2]
+ONE_AT_A_TIME = threading.Lock()  # this process adopts as a whole
 # What a run imports until its first step. DDP imports torch._dynamo, which takes a second.
 RUNS = (
     *("torch._dynamo", "torch.utils.serialization.config", "torch.utils.tensorboard", "PIL.GifImagePlugin"),
@@ -53,24 +54,26 @@ class ForkServer:
 
     Args:
         environment: of the server; what an interpreter or torch reads when it starts cannot differ in a fork.
+        within: command that starts the server, to which its own is added.
     """
 
-    def __init__(self, modules: Sequence[str], environment: Mapping[str, str]):
+    def __init__(self, modules: Sequence[str], environment: Mapping[str, str], within: Sequence[str] = ()):
         self._socket, theirs = socket.socketpair()
-        self._lock = threading.Lock()
-        command = [sys.executable, "-m", f"{__package__}.fork_server", str(theirs.fileno()), *modules]
+        command = [*within, sys.executable, "-m", f"{__package__}.fork_server", str(theirs.fileno()), *modules]
         with theirs:
             self._process = subprocess.Popen(command, cwd=ROOT, env=environment, pass_fds=[theirs.fileno()])
 
     def fork(self, request: dict[str, Any], streams: Sequence[int]) -> int:
         """Fork a process with these standard streams. Returns its id."""
         message = json.dumps(request).encode()
-        with self._lock, adopting():
+        with ONE_AT_A_TIME, adopting():
             socket.send_fds(self._socket, [len(message).to_bytes(8, "little")], streams)
             self._socket.sendall(message)
             answer = self._socket.recv(4)
         assert answer, "the fork server has ended"
-        return int.from_bytes(answer, "little")
+        process = int.from_bytes(answer, "little")
+        os.waitid(os.P_PID, process, os.WEXITED | os.WNOHANG | os.WNOWAIT)  # raises if it is no child of this process
+        return process
 
     def close(self) -> None:
         """End the server; its forks live on."""

@@ -122,7 +122,7 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
 @cache
 def fork_server() -> forks.ForkServer:
     """The server of this process that has imported what a run needs."""
-    return forks.ForkServer(forks.RUNS, environment())
+    return forks.ForkServer(forks.RUNS, environment({"TORCH_CPP_LOG_LEVEL": "FATAL"}))  # as runs say to torch
 
 
 def start(
@@ -132,6 +132,7 @@ def start(
     output: TextIO | None = None,
     *,
     anew: bool = False,
+    server: forks.ForkServer | None = None,
 ) -> subprocess.Popen[str]:
     """Start a process. Its output waits for ``outcome_of``, or goes to a file: an unread pipe fills up.
 
@@ -139,6 +140,7 @@ def start(
 
     Args:
         anew: start an interpreter, as the test is about that, or about variables that it reads.
+        server: to fork from; by default that of this process.
     """
     how: dict[str, Any] = {
         "cwd": cwd,
@@ -147,10 +149,14 @@ def start(
         "stdout": output or subprocess.PIPE,
         "stderr": output or subprocess.PIPE,
     }
-    ours = tuple(command[:2]) == GFGW[:2] and command[2].startswith(("gfgw_prod", "tests."))
-    if anew or not ours or sys.platform != "linux":
+    if anew or not is_ours(command) or sys.platform != "linux":
         return subprocess.Popen(command, text=True, **how)
-    return forks.Forked(fork_server(), command, **how)
+    return forks.Forked(server or fork_server(), command, **how)
+
+
+def is_ours(command: Sequence[str]) -> bool:
+    """Whether a command runs a module of this repository."""
+    return tuple(command[:2]) == GFGW[:2] and command[2].startswith(("gfgw_prod", "tests."))
 
 
 def start_ranks(

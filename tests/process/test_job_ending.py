@@ -46,7 +46,7 @@ class Job:
         launcher = [sys.executable, "-m", "gfgw_prod.launcher", "--nnodes", self.nodes]
         meeting = ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"{address[0]}:{self.port}", "--rdzv-id", "job"]
         # A read of the rendezvous fails after this time; torch takes as long to give up a connection.
-        limits = ["--rdzv-conf", "last_call_timeout=10,read_timeout=10", "--max-restarts", str(self.max_restarts)]
+        limits = ["--rdzv-conf", "last_call_timeout=5,read_timeout=10", "--max-restarts", str(self.max_restarts)]
         limits += ["--nproc-per-node", str(self.ranks)]
         rank = ["--local-addr", address[host], "--no-python", "sh", "-c", self.scripts[host]]
         command = [*launcher, *meeting, *limits, *rank]
@@ -175,7 +175,7 @@ SCENARIOS: list[tuple[Callable[[TwoHosts, Path], Ends], list[int], str]] = [
 @pytest.fixture(scope="module")
 def ends(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Future[Ends]]]:
     """All scenarios at once, on the same two hosts: they mostly wait."""
-    with TwoHosts() as net, ThreadPoolExecutor(len(SCENARIOS)) as pool:
+    with TwoHosts(many_launchers=True) as net, ThreadPoolExecutor(len(SCENARIOS)) as pool:
         yield {
             scenario.__name__: pool.submit(scenario, net, tmp_path_factory.mktemp(scenario.__name__))
             for scenario, _, _ in SCENARIOS

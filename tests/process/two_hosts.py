@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TextIO
 
 from . import runs
+from .forks import ForkServer
 
 PORT = 29400
 CANNOT = "two hosts need root and iproute2" if os.geteuid() or not shutil.which("ip") else ""
@@ -22,9 +23,15 @@ def do(*command: str) -> None:
 
 
 class TwoHosts:
-    """Hosts 0 and 1, by context; host 0 has the rendezvous."""
+    """Hosts 0 and 1, by context; host 0 has the rendezvous.
 
-    def __init__(self) -> None:
+    Args:
+        many_launchers: so many that they are forked.
+    """
+
+    def __init__(self, *, many_launchers: bool = False) -> None:
+        self.many_launchers = many_launchers
+        self.fork_servers: list[ForkServer] = []
         tag = uuid.uuid4().hex[:6]
         self.names = [f"gfgw{tag}a", f"gfgw{tag}b"]
         self.cards = [f"v{tag}a", f"v{tag}b"]
@@ -45,12 +52,17 @@ class TwoHosts:
                 do("ip", "-n", name, "address", "add", f"{address}/24", "dev", card)
                 do("ip", "-n", name, "link", "set", card, "up")
                 do("ip", "-n", name, "link", "set", "lo", "up")
+            for host in (0, 1) if self.many_launchers else ():
+                quiet = runs.environment({"TORCH_CPP_LOG_LEVEL": "ERROR"})  # as the launcher says to torch
+                self.fork_servers.append(ForkServer(["torch.distributed.run"], quiet, self.on(host)))
         except BaseException:
             self.__exit__()
             raise
         return self
 
     def __exit__(self, *_: object) -> None:
+        for server in self.fork_servers:
+            server.close()
         for name in self.names:
             subprocess.run(["ip", "netns", "delete", name], check=False, capture_output=True)
             shutil.rmtree(Path("/etc/netns") / name, ignore_errors=True)
@@ -62,7 +74,10 @@ class TwoHosts:
         extra: Mapping[str, str] | None = None,
         output: TextIO | None = None,
     ) -> subprocess.Popen[str]:
-        """Starts a command on a host, as one of one or two nodes of a job. Its process id is the command's own."""
+        """Starts a command on a host, as one of one or two nodes of a job. Its process id is the command's own.
+
+        A launcher is forked from a process that has imported what it needs, if there is one.
+        """
         node = {
             "NNODES": "1:2",
             "NPROC": "1",
@@ -71,9 +86,15 @@ class TwoHosts:
             "LOCAL_ADDR": self.addresses[host],
             "GLOO_SOCKET_IFNAME": self.cards[host],
         }
+        extra = {**node, **(extra or {})}
+        if self.fork_servers and runs.is_ours(command):
+            return runs.start(command, extra, output=output, server=self.fork_servers[host])
+        return runs.start([*self.on(host), *command], extra, output=output)
+
+    def on(self, host: int) -> list[str]:
+        """The words before a command that runs on a host."""
         named = ["unshare", "--uts", "sh", "-c", f'hostname {self.names[host]}; exec "$@"', "sh"]
-        there = ["ip", "netns", "exec", self.names[host], *named, *command]
-        return runs.start(there, {**node, **(extra or {})}, output=output)
+        return ["ip", "netns", "exec", self.names[host], *named]
 
     def cable(self, state: str) -> None:
         """Sets the cable ``up`` or ``down``."""
