@@ -10,7 +10,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from gfgw_prod.process.exit_codes import CRASH_LOOP, CRASHED, FINISHED, PREEMPTED
+from gfgw_prod.process.exit_codes import CRASH_LOOP, CRASHED, PREEMPTED
 
 from . import copies, runs
 
@@ -62,13 +62,12 @@ def test_run_that_is_preempted_again_and_again_without_progress_goes_on(tmp_path
 def test_run_that_is_preempted_through_any_rank_while_it_starts_goes_on(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     copy = copies.while_encoding(tmp_path, WAITS) | {"NPROC": "2"}
-    for _ in range(2):
-        agent = runs.start(runs.elastic(run_dir, "--resilience.max-no-progress", "1"), copy)
-        encoding(agent, run_dir, rank=1)
-        os.kill(runs.workers_of(agent.pid)[1], signal.SIGTERM)
-        outcome = runs.outcome_of(agent)
-        assert outcome.code == PREEMPTED, outcome.stderr
-        assert counted(run_dir) == {"step": 0, "starts": 0}
+    agent = runs.start(runs.elastic(run_dir), copy)
+    encoding(agent, run_dir, rank=1)
+    os.kill(runs.workers_of(agent.pid)[1], signal.SIGTERM)
+    outcome = runs.outcome_of(agent)
+    assert outcome.code == PREEMPTED, outcome.stderr
+    assert counted(run_dir) == {"step": 0, "starts": 0}
 
 
 def test_crash_of_any_rank_while_it_starts_counts_although_the_launcher_tells_the_others_to_stop(
@@ -87,10 +86,9 @@ def test_crash_of_any_rank_while_it_starts_counts_although_the_launcher_tells_th
 
 def test_start_with_bad_input_is_no_crash_although_rank_0_is_stopped_before_it_can_say_so(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
-    command = runs.elastic(run_dir)
-    assert runs.execute(command, {"NPROC": "2"}).code == FINISHED
+    runs.train(run_dir)
     copy = copies.changed(tmp_path, copies.RUN_CLOSES, before=f"            world.is_main and {WAITS}\n")
-    refused = runs.execute([*command, "--seed", "5"], copy | {"NPROC": "2"})
+    refused = runs.execute(runs.elastic(run_dir, "--seed", "5"), copy | {"NPROC": "2"})
     assert "seed" in refused.complaint
     assert counted(run_dir)["starts"] == 0
 

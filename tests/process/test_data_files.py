@@ -16,7 +16,7 @@ from tests import image_files
 
 from . import runs
 
-STEPS = 50
+STEPS = 20
 KIMG = str(STEPS * runs.SMALL_BATCH / 1000)
 OPTIONS = (*runs.SMALL, "--train.total-kimg", KIMG, "--checkpoint.every-kimg", KIMG)
 GREY = ("--data.grey", "true", "--data.peak", "16")
