@@ -7,6 +7,7 @@ import json
 import math
 import warnings
 from collections.abc import Sequence
+from contextlib import ExitStack
 
 import torch
 from torch import Tensor, nn
@@ -40,12 +41,15 @@ def estimate(config: Config, *, ranks: int, as_json: bool) -> int:
         generator = build_generator(config.generator, shape, classes, config.seed)
         frozen = frozen_networks(config)
     on_gpu = config.run.device == "cuda"
-    activations = saved_bytes(generator, frozen, config.train.cell_size, shape, config.train.precision, on_gpu=on_gpu)
+    shards = ranks_per_copy(config.distributed, ranks)
+    size, precision = config.train.cell_size, config.train.precision
+    activations, casts = saved_bytes(
+        generator, frozen, size, shape, precision, on_gpu=on_gpu, casts_are_shared=shards == 1
+    )
     parameters = sum(p.numel() for p in generator.parameters())
     dim = feature_dim(config.features, shape)
     assignment = CellAssignment(config.cells, ranks)
     kept = min(config.train.kept_passes, assignment.turns_per_rank) if config.train.one_step_share else 0
-    shards = ranks_per_copy(config.distributed, ranks)
     # Weights, gradients, two moments and the EMA, and gradients that wait to be summed.
     state = round((5 + _kept_gradients(assignment, config.distributed, shards)) * parameters / shards)
     block = rows_per_block(rows)
@@ -54,7 +58,8 @@ def estimate(config: Config, *, ranks: int, as_json: bool) -> int:
     memory = {
         "state": state * FLOAT_BYTES,
         "frozen": sum(p.numel() for network in frozen for p in network.parameters()) * FLOAT_BYTES,
-        "activations": activations * max(kept, 1),  # passes kept until they have targets are in memory together
+        # Passes kept until they have targets are in memory together.
+        "activations": activations * max(kept, 1) + casts,
         # Features of each row, the step that last used it as a target, and a persistent potential.
         "bank": held * (dim * FLOAT_BYTES + ID_BYTES + (FLOAT_BYTES if config.transport.dual == "persistent" else 0)),
         # Packed images are mapped into memory, which the system can reclaim. Labels are not.
@@ -133,11 +138,13 @@ def saved_bytes(
     precision: PrecisionName,
     *,
     on_gpu: bool = False,
-) -> int:
+    casts_are_shared: bool = False,
+) -> tuple[int, int]:
     """Bytes that one cell's forward pass through the generator and the losses' networks saves for the backward pass.
 
-    Consumes the networks, which are on the meta device. Weights are not counted, but their copies in another precision
-    are. With ``on_gpu`` the frozen networks' norms save their inputs in float32, as CUDA computes them under autocast.
+    Consumes the networks, which are on the meta device. Weights are not counted. Their copies in another precision are
+    part of the result or, if all passes share them, returned as a second number. With ``on_gpu`` the frozen networks'
+    norms save their inputs in float32, as CUDA computes them under autocast.
     """
     if on_gpu and precision in DTYPES:
         for module in itertools.chain.from_iterable(network.modules() for network in frozen):
@@ -153,20 +160,28 @@ def saved_bytes(
             seen[storage] = tensor.untyped_storage().nbytes()
         return tensor
 
-    autocast, hooks = Precision(precision, torch.device("cpu")).autocast, torch.autograd.graph.saved_tensors_hooks
+    networks, casts = (generator, *frozen), 0
+    hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
+    arithmetic = Precision(precision, torch.device("cpu"))
     # Unlike meta tensors, fake ones support autocast.
-    with FakeTensorMode(allow_non_fake_inputs=True), hooks(pack, lambda tensor: tensor):
-        for network in (generator, *frozen):
+    with FakeTensorMode(allow_non_fake_inputs=True), hooks, ExitStack() as stack:
+        for network in networks:
             network.to_empty(device="cpu")
             own |= {_storage(each) for each in (*network.parameters(), *network.buffers())}
+        if casts_are_shared:
+            stack.enter_context(arithmetic.cast_weights(*networks))
+            layers = itertools.chain.from_iterable(network.modules() for network in networks)
+            shared = [each for layer in layers for each in vars(layer).values() if isinstance(each, Tensor)]
+            own |= {_storage(each) for each in shared}
+            casts = sum(each.nbytes for each in shared)
         labels = torch.zeros(cell_size, dtype=torch.long)
-        with autocast():
+        with arithmetic.autocast():
             images = generator(torch.zeros(cell_size, *shape), torch.ones(cell_size), labels)
         for network in frozen:
             against = [torch.zeros_like(images)] if isinstance(network, PerceptualLoss) else []
-            with autocast():
+            with arithmetic.autocast():
                 network(images, *against)
-    return sum(seen.values())
+    return sum(seen.values()), casts
 
 
 def _storage(tensor: Tensor) -> int:
