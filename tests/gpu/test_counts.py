@@ -16,16 +16,16 @@ WAITS = {"training/feed.py:targets copy to the host": 1, "training/checked_step.
 
 
 @pytest.mark.parametrize(
-    ("preset", "cell", "most_launches"),
+    ("preset", "most_launches"),
     [
-        ("digits", 64, 2_100),
-        pytest.param("cifar10", 32, 15_500, marks=pytest.mark.slow),
-        pytest.param("seed_report", 32, 37_000, marks=pytest.mark.slow),
-        pytest.param("imagenet64", 32, 25_000, marks=pytest.mark.slow),
+        ("digits", 1_500),
+        pytest.param("cifar10", 5_600, marks=pytest.mark.slow),
+        pytest.param("seed_report", 9_000, marks=pytest.mark.slow),
+        pytest.param("imagenet64", 8_000, marks=pytest.mark.slow),
     ],
 )
-def test_step_waits_twice(preset: str, cell: int, most_launches: int) -> None:
-    found = counted_step(preset, {"train": {"batch_size": 2 * cell}})
+def test_step_waits_twice(preset: str, most_launches: int) -> None:
+    found = counted_step(preset, {"train": {"batch_size": 64, "cell_size": 32}})
     assert found.total.waits == WAITS
     assert found.launches <= most_launches
 
