@@ -133,8 +133,11 @@ class ExitCodeAgent(LocalElasticAgent):
         if self.job_code.set(FINISHED) == FINISHED:
             super()._exit_barrier()  # type: ignore[no-untyped-call]
 
-    def _shutdown(self, death_sig: signal.Signals = signal.SIGTERM) -> None:
-        """Override: resume workers that were just stopped, and give all of them `grace_seconds` to save."""
+    def _shutdown(self, death_sig: signal.Signals = signal.SIGTERM, **_: Any) -> None:
+        """Override: resume workers that were just stopped, and give all of them `grace_seconds` to save.
+
+        Newer torch passes a timeout of its own.
+        """
         signalled = stop_signal_in(sys.exception()) is not None
         if signalled:
             codes = self._exit_codes()
