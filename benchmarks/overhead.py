@@ -60,7 +60,7 @@ class FullSize:
         node = Node(self.config.telemetry, Health(600, lambda: 0.0), is_first=True)
         self.reporter = Reporter(self.config, self.world, Startup(), node)
         (directory / "run").mkdir()
-        self.reporter.open(0, None, damaged=0)
+        self.reporter.open(0, {}, damaged=0)
         options = {"audit_every_steps": 0, "hosts": ["here"], "log": print}
         self.checked = CheckedStep(self.training, NumberGuard(self.config.resilience), self.world, **options)
         self.reporter.begin(0, self.training, self.checked)

@@ -1,8 +1,8 @@
 """Time from SIGKILL of a rank to the next new optimisation step, compared with a cold start. Digits, two ranks.
 
-A new step is one that was not done before the kill. Steps since the last checkpoint are repeated first. Each run gives
-both times, split into the phases that it reports: `launcher` is the agent's part, `noticed` the time until the agent
-saw that the rank was gone.
+A new step is one that was not done before the kill. If all ranks restart, steps since the last checkpoint are repeated
+first; if the rank is replaced in place, none is. Each run gives the time of its start and of its recovery, split into
+the phases that it reports: `launcher` is the agent's part, `noticed` the time until the agent saw the loss.
 """
 
 from __future__ import annotations
@@ -61,12 +61,13 @@ def phases_of(record: dict[str, Any]) -> dict[str, float]:
     return {tag.removeprefix("startup/"): value for tag, value in record.items() if tag.startswith("startup/")}
 
 
-def measure(run_dir: Path, steps_lost: int) -> tuple[dict[str, float], dict[str, float]]:
+def measure(run_dir: Path, steps_lost: int, in_place: bool) -> tuple[dict[str, float], dict[str, float]]:
     """Start a run, kill a rank, and stop the run once it has recovered. Returns both times by phase."""
     command = ["bash", "launch/elastic.sh", "--config", "configs/digits.yaml", "--run.dir", str(run_dir)]
     command += ["--telemetry.progress", "off", "--telemetry.samples-every-kimg", "1000"]
     command += ["--telemetry.log-every-kimg", str(STEP_KIMG)]
     command += ["--checkpoint.every-kimg", str(CHECKPOINT_STEPS * STEP_KIMG)]
+    command += ["--resilience.in-place", str(in_place).lower()]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHON": sys.executable, "NPROC": "2"}
     started = time.time()
     quiet = subprocess.DEVNULL
@@ -92,21 +93,23 @@ def measure(run_dir: Path, steps_lost: int) -> tuple[dict[str, float], dict[str,
 
 
 def main() -> None:
-    found: dict[str, list[dict[str, float]]] = {"cold start": [], "recovery": []}
+    found: dict[str, list[dict[str, float]]] = {"cold start": [], "restart": [], "in place": []}
     with tempfile.TemporaryDirectory() as scratch:
         for repeat in range(REPEATS):
             # The kills range from just after a checkpoint to just before the next.
             lost = 1 + repeat * (CHECKPOINT_STEPS - 2) // max(REPEATS - 1, 1)
-            for name, parts in zip(found, measure(Path(scratch) / str(repeat), lost), strict=True):
+            cold, restart = measure(Path(scratch) / f"{repeat}-restart", lost, in_place=False)
+            _, replaced = measure(Path(scratch) / f"{repeat}-in-place", lost, in_place=True)
+            for name, parts in zip(found, (cold, restart, replaced), strict=True):
                 found[name].append(parts)
                 shown = ", ".join(f"{part} {parts[part]:.2f}" for part in PHASES if part in parts)
                 print(f"{name:<12}{sum(parts.values()):>7.2f} s: {shown}", flush=True)
-    print(f"\nmedians of {REPEATS}{'cold start':>24}{'recovery':>12}   seconds")
+    print(f"\n{f'medians of {REPEATS}':<16}" + "".join(f"{name:>12}" for name in found) + "   seconds")
     for part in PHASES:
-        cells = [statistics.median(each.get(part, 0.0) for each in runs) for runs in found.values()]
-        print(f"{part:<16}{cells[0]:>19.2f}{cells[1]:>12.2f}")
+        cells = (statistics.median(each.get(part, 0.0) for each in runs) for runs in found.values())
+        print(f"{part:<16}" + "".join(f"{cell:>12.2f}" for cell in cells))
     totals = {name: [sum(each.values()) for each in runs] for name, runs in found.items()}
-    cold, recovery = (statistics.median(each) for each in totals.values())
-    pairs = [after / before for before, after in zip(totals["cold start"], totals["recovery"], strict=True)]
-    print(f"{'total':<16}{cold:>19.2f}{recovery:>12.2f}   ratio {statistics.median(pairs):.2f}, by run", end="")
-    print(f" {min(pairs):.2f} to {max(pairs):.2f}")
+    print(f"{'total':<16}" + "".join(f"{statistics.median(each):>12.2f}" for each in totals.values()))
+    for name in ("restart", "in place"):
+        ratios = [after / before for before, after in zip(totals["cold start"], totals[name], strict=True)]
+        print(f"{name} over cold start: {statistics.median(ratios):.2f}, by run {min(ratios):.2f} to {max(ratios):.2f}")

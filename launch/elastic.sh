@@ -25,7 +25,7 @@
 #   RDZV_TIMEOUT       seconds to wait for MIN nodes, or for the rendezvous host               [600]
 #   RDZV_LAST_CALL     seconds to wait for more nodes, up to MAX, once MIN have come           [30]
 #   LOCAL_ADDR         address at which other nodes reach this one            [its host name; one node: localhost]
-#   MAX_RESTARTS       restarts of this node's workers, over the whole job, before it fails    [3]
+#   MAX_RESTARTS       restarts and replacements of this node's ranks, over the whole job, before it fails   [3]
 #                      A node that joins or leaves may cost one too, if the workers of its peers fail over it.
 #   GRACE_SECONDS      seconds between a stop signal and SIGKILL, for all ranks to save        [60]
 #   OMP_NUM_THREADS    OpenMP threads per rank                                                 [1]

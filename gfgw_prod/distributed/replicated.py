@@ -56,6 +56,10 @@ class Replicated:
         self._ddp(*example).sum().backward()
         generator.zero_grad(set_to_none=True)
 
+    def end(self) -> None:
+        """Free DDP, whose C++ part holds this object by its hook. The module stays."""
+        del self._ddp
+
     @contextmanager
     def turn(self, turn: Turn) -> Iterator[None]:
         self._turn = turn

@@ -27,6 +27,7 @@ class RowTable:
     Attributes:
         local: this rank's rows ``start`` to ``end``, ``(end - start, *shape)``; whole blocks, and maybe none.
         most_local: the most rows of any rank, with a padded last block.
+        whole: a copy of all rows, ``(total, *shape)``, if this rank keeps one for a rank that replaces a lost one.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class RowTable:
         self._blocks = blocks
         self._storage = torch.zeros(held, self.block_rows, *shape, dtype=dtype, device=device or world.device)
         self.local = self._storage.flatten(0, 1)[: self.end - self.start]
+        self.whole: Tensor | None = None
 
     @classmethod
     def of(cls, values: Tensor, world: World) -> RowTable:
@@ -87,10 +89,18 @@ class RowTable:
 
     def write(self, ids: Tensor, values: Tensor) -> None:
         """Set rows by global id. Every rank passes all values; equal ids must have equal values."""
+        if self.whole is not None:
+            self.whole[ids.to(self.whole.device)] = values.to(self.whole)
         _, places = self._places(to_device(ids, self.local.device))
         rows = torch.cat([self.local, self.local.new_zeros(1, *self.local.shape[1:])])  # the last takes other ranks'
         rows[places] = values.to(rows.dtype)
         self.local.copy_(rows[:-1])
+
+    def gathered(self, local: Tensor) -> Tensor:
+        """All rows ``(total, ...)`` from each rank's own. Collective."""
+        padded = local.new_zeros(self.most_local, *local.shape[1:])
+        padded[: len(local)] = local
+        return self.world.all_gather(padded).flatten(0, 1)[: self.total]
 
     def _places(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Mask of this rank's ids, and their indices in ``local``; other ranks' ids get the index past the end."""

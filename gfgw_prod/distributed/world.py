@@ -7,7 +7,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
 from gfgw_prod.distributed.arithmetic import set_arithmetic
+from gfgw_prod.distributed.lost_group import connections
 from gfgw_prod.distributed.torchrun import RankEnvironment, rank_environment
 from gfgw_prod.process.exit_codes import UserError
 
@@ -65,61 +66,79 @@ class World:
     traffic: Traffic = field(default_factory=Traffic, compare=False)
 
     @classmethod
-    def start(
-        cls, device: Literal["auto", "cpu", "cuda"], threads: int, timeout_seconds: int, hang_seconds: float = 0.0
-    ) -> World:
-        """Set torch up for deterministic arithmetic and join torchrun's process group, if there is one.
+    def prepared(cls, device: Literal["auto", "cpu", "cuda"], threads: int) -> World:
+        """Set torch up for deterministic arithmetic, for a rank that will ``join`` torchrun's group, if there is one.
+
+        Raises:
+            UserError: if torchrun's environment is malformed, or GPUs are too few.
+        """
+        launched = rank_environment() or RankEnvironment()
+        gpus = 0 if device == "cpu" else torch.cuda.device_count()
+        chosen = choose_device(device, launched, gpus)
+        set_arithmetic(chosen, threads)
+        return cls(launched.rank, launched.world_size, chosen, launched.local_rank, launched.local_world_size)
+
+    def join(self, timeout_seconds: int, hang_seconds: float = 0.0, meeting: dist.Store | None = None) -> None:
+        """Join the other ranks.
 
         Args:
             timeout_seconds: longest wait for other ranks in a collective.
             hang_seconds: on GPUs that wait is longer than this, so that ranks that hang can write their stacks before
                 NCCL ends them.
+            meeting: a store where they meet that no group has used; by default torchrun's.
 
         Raises:
-            UserError: if torchrun's environment is malformed, GPUs are too few, or only some nodes have any.
+            UserError: if only some nodes have GPUs.
         """
-        launched = rank_environment()
-        gpus = 0 if device == "cpu" else torch.cuda.device_count()
-        chosen = choose_device(device, launched or RankEnvironment(), gpus)
-        set_arithmetic(chosen, threads)
-        if launched is None:
-            return cls(0, 1, chosen)
-        with _silent_output():
-            on_gpu = chosen.type == "cuda"
+        if rank_environment() is None:
+            return
+        with _silent_output(), connections.noted():
+            on_gpu = self.device.type == "cuda"
             timeout = timedelta(seconds=max(timeout_seconds, (hang_seconds + STACKS_SECONDS) if on_gpu else 0))
-            store, rank, world_size = next(rendezvous("env://", timeout=timeout))
-            store.set_timeout(timeout)
-            # A second group in one process must not find the addresses of the first.
-            store = dist.PrefixStore(f"world-{next(_joined)}", store)
-            require_same_device_type(store, rank, world_size, chosen)
+            if meeting is None:
+                store, _, _ = next(rendezvous("env://", timeout=timeout))
+                # A second group in one process must not find the addresses of the first.
+                meeting = dist.PrefixStore(f"world-{next(_joined)}", store)
+            meeting.set_timeout(timeout)
+            require_same_device_type(meeting, self.rank, self.world_size, self.device)
             # With its device, NCCL connects at once, and says here what is wrong.
             dist.init_process_group(
                 "nccl" if on_gpu else "gloo",
                 timeout=timeout,
-                store=store,
-                rank=rank,
-                world_size=world_size,
-                device_id=chosen if on_gpu else None,
+                store=meeting,
+                rank=self.rank,
+                world_size=self.world_size,
+                device_id=self.device if on_gpu else None,
             )
-        return cls(launched.rank, launched.world_size, chosen, launched.local_rank, launched.local_world_size)
+
+    @classmethod
+    def start(cls, device: Literal["auto", "cpu", "cuda"], threads: int, timeout_seconds: int) -> World:
+        """Set torch up, and join the other ranks: ``prepared`` and ``join``."""
+        world = cls.prepared(device, threads)
+        world.join(timeout_seconds)
+        return world
 
     @classmethod
     @contextmanager
-    def joined(
-        cls, device: Literal["auto", "cpu", "cuda"], threads: int, timeout_seconds: int, hang_seconds: float = 0.0
-    ) -> Iterator[World]:
-        """Start as ``start`` does, and leave the process group after the body or a ``UserError``.
+    def joined(cls, device: Literal["auto", "cpu", "cuda"], threads: int, timeout_seconds: int) -> Iterator[World]:
+        """Start as ``start`` does, and leave at the end as ``leaving`` does."""
+        world = cls.start(device, threads, timeout_seconds)
+        with world.leaving():
+            yield world
+
+    @contextmanager
+    def leaving(self) -> Iterator[None]:
+        """Leave the process group after the body or a ``UserError``.
 
         After any other error the group stays until the process ends: if this rank left it before it had written its
         error, its peers would fail, and the launcher would kill this rank.
         """
-        world = cls.start(device, threads, timeout_seconds, hang_seconds)
         try:
-            yield world
+            yield
         except UserError:  # all ranks raise it
-            world.stop()
+            self.stop()
             raise
-        world.stop()
+        self.stop()
 
     @property
     def is_main(self) -> bool:
@@ -142,7 +161,7 @@ class World:
         """Create a gloo group of all ranks for a background thread; ``None`` with one rank. Collective."""
         if self.world_size == 1:
             return None
-        with _silent_output():
+        with _silent_output(), connections.noted():
             group: dist.ProcessGroup = dist.new_group(backend="gloo", timeout=timeout)
         return group
 
@@ -154,7 +173,7 @@ class World:
         if self.device.type == "cuda" or dist.get_debug_level() != dist.DebugLevel.DETAIL:
             return None
         dist.set_debug_level(dist.DebugLevel.INFO)  # type: ignore[call-arg]
-        with _silent_output():
+        with _silent_output(), connections.noted():
             group: dist.ProcessGroup = dist.new_group()
         dist.set_debug_level(dist.DebugLevel.DETAIL)  # type: ignore[call-arg]
         return group
@@ -191,6 +210,12 @@ class World:
             with self.traffic.waiting(value):
                 dist.all_reduce(value, dist.ReduceOp.MAX)
         return value
+
+    def copy_from(self, source: int, tensors: Sequence[Tensor], *, wanted: bool) -> None:
+        """Overwrite tensors in place with those of another rank, if they are wanted here. Collective."""
+        for tensor in tensors:
+            with self.traffic.waiting(tensor):
+                dist.broadcast(tensor if wanted or self.rank == source else torch.empty_like(tensor), source)
 
     def broadcast(self, value: T, group: dist.ProcessGroup | None = None) -> T:
         """Return rank 0's value on all ranks, over a background group if one is given."""

@@ -4,11 +4,8 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from contextlib import nullcontext, suppress
-from pathlib import Path
 from typing import Any
 
 from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec, WorkerState
@@ -20,8 +17,10 @@ from torch.distributed.elastic.rendezvous.api import RendezvousClosedError, Rend
 
 from gfgw_prod.launcher import log
 from gfgw_prod.launcher.forks import ForkServer
+from gfgw_prod.launcher.generations import Generations
 from gfgw_prod.launcher.job_exit_code import JobExitCode
 from gfgw_prod.launcher.torch_changes import stop_signals_deferred
+from gfgw_prod.launcher.workers import SAVE_SECONDS, StoppedWorkers, end_workers, is_stopped
 from gfgw_prod.process import clock, first_report, save_in_flight
 from gfgw_prod.process.exit_codes import BAD_INPUT, CRASH_LOOP, CRASHED, FINISHED, PREEMPTED
 from gfgw_prod.process.restart_causes import RESTART_CAUSE, Cause, of_exit_codes
@@ -29,10 +28,6 @@ from gfgw_prod.process.signals import PREEMPTION, STOP
 
 # Peers of a failed rank lose their connections, perhaps before the failed rank's node has published its exit code.
 JOB_CODE_SECONDS = 5.0
-# A worker that is stopped (SIGSTOP) is killed. A scheduler that resumes a whole job may resume the launcher first.
-STOPPED_SECONDS = 1.0
-LEAVE_SECONDS = 3.0  # for the peers of a crashed rank: more than they need, unless they are stuck in C
-SAVE_SECONDS = 30.0  # for those that save; they give up within 20 s
 
 
 def final_code_of(failed: Iterable[int], stopped: Iterable[int] = ()) -> int | None:
@@ -64,6 +59,7 @@ class ExitCodeAgent(LocalElasticAgent):
         grace_seconds: int,
         restarts_left: int,
         forks: ForkServer | None,
+        generations: Generations,
     ):
         super().__init__(spec, logs_specs, log_line_prefix_template=log_line_prefix_template)
         self.job_code = job_code
@@ -73,8 +69,8 @@ class ExitCodeAgent(LocalElasticAgent):
         self._looked_at = clock.now()
         self._cause: Cause | None = None  # of the next restart, unless nodes come or go
         self._remaining_restarts = restarts_left
-        self._forks = forks
-        self._stopped: Counter[int] = Counter()  # looks in a row at which a worker was found stopped
+        self._forks, self._generations = forks, generations
+        self._stopped = StoppedWorkers()
 
     def run_job(self) -> int:
         """Run the workers to the end of the job. Returns its exit code.
@@ -109,6 +105,7 @@ class ExitCodeAgent(LocalElasticAgent):
         """Override: let one of the new ranks report a final error; no stop signal between two spawns."""
         first_report.allow_one_report()
         save_in_flight.allow_saves()
+        self._generations.begin_round(f"{worker_group.master_addr}:{worker_group.master_port}")
         if self._forks is not None:
             self._forks.wait()
         with stop_signals_deferred():
@@ -124,9 +121,12 @@ class ExitCodeAgent(LocalElasticAgent):
 
     def _restart_workers(self, worker_group: WorkerGroup) -> None:
         """Override: pass on when and why the ranks are restarted."""
+        self._pass_on_cause()
+        super()._restart_workers(worker_group)
+
+    def _pass_on_cause(self) -> None:
         os.environ[clock.LAUNCHED_AT] = str(self._looked_at)
         os.environ[RESTART_CAUSE], self._cause = self._cause or "membership", None
-        super()._restart_workers(worker_group)
 
     def _exit_barrier(self) -> None:
         """Override: do not wait for other nodes when one of them has ended the job."""
@@ -158,34 +158,18 @@ class ExitCodeAgent(LocalElasticAgent):
         super()._shutdown(forwarded)
 
     def _end_workers(self, death_sig: signal.Signals, timeout: float = SAVE_SECONDS) -> None:
-        """Replaces torch's: after a crash, kill those that do not leave at once and are not saving."""
-        crashed = any(code not in (FINISHED, PREEMPTED) for code in self._exit_codes())
-        for handler in self._handlers():
-            if handler.proc.poll() is None:
-                handler.close(death_sig)
-        began = time.monotonic()
-        while running := self._running():
-            passed = time.monotonic() - began
-            if passed > timeout or (crashed and passed > LEAVE_SECONDS and not save_in_flight.is_any_saving()):
-                for worker in running:
-                    worker.kill()
-                    worker.wait()
-            time.sleep(0.01)
-
-    def _kill_stopped(self) -> None:
-        """Kill workers that are stopped: their peers wait for them, and would notice after minutes."""
-        for worker in self._running():
-            self._stopped[worker.pid] = self._stopped[worker.pid] + 1 if is_stopped(worker.pid) else 0
-            if self._stopped[worker.pid] * self._worker_group.spec.monitor_interval >= STOPPED_SECONDS:
-                log(f"process {worker.pid}, a rank of this node, was stopped (SIGSTOP); it is killed")
-                worker.kill()
+        """Replaces torch's."""
+        end_workers(self._handlers(), death_sig, timeout)
 
     def _look_at_workers(self, worker_group: WorkerGroup) -> RunResult:
         self._looked_at = clock.now()  # before torch stops the peers of a failed worker, which it does within
         codes = self._exit_codes()
         if (known := final_code_of((), codes)) is not None:
             self.job_code.set(known)  # before other nodes take the broken connections for a crash
-        self._kill_stopped()
+        for pid in self._stopped.kill(self._running(), worker_group.spec.monitor_interval):
+            log(f"process {pid}, a rank of this node, was stopped (SIGSTOP); it is killed")
+        if any(codes):
+            self._replace_lost(worker_group)
         result: RunResult = super()._monitor_workers(worker_group)
         if result.state == WorkerState.HEALTHY:
             # Another node may have ended the job. The workers' connections may not show that before their timeout.
@@ -195,6 +179,30 @@ class ExitCodeAgent(LocalElasticAgent):
             failed = {rank: preempted_if_killed_early(failure.exitcode) for rank, failure in result.failures.items()}
             return self._judge_failure(result, failed, worker_group)
         return result
+
+    def _replace_lost(self, worker_group: WorkerGroup) -> None:
+        """Start a rank in the place of each that was lost, if the others can go on; else leave it to torch."""
+        lost = {local: code for local, worker in enumerate(self._workers()) if (code := worker.poll()) is not None}
+        if (
+            {*lost.values()} & {FINISHED, BAD_INPUT, CRASH_LOOP, PREEMPTED, *(-stop for stop in PREEMPTION)}
+            or len(lost) == worker_group.workers[0].world_size
+            or not self._remaining_restarts
+            or self.job_code.read() is not None
+            or not self._generations.can_go_on(worker_group.workers[0].world_size)
+        ):
+            return
+        self._cause = of_exit_codes(lost.values())
+        assert isinstance(self._pcontext, SubprocessContext)
+        ranks = {worker_group.workers[local].global_rank: code for local, code in lost.items()}
+        self._log_crash(ranks, "replacement")
+        self._remaining_restarts -= 1
+        self._pass_on_cause()
+        new = self._generations.begin_next()
+        for local in lost:
+            handler = self._pcontext.subprocess_handlers[local]
+            command = (self._pcontext.entrypoint, *self._pcontext.args[local])
+            handler.proc = handler._popen(command, {**os.environ, **self._pcontext.envs[local], **new})
+            worker_group.workers[local].id = handler.proc.pid
 
     def _judge_failure(self, result: RunResult, failed: Mapping[int, int], worker_group: WorkerGroup) -> RunResult:
         """Decide between a restart, the end of the job, and the end that another node has set."""
@@ -260,10 +268,10 @@ class ExitCodeAgent(LocalElasticAgent):
     def _alone(self) -> bool:
         return bool(self._worker_group.group_world_size == 1)
 
-    def _log_crash(self, failed: Mapping[int, int]) -> None:
+    def _log_crash(self, failed: Mapping[int, int], remedy: str = "restart") -> None:
         allowed = self._worker_group.spec.max_restarts
         number = allowed - self._remaining_restarts + 1
-        outlook = f"restart {number} of {allowed}" if number <= allowed else "no restarts left"
+        outlook = f"{remedy} {number} of {allowed}" if number <= allowed else "no restarts left"
         log(f"{describe_failures(failed)}; {outlook}")
 
 
@@ -275,14 +283,6 @@ def stop_signal_in(error: BaseException | None) -> SignalException | None:
     """
     cause = error.__context__ if isinstance(error, UnboundLocalError) else error
     return cause if isinstance(cause, SignalException) else None
-
-
-def is_stopped(process: int) -> bool:
-    """Whether a process is stopped, by SIGSTOP or a scheduler; not by a debugger."""
-    try:
-        return Path(f"/proc/{process}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] == "T"
-    except OSError:  # the process has ended, or this system has no /proc
-        return False
 
 
 def describe_failures(failed: Mapping[int, int]) -> str:

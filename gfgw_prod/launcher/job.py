@@ -26,6 +26,7 @@ from torch.distributed.run import config_from_args, get_args_parser
 from gfgw_prod.launcher import log
 from gfgw_prod.launcher.agent import ExitCodeAgent
 from gfgw_prod.launcher.forks import ForkServer
+from gfgw_prod.launcher.generations import Generations
 from gfgw_prod.launcher.job_exit_code import JobExitCode
 from gfgw_prod.launcher.torch_changes import NoLogFiles, fork_ranks, keep_ports
 from gfgw_prod.process import clock, held_file
@@ -138,7 +139,7 @@ class Node:
         """
         config = self.config
         try:
-            rendezvous, job_code = meet(config)
+            rendezvous, job_code, generations = meet(config)
         except (RendezvousConnectionError, OSError):
             if self.hosting:  # no other node would open it
                 raise
@@ -157,7 +158,7 @@ class Node:
         assert config.logs_specs is not None
         prefix = config.log_line_prefix_template
         agent = ExitCodeAgent(
-            spec, config.logs_specs, prefix, job_code, self.grace_seconds, self.restarts_left, self.forks
+            spec, config.logs_specs, prefix, job_code, self.grace_seconds, self.restarts_left, self.forks, generations
         )
         try:
             code = agent.run_job()
@@ -177,8 +178,8 @@ class Node:
         return code
 
 
-def meet(config: LaunchConfig) -> tuple[DynamicRendezvousHandler, JobExitCode]:
-    """Open the rendezvous, or connect to the node that hosts it. The job's exit code is kept in the same store.
+def meet(config: LaunchConfig) -> tuple[DynamicRendezvousHandler, JobExitCode, Generations]:
+    """Open the rendezvous, or connect to the node that hosts it. The rest of what the nodes share is in its store too.
 
     Raises:
         RendezvousConnectionError: if nobody answers.
@@ -193,7 +194,12 @@ def meet(config: LaunchConfig) -> tuple[DynamicRendezvousHandler, JobExitCode]:
         **config.rdzv_configs,
     )
     backend, store = create_backend(parameters)
-    return create_handler(store, backend, parameters), JobExitCode(store, config.run_id)
+    handler = create_handler(store, backend, parameters)
+    return (
+        handler,
+        JobExitCode(store, config.run_id),
+        Generations(store, address(config.rdzv_endpoint)[0], config.run_id),
+    )
 
 
 def address(endpoint: str) -> tuple[str, int]:

@@ -56,6 +56,7 @@ class Watch:
             with self._lock:
                 file = self._file
                 self._end()
+                before_exit.remove(self._end)
                 if file is not None:
                     file.close()
 

@@ -50,7 +50,12 @@ FREE = PLACES | {
     *("run.device", "run.allow_changes", "train.total_kimg", "train.max_minutes", "train.profile_steps"),
     *("train.kept_passes", "generator.checkpoint_activations"),
     *("distributed.strategy", "distributed.shard_ranks", "distributed.timeout_seconds", "resilience.hang_seconds"),
-    *("resilience.max_no_progress", "resilience.audit_every_steps", "resilience.straggler_ratio"),
+    *(
+        "resilience.max_no_progress",
+        "resilience.audit_every_steps",
+        "resilience.straggler_ratio",
+        "resilience.in_place",
+    ),
 }
 # The data set has a fingerprint: where it lies and how it is read does not matter.
 FREE |= {f"data.{name}" for name in DataSettings.model_fields} - {"data.flip"}

@@ -76,6 +76,15 @@ class StartCounter:
                 if self._counted:
                     self._write(earlier + 1)
 
+    def join(self) -> None:
+        """Take part in a start that is counted already, in the place of a rank that was lost."""
+        with self._lock:
+            if not self._counted:
+                self._step, counted = self._read()
+                self._earlier, self._counted = max(counted - 1, 0), True
+                self._locks.acquire()
+                before_exit.append(self.on_stop_signal)
+
     def uncount(self) -> None:
         """Take this start out of the count: it ends in an orderly way."""
         with self._lock:

@@ -68,6 +68,10 @@ class ResilienceSettings(Section):
     skips_before_rollback: Count = setting(
         5, "skipped steps in a row after which the run returns to a checkpoint; the second time it ends"
     )
+    in_place: Flag = setting(
+        True,
+        "replace a lost rank while the others stay (ddp on CPUs, under the elastic launcher); else all restart",
+    )
     straggler_ratio: Real = setting(
         1.5,
         "ratio of a rank's time per step to the median of all ranks above which it is reported as slow",

@@ -17,11 +17,14 @@ class Startup:
 
     The phase ``launcher`` exists under the elastic launcher only. It begins with the launcher, or for a restart when
     the launcher notices the failure, and ends when this process begins.
+
+    Args:
+        again: whether this process goes on with a new peer; then the phases begin now.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, again: bool = False) -> None:
         self._seconds: dict[Phase, float] = {}
-        self._last, started = clock.now(), clock.process_started()
+        self._last, started = clock.now(), None if again else clock.process_started()
         launched = os.environ.pop(clock.LAUNCHED_AT, None)
         if started is not None:
             if launched is not None:

@@ -6,9 +6,10 @@ import math
 from collections.abc import Callable
 
 import torch
+from torch import nn
 
 from gfgw_prod.data.sources import Table
-from gfgw_prod.distributed.parallel import parallelise
+from gfgw_prod.distributed.parallel import Parallel, parallelise
 from gfgw_prod.distributed.world import World
 from gfgw_prod.features.bank import FeatureBank
 from gfgw_prod.features.bank_cache import BankCache
@@ -27,39 +28,45 @@ from gfgw_prod.transport.matching import Matcher, RowValues
 
 
 def build(
-    config: Config, world: World, table: Table, log: Callable[[str], None], *, fresh: bool = True
+    config: Config,
+    world: World,
+    table: Table,
+    log: Callable[[str], None],
+    *,
+    fresh: bool = True,
+    together: World | None = None,
 ) -> TrainingStep:
     """Build the networks with their first weights, spread over the ranks, and an empty bank. Collective.
 
     Args:
+        together: the ranks that build at the same time, by default all. A rank that builds alone has its part of the
+            tables, and calls ``spread`` when it has joined the others.
         fresh: whether a run begins. A run that resumes takes all weights from its checkpoint and reads no published
             network, which may be gone by then.
 
     Raises:
         UserError: if weights cannot be reached, or settings do not fit the images or each other.
     """
+    together = together or world
     shape, device = table.image_shape, world.device
     precision = Precision(config.train.precision, device)
 
     # Frozen networks.
-    extractor = world.rank0_first(lambda: build_extractor(config.features, shape, log)).to(device)
+    extractor = together.rank0_first(lambda: build_extractor(config.features, shape, log)).to(device)
     perceptual = None
     if config.loss.lpips:
-        perceptual = world.rank0_first(lambda: build_perceptual(config.loss.lpips_trunk, log)).to(device)
-    world.on_all_ranks(lambda: check_scales(config.loss.flow_scales, shape))
+        perceptual = together.rank0_first(lambda: build_perceptual(config.loss.lpips_trunk, log)).to(device)
+    together.on_all_ranks(lambda: check_scales(config.loss.flow_scales, shape))
     objective = Objective(config.loss, extractor, perceptual, precision)
 
     # The generator, its average and its optimiser.
     settings = config.generator if fresh else config.generator.model_copy(update={"pretrained": None})
-    generator = world.rank0_first(lambda: start_generator(settings, shape, table.num_classes, config.seed, log)).to(
+    generator = together.rank0_first(lambda: start_generator(settings, shape, table.num_classes, config.seed, log)).to(
         device
     )
     if config.train.compile:
         compile_networks(generator, UNetBlock, extractor)
-    example = torch.zeros(1, *shape), torch.ones(1), torch.zeros(1, dtype=torch.long)
-    parallel = parallelise(
-        generator, world, config.cells, config.distributed, UNetBlock, tuple(each.to(device) for each in example)
-    )
+    parallel = _parallel(config, together, table, generator)
     optimizer = AdamW(generator, betas=config.optimizer.betas, weight_decay=config.optimizer.weight_decay)
     ema = Ema(generator)
 
@@ -72,8 +79,21 @@ def build(
         seed=config.seed,
         values=RowValues(math.prod(shape), lambda ids: table.rows(ids).flatten(1)),
     )
-    feed = Feed(table, config.data.workers, world)
+    feed = Feed(table, config.data.workers, together)
     return TrainingStep(config, world, table, feed, parallel, objective, matcher, optimizer, ema, precision)
+
+
+def spread(step: TrainingStep) -> None:
+    """Spread the generator over the ranks that this one has joined. Collective."""
+    config, world = step.config, step.world
+    step.parallel = _parallel(config, world, step.table, step.parallel.module)
+    step.feed = Feed(step.table, config.data.workers, world)
+
+
+def _parallel(config: Config, world: World, table: Table, generator: nn.Module) -> Parallel:
+    example = torch.zeros(1, *table.image_shape), torch.ones(1), torch.zeros(1, dtype=torch.long)
+    on_device = tuple(each.to(world.device) for each in example)
+    return parallelise(generator, world, config.cells, config.distributed, UNetBlock, on_device)
 
 
 def encode_bank(

@@ -13,7 +13,6 @@ from typing import Any
 
 from torch import Tensor
 
-from gfgw_prod.checkpoint.reading import Checkpoint
 from gfgw_prod.data.sources import Table
 from gfgw_prod.distributed.world import World
 from gfgw_prod.generator.ema import Ema
@@ -103,39 +102,46 @@ class Reporter:
             self._meter = self._new_meter("encoding the bank", total, "rows of rank 0")
         self._meter.advance_to(rows)
 
-    def introduce(self, step: int, table: Table, parameters: int, resumes: str) -> None:
+    def introduce(self, step: int, table: Table, parameters: int, resumes: str | None) -> None:
         """Log the lines that say what this start is, and append it to the history of the run.
 
         Args:
             step: completed steps.
             parameters: of the generator.
-            resumes: name of the checkpoint that the run resumes from; empty for a new run.
+            resumes: name of the checkpoint that the run resumes from; empty for a new run; ``None`` if the run goes on
+                in place.
         """
         log_times()
         if self.world.is_main:
             self._start = describe_start(self.world, self.hosts, step)
-            for line in first_lines(self.config, self._start, table, parameters, resumes):
+            if resumes is None:
+                self.log(f"a lost rank was replaced; the run goes on after step {step:,}")
+            for line in () if resumes is None else first_lines(self.config, self._start, table, parameters, resumes):
                 self.log(line)
             for line in self.evaluates:
                 self.log(f"evaluation: {line}")
             self.write_file(self.dir / HISTORY, partial(append_to_history, self._start))
 
-    def open(self, step: int, resumed: Checkpoint | None, damaged: int) -> None:
-        """Open the ledger and the sinks, for a run with ``damaged`` quarantined checkpoints."""
+    def open(self, step: int, manifest: Mapping[str, Any], damaged: int) -> None:
+        """Open the ledger and the sinks.
+
+        Args:
+            manifest: of the state that the run goes on from; empty for a new run.
+            damaged: number of quarantined checkpoints.
+        """
         images = step * self.config.train.batch_size
         self._health.set_position(step, images)
         self._node.show_state()
-        self._damaged = damaged
+        self._damaged, self._productive_before = damaged, float(manifest.get(PRODUCTIVE, 0.0))
         if self.world.is_main:
             clear_partials(self.dir)
-            manifest = {} if resumed is None else resumed.manifest
             self._ledger = Ledger(self.dir)
             self._ledger.begin(
                 images,
                 seen=last_recorded_step(self.dir / "stats.jsonl") * self.config.train.batch_size,
                 starting_seconds=self._startup.total,
                 cause=self._cause,
-                productive_seconds=float(manifest.get(PRODUCTIVE, 0.0)),
+                productive_seconds=self._productive_before,
             )
             settings = self.config.model_dump(mode="json")
             self._telemetry = Telemetry.open(
@@ -226,6 +232,10 @@ class Reporter:
         """Draw a grid of samples, write it to a file and record it. Collective."""
         grid = grids.of_samples(ema, self.world)
         self._show(images, "samples", grid, f"samples/kimg-{images / 1000:09.1f}.png", "samples.png")
+
+    def productive_seconds(self) -> float:
+        """Time so far in steps whose result was kept, by this rank's clock."""
+        return self._productive_before + self.own_time.spent
 
     def manifest_facts(self) -> dict[str, Any]:
         """Facts for a checkpoint's manifest, on rank 0: this start, and time so far in steps whose result was kept."""

@@ -23,10 +23,11 @@ from gfgw_prod.distributed.world import World
 from gfgw_prod.features.bank_cache import BankCache
 from gfgw_prod.process.exit_codes import FINISHED, PREEMPTED, UserError
 from gfgw_prod.process.signals import ignore_stop_signals
-from gfgw_prod.process.standard_streams import log_as_json
+from gfgw_prod.process.standard_streams import log, log_as_json
 from gfgw_prod.process.watchdog import watch
 from gfgw_prod.resilience import preemption, same_run
 from gfgw_prod.resilience.bad_numbers import NumberGuard, checkpoint_before_streak, describe_streak
+from gfgw_prod.resilience.membership import Membership
 from gfgw_prod.resilience.starts import StartCounter
 from gfgw_prod.settings import reading, schedule
 from gfgw_prod.settings.config import Config
@@ -37,6 +38,7 @@ from gfgw_prod.telemetry.startup import Startup
 from gfgw_prod.training.building import build, encode_bank
 from gfgw_prod.training.checked_step import CheckedStep
 from gfgw_prod.training.grids import Grids
+from gfgw_prod.training.in_place import Kept, go_on, keep_whole_tables, kept_after
 from gfgw_prod.training.periodic_evaluation import PeriodicEvaluation
 from gfgw_prod.training.profiling import StepProfiler
 from gfgw_prod.training.reporting import Reporter
@@ -53,30 +55,55 @@ def train(config: Config) -> int:
     if config.telemetry.log_format == "json":
         log_as_json(0 if launched is None else launched.rank, str(config.run.dir))
     find_sinks(config.telemetry.sinks)  # before a start that takes long
-    hang_seconds = config.resilience.hang_seconds
-    joined = World.joined(config.run.device, config.run.threads, config.distributed.timeout_seconds, hang_seconds)
-    with joined as world, StartCounter(config.run.dir, config.resilience.max_no_progress, world) as starts:
-        startup.done("rendezvous")
-        run = Run(config, world, starts, startup)
-        try:
-            with watch.over(hang_seconds, run.dir, world.rank):
-                run.resume()
-                if complete := run.loop():
-                    run.finish()
-        except BaseException:
-            run.saver.wait_after_error()
-            raise
-        finally:
-            run.close()
-    return FINISHED if complete else PREEMPTED
+    world = World.prepared(config.run.device, config.run.threads)
+    membership, kept = Membership.offered(config, world), None
+    if membership is not None and membership.is_new:
+        kept = Kept.built_alone(config, world, log if world.is_main else lambda line: None)
+    timeouts = config.distributed.timeout_seconds, config.resilience.hang_seconds
+    world.join(*timeouts, None if kept is None or membership is None else membership.meet())
+    with world.leaving(), StartCounter(config.run.dir, config.resilience.max_no_progress, world) as starts:
+        while True:
+            startup.done("rendezvous")
+            run = Run(config, world, starts, startup, membership, kept)
+            try:
+                with watch.over(config.resilience.hang_seconds, run.dir, world.rank):
+                    run.resume()
+                    if complete := run.loop():
+                        run.finish()
+                return FINISHED if complete else PREEMPTED
+            except BaseException as error:
+                kept = kept_after(error, run)
+                run.saver.wait_after_error()
+                if membership is None or kept is None or run.saver.is_saving():
+                    raise
+            finally:
+                run.close()
+            del run
+            startup = Startup(again=True)
+            membership.rejoin(*timeouts)
 
 
 class Run:
-    """One rank's part of a run. The constructor validates and builds; call ``resume`` before ``loop``."""
+    """One rank's part of a run. The constructor validates and builds; call ``resume`` before ``loop``.
 
-    def __init__(self, config: Config, world: World, starts: StartCounter, startup: Startup):
+    Args:
+        membership: of this rank, if lost ranks are replaced.
+        kept: what this rank has already, if it goes on with a new peer or is one.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        world: World,
+        starts: StartCounter,
+        startup: Startup,
+        membership: Membership | None = None,
+        kept: Kept | None = None,
+    ):
         self.config, self.world, self.dir, self.startup = config, world, config.run.dir, startup
-        self.step = self.first_step = 0  # completed steps, now and when this process started
+        self.membership, self.kept = membership, kept
+        self.step = self.first_step = 0  # completed steps, now and when this process started or took its peers
+        self.holds_state = False  # whether this rank can give the state of ``step`` to another
 
         # Output: health for probes, log lines, metrics.
         self.health = Health(config.resilience.hang_seconds, watch.silence)
@@ -104,20 +131,29 @@ class Run:
         world.on_all_ranks(self.node.listen)
         self.reporter.keep_stacks()
         self.storages = world.on_all_ranks(lambda: open_storages(config.checkpoint, self.dir, make=world.is_main))
-        starts.count(self.storages)
+        if self.kept is None:
+            starts.count(self.storages)
+        else:
+            starts.join()
 
         # Open the data set.
         self.health.enter_phase("starting: reading the data")
-        self.table = open_table(config.data, world, self.reporter.log, config.telemetry.progress)
+        if self.kept is None:
+            self.table = open_table(config.data, world, self.reporter.log, config.telemetry.progress)
+        else:
+            self.table = self.kept.table
         self.grids = Grids(config, self.table)
         startup.done("data")
 
         # Build the networks, and the step with its checks.
         self.health.enter_phase("starting: building the networks")
-        fresh = not has_checkpoints(self.storages, world)
-        self.training = build(config, world, self.table, self.reporter.log, fresh=fresh)
-        held.callback(self.training.feed.close)
-        self.guard = NumberGuard(config.resilience)
+        if self.kept is None:
+            fresh = not has_checkpoints(self.storages, world)
+            self.training = build(config, world, self.table, self.reporter.log, fresh=fresh)
+            self.guard = NumberGuard(config.resilience)
+        else:
+            self.training, self.guard = self.kept.training, self.kept.guard
+        held.callback(self._end_feed)
         self.checked_step = CheckedStep(
             self.training,
             self.guard,
@@ -132,7 +168,8 @@ class Run:
         held.callback(self.saver.close)
 
         # What interrupts training.
-        self.saved_at = self.built_at = time.monotonic()
+        self.saved_at = time.monotonic()
+        self.built_at = self.saved_at if self.kept is None else self.kept.built_at
         self.stop = preemption.StopRequest(
             world, config.distributed.timeout_seconds, self._is_save_overdue, self._is_time_up
         )
@@ -151,7 +188,10 @@ class Run:
         return training_state(self.training, guard=self.guard.tensors())
 
     def resume(self) -> None:
-        """Load the newest good checkpoint of the run; for a new run, encode the bank."""
+        """Load the newest good checkpoint of the run; for a new run, encode the bank. Or go on in place."""
+        if self.kept is not None:
+            go_on(self, self.kept)
+            return
         with self._unwatched("starting: looking for a checkpoint"):
             found = newest_good(self.storages, self.world, self.reporter.log, progress=self.config.telemetry.progress)
             damaged = len(quarantined(self.storages)) if self.world.is_main else 0
@@ -164,7 +204,8 @@ class Run:
         cache = self.world.on_all_ranks(lambda: BankCache.of(self.config, self.facts, self.reporter.log_from_any_rank))
         parameters = sum(p.numel() for p in self.training.parallel.module.parameters())
         self.reporter.introduce(self.step, self.table, parameters, "" if found is None else found.name)
-        self.world.on_all_ranks(lambda: self.reporter.open(self.step, found, damaged))
+        manifest = {} if found is None else found.manifest
+        self.world.on_all_ranks(lambda: self.reporter.open(self.step, manifest, damaged))
         if found is not None:
             with self._unwatched(f"resuming from {found.name}"):
                 found.load(self.state(), self.world)
@@ -180,6 +221,8 @@ class Run:
         self.saver.preallocate(self.state())
         self.reporter.write_file(file_to_write(self.dir), partial(reading.write_yaml, recorded(self.config)))
         self.startup.done("bank" if found is None else "checkpoint")
+        if self.membership is not None:
+            keep_whole_tables(self.training)
 
     def stream(self, last_step: int) -> Iterator[CellRows]:
         """This rank's cells from the current step to ``last_step``, exclusive."""
@@ -200,11 +243,15 @@ class Run:
         recorded = config.train.profile_steps if self.world.is_main else 0
         profiler = StepProfiler(self.step, recorded, self.dir / "profile", self.reporter.log)
         self.stop.install_handlers()
+        self.holds_state = True
+        if self.membership is not None:
+            self.membership.hold_state(self.step)
         while self.step < config.total_steps and not self.stop.time_is_up:
             watch.progress(f"in step {self.step + 1}")
 
             # Stop?
             if self.stop.requested_anywhere():
+                self._make_no_more_steps()
                 self._save_and_stop()
                 return False
 
@@ -233,11 +280,17 @@ class Run:
             if last or self._is_due(config.checkpoint.every_kimg) or self.stop.save_is_due:
                 self._save()
             self._record_saves()
+        self._make_no_more_steps()
         while self.saver.saved_step != self.step:  # retry a failed last save; too many failures raise
             self._save()
             self.saver.join()
         self.saver.finish(lambda: self.stop.requested_here)
         return True
+
+    def _make_no_more_steps(self) -> None:
+        self.holds_state = False
+        if self.membership is not None:
+            self.membership.end()
 
     def finish(self) -> None:
         """Evaluate the last weights, and log a summary."""
@@ -259,6 +312,9 @@ class Run:
     def _show_encoding(self, rows: int) -> None:
         watch.progress("encoding the bank")
         self.reporter.show_encoding(rows, len(self.training.matcher.bank.local))
+
+    def _end_feed(self) -> None:
+        self.training.feed.close()  # of the present process group
 
     def _is_due(self, interval_kimg: float) -> bool:
         return schedule.is_due(interval_kimg, self.config.train.batch_size, self.images)
@@ -303,11 +359,13 @@ class Run:
             NoProgressError: at the second rollback, or if there is no such checkpoint.
         """
         skipped, rollbacks, problem = self.guard.skipped, self.guard.rollbacks, describe_streak(self.guard, self.step)
+        self.holds_state = False
         self.saver.join()
         with self._unwatched("going back to a checkpoint"):
             found = checkpoint_before_streak(self.guard, self.step, self.storages, self.world, self.reporter.log)
             found.load(self.state(), self.world)
         self.guard.record_rollback(skipped, rollbacks)
+        self.holds_state = True
         self.reporter.log(f"{problem}: rolled back to the state of {found.name}; step {self.step + 1} is next")
         self._save()
 

@@ -13,6 +13,8 @@ chose the targets, neighbours in a batch crowded on the columns that were underu
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -42,18 +44,27 @@ class PersistentDual:
         g = self.potential.local if candidates is None else self.potential.rows(candidates)
         return Start(g, None if first else self.state)
 
-    def learn(self, plan: Plan, columns: Columns, candidates: Tensor | None, start: Start) -> None:
-        """Update the potential from a batch's coupling; columns without mass keep theirs."""
+    def lesson(self, plan: Plan, columns: Columns, candidates: Tensor | None, start: Start) -> Callable[[], None]:
+        """What a batch's coupling teaches: called, it updates the potential. Columns without mass keep theirs.
+
+        Collective if ranks keep the whole potential: they must have all of a step before any of them takes it.
+        """
         assert start.g is not None
         rate = 1 - math.exp(-len(plan.solver.p) / (self.epochs * self.potential.total))
         correction = plan.epsilon * torch.log1p(rate * (plan.solver.column_ratio - 1))
         g = torch.where(columns.mass > 0, start.g - correction, start.g)
+        whole = self.potential.gathered(g) if candidates is None and self.potential.whole is not None else None
+        return partial(self._learn, g, whole, candidates, plan.state)
+
+    def _learn(self, g: Tensor, whole: Tensor | None, candidates: Tensor | None, state: Tensor) -> None:
         if candidates is None:
             self.potential.local.copy_(g)
         else:
             self.potential.write(candidates, g)
-        if plan.state.shape == self.state.shape:
-            self.state.copy_(plan.state)
+        if whole is not None and self.potential.whole is not None:
+            self.potential.whole.copy_(whole)
+        if state.shape == self.state.shape:
+            self.state.copy_(state)
 
     def tensors(self) -> dict[str, Tensor]:
         """Tensors to checkpoint."""

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from gfgw_prod.data.stream import KeyedOrder
+from gfgw_prod.distributed.row_table import RowTable
 from gfgw_prod.distributed.transfers import to_device
 from gfgw_prod.transport.columns import Columns
 from gfgw_prod.transport.coupling import Options, Start
@@ -103,6 +103,10 @@ class Matcher:
         duals = self.dual.tensors() if self.dual else {}
         return {"last_used": self.usage.state()} | {f"dual.{name}": tensor for name, tensor in duals.items()}
 
+    def changing(self) -> list[RowTable]:
+        """The tables that steps change."""
+        return [self.usage.last] + ([self.dual.potential] if self.dual else [])
+
     def match(
         self,
         features: Tensor,
@@ -141,7 +145,7 @@ class Matcher:
         dual_inputs: tuple[Tensor, ...] = ()
         if self.dual is not None:
             assert isinstance(coupling, Plan)
-            update_dual = partial(self.dual.learn, coupling, columns, candidates, start)
+            update_dual = self.dual.lesson(coupling, columns, candidates, start)
             dual_inputs = coupling.solver.column_ratio, coupling.state
 
         # Choose a target per slot.

@@ -14,17 +14,17 @@ class Usage:
 
     def __init__(self, total: int, world: World):
         self.total = total
-        self._last = RowTable(total, (), world, dtype=torch.int64)
+        self.last = RowTable(total, (), world, dtype=torch.int64)
 
     def mark(self, rows: Tensor, images: int) -> None:
         """Mark row ids ``(B,)``, possibly repeated, as targets of the step that ends at ``images > 0`` images seen."""
-        self._last.write(rows, torch.full_like(rows, images))
+        self.last.write(rows, torch.full_like(rows, images))
 
     def share(self, images: int) -> float:
         """Share of the rows that were targets within the last ``N`` images. Collective."""
-        recent = (self._last.local > max(images - self.total, 0)).sum()
-        return float(self._last.world.all_reduce_sum(recent)) / self.total
+        recent = (self.last.local > max(images - self.total, 0)).sum()
+        return float(self.last.world.all_reduce_sum(recent)) / self.total
 
     def state(self) -> Tensor:
         """The tensor to checkpoint."""
-        return self._last.state()
+        return self.last.state()

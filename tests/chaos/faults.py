@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from errno import ENOSPC
 from pathlib import Path
@@ -93,6 +94,22 @@ class SignalRank(Anywhere):
         _, pid = chance.choice(sorted(job.ranks().items()))
         os.kill(pid, self.number)
         return lambda: gone(pid)  # every signal must lead to a new process
+
+
+@dataclass(frozen=True)
+class KillTwoRanks(Anywhere):
+    """SIGKILL to a rank, and within a second to another: while the first is replaced, or just after."""
+
+    def fits(self, launch: Launch) -> bool:
+        return launch.world_size > 1
+
+    def strike(self, job: Job, chance: Random) -> Callable[[], bool]:
+        first, second = chance.sample(sorted(job.ranks().values()), 2)
+        os.kill(first, signal.SIGKILL)
+        time.sleep(chance.random())
+        with suppress(ProcessLookupError):  # all restart already
+            os.kill(second, signal.SIGKILL)
+        return lambda: gone(first) and gone(second)
 
 
 @dataclass(frozen=True)
@@ -265,6 +282,7 @@ class CutLink(Anywhere):
 
 KINDS: tuple[Fault, ...] = (
     SignalRank("kill a rank", number=signal.SIGKILL),
+    KillTwoRanks("kill a rank, and another soon after"),
     SignalRank("segmentation fault of a rank", number=signal.SIGSEGV),
     SignalRank("stop a rank (SIGSTOP)", number=signal.SIGSTOP),
     KillAgent("kill a launcher"),

@@ -19,7 +19,7 @@ EVERY = 5  # steps between checkpoints
 SETTINGS = (
     *runs.SMALL,
     *("--checkpoint.every-kimg", str(EVERY * BATCH / 1000), "--checkpoint.max-failures", "1000"),
-    *("--telemetry.samples-every-kimg", "1000000"),
+    *("--telemetry.samples-every-kimg", "1000000", "--resilience.in-place", "true"),
 )
 ENDLESS_KIMG = 1_000_000
 PEERS_SECONDS = 10  # longest wait for other ranks

@@ -219,8 +219,9 @@ def training(run_dir: Path, *options: str, steps: int = STEPS, ranks: int = 1) -
 
 
 def elastic(run_dir: Path, *options: str, steps: int = STEPS) -> list[str]:
-    """The command of a tiny run through the elastic launcher."""
-    return ["bash", str(ELASTIC), *training(run_dir, *options, steps=steps)[len(GFGW) + 1 :]]
+    """The command of a tiny run through the elastic launcher. After a crash all ranks restart by default."""
+    restarts = ("--resilience.in-place", "false")
+    return ["bash", str(ELASTIC), *training(run_dir, *restarts, *options, steps=steps)[len(GFGW) + 1 :]]
 
 
 def train(run_dir: Path, *options: str, steps: int = STEPS, ranks: int = 1) -> Outcome:

@@ -87,7 +87,7 @@ def test_crash_of_any_rank_while_it_starts_counts_although_the_launcher_tells_th
 def test_start_with_bad_input_is_no_crash_although_rank_0_is_stopped_before_it_can_say_so(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     runs.train(run_dir)
-    copy = copies.changed(tmp_path, copies.RUN_CLOSES, before=f"            world.is_main and {WAITS}\n")
+    copy = copies.changed(tmp_path, copies.RUN_CLOSES, before=f"                world.is_main and {WAITS}\n")
     refused = runs.execute(runs.elastic(run_dir, "--seed", "5"), copy | {"NPROC": "2"})
     assert "seed" in refused.complaint
     assert counted(run_dir)["starts"] == 0

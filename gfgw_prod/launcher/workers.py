@@ -1,0 +1,68 @@
+"""Workers that do not end by themselves: peers of a crashed one, and stopped ones."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch.distributed.elastic.multiprocessing.subprocess_handler import SubprocessHandler
+
+from gfgw_prod.process import save_in_flight
+from gfgw_prod.process.exit_codes import FINISHED, PREEMPTED
+
+LEAVE_SECONDS = 3.0  # for the peers of a crashed rank: more than they need, unless they are stuck in C
+SAVE_SECONDS = 30.0  # for those that save; they give up within 20 s
+# A worker that is stopped (SIGSTOP) is killed. A scheduler that resumes a whole job may resume the launcher first.
+STOPPED_SECONDS = 1.0
+
+
+def end_workers(handlers: Sequence[SubprocessHandler], death_sig: signal.Signals, timeout: float) -> None:
+    """Signal the workers that run, and kill those that are left after the timeout.
+
+    After a crash, kill those that do not leave at once and are not saving.
+    """
+    running = [handler for handler in handlers if handler.proc.poll() is None]
+    crashed = any(handler.proc.returncode not in (None, FINISHED, PREEMPTED) for handler in handlers)
+    for handler in running:
+        handler.close(death_sig)
+    began = time.monotonic()
+    while any(handler.proc.poll() is None for handler in running):
+        passed = time.monotonic() - began
+        if passed > timeout or (crashed and passed > LEAVE_SECONDS and not save_in_flight.is_any_saving()):
+            for handler in running:
+                handler.proc.kill()
+                handler.proc.wait()
+        time.sleep(0.01)
+
+
+class StoppedWorkers:
+    """Finds workers that are stopped: their peers wait for them, and would notice after minutes."""
+
+    def __init__(self) -> None:
+        self._looks: Counter[int] = Counter()  # in a row, at which a process was found stopped
+
+    def kill(self, workers: Sequence[subprocess.Popen[bytes]], interval: float) -> list[int]:
+        """Kill those that are stopped for too long. Returns their process ids.
+
+        Args:
+            interval: seconds between two calls.
+        """
+        killed = []
+        for worker in workers:
+            self._looks[worker.pid] = self._looks[worker.pid] + 1 if is_stopped(worker.pid) else 0
+            if self._looks[worker.pid] * interval >= STOPPED_SECONDS:
+                worker.kill()
+                killed.append(worker.pid)
+        return killed
+
+
+def is_stopped(process: int) -> bool:
+    """Whether a process is stopped, by SIGSTOP or a scheduler; not by a debugger."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] == "T"
+    except OSError:  # the process has ended, or this system has no /proc
+        return False

@@ -1,0 +1,145 @@
+"""A lost rank is replaced while the others stay: the weights, losses and records are those of an undisturbed run."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from . import copies, runs
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="finding a rank's process needs /proc")
+IN_PLACE = ("--resilience.in-place", "true", "--checkpoint.every-kimg", "1000")
+
+
+def in_place(run_dir: Path, *options: str) -> list[str]:
+    return runs.elastic(run_dir, *IN_PLACE, *options)
+
+
+def lose(
+    agent: subprocess.Popen[str], run_dir: Path, rank: int, step: int, number: int = signal.SIGKILL
+) -> dict[int, int]:
+    """Send a signal to a rank once the step is made. Returns the ranks as they were before."""
+    runs.wait_until(lambda: runs.last_step(run_dir) >= step, agent)
+    ranks = runs.workers_of(agent.pid)
+    os.kill(ranks[rank], number)
+    return ranks
+
+
+def assert_as_undisturbed(run_dir: Path, reference: Path) -> None:
+    assert runs.digests(run_dir)[runs.STEPS] == runs.digests(reference)[runs.STEPS]
+    assert runs.losses(run_dir) == runs.losses(reference)
+    runs.assert_each_metric_has_each_step_once(run_dir)
+
+
+@pytest.mark.parametrize(("ranks", "lost"), [(2, 1), (2, 0), (4, 0)])
+def test_lost_rank_is_replaced_and_the_others_stay(reference: Path, tmp_path: Path, ranks: int, lost: int) -> None:
+    run_dir = tmp_path / "run"
+    agent = runs.start(in_place(run_dir), copies.slowed(tmp_path) | {"NPROC": str(ranks)})
+    before = lose(agent, run_dir, lost, step=2)
+    runs.wait_until(lambda: runs.last_step(run_dir) >= 3, agent)
+    after = runs.workers_of(agent.pid)
+    assert {rank for rank in after if after[rank] != before[rank]} == {lost}
+    lose(agent, run_dir, ranks - 1, step=4, number=signal.SIGSTOP)
+    outcome = runs.outcome_of(agent)
+    assert outcome.code == 0, outcome.stderr
+    assert f"rank {lost} died of SIGKILL; replacement 1 of 3" in outcome.stderr
+    assert f"rank {ranks - 1} died of SIGKILL; replacement 2 of 3" in outcome.stderr
+    assert outcome.stderr.count("a lost rank was replaced; the run goes on after step") == 2
+    assert "resumed" not in outcome.stderr
+    assert "Traceback" not in outcome.stderr
+    assert_as_undisturbed(run_dir, reference)
+    ledger = json.loads((run_dir / "ledger.json").read_text())
+    assert ledger["restarts"]["killed"] == 2
+    assert ledger["lost_images"] <= 2 * runs.BATCH
+
+
+def test_rank_lost_on_another_node_is_replaced_there(reference: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    here = {"NNODES": "2", "NPROC": "1", "RDZV_ENDPOINT": f"localhost:{runs.free_port()}", "LOCAL_ADDR": "localhost"}
+    copy = copies.slowed(tmp_path) | here
+    agents = [runs.start(in_place(run_dir), copy) for _ in range(2)]
+    runs.wait_until(lambda: runs.last_step(run_dir) >= 2, agents[0])
+    for agent in agents:  # one after the other, rank 0 among them
+        step = runs.last_step(run_dir)
+        (rank,) = runs.workers_of(agent.pid)
+        lose(agent, run_dir, rank, step)
+        runs.wait_until(lambda: runs.last_step(run_dir) > step, agent)  # noqa: B023
+    outcomes = [runs.outcome_of(agent) for agent in agents]
+    said = "".join(outcome.stderr for outcome in outcomes)
+    assert [outcome.code for outcome in outcomes] == [0, 0], said
+    assert said.count("replacement 1 of 3") == 2
+    assert_as_undisturbed(run_dir, reference)
+
+
+def struck_twice(agent: subprocess.Popen[str], run_dir: Path, pause: float) -> None:
+    """SIGKILL to one rank, and to the other as soon as the first is replaced, or a little later."""
+    before = lose(agent, run_dir, 1, step=2)
+    runs.wait_until(lambda: (now := runs.workers_of(agent.pid)).get(1, before[1]) != before[1] and len(now) == 2, agent)
+    time.sleep(pause)
+    os.kill(before[0], signal.SIGKILL)
+
+
+def told_to_stop(agent: subprocess.Popen[str], run_dir: Path, pause: float) -> None:
+    """SIGKILL to one rank, and SIGTERM to the launcher while it is replaced."""
+    before = lose(agent, run_dir, 1, step=2)
+    runs.wait_until(lambda: runs.workers_of(agent.pid).get(1, before[1]) != before[1], agent)
+    time.sleep(pause)
+    agent.terminate()
+
+
+@pytest.mark.parametrize("pause", [0.0, 0.3, 0.8])
+@pytest.mark.parametrize(("strike", "code"), [(struck_twice, 0), (told_to_stop, 75)])
+def test_fault_while_a_rank_is_replaced_changes_no_weight(
+    reference: Path, tmp_path: Path, strike: Callable[..., None], code: int, pause: float
+) -> None:
+    run_dir = tmp_path / "run"
+    command, surroundings = in_place(run_dir), copies.slowed(tmp_path) | {"NPROC": "2"}
+    agent = runs.start(command, surroundings)
+    strike(agent, run_dir, pause)
+    outcome = runs.outcome_of(agent)
+    assert outcome.code == code, outcome.stderr
+    if code:
+        assert runs.execute(command, surroundings).code == 0
+    assert runs.digests(run_dir)[runs.STEPS] == runs.digests(reference)[runs.STEPS]
+    assert runs.losses(run_dir) == runs.losses(reference)
+
+
+def test_step_that_always_kills_a_rank_restarts_all_and_ends_the_job(tmp_path: Path) -> None:
+    kills = "self.step == 3 and self.world.rank == 1 and __import__('os').kill(__import__('os').getpid(), 9)"
+    copy = copies.in_step(tmp_path, kills)
+    outcome = runs.execute(in_place(tmp_path / "run"), copy | {"NPROC": "2", "MAX_RESTARTS": "3"})
+    assert outcome.code == 1, outcome.stderr
+    assert "rank 1 died of SIGKILL; replacement 2 of 3" in outcome.stderr
+    assert "a rank was lost twice in step 4; all restart" in outcome.stderr
+    assert "restart 3 of 3" in outcome.stderr
+    assert "no restarts left" in outcome.stderr
+
+
+def test_run_whose_generator_is_sharded_restarts(reference: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    command = runs.elastic(run_dir, "--resilience.in-place", "true", "--distributed.strategy", "fsdp")
+    agent = runs.start(command, copies.slowed(tmp_path) | {"NPROC": "2"})
+    lose(agent, run_dir, 1, step=3)
+    outcome = runs.outcome_of(agent)
+    assert outcome.code == 0, outcome.stderr
+    assert "restart 1 of 3" in outcome.stderr
+    assert runs.digests(run_dir)[runs.STEPS] == runs.digests(reference)[runs.STEPS]
+
+
+def test_rank_lost_when_all_steps_are_made_is_not_replaced(reference: Path, tmp_path: Path) -> None:
+    run_dir, once = tmp_path / "run", tmp_path / "once"
+    dies = f"world.rank == 1 and not os.path.exists('{once}') and (open('{once}', 'w'), os.kill(os.getpid(), 9))"
+    copy = copies.changed(tmp_path, copies.RUN_CLOSES, before=f"                import os; {dies}\n")
+    outcome = runs.execute(in_place(run_dir), copy | {"NPROC": "2"})
+    assert outcome.code == 0, outcome.stderr
+    assert once.exists()
+    assert "replacement" not in outcome.stderr
+    assert runs.digests(run_dir)[runs.STEPS] == runs.digests(reference)[runs.STEPS]
