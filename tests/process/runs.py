@@ -36,6 +36,17 @@ LIMIT_SECONDS = 600  # of one process; far more than a run takes on two busy cor
 BATCH = 96
 STEPS = 6
 EVERY_STEP_KIMG = BATCH / 1000
+# Of one length, so that a shorter run is the beginning of a longer one.
+SCHEDULES = tuple(
+    word
+    for name in (
+        "consistency.kimg",
+        "optimizer.decay-kimg",
+        "transport.epsilon-kimg",
+        "transport.structure-weight-kimg",
+    )
+    for word in (f"--{name}", str(STEPS * EVERY_STEP_KIMG))
+)
 TINY = (
     *("--config", str(DIGITS), "--train.batch-size", str(BATCH), "--train.cell-size", "16"),
     *("--generator.model-channels", "16", "--generator.dropout", "0.1", "--generator.conditional", "true"),
@@ -53,6 +64,7 @@ TINY = (
     *("--optimizer.warmup-kimg", "0", "--checkpoint.every-kimg", str(2 * EVERY_STEP_KIMG)),
     *("--telemetry.log-every-kimg", str(EVERY_STEP_KIMG), "--telemetry.samples-every-kimg", str(2 * EVERY_STEP_KIMG)),
     *("--evaluation.every-kimg", "0", "--telemetry.progress", "off"),
+    *SCHEDULES,
 )
 # The smallest network on four cells of 8 images, for many steps on few cores. Two of three ranks run weightless cells.
 SMALL_BATCH = 32
