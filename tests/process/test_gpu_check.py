@@ -6,6 +6,8 @@ import json
 import sys
 from pathlib import Path
 
+import pytest
+
 from benchmarks.gpu.check import Place, Row, run_parts
 from benchmarks.gpu.parts import PARTS
 from benchmarks.gpu.variants import VARIANTS
@@ -15,6 +17,7 @@ from . import runs
 CHECK = (sys.executable, "-m", "benchmarks.gpu")
 
 
+@pytest.mark.timeout(900)  # seven runs in processes of their own
 def test_every_part_passes_and_is_kept(tmp_path: Path) -> None:
     outcome = runs.execute([*CHECK, "--out", str(tmp_path / "rows.json")], cwd=runs.ROOT)
     assert outcome.code == 0, outcome.stdout + outcome.stderr
