@@ -86,7 +86,8 @@ TOGETHER: tuple[tuple[dict[str, str], tuple[str, ...]], ...] = (
     *(({f"time.{stage}": pair}, (f"time.{stage}",)) for stage in ("stage1_range", "stage2_range") for pair in
       ("0.9,0.1", "0.5,0.5", "1,0", "0,0", "[1,1]", "1e-9,0")),
     ({"transport.geometry": "euclidean", "transport.scope": "full"}, ("geometry", "scope")),
-    ({"transport.scope": "subset", "transport.geometry": "euclidean", "transport.dual": "persistent"}, ("dual", "geometry")),
+    ({"transport.scope": "subset", "transport.geometry": "euclidean", "transport.dual": "persistent"},
+     ("dual", "geometry")),
     *(({"transport.backend": "pot", **more}, ("backend",)) for more in (
         {"transport.dual": "persistent"}, {"transport.iterations": "fixed"}, {"generator.conditional": "true"})),
     ({"evaluation.num": "9"}, ("evaluation.num", "10")),
