@@ -29,7 +29,7 @@ from gfgw_prod.telemetry.endpoint import Endpoint
 from gfgw_prod.telemetry.exposition import Prometheus
 from gfgw_prod.telemetry.health import Health
 from gfgw_prod.telemetry.startup import Startup
-from gfgw_prod.training.trainer import Run
+from gfgw_prod.training.run import Run
 
 DIGITS = Path(__file__).resolve().parent.parent / "configs" / "digits.yaml"
 RANKS = 16

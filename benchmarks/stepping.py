@@ -16,7 +16,7 @@ from gfgw_prod.resilience.starts import StartCounter
 from gfgw_prod.settings import reading
 from gfgw_prod.telemetry.startup import Startup
 from gfgw_prod.training.building import encode_bank
-from gfgw_prod.training.trainer import Run
+from gfgw_prod.training.run import Run
 
 ROOT = Path(__file__).resolve().parent.parent
 MAX_STEPS, SECONDS = 200, 40

@@ -207,6 +207,6 @@ def test_second_run_in_a_process_is_refused_in_one_line(tmp_path: Path) -> None:
 
 def test_config_of_a_preset_takes_changes() -> None:
     config = gfgw_prod.load_config("digits", train={"total_kimg": 1})
-    assert (config.train.total_kimg, config.train.batch_size) == (1, 128)
+    assert (config.train.total_kimg, config.train.batch_size) == (1, 256)
     with pytest.raises(gfgw_prod.UserError, match=r"^unknown setting train.totalkimg; did you mean train.total_kimg"):
         gfgw_prod.load_config("digits", train={"totalkimg": 1})

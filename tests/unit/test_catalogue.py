@@ -18,7 +18,7 @@ from gfgw_prod.telemetry.catalogue import BY_TAG, CATALOGUE, GPU
 from gfgw_prod.telemetry.exposition import AGE, BUILD
 from gfgw_prod.telemetry.startup import Startup
 from gfgw_prod.training.objective import Losses
-from gfgw_prod.training.trainer import Run
+from gfgw_prod.training.run import Run
 
 BATCH = 16
 KIMG = BATCH / 1000

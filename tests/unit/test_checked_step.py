@@ -20,7 +20,7 @@ from gfgw_prod.resilience.starts import StartCounter
 from gfgw_prod.settings import reading
 from gfgw_prod.settings.running import ResilienceSettings
 from gfgw_prod.telemetry.startup import Startup
-from gfgw_prod.training.trainer import Run
+from gfgw_prod.training.run import Run
 from gfgw_prod.weights.digest import weights_digest
 
 from ..checkpoints import ALONE

@@ -13,14 +13,14 @@ import pytest
 import torch
 from torch import nn
 
+from gfgw_prod.checkpoint.lengths import resumable
 from gfgw_prod.generator import build_generator, start_generator
 from gfgw_prod.generator.edm_weights import load_edm, read_edm
 from gfgw_prod.process.exit_codes import UserError
 from gfgw_prod.resilience.starts import StartCounter
-from gfgw_prod.settings import reading
 from gfgw_prod.settings.networks import GeneratorSettings
 from gfgw_prod.telemetry.startup import Startup
-from gfgw_prod.training.trainer import Run
+from gfgw_prod.training.run import Run
 
 from ..checkpoints import ALONE
 
@@ -165,7 +165,7 @@ def test_resumed_run_does_not_need_the_file(tmp_path: Path) -> None:
     path = write(tmp_path / "net.pkl", build_generator(settings, (1, 8, 8), 10, 1).network)
 
     def run_of(steps: int) -> Run:
-        config = reading.resolve(
+        config = resumable(
             {
                 "run": {"dir": str(tmp_path / "run")},
                 "generator": {**SMALL, "pretrained": str(path)},

@@ -5,8 +5,6 @@ import re
 import resource
 import time
 from pathlib import Path
-from types import SimpleNamespace
-from typing import cast
 
 import pytest
 import torch
@@ -17,7 +15,6 @@ from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import plugin_data_pb2
 
 from docs.metrics_page import page
-from gfgw_prod.checkpoint.reading import Checkpoint
 from gfgw_prod.distributed.world import World
 from gfgw_prod.settings import reading
 from gfgw_prod.telemetry.catalogue import BY_TAG, CATALOGUE
@@ -180,8 +177,7 @@ def test_checkpoint_age_of_a_resumed_run_counts_from_this_start(tmp_path: Path, 
     node = Node(config.telemetry, Health(600, lambda: 0.0), is_first=True)
     reporter = Reporter(config, alone, Startup(), node)
     node.listen()
-    preempted = SimpleNamespace(manifest={"saved_at": time.time() - 1e6})
-    reporter.open(7, cast("Checkpoint", preempted), damaged=0)
+    reporter.open(7, {"saved_at": time.time() - 1e6}, damaged=0)
     assert node.registry is not None
     age = node.registry.get_sample_value("gfgw_checkpoint_age_seconds")
     reporter.close()
