@@ -26,6 +26,10 @@ def config(run_dir: Path, steps: int, **changes: Any) -> Config:
     short: dict[str, Any] = {
         "run": {"dir": run_dir, "device": "cuda"},
         "train": {"batch_size": BATCH, "cell_size": 32, "total_kimg": steps * KIMG, "one_step_share": 0.5},
+        # Schedules of four steps, so that a run of two is their beginning.
+        "transport": {"epsilon_kimg": 4 * KIMG, "structure_weight_kimg": 4 * KIMG},
+        "consistency": {"kimg": 4 * KIMG},
+        "optimizer": {"decay_kimg": 4 * KIMG},
         "checkpoint": {"every_kimg": 2 * KIMG},
         "generator": {"model_channels": 8},
         "evaluation": {"every_kimg": 0},
