@@ -9,11 +9,13 @@ import select
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 
 from gfgw_prod.process.fork_server import READY, SOCKET
 from gfgw_prod.process.leaving import AGENT_PID
+from gfgw_prod.process.signals import before_exit
 
 PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 ANSWER_SECONDS = 60.0  # a fork takes milliseconds, but the server may be stopped
@@ -37,7 +39,9 @@ class ForkServer:
     def __init__(self, command: Sequence[str]):
         self.command = [*command]
         self._ready = False
+        self._temporary = tempfile.TemporaryDirectory()  # torch makes another one in it that a killed server leaves
         self._process, self._socket = self._started()
+        before_exit.append(self.close)
 
     def wait(self) -> None:
         """Wait until all is imported; start again if the server was killed since."""
@@ -64,13 +68,15 @@ class ForkServer:
         ours.settimeout(ANSWER_SECONDS)
         with theirs:
             number = theirs.fileno()
-            environment = {**os.environ, SOCKET: str(number), AGENT_PID: str(os.getpid()), "GFGW_ROOM": ROOM}
+            own = {SOCKET: str(number), AGENT_PID: str(os.getpid()), "TMPDIR": self._temporary.name, "GFGW_ROOM": ROOM}
+            environment = {**os.environ, **own}
             return subprocess.Popen(self.command, env=environment, pass_fds=[number], start_new_session=True), ours
 
     def close(self) -> None:
         """End the server."""
         self._process.kill()
         self._process.wait()
+        self._temporary.cleanup()
 
     def _answer(self) -> bytes:
         with suppress(OSError):

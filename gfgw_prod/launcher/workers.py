@@ -7,6 +7,7 @@ import subprocess
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from torch.distributed.elastic.multiprocessing.subprocess_handler import SubprocessHandler
@@ -43,7 +44,8 @@ class StoppedWorkers:
     """Finds workers that are stopped: their peers wait for them, and would notice after minutes."""
 
     def __init__(self) -> None:
-        self._looks: Counter[int] = Counter()  # in a row, at which a process was found stopped
+        self._looks: Counter[int] = Counter()  # in a row, at which a process was found stopped, and had not run since
+        self._ran: dict[int, str] = {}  # how long each had run at the last look
 
     def kill(self, workers: Sequence[subprocess.Popen[bytes]], interval: float) -> list[int]:
         """Kill those that are stopped for too long. Returns their process ids.
@@ -53,7 +55,9 @@ class StoppedWorkers:
         """
         killed = []
         for worker in workers:
-            self._looks[worker.pid] = self._looks[worker.pid] + 1 if is_stopped(worker.pid) else 0
+            before, self._ran[worker.pid] = self._ran.get(worker.pid), _time_run(worker.pid)
+            idle = before == self._ran[worker.pid] and is_stopped(worker.pid)
+            self._looks[worker.pid] = self._looks[worker.pid] + 1 if idle else 0
             if self._looks[worker.pid] * interval >= STOPPED_SECONDS:
                 worker.kill()
                 killed.append(worker.pid)
@@ -66,3 +70,10 @@ def is_stopped(process: int) -> bool:
         return Path(f"/proc/{process}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] == "T"
     except OSError:  # the process has ended, or this system has no /proc
         return False
+
+
+def _time_run(process: int) -> str:
+    """What the kernel has counted for the first thread of a process, which runs each time it is resumed."""
+    with suppress(OSError):
+        return Path(f"/proc/{process}/schedstat").read_text(encoding="utf-8")
+    return ""

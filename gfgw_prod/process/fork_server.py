@@ -14,6 +14,7 @@ import json
 import os
 import signal
 import socket
+import tempfile
 import time
 from pathlib import Path
 
@@ -97,6 +98,7 @@ def _take_environment(variables: dict[str, str]) -> None:
     """Replace the environment, also where other processes read it (/proc/PID/environ), as far as there is room."""
     os.environ.clear()
     os.environ.update(variables)
+    tempfile.tempdir = None  # it was the server's
     entries = sorted((f"{name}={value}\0" for name, value in variables.items()), key=len)
     _write(_own_memory(ENVIRONMENT), os.fsencode("".join(entries)))
 
