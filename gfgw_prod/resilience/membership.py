@@ -68,7 +68,7 @@ class Membership:
         self._store.set(OVER, "")
 
     def is_peer_replaced(self, told_to_stop: Callable[[], bool]) -> bool:
-        """After a lost connection, wait for the next generation. Whether there is one."""
+        """Wait for the next generation after a lost connection. Whether there is one; if not, none begins any more."""
         deadline = time.monotonic() + NOTICE_SECONDS
         with suppress(DistError, RuntimeError):  # the launcher is gone
             while not told_to_stop() and time.monotonic() < deadline:
@@ -76,19 +76,21 @@ class Membership:
                     connections.shut_down()
                     return True
                 time.sleep(0.005)
+            self.end()  # perhaps a whole node is lost: nobody must be replaced who would wait for its ranks
         return False
 
     def rejoin(self, timeout_seconds: int, hang_seconds: float) -> None:
         """Leave the lost process group, and join that of the newest generation."""
         leave_lost_groups()
-        self._world.join(timeout_seconds, hang_seconds, self.meet())
+        self._world.join(timeout_seconds, hang_seconds, self.meet(timeout_seconds))
 
-    def meet(self) -> Store:
+    def meet(self, timeout_seconds: int) -> Store:
         """Wait until all ranks of the newest generation are there. Returns the store for their group.
 
         Raises:
-            RuntimeError: if the run has ended meanwhile.
+            RuntimeError: if the run has ended meanwhile, or a rank does not come in time.
         """
+        deadline = time.monotonic() + timeout_seconds
         while True:
             here = PrefixStore(f"group/{self.generation}", self._store)
             here.set(f"here/{self._world.rank}", "")
@@ -98,6 +100,8 @@ class Membership:
                     return here
                 if self._store.check([OVER]):
                     raise RuntimeError("the run ended while a lost rank was replaced; all restart")
+                if time.monotonic() > deadline:
+                    raise RuntimeError(f"not all ranks have met again after {timeout_seconds} s; all restart")
                 time.sleep(0.002)
 
     def _go_to_newest(self) -> bool:

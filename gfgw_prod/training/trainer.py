@@ -32,7 +32,7 @@ def train(config: Config) -> int:
     if membership is not None and membership.is_new:
         kept = Kept.built_alone(config, world, log if world.is_main else lambda line: None)
     timeouts = config.distributed.timeout_seconds, config.resilience.hang_seconds
-    world.join(*timeouts, None if kept is None or membership is None else membership.meet())
+    world.join(*timeouts, None if kept is None or membership is None else membership.meet(timeouts[0]))
     with world.leaving(), StartCounter(config.run.dir, config.resilience.max_no_progress, world) as starts:
         while True:
             startup.done("rendezvous")

@@ -79,6 +79,19 @@ def test_rank_lost_on_another_node_is_replaced_there(reference: Path, tmp_path: 
     assert_as_undisturbed(run_dir, reference)
 
 
+def test_lost_node_is_not_waited_for(reference: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    where = {"NNODES": "1:2", "NPROC": "1", "RDZV_ENDPOINT": f"localhost:{runs.free_port()}", "LOCAL_ADDR": "localhost"}
+    copy = copies.slowed(tmp_path) | where | {"RDZV_LAST_CALL": "10"}
+    host, other = (runs.start(in_place(run_dir), copy) for _ in range(2))
+    runs.wait_until(lambda: runs.last_step(run_dir) >= 2, host)
+    other.kill()
+    outcome = runs.outcome_of(host)
+    assert outcome.code == 0, outcome.stderr
+    assert "replacement" not in outcome.stderr
+    assert_as_undisturbed(run_dir, reference)
+
+
 def struck_twice(agent: subprocess.Popen[str], run_dir: Path, pause: float) -> None:
     """SIGKILL to one rank, and to the other as soon as the first is replaced, or a little later."""
     before = lose(agent, run_dir, 1, step=2)
