@@ -15,14 +15,18 @@ from gfgw_prod.process.standard_streams import prepare_streams
 
 prepare_streams()  # first: the next file to be opened would get the number of a closed stream
 
-from gfgw_prod.process.fork_server import serve_forks
+import os
+
+if "GFGW_FORK_SERVER" in os.environ:  # no other process waits for these imports before it sets up its signals
+    from gfgw_prod.process.fork_server import serve_forks
+
+    serve_forks()
+
 from gfgw_prod.process.signals import PREEMPTION, exit_on_stop_signals
 
-serve_forks()
 if sys.argv[1:2] in (["train"], ["pack"]):  # other commands keep no state: a signal just ends them
     exit_on_stop_signals(PREEMPTION)
 
-import os
 import threading
 
 from gfgw_prod.process.leaving import die_with_agent, exit_at_once, exit_code_of
