@@ -60,7 +60,7 @@ test: $(READY) ## run all tests, WORKERS (2) at a time; ARGS goes to pytest
 	@$(BIN)/python -m pytest --numprocesses $(WORKERS) $(ARGS)
 
 test-fast: $(READY) ## run the quick unit tests, in about a minute; ARGS goes to pytest
-	@$(BIN)/python -m pytest --numprocesses $(WORKERS) -m "not slow" tests/unit tests/gpu $(ARGS)
+	@$(BIN)/python -m pytest --numprocesses $(WORKERS) -m "not slow" tests/unit $(ARGS)
 
 chaos: $(READY) ## inject 40 faults into a digits run and compare its weights; ARGS="--seed 1 --faults 20"
 	@$(BIN)/python -m tests.chaos $(ARGS)
