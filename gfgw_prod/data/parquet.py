@@ -74,7 +74,7 @@ def list_parquet(path: Path, rules: Rules, image_column: str, label_column: str 
         raise UserError(f"data.path {path}: {problem}; set data.label_column null if the images have no classes")
     identity: list[Any] = ["parquet", vars(rules), image_column, label_column, [file_state(file) for file in files]]
     reader = ParquetReader(files, positions, image_column, rules)
-    class_names = max(declared, key=len, default=())
+    class_names = max(declared, key=lambda names: (len(names), names), default=())
     return make_listing(
         entries,
         reader,
