@@ -61,22 +61,28 @@ def read_labels(paths: Sequence[str], read: Callable[[str], bytes]) -> Labels:
         return Labels(root, None, None, notes)
     file = max(at_top)  # lower case first
     try:
-        content = read(file)
-        return Labels(root, file, parse_labels(content), notes, _class_names(content))
+        labels, class_names = parse_labels(read(file))
     except ValueError as error:
         raise ValueError(f"{file} {error}") from None
+    return Labels(root, file, labels, notes, class_names)
 
 
-def parse_labels(content: bytes) -> dict[str, int | str] | None:
-    """Class ids by name, or why one is wrong; ``None`` without labels; ``ValueError`` with the reason if damaged."""
+def parse_labels(content: bytes) -> tuple[dict[str, int | str] | None, tuple[str, ...]]:
+    """Class ids by name, or why one is wrong, ``None`` without labels; and the classes' names, if they stand there.
+
+    Raises:
+        ValueError: with the reason, if the content is damaged.
+    """
     try:
         parsed = json.loads(content)
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
         raise ValueError(f"is not JSON ({error})") from None
     if not isinstance(parsed, dict) or not isinstance(parsed.get("labels"), list | None):
         raise ValueError("should be an object with a list of labels")
+    names = parsed.get("class_names")  # only ``gfgw sample`` writes them
+    class_names = tuple(names) if isinstance(names, list) and all(isinstance(each, str) for each in names) else ()
     if parsed.get("labels") is None:
-        return None
+        return None, class_names
     labels: dict[str, int | str] = {}
     for pair in parsed["labels"]:
         if not isinstance(pair, list) or len(pair) != 2 or not isinstance(pair[0], str):
@@ -88,10 +94,4 @@ def parse_labels(content: bytes) -> dict[str, int | str] | None:
             labels[name] = f"has a label in {DATASET_JSON} that is no class id: {str(label)[:40]}"
         else:
             labels[name] = label
-    return labels
-
-
-def _class_names(content: bytes) -> tuple[str, ...]:
-    """Names of the classes, which only files of ``gfgw sample`` hold."""
-    names = json.loads(content).get("class_names")
-    return tuple(names) if isinstance(names, list) and all(isinstance(name, str) for name in names) else ()
+    return labels, class_names

@@ -14,6 +14,7 @@ from torch.distributed.elastic.multiprocessing.subprocess_handler import Subproc
 
 from gfgw_prod.process import save_in_flight
 from gfgw_prod.process.exit_codes import FINISHED, PREEMPTED
+from gfgw_prod.process.proc_stat import stat_fields
 
 LEAVE_SECONDS = 3.0  # for the peers of a crashed rank: more than they need, unless they are stuck in C
 SAVE_SECONDS = 30.0  # for those that save; they give up within 20 s
@@ -67,7 +68,7 @@ class StoppedWorkers:
 def is_stopped(process: int) -> bool:
     """Whether a process is stopped, by SIGSTOP or a scheduler; not by a debugger."""
     try:
-        return Path(f"/proc/{process}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] == "T"
+        return stat_fields(process)[0] == "T"
     except OSError:  # the process has ended, or this system has no /proc
         return False
 

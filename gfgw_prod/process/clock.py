@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from pathlib import Path
+
+from gfgw_prod.process.proc_stat import stat_fields
 
 LAUNCHED_AT = "GFGW_LAUNCHED_AT"  # the elastic launcher sets it for its ranks: when it began to start them
 
@@ -17,7 +18,6 @@ def now() -> float:
 def process_started() -> float | None:
     """When this process was started, by the same clock, to a hundredth of a second; ``None`` if the system hides it."""
     try:
-        fields = Path("/proc/self/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()
-        return int(fields[19]) / os.sysconf("SC_CLK_TCK")  # field 22, starttime, of proc(5)
+        return int(stat_fields()[19]) / os.sysconf("SC_CLK_TCK")  # field 22, starttime, of proc(5)
     except (OSError, IndexError, ValueError):
         return None

@@ -16,9 +16,9 @@ import signal
 import socket
 import tempfile
 import time
-from pathlib import Path
 
 from gfgw_prod.process.leaving import AGENT_PID, die_with_parent
+from gfgw_prod.process.proc_stat import stat_fields
 from gfgw_prod.process.signals import STOP
 
 SOCKET = "GFGW_FORK_SERVER"  # number of the server's end of a socket to the launcher
@@ -30,13 +30,11 @@ ARGUMENTS, ENVIRONMENT = 48, 50  # fields of /proc/self/stat, of proc(5): where 
 
 
 def serve_forks() -> None:
-    """In a fork server, fork ranks until the launcher ends; return in each of them. Elsewhere, do nothing.
+    """In a fork server, fork ranks until the launcher ends; return in each of them.
 
     The server has one thread and never touches a GPU: a fork has no other threads, and cannot use its parent's context.
     """
-    number = os.environ.pop(SOCKET, None)
-    if number is None:
-        return
+    number = os.environ.pop(SOCKET)
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP)  # the launcher decides when the server ends
     die_with_parent(int(os.environ[AGENT_PID]))
     arguments = _own_memory(ARGUMENTS)
@@ -105,7 +103,7 @@ def _take_environment(variables: dict[str, str]) -> None:
 
 def _own_memory(field: int) -> tuple[int, int]:
     """Address and size of the memory that holds this process's arguments or environment as it was started."""
-    fields = Path("/proc/self/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()
+    fields = stat_fields()
     begin, end = int(fields[field - 3]), int(fields[field - 2])
     return begin, end - begin
 

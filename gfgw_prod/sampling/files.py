@@ -109,7 +109,7 @@ class Pngs(ImageWriter):
 def _is_of_samples(path: Path) -> bool:
     """Whether a ``dataset.json`` is missing, or names nothing but samples."""
     try:
-        labels = parse_labels(path.read_bytes())
+        labels, _ = parse_labels(path.read_bytes())
     except FileNotFoundError:
         return True
     except (OSError, ValueError):
