@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from gfgw_prod.distributed.arithmetic import arithmetic_restored, set_arithmetic
+from gfgw_prod.distributed.devices import choose_device
 from gfgw_prod.distributed.torchrun import RankEnvironment, rank_environment
-from gfgw_prod.distributed.world import choose_device
 from gfgw_prod.process.exit_codes import UserError
 from gfgw_prod.sampling.limits import check_drawing
 from gfgw_prod.sampling.sampler import CELL, Sampler, cycle_classes, sampling_times

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
-import socket
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -20,8 +18,10 @@ from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
 from gfgw_prod.distributed.arithmetic import set_arithmetic
+from gfgw_prod.distributed.devices import choose_device, require_same_device_type
 from gfgw_prod.distributed.lost_group import connections
 from gfgw_prod.distributed.torchrun import RankEnvironment, rank_environment
+from gfgw_prod.distributed.traffic import Traffic
 from gfgw_prod.process.exit_codes import UserError
 
 if TYPE_CHECKING:
@@ -32,26 +32,6 @@ STACKS_SECONDS = 60  # between a hang, when stacks are written, and NCCL's timeo
 
 
 _joined = itertools.count()  # process groups of this process; the ranks of a job agree on it
-
-
-@dataclass
-class Traffic:
-    """Bytes that this rank has given to collectives so far, and seconds that its training thread has spent in them.
-
-    Ranks meet in collectives, so most of that time is waiting for slower ranks. It is host time, and says nothing on a
-    GPU, where collectives are only enqueued.
-    """
-
-    bytes: int = 0
-    seconds: float = 0.0
-
-    @contextmanager
-    def waiting(self, given: Tensor | None = None) -> Iterator[None]:
-        """Time a collective of the training thread; count the bytes ``given`` to it."""
-        self.bytes += 0 if given is None else given.nbytes
-        started = time.perf_counter()
-        yield
-        self.seconds += time.perf_counter() - started
 
 
 @dataclass(frozen=True)
@@ -262,42 +242,6 @@ class World:
     def _timed(self, group: dist.ProcessGroup | None) -> AbstractContextManager[None]:
         """Time a collective, unless it is a background thread's, which does not hold up the training thread."""
         return self.traffic.waiting() if group is None else nullcontext()
-
-
-def choose_device(device: Literal["auto", "cpu", "cuda"], launched: RankEnvironment, gpus: int) -> torch.device:
-    """Choose this rank's device, of ``gpus`` that it sees; all ranks of a node choose the same type.
-
-    Raises:
-        UserError: on a node with fewer GPUs than ranks, except for ``cpu``, and for ``auto`` if it has none.
-    """
-    ranks = launched.local_world_size
-    if device == "cpu":
-        return torch.device("cpu")
-    if gpus >= ranks:
-        return torch.device("cuda", launched.local_rank)
-    if device == "cuda" or gpus > 0:
-        raise UserError(
-            f"run.device {device}: {ranks} ranks on this node see {gpus} GPUs; run as many ranks as GPUs (NPROC), make "
-            "more visible (CUDA_VISIBLE_DEVICES), or set run.device cpu"
-        )
-    return torch.device("cpu")
-
-
-def require_same_device_type(store: dist.Store, rank: int, world_size: int, chosen: torch.device) -> None:
-    """Check that all ranks use GPUs, or all the CPU. Collective.
-
-    Without this, ranks would create process groups of different backends, and wait for each other until their timeout.
-
-    Raises:
-        UserError: on all ranks, naming the first that differs from rank 0.
-    """
-    store.set(f"device/{rank}", f"{chosen.type} on host {socket.gethostname()}")
-    keys = [f"device/{each}" for each in range(world_size)]
-    first, *others = (value.decode() for value in store.multi_get(keys))  # type: ignore[attr-defined]
-    for other_rank, other in enumerate(others, start=1):
-        if other.split()[0] != first.split()[0]:
-            chose = f"rank 0 chose {first}, and rank {other_rank} {other}"
-            raise UserError(f"run.device: {chose}; make GPUs visible on all nodes, or set run.device cpu")
 
 
 @contextmanager

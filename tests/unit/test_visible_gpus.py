@@ -12,8 +12,8 @@ import torch
 import torch.distributed as dist
 
 from gfgw_prod.commands.doctor.host import MOST_RANKS
+from gfgw_prod.distributed.devices import choose_device, require_same_device_type
 from gfgw_prod.distributed.torchrun import RankEnvironment
-from gfgw_prod.distributed.world import choose_device, require_same_device_type
 from gfgw_prod.process.exit_codes import BAD_INPUT, UserError
 from gfgw_prod.settings.presets import settings_file
 from gfgw_prod.settings.reading import read_yaml, resolve
