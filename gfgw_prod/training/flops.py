@@ -12,9 +12,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from gfgw_prod.data.sources import Table
+from gfgw_prod.distributed.world import World
 from gfgw_prod.generator import build_generator
 from gfgw_prod.settings.config import Config
 from gfgw_prod.settings.training import PrecisionName
+from gfgw_prod.telemetry.build import device_model
 from gfgw_prod.training.objective import Objective
 
 META = torch.device("meta")
@@ -31,6 +34,26 @@ PEAKS: dict[str, tuple[float, float, float]] = {
     "V100": (125e12, 15.7e12, 15.7e12),
     "T4": (65e12, 8.1e12, 8.1e12),
 }
+
+
+class FlopsRate:
+    """Operations of the networks a second, and their share of the GPUs' peak (MFU)."""
+
+    def __init__(self, config: Config, objective: Objective, table: Table, world: World):
+        self._config, self._objective, self._table, self._world = config, objective, table, world
+        self._per_image: float | None = None
+
+    def values(self, images_per_second: float) -> dict[str, float]:
+        """Metrics by catalogue tag, on rank 0. The first call counts the operations."""
+        config, device = self._config, self._world.device
+        if not self._world.is_main:
+            return {}
+        if self._per_image is None:
+            self._per_image = flops_per_image(config, self._objective, self._table.image_shape, self._table.num_classes)
+        values = {"speed/model_flops": self._per_image * images_per_second}
+        if device.type == "cuda" and (peak := peak_of(device_model(device), config.train.precision)) is not None:
+            values["speed/mfu"] = values["speed/model_flops"] / (peak * self._world.world_size)
+        return values
 
 
 def peak_of(gpu: str, precision: PrecisionName) -> float | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,17 +27,17 @@ from gfgw_prod.resilience.ledger import End, Ledger
 from gfgw_prod.sampling import pictures
 from gfgw_prod.settings.config import Config
 from gfgw_prod.settings.schedule import schedules_at
-from gfgw_prod.telemetry.build import build_labels, device_model
+from gfgw_prod.telemetry.build import build_labels
 from gfgw_prod.telemetry.node import Node
 from gfgw_prod.telemetry.pace import Pace
 from gfgw_prod.telemetry.registered import open_sinks
 from gfgw_prod.telemetry.sinks import Sink, Telemetry, Value, Values, last_recorded_step
 from gfgw_prod.telemetry.startup import LONG_SECONDS, Startup
 from gfgw_prod.training.checked_step import CheckedStep
-from gfgw_prod.training.flops import flops_per_image, peak_of
+from gfgw_prod.training.flops import FlopsRate
 from gfgw_prod.training.grids import Grids
 from gfgw_prod.training.rank_metrics import RankMetrics
-from gfgw_prod.training.start import HISTORY, append_to_history, command_to_extend, describe_start, first_lines, program
+from gfgw_prod.training.start import HISTORY, append_to_history, describe_start, first_lines, last_lines
 from gfgw_prod.training.step import TrainingStep
 from gfgw_prod.training.step_data import StepResult
 
@@ -68,7 +67,6 @@ class Reporter:
         self._telemetry = Telemetry()
         self._ledger: Ledger | None = None  # on rank 0
         self._meter: Meter | None = None
-        self._flops_per_image: float | None = None
         self._first_record, self._warned = True, False
         self._end: End = "error"  # unless the run stops or finishes
 
@@ -158,6 +156,7 @@ class Reporter:
         """Begin training after ``step`` steps: time counts from here on."""
         self._training, self._checked_step = training, checked_step
         self._first_step, self._started = step, time.monotonic()
+        self._flops = FlopsRate(self.config, training.objective, training.table, self.world)
         size = self.config.train.batch_size
         self._pace = Pace(step, self.config.total_steps, size)
         if self._meter is not None:
@@ -180,7 +179,7 @@ class Reporter:
             **self._checked_step.values(),
             **training.values(),
             **pace,
-            **self._flops(pace["speed/images_per_second"]),
+            **self._flops.values(pace["speed/images_per_second"]),
             **self._ranks.values(),
             **self._plan,
             "run/steps": step,
@@ -251,23 +250,11 @@ class Reporter:
     def finished(self, step: int) -> None:
         """Close all output, then log a summary: what the run has made, and what to do next."""
         self._health.enter_phase("finished")
-        done_in_full = step == self.config.total_steps
-        self._end = "finished" if done_in_full else "told to stop"
+        self._end = "finished" if step == self.config.total_steps else "told to stop"
         seconds = time.monotonic() - self._started
         self.close()
-        batch_size, total_kimg = self.config.train.batch_size, self.config.train.total_kimg
-        run_dir, out = shlex.quote(str(self.dir)), shlex.quote(str(self.dir / "more-samples"))
-        trained = (step - self._first_step) * batch_size
-        done = f"trained {trained / 1000:.1f} kimg in {seconds:.0f} s" if trained else "nothing to do: already finished"
-        figures = f"; {self.measured}" if self.measured else ""
-        self.log(f"{done}; {step * batch_size / 1000:.1f} kimg in all, {step:,} steps{figures}")
-        self.log(f"picture:    {self.dir / 'samples.png'}")
-        self.log(f"curves:     {program('tensorboard')} --logdir {run_dir}")
-        self.log(f"samples:    {program('gfgw')} sample {run_dir} --num 64 --grid --out {out}")
-        if done_in_full:
-            self.log(f"go on:      {command_to_extend(2 * total_kimg)}")
-        else:
-            self.log(f"go on:      the same command, to {total_kimg:g} kimg; train.max_minutes is over")
+        for line in last_lines(self.config, step, step - self._first_step, seconds, self.measured):
+            self.log(line)
 
     def close(self) -> None:
         """Close the meter, the sinks, the ledger and the endpoint."""
@@ -284,22 +271,6 @@ class Reporter:
         for name in files:
             self.write_file(self.dir / name, partial(pictures.write_png, grid))
         self._telemetry.picture(images, tag, grid)
-
-    def _flops(self, images_per_second: float) -> dict[str, float]:
-        """Operations a second of the networks, and their share of the GPUs' peak; on rank 0."""
-        if not self.world.is_main:
-            return {}
-        if self._flops_per_image is None:
-            table = self._training.table
-            self._flops_per_image = flops_per_image(
-                self.config, self._training.objective, table.image_shape, table.num_classes
-            )
-        values = {"speed/model_flops": self._flops_per_image * images_per_second}
-        if self.world.device.type == "cuda":
-            peak = peak_of(device_model(self.world.device), self.config.train.precision)
-            if peak is not None:
-                values["speed/mfu"] = values["speed/model_flops"] / (peak * self.world.world_size)
-        return values
 
     def _new_meter(self, title: str, total: int, unit: str) -> Meter:
         return Meter(title, total, unit, mode=self.config.telemetry.progress, enabled=self.world.is_main)

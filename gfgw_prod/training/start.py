@@ -1,4 +1,4 @@
-"""What a start of a run is: its first lines, its entry in ``history.jsonl``, and the command that continues the run."""
+"""What a start of a run says of itself: its first and last lines, its entry in ``history.jsonl``, how to go on."""
 
 from __future__ import annotations
 
@@ -65,6 +65,31 @@ def first_lines(config: Config, start: dict[str, Any], table: Table, parameters:
         f"{' x '.join(map(str, table.image_shape))}, {_count(table.num_classes, 'class', 'classes')}",
         f"generator: {parameters:,} parameters; coupling: {scope}, {coupling.target} targets",
         f"run: {config.run.dir} {begins}; {config.train.total_kimg:g} kimg in {config.total_steps:,} steps",
+    ]
+
+
+def last_lines(config: Config, step: int, steps: int, seconds: float, measured: str) -> list[str]:
+    """The lines at the end of a start that trained to its end: what it made, and what to do next.
+
+    Args:
+        step: completed steps of the run.
+        steps: those of this start, in ``seconds``.
+        measured: what the last evaluation measured; may be empty.
+    """
+    size, total_kimg, run_dir = config.train.batch_size, config.train.total_kimg, config.run.dir
+    done = f"trained {steps * size / 1000:.1f} kimg in {seconds:.0f} s" if steps else "nothing to do: already finished"
+    figures = f"; {measured}" if measured else ""
+    out = shlex.quote(str(run_dir / "more-samples"))
+    if step == config.total_steps:
+        go_on = command_to_extend(2 * total_kimg)
+    else:
+        go_on = f"the same command, to {total_kimg:g} kimg; train.max_minutes is over"
+    return [
+        f"{done}; {step * size / 1000:.1f} kimg in all, {step:,} steps{figures}",
+        f"picture:    {run_dir / 'samples.png'}",
+        f"curves:     {program('tensorboard')} --logdir {shlex.quote(str(run_dir))}",
+        f"samples:    {program('gfgw')} sample {shlex.quote(str(run_dir))} --num 64 --grid --out {out}",
+        f"go on:      {go_on}",
     ]
 
 
