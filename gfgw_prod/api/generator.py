@@ -43,6 +43,10 @@ class Generator:
         self.num_classes = trained.num_classes if settings.generator.conditional else 0
         self.config = trained.config
 
+    def __repr__(self) -> str:
+        size, classes = " x ".join(map(str, self.image_shape)), f"{self.num_classes} classes" * (self.num_classes > 0)
+        return f"<Generator of {size}{', ' * bool(classes)}{classes}, step {self.step:,}, on {self._device}>"
+
     def sample(self, num: int, labels: Labels | None = None, *, seed: int = 0, steps: int = 1) -> Tensor:
         """Draw the images of ``gfgw sample --num NUM --classes LABELS --seed SEED --steps STEPS``, to the last bit.
 

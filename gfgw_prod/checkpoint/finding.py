@@ -83,10 +83,16 @@ def list_checkpoints(place: str) -> list[Entry]:
     Raises:
         UserError: if there is none.
     """
-    found = [_open_or_explain(storage, name) for storage, names in _storages_at(place) for name in names]
-    if not found:
-        raise UserError(f"{place} holds no checkpoint; name a run directory or one of its checkpoints/step-*")
-    return found
+    if found := entries_at(place):
+        return found
+    if "://" not in place and not os.path.lexists(place):
+        raise UserError(f"{place} does not exist; name a run directory or one of its checkpoints/step-*")
+    raise UserError(f"{place} holds no checkpoint; name a run directory or one of its checkpoints/step-*")
+
+
+def entries_at(place: str) -> list[Entry]:
+    """As ``list_checkpoints``, and none if there is none."""
+    return [_open_or_explain(storage, name) for storage, names in _storages_at(place) for name in names]
 
 
 def find_checkpoints(place: str | Path) -> list[Checkpoint]:

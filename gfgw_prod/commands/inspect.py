@@ -31,7 +31,7 @@ def run(options: argparse.Namespace) -> int:
 
     For a directory of runs, print how each run stands.
     """
-    from gfgw_prod.checkpoint.finding import list_checkpoints
+    from gfgw_prod.checkpoint.finding import entries_at, list_checkpoints
     from gfgw_prod.process.meter import MB, Meter
     from gfgw_prod.resilience.run_status import is_run, runs_in, status_of
 
@@ -42,7 +42,8 @@ def run(options: argparse.Namespace) -> int:
         _print_runs([status_of(path) for path in runs], as_json=options.json)
         return FINISHED
     run = status_of(place) if is_run(place) else None
-    found = list_checkpoints(options.place)
+    begins = run is not None and not options.verify  # perhaps before its first checkpoint
+    found = entries_at(options.place) if begins else list_checkpoints(options.place)
     total = sum(checkpoint.bytes for _, checkpoint, _ in found if checkpoint is not None)
     with Meter(f"checking {options.place}", total, "MB", scale=MB) as meter:
         rows = [_row(name, checkpoint, problem, meter) for name, checkpoint, problem in found]
@@ -50,7 +51,8 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps({"checkpoints": rows, "run": None if run is None else asdict(run)}, indent=1))
         return code
-    print(f"{'checkpoint':<16}{'kimg':>10}{'MB':>9}{'age':>10}  {'whole':<7}weights_sha256")
+    if rows:
+        print(f"{'checkpoint':<16}{'kimg':>10}{'MB':>9}{'age':>10}  {'whole':<7}weights_sha256")
     for row in rows:
         if row["bytes"] is None:
             print(f"{row['name']:<16}{'':>29}  no: {row['problem']}")
@@ -58,10 +60,10 @@ def run(options: argparse.Namespace) -> int:
         size, age = row["bytes"] / 1e6, row["age_seconds"]
         state, digest = "yes" if row["verified"] else f"no: {row['problem']}", row["weights_sha256"] or ""
         print(f"{row['name']:<16}{row['images'] / 1000:>10.1f}{size:>9.1f}{age:>9.0f}s  {state:<7}{digest}")
-    for change in rows[-1]["changes"]:
+    for change in rows[-1]["changes"] if rows else ():
         print(f"changed after step {change['step']}: {'; '.join(change['changes'])}")
     if run is not None:
-        print(f"the run: {_in_words(run)}")
+        print(f"the run: {_in_words(run)}{'' if rows else '; no checkpoint yet'}")
     return code
 
 

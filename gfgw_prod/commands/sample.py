@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 MOST_IN_A_GRID = 10_000
 MOST_CLASSES = 100_000
+NOT_A_DIRECTORY = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".npz", ".npy")
 T = TypeVar("T")
 
 
@@ -42,6 +43,8 @@ def run(options: argparse.Namespace) -> int:
     """Draw images and write them, alone or on every rank of a launcher; return the exit code."""
     check_drawing(options.num, options.steps, options.seed, prefix="--")
     check_range("--batch-size", options.batch_size, 1, MOST_SAMPLES)
+    if options.out.suffix.lower() in NOT_A_DIRECTORY and not options.out.is_dir():
+        raise UserError(f"--out should name a directory, not a file; {options.out} looks like one")
     rank_environment()  # refuses a malformed environment before torch is imported
     from gfgw_prod.distributed.world import World
     from gfgw_prod.sampling.trained import read_trained

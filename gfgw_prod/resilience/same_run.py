@@ -145,6 +145,16 @@ def accept_changes(manifest: dict[str, Any], facts: dict[str, Any]) -> list[str]
     return found
 
 
+def require_length(config: Config, step: int) -> None:
+    """Raise ``UserError`` if a run that has made ``step`` steps is to have fewer."""
+    if step > config.total_steps:
+        trained = step * config.train.batch_size / 1000
+        raise UserError(
+            f"the run in {config.run.dir} has trained {trained:g} kimg, more than train.total_kimg "
+            f"{config.train.total_kimg:g}; give at least that, or another run.dir"
+        )
+
+
 def require_same_settings(by_rank: Sequence[dict[str, Any]]) -> None:
     """Check that all ranks of a job were started with the same settings.
 

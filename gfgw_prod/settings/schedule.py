@@ -87,5 +87,28 @@ def is_due(interval_kimg: float, batch_size: int, images: int) -> bool:
     return images // interval != (images - batch_size) // interval
 
 
+def is_one_step(share: float, step: int) -> bool:
+    """Whether a step's cells are trained at ``t = 1``: a share of all steps, evenly spread.
+
+    All cells of a step are alike, so that no rank waits for another that has a pass more to make.
+    """
+    return int((step + 1) * share) > int(step * share)
+
+
+def is_recorded(config: Config, step: int) -> bool:
+    """Whether the metrics of a step are recorded: of one in each interval, and of the next that is of the other kind.
+
+    Steps at t = 1 and steps before have different losses, and one record in an interval would show them by chance.
+    """
+    share, size, every = config.train.one_step_share, config.train.batch_size, config.telemetry.log_every_kimg
+    kind = is_one_step(share, step)
+    for earlier in range(step, -1, -1):
+        if earlier < step and is_one_step(share, earlier) == kind:
+            return False  # that one was recorded, or one before it
+        if is_due(every, size, (earlier + 1) * size):
+            return True
+    return False
+
+
 def _progress(length_kimg: float, images: int) -> float:
     return min(images / (1000 * length_kimg), 1.0) if length_kimg > 0 else 1.0

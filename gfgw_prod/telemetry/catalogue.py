@@ -15,6 +15,7 @@ GPU, RANKS_ON_CPU, COUPLED = "on GPUs", "on CPUs", "with a coupling"
 LOCAL, SAVED = "checkpoints on a local disk", "after the first save"
 STARTS = {"launcher": "under launch/elastic.sh", "bank": "a new run", "checkpoint": "a resumed run"}  # by phase
 EVALUATED = "with evaluation.every_kimg"
+TOTAL_AT_ONE, TOTAL_BEFORE = "total_at_one", "total_before"  # of the two kinds of steps: at t = 1, and before
 LOSS_TERMS = ("flow", "feature", "structure", "energy", "lpips", "consistency", "boundary")
 MEASURED = f"{EVALUATED}, those of evaluation.metrics"
 
@@ -36,9 +37,11 @@ def _default_name(tag: str) -> str:
 
 
 def _loss(term: str) -> Metric:
-    when = "" if term == "total" else "with its weight above 0"
-    text = "Loss of the last recorded step that has the term."
-    return gauge(f"loss/{term}", text, name="gfgw_loss", labels={"term": term}, when=when)
+    when = {"total": "", TOTAL_AT_ONE: "with train.one_step_share above 0", TOTAL_BEFORE: "with a share below 1"}
+    text = "Loss of the last recorded step that has the term; total_at_one and total_before, of steps of that kind."
+    return gauge(
+        f"loss/{term}", text, name="gfgw_loss", labels={"term": term}, when=when.get(term, "with its weight above 0")
+    )
 
 
 def _evaluation(figure: str) -> Metric:
@@ -47,7 +50,7 @@ def _evaluation(figure: str) -> Metric:
 
 
 CATALOGUE: tuple[Metric, ...] = (
-    *(_loss(term) for term in ("total", *LOSS_TERMS)),
+    *(_loss(term) for term in ("total", TOTAL_AT_ONE, TOTAL_BEFORE, *LOSS_TERMS)),
     counter("run/images", "Images seen since the run began.", name="gfgw_images_seen"),
     gauge("run/planned_images", "Images of the whole run.", name="gfgw_images_planned"),
     gauge("run/eta_seconds", "Estimated time to the end of the run, from the mean time of a step since this start."),

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gfgw_prod.process.restart_causes import CAUSES
-from gfgw_prod.telemetry.catalogue import LOSS_TERMS
+from gfgw_prod.telemetry.catalogue import LOSS_TERMS, TOTAL_AT_ONE, TOTAL_BEFORE
 from gfgw_prod.telemetry.phases import STEP_PHASES
 from gfgw_prod.telemetry.startup import PHASES
 
@@ -20,7 +20,7 @@ COMPARED_SETTINGS = (
 COMPARED_METRICS = ("evaluation/fd", "evaluation/fid", "loss/total", "speed/images_per_second")
 CHARTS: dict[str, dict[str, tuple[str, ...]]] = {
     "1 Does it learn?": {
-        "loss": ("loss/total",),
+        "loss, of steps at t = 1 and before": (f"loss/{TOTAL_AT_ONE}", f"loss/{TOTAL_BEFORE}"),
         "loss terms": tuple(f"loss/{term}" for term in LOSS_TERMS),
         "gradient norm before clipping": ("optimizer/gradient_norm",),
     },

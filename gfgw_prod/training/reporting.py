@@ -17,7 +17,7 @@ from gfgw_prod.distributed.world import World
 from gfgw_prod.generator.ema import Ema
 from gfgw_prod.process import restart_causes
 from gfgw_prod.process.durable import clear_partials
-from gfgw_prod.process.exit_codes import reason_of
+from gfgw_prod.process.exit_codes import PREEMPTED, reason_of
 from gfgw_prod.process.meter import Meter
 from gfgw_prod.process.stacks import keep_stacks_of_hung_ranks
 from gfgw_prod.process.standard_streams import log, log_times
@@ -37,7 +37,7 @@ from gfgw_prod.training.checked_step import CheckedStep
 from gfgw_prod.training.flops import FlopsRate
 from gfgw_prod.training.grids import Grids
 from gfgw_prod.training.rank_metrics import RankMetrics
-from gfgw_prod.training.start import HISTORY, append_to_history, describe_start, first_lines, last_lines
+from gfgw_prod.training.start import HISTORY, append_to_history, command, describe_start, first_lines, last_lines
 from gfgw_prod.training.step import TrainingStep
 from gfgw_prod.training.step_data import StepResult
 
@@ -197,7 +197,7 @@ class Reporter:
             values |= self._startup_values()
         self.record_values(step, images, values)
         if self._meter is not None:
-            self._meter.advance_to(images, f"loss {values['loss/total']:.4f}")
+            self._meter.advance_to(images, f"loss {values['loss/total']:.4f}{' at t = 1' if result.one_step else ''}")
         if not values.get("transport/converged", 1.0) and not self._warned:
             self._warned = True
             self.log(
@@ -245,7 +245,8 @@ class Reporter:
     def stopped(self, images: int) -> None:
         """Log that the run has stopped on request, with its state saved."""
         self._end = "told to stop"
-        self.log(f"told to stop at {images / 1000:.1f} kimg; the same command goes on from there")
+        self.log(f"told to stop at {images / 1000:.1f} kimg; all is saved (exit code {PREEMPTED})")
+        self.log(f"go on:      {command()}")
 
     def finished(self, step: int) -> None:
         """Close all output, then log a summary: what the run has made, and what to do next."""

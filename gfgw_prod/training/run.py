@@ -230,7 +230,7 @@ class Run:
 
             # Record, draw, save: at their intervals, and after the last step.
             last = self.step == config.total_steps or self.stop.time_is_up
-            if last or self.step == self.first_step + 1 or self._is_due(telemetry.log_every_kimg):
+            if last or self.step == self.first_step + 1 or schedule.is_recorded(config, self.step - 1):
                 self.reporter.record(self.step, self.images, result)
             if last or self._is_due(telemetry.samples_every_kimg):
                 with self.training.precision.autocast():
@@ -329,5 +329,7 @@ class Run:
 
     def _accept_changes(self, found: Checkpoint | None, by_rank: list[dict[str, Any]]) -> list[str]:
         """Changes since the checkpoint, and differences between ranks, that ``run.allow_changes`` accepts."""
+        if found is not None:
+            same_run.require_length(self.config, found.step)
         changes = [] if found is None else same_run.accept_changes(found.manifest, self.facts)
         return changes + same_run.accept_rank_differences(by_rank, self.facts, self.step)

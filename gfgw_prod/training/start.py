@@ -81,28 +81,30 @@ def last_lines(config: Config, step: int, steps: int, seconds: float, measured: 
     figures = f"; {measured}" if measured else ""
     out = shlex.quote(str(run_dir / "more-samples"))
     if step == config.total_steps:
-        go_on = command_to_extend(2 * total_kimg)
+        go_on = f"{command(2 * total_kimg)}    (at the last learning rate; another run.dir begins anew)"
     else:
-        go_on = f"the same command, to {total_kimg:g} kimg; train.max_minutes is over"
+        go_on = f"{command()}    (to {total_kimg:g} kimg; train.max_minutes is over)"
     return [
         f"{done}; {step * size / 1000:.1f} kimg in all, {step:,} steps{figures}",
         f"picture:    {run_dir / 'samples.png'}",
         f"curves:     {program('tensorboard')} --logdir {shlex.quote(str(run_dir))}",
-        f"samples:    {program('gfgw')} sample {shlex.quote(str(run_dir))} --num 64 --grid --out {out}",
+        f"samples:    {program('gfgw')} sample {shlex.quote(str(run_dir))} --num 100 --grid --out {out}",
         f"go on:      {go_on}",
     ]
 
 
-def command_to_extend(total_kimg: float) -> str:
-    """The command that makes this run longer, as the user would type it."""
-    length = (LENGTH, f"{total_kimg:g}")
+def command(total_kimg: float | None = None) -> str:
+    """The command that continues this run, as the user would type it; with another length, if one is given."""
+    length = () if total_kimg is None else (LENGTH, f"{total_kimg:g}")
     called, words = os.environ.get(PROGRAM, ""), sys.argv[1:]
     if words[:1] != ["train"] or not (called or rank_environment() is None):  # Python, or a launcher not known here
-        return f"the same with {' '.join(length)}"
-    words = [*_without(words[1:], LENGTH), *length]
+        return f"the same with {' '.join(length)}" if length else "the same command"
+    words = [*(_without(words[1:], LENGTH) if length else words[1:]), *length]
     if not called.startswith("make "):
         return f"{called or program('gfgw') + ' train'} {shlex.join(words)}"
     arguments = shlex.join(_without(words, "--config")).replace("$", "$$")  # make has the file of settings
+    if not arguments:
+        return called
     plain = not any(character in arguments for character in '"$`\\')
     return f"{called} ARGS=" + (f'"{arguments}"' if plain else shlex.quote(arguments))
 

@@ -24,14 +24,14 @@ from gfgw_prod.generator import SIGMA_DATA, interpolate
 from gfgw_prod.generator.ema import Ema
 from gfgw_prod.losses.energy import BatchFeatures
 from gfgw_prod.settings.config import Config
-from gfgw_prod.settings.schedule import schedules_at
+from gfgw_prod.settings.schedule import is_one_step, schedules_at
 from gfgw_prod.telemetry.phases import StepClock, phase
 from gfgw_prod.training.feed import Feed
 from gfgw_prod.training.objective import Objective
 from gfgw_prod.training.optimizer import AdamW
 from gfgw_prod.training.precision import Precision
 from gfgw_prod.training.step_data import CellInputs, Samples, StepInputs, StepResult
-from gfgw_prod.training.times import draw_times, is_one_step, nearer_times
+from gfgw_prod.training.times import draw_times, nearer_times
 from gfgw_prod.transport.matching import Match, Matcher
 
 
@@ -72,6 +72,7 @@ class TrainingStep:
         return StepResult(
             step=step,
             images_seen=inputs.images_seen,
+            one_step=inputs.one_step,
             features=features,
             match=match,
             finite=finite,

@@ -14,6 +14,7 @@ from gfgw_prod.data.stream import CellRows
 from gfgw_prod.distributed.cells import Cell, CellAssignment, Turn
 from gfgw_prod.distributed.transfers import to_device
 from gfgw_prod.distributed.world import World
+from gfgw_prod.telemetry.catalogue import TOTAL_AT_ONE, TOTAL_BEFORE
 from gfgw_prod.training.objective import Losses
 from gfgw_prod.transport.matching import Match
 
@@ -67,6 +68,7 @@ class StepResult:
 
     step: int
     images_seen: int  # before the step
+    one_step: bool  # trained at t = 1; else at times before
     features: Tensor  # (turns, b, d), generated on this rank
     match: Match
     finite: Tensor  # (), whether all generated features and all that the matcher would learn are finite
@@ -84,14 +86,15 @@ class StepResult:
     def values(self, world: World, assignment: CellAssignment) -> dict[str, float]:
         """Metrics by catalogue tag. Losses are means over all cells. Collective.
 
-        Steps at t = 1 and steps before have different terms; a term that a step lacks is left out, or its curve would
-        drop to zero.
+        Steps at t = 1 and steps before have different terms: each kind has a curve of its total, and a term that a step
+        lacks is left out, or its curve would drop to zero.
         """
         means = assignment.in_cell_order(world.all_gather(self.losses)).double().mean(dim=0).tolist()
         streamed = assignment.in_cell_order(world.all_gather(self.row_ids.to(world.device))).flatten()
         rows = torch.cat([streamed, self.match.rows]).cpu()
         losses = dict(zip(Losses._fields, means[:-1], strict=True))
         return {f"loss/{term}": mean for term, mean in losses.items() if mean or term == "total"} | {
+            f"loss/{TOTAL_AT_ONE if self.one_step else TOTAL_BEFORE}": losses["total"],
             "data/batch_crc": zlib.crc32(rows.numpy().astype("<i8").tobytes()),
             "transport/noise_correlation": means[-1],
             "optimizer/gradient_norm": float(self.gradient_norm),

@@ -15,14 +15,6 @@ from gfgw_prod.settings.training import ConsistencySettings, TimeSettings
 SMALLEST = 1e-6  # of noise between two times, which a loss is divided by
 
 
-def is_one_step(share: float, step: int) -> bool:
-    """Whether a step's cells are trained at ``t = 1``: a share of all steps, evenly spread.
-
-    All cells of a step are alike, so that no rank waits for another that has a pass more to make.
-    """
-    return int((step + 1) * share) > int(step * share)
-
-
 def draw_times(settings: TimeSettings, cell: Cell, images_seen: int) -> Tensor:
     """Times ``(b,)``, logit-Student-t over the range of the stage, on the CPU."""
     low, high = time_range(settings, images_seen)

@@ -105,6 +105,7 @@ TOLD: tuple[tuple[list[str], tuple[str, ...]], ...] = (
     (["sample", "@", "--out", "@/out"], ("@", "no checkpoint")),
     (["sample", "@", "--num", "0", "--out", "@/out"], ("--num", "at least 1")),
     (["sample", "@/reference", "--out", "@/out", "--classes", "3-1"], ("--classes", "1-3")),
+    (["sample", "@/reference", "--out", "@/out.png", "--grid"], ("--out", "directory")),
     (["sample", "@", "--out", "@/out", "--steps", "0"], ("--steps", "at least 1")),
     (["evaluate", "@"], ("@", "no checkpoint")),
     (["evaluate", "@", "--num", "9"], ("--num", "at least 10")),

@@ -79,6 +79,12 @@ def test_inspect_lists_every_checkpoint_in_words_and_in_json(reference: Path) ->
     assert words[1].endswith(found[1]["weights_sha256"])
 
 
+def test_inspect_tells_how_a_run_without_checkpoints_stands(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    assert runs.printed_by("inspect", str(tmp_path)) == "the run: new; no checkpoint yet\n"
+    assert runs.execute([*runs.GFGW, "inspect", str(tmp_path), "--verify"]).code == 2
+
+
 def test_inspect_names_damage_and_fails_if_asked_to_verify(copy_of_reference: Path) -> None:
     shard = runs.newest_shard(copy_of_reference)
     content = bytearray(shard.read_bytes())

@@ -46,7 +46,7 @@ def test_commands_of_the_manual_work_as_written(tmp_path: Path) -> None:
     last = max(runs.digests(where / "runs" / "digits"))
     assert runs.digests(where / "runs" / "two-nodes")[last] == runs.digests(where / "runs" / "digits")[last]
 
-    for page, results in (("README.md", ["digits.png"]), ("docs/python.md", ["samples.png", "runs/from-python"])):
+    for page, results in (("README.md", ["runs/digits.png"]), ("docs/python.md", ["samples.png", "runs/from-python"])):
         for example, result in zip(pages.code_blocks(pages.ROOT / page, "python"), results, strict=True):
             done = runs.execute([sys.executable, "-c", example], environment, cwd=where)
             assert done.code == 0, f"{example}\n{done.stderr}"
@@ -81,7 +81,7 @@ def check(command: str, outcome: runs.Outcome, where: Path) -> None:
         case _ if " sample " in command:
             assert (run / "more-samples" / "grid.png").is_file()
         case _ if " export " in command:
-            assert (where / "digits.safetensors").is_file()
+            assert (where / "runs" / "digits.safetensors").is_file()
         case _ if " pack " in command:
             assert json.loads((where / "data" / "mine" / "pack.json").read_text())["image_shape"] == [3, 64, 64]
         case _ if "torchrun" in command and " evaluate " in command:

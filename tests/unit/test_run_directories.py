@@ -158,5 +158,8 @@ def test_run_and_checkpoint_directories_are_both_found(keeper: Keeper, monkeypat
     assert [found.step for found in find_checkpoints(Path(one.name))] == [1]
     monkeypatch.chdir(one)
     assert [found.step for found in find_checkpoints(Path())] == [1]
-    with pytest.raises(UserError, match="holds no checkpoint"):
+    with pytest.raises(UserError, match="does not exist"):
         find_checkpoints(run_dir / "nothing")
+    (run_dir / "something").mkdir()
+    with pytest.raises(UserError, match="holds no checkpoint"):
+        find_checkpoints(run_dir / "something")

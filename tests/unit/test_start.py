@@ -14,7 +14,7 @@ import pytest
 from gfgw_prod.commands import cli
 from gfgw_prod.process.standard_streams import log, log_as_json, log_times
 from gfgw_prod.telemetry import build
-from gfgw_prod.training.start import command_to_extend
+from gfgw_prod.training.start import command
 
 from ..process import runs
 
@@ -43,6 +43,8 @@ def test_first_lines_history_and_manifests_say_what_a_run_is(
         ):
             assert words in said
         manifests.append(runs.manifest(run_dir, steps))
+    assert cli.main(["train", "--run.dir", str(run_dir), *TINY, "--train.total-kimg", "0.008"]) == 2
+    assert "has trained 0.016 kimg, more than train.total_kimg 0.008" in capsys.readouterr().err
     history = [json.loads(line) for line in (run_dir / "history.jsonl").read_text().splitlines()]
     assert [start["resumed_step"] for start in history] == [0, 1]
     assert history == [manifest["start"] for manifest in manifests]
@@ -70,15 +72,29 @@ def test_first_lines_history_and_manifests_say_what_a_run_is(
 def test_the_command_that_goes_on(called: str, words: str, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GFGW_PROGRAM", called)
     monkeypatch.setattr(sys, "argv", ["gfgw", "train", *shlex.split(words)])
-    assert command_to_extend(200) == expected
+    assert command(200) == expected
+
+
+@pytest.mark.parametrize(
+    ("called", "words", "expected"),
+    [
+        ("make train", "--config a.yaml", "make train"),
+        ("make train", "--config a.yaml --seed 3", 'make train ARGS="--seed 3"'),
+        ("launch/elastic.sh", "--config a.yaml --seed 3", "launch/elastic.sh --config a.yaml --seed 3"),
+    ],
+)
+def test_the_command_that_resumes(called: str, words: str, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GFGW_PROGRAM", called)
+    monkeypatch.setattr(sys, "argv", ["gfgw", "train", *shlex.split(words)])
+    assert command() == expected
 
 
 def test_the_command_that_goes_on_without_a_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("GFGW_PROGRAM", raising=False)
     monkeypatch.setattr(sys, "argv", ["gfgw", "train", "--config", "a.yaml"])
-    assert command_to_extend(0.5).endswith("gfgw train --config a.yaml --train.total-kimg 0.5")
+    assert command(0.5).endswith("gfgw train --config a.yaml --train.total-kimg 0.5")
     monkeypatch.setattr(sys, "argv", ["notebook.py"])
-    assert command_to_extend(0.5) == "the same with --train.total-kimg 0.5"
+    assert command(0.5) == "the same with --train.total-kimg 0.5"
 
 
 @pytest.mark.parametrize("option", ["--resume", "--resume-from", "--continue"])

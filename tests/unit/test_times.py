@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from gfgw_prod.distributed.cells import Cell
+from gfgw_prod.settings.config import Config
+from gfgw_prod.settings.schedule import is_one_step, is_recorded
 from gfgw_prod.settings.training import ConsistencySettings, TimeSettings
-from gfgw_prod.training.times import draw_times, is_one_step, nearer_times
+from gfgw_prod.training.times import draw_times, nearer_times
 
 CELL = Cell(0, 3, 1, 4000)
 
@@ -17,6 +19,23 @@ def test_steps_at_t_1_are_the_share_that_was_asked_for_and_evenly_spread(share: 
     chosen = [is_one_step(share, step) for step in range(400)]
     for first in range(0, 400, 20):
         assert abs(sum(chosen[first : first + 20]) - 20 * share) < 1
+
+
+@pytest.mark.parametrize("share", [0.0, 0.2, 0.5, 0.9, 1.0])
+@pytest.mark.parametrize("every_kimg", [0.1, 0.4, 1.0])
+def test_each_interval_records_a_step_of_each_kind_if_it_has_one(share: float, every_kimg: float) -> None:
+    size, steps = 100, 60
+    config = Config(
+        train={"one_step_share": share, "batch_size": size, "cell_size": size}, telemetry={"log_every_kimg": every_kimg}
+    )
+    kinds = [is_one_step(share, step) for step in range(steps)]
+    recorded = [step for step in range(steps) if is_recorded(config, step)]
+    every = round(every_kimg * 1000 / size)
+    for due in range(every - 1, steps, every):
+        interval = range(due, min(due + every, steps))
+        expected = {kinds[step]: step for step in reversed(interval)}  # the first of each kind
+        assert [step for step in recorded if step in interval] == sorted(expected.values())
+    assert all(step >= every - 1 for step in recorded)
 
 
 @pytest.mark.parametrize(("images", "low", "high"), [(0, 0.7, 1.0), (9_999, 0.7, 1.0), (10_000, 0.0, 1.0)])
