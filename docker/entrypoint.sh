@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Entry point of the image. By its arguments:
 #   none, or options only     train with the elastic launcher (default: --config configs/digits.yaml)
-#   a command of gfgw         run it (train is then a single process)
-#   anything else             run it as a program
+#   a program                 run it
+#   anything else             a command of gfgw: run it (train is then a single process)
 # Every branch ends in exec: signals reach the program, and its exit code is the container's.
 #
 # Environment, besides that of launch/elastic.sh:
@@ -14,8 +14,10 @@ set -euo pipefail
 case ${1:-} in
     "") set -- --config configs/digits.yaml ;;
     -*) ;;
-    train | pack | sample | evaluate | export | inspect | doctor) exec gfgw "$@" ;;
-    *) exec "$@" ;;
+    *)
+        [ -n "$(type -P -- "$1")" ] || set -- gfgw "$@" # not a program: a command of gfgw
+        exec "$@"
+        ;;
 esac
 
 port=

@@ -20,7 +20,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         required=True,
         help="safetensors: weights and settings, for gfgw_prod.load_generator; onnx: noise in, images out",
     )
-    parser.add_argument("--out", type=path, required=True, metavar="FILE", help="file to write, completely or not")
+    parser.add_argument(
+        "--out", type=path, required=True, metavar="FILE", help="file to write; it appears only once it is complete"
+    )
     add_raw(parser)
 
 

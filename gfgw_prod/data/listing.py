@@ -29,7 +29,12 @@ class Reader(Protocol):
     """Decodes items. It can be pickled, and opens files in the process that uses it."""
 
     def row(self, item: int) -> Row:
-        """Decode an item to ``(c, h, w)``; ``InvalidImageError`` if it cannot be used, ``UserError`` if not now."""
+        """Decode an item to ``(c, h, w)``.
+
+        Raises:
+            InvalidImageError: if it cannot be used.
+            UserError: if it cannot be read at present.
+        """
 
 
 class Entry(NamedTuple):

@@ -90,12 +90,6 @@ def frechet_distance(first: Moments, second: Moments) -> float:
     return max(float(gap @ gap + spread), 0.0)  # rounding may leave it just below 0
 
 
-def squared_mmd(first: Tensor, second: Tensor) -> float:
-    """The unbiased estimate of MMD² of rows ``(n, d)`` and ``(m, d)`` under ``k(x, y) = (x·y / d + 1)³``, float64."""
-    first, second = first.double(), second.double()
-    return float(_within(first) + _within(second) - 2 * _kernel(first, second).mean())
-
-
 def kernel_distance(samples: RowTable, data: RowTable, *, seed: int, on_progress: Progress) -> tuple[float, float]:
     """Mean and standard deviation of MMD² over 100 subsets of 1,000 rows each, or of all rows if there are fewer.
 

@@ -32,13 +32,13 @@ class FeatureBank(RowTable):
         self,
         table: Table,
         extractor: nn.Module,
-        block_rows: int,
+        encode_rows: int,
         on_block: Callable[[int], None],
         *,
         views: int = 1,
         cache: BankCache | None = None,
     ) -> None:
-        """Encode this rank's rows, ``block_rows`` at once, or read them from the cache.
+        """Encode this rank's rows, ``encode_rows`` at once, or read them from the cache.
 
         Args:
             on_block: called after every block with the number of rows done.
@@ -51,10 +51,10 @@ class FeatureBank(RowTable):
                 rows.copy_(found)
                 on_block(last - self.start)
                 continue
-            # Encoding blocks start at multiples of block_rows, also outside this rank's rows.
-            for begin in range(first // block_rows * block_rows, last, block_rows):
-                features = _encoded(table, extractor, begin, min(begin + block_rows, self.total), views, self.world)
-                low, high = max(begin, first), min(begin + block_rows, last)
+            # Encoding blocks start at multiples of encode_rows, also outside this rank's rows.
+            for begin in range(first // encode_rows * encode_rows, last, encode_rows):
+                features = _encoded(table, extractor, begin, min(begin + encode_rows, self.total), views, self.world)
+                low, high = max(begin, first), min(begin + encode_rows, last)
                 rows[low - first : high - first] = features[low - begin : high - begin]
                 on_block(high - self.start)
             if cache is not None:

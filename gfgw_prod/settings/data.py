@@ -8,7 +8,6 @@ from pydantic import Field
 
 from gfgw_prod.settings.types import Flag, Section, Text, UserPath, Whole, as_written, setting
 
-BUILT_IN = ("digits", "photos")  # sources without a path
 RULES = ("image_size", "resize", "grey", "peak", "background")  # how image files become rows
 _FOR_FILES = frozenset({"path", "on_error", *RULES})
 _FOR_ALL = frozenset({"source", "workers", "flip"})
@@ -22,6 +21,7 @@ _USED: dict[str, frozenset[str]] = {
     "parquet": _FOR_FILES | {"image_column", "label_column"},
     "packed": frozenset({"path", "verify", *RULES}),
 }
+BUILT_IN = frozenset(source for source, used in _USED.items() if "path" not in used)
 
 
 class DataSettings(Section):

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from gfgw_prod.settings.types import Count, Decay, Flag, Real, Section, Text, UserPath, Whole, setting
+from gfgw_prod.settings.types import BelowOne, Count, Flag, Real, Section, Text, UserPath, Whole, setting
 
 DINOV2 = "vit_small_patch14_dinov2.lvd142m"  # of timm
 Pool = Literal["token", "avg"]
@@ -23,7 +23,7 @@ class GeneratorSettings(Section):
     channel_mult_emb: Whole = setting(4, "width of the embedding as a multiple of model_channels", ge=1, le=64)
     num_blocks: Whole = setting(1, "residual blocks per level", ge=1, le=64)
     attention_resolutions: tuple[Count, ...] = setting((), "image sides with self-attention, pixels", max_length=16)
-    dropout: Decay = setting(0.0, "dropout probability in residual blocks")
+    dropout: BelowOne = setting(0.0, "dropout probability in residual blocks")
     conditional: Flag = setting(False, "condition on class labels")
     exact_boundary: Flag = setting(True, "enforce G(x, 0) = x by construction")
     correlation: Real = setting(

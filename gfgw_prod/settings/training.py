@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Literal
 
 from gfgw_prod.settings.types import (
+    BelowOne,
     Count,
-    Decay,
     Flag,
     Fraction,
     NonNegative,
@@ -41,7 +41,7 @@ class ConsistencySettings(Section):
     stages: Whole = setting(
         0,
         "number of stages of consistency training: a step at t < 1 regresses on the generator's output "
-        "at an earlier time of the same line, which each stage moves closer to t; 0: regress on the image",
+        "at a less noisy time r < t of the same line, which each stage moves closer to t; 0: regress on the image",
         ge=0,
         le=12,
     )
@@ -69,6 +69,11 @@ class LossSettings(Section):
     lpips_trunk: UserPath | None = setting(None, "VGG-16 weights of LPIPS; null: torchvision's, cached or downloaded")
     boundary: Weight = setting(1.0, "weight of |G(x, 0) - x|² when the boundary is not exact")
 
+    @property
+    def compares_features(self) -> bool:
+        """Whether a loss at t = 1 compares features of predicted images."""
+        return bool(self.feature or self.structure or self.energy)
+
 
 class OptimizerSettings(Section):
     """AdamW and its learning rate."""
@@ -77,7 +82,7 @@ class OptimizerSettings(Section):
     final_lr_ratio: Fraction = setting(0.0, "final learning rate as a share of the peak")
     warmup_kimg: NonNegative = setting(Share(0.02), "length of the linear warm-up, kimg")
     decay_kimg: Positive = setting(Share(), "end of the cosine decay, kimg")
-    betas: tuple[Decay, Decay] = setting((0.9, 0.999), "decay rates of AdamW's moments")
+    betas: tuple[BelowOne, BelowOne] = setting((0.9, 0.999), "decay rates of AdamW's moments")
     weight_decay: NonNegative = setting(0.0, "decoupled weight decay")
     clip_norm: Positive = setting(1.0, "gradient norm above which gradients are scaled down")
 

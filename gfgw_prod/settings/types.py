@@ -69,7 +69,7 @@ Weight = Annotated[Real, Field(ge=0, le=1e6)]
 Fraction = Annotated[Real, Field(ge=0, le=1)]
 TimeRange = tuple[Fraction, Fraction]
 Epsilon = Annotated[Real, Field(ge=1e-4, le=1e3)]  # below 1e-4, float32 logits lose all digits
-Decay = Annotated[Real, Field(ge=0, lt=1)]
+BelowOne = Annotated[Real, Field(ge=0, lt=1)]
 
 
 def setting(default: Any, description: str, **bounds: Any) -> Any:

@@ -15,7 +15,7 @@ GPU, RANKS_ON_CPU, COUPLED = "on GPUs", "on CPUs", "with a coupling"
 LOCAL, SAVED = "checkpoints on a local disk", "after the first save"
 STARTS = {"launcher": "under launch/elastic.sh", "bank": "a new run", "checkpoint": "a resumed run"}  # by phase
 EVALUATED = "with evaluation.every_kimg"
-TOTAL_AT_ONE, TOTAL_BEFORE = "total_at_one", "total_before"  # of the two kinds of steps: at t = 1, and before
+TOTAL_AT_ONE, TOTAL_BEFORE = "total_at_one", "total_before"  # of steps at t = 1 and at t < 1
 LOSS_TERMS = ("flow", "feature", "structure", "energy", "lpips", "consistency", "boundary")
 MEASURED = f"{EVALUATED}, those of evaluation.metrics"
 
@@ -37,7 +37,15 @@ def _default_name(tag: str) -> str:
 
 
 def _loss(term: str) -> Metric:
-    when = {"total": "", TOTAL_AT_ONE: "with train.one_step_share above 0", TOTAL_BEFORE: "with a share below 1"}
+    compared = "with loss.feature, loss.structure or loss.energy above 0"
+    when = {
+        "total": "",
+        "flow": "",
+        "feature": compared,
+        "structure": compared,
+        TOTAL_AT_ONE: "with train.one_step_share above 0",
+        TOTAL_BEFORE: "with a share below 1",
+    }
     text = "Loss of the last recorded step that has the term; total_at_one and total_before, of steps of that kind."
     return gauge(
         f"loss/{term}", text, name="gfgw_loss", labels={"term": term}, when=when.get(term, "with its weight above 0")
@@ -69,7 +77,7 @@ CATALOGUE: tuple[Metric, ...] = (
         "speed/model_flops",
         "Operations a second of the networks' products, over all ranks; repeated ones do not count.",
     ),
-    gauge("speed/mfu", "Those over the peak of the GPUs in this precision, of 1.", when=GPU),
+    gauge("speed/mfu", "Model operations a second over the peak of the GPUs in this precision, 0 to 1.", when=GPU),
     gauge(
         "speed/images_per_second",
         "Images per second since the last record, evaluations excluded.",

@@ -17,7 +17,7 @@ class Pace:
     def __init__(self, step: int, last_step: int, batch_size: int):
         self._last_step, self._batch_size = last_step, batch_size
         self._then, self._step = time.monotonic(), step
-        self._origin: tuple[float, int] | None = None  # time and step of the first record: what is before, is slower
+        self._origin: tuple[float, int] | None = None  # time and step of the first record; earlier steps are slower
 
     @contextmanager
     def paused(self) -> Iterator[None]:

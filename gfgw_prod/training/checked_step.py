@@ -30,12 +30,12 @@ OWN = {FEATURES, LOSSES, GRADIENT}
 
 
 @dataclass(frozen=True)
-class Fingerprint:
+class StepChecksums:
     """Checksums of one computation, ``(world_size, len(STAGES), turns)``: by rank, stage and turn."""
 
     by_rank: Tensor
 
-    def first_difference(self, other: Fingerprint) -> tuple[str, list[int]] | None:
+    def first_difference(self, other: StepChecksums) -> tuple[str, list[int]] | None:
         """The first stage that differs, and the ranks at fault; no ranks if that cannot be known.
 
         Later stages depend on earlier ones of all ranks, so they are not looked at. Where ranks' numbers have met, one
@@ -124,21 +124,21 @@ class CheckedStep:
 
     def _compute_until_two_agree(self, first: StepResult, rows: Sequence[CellRows]) -> StepResult:
         """Compute the step again until two computations agree; the last one's gradient is left in ``.grad``."""
-        seen = [self._fingerprint(first)]
+        seen = [self._checksums(first)]
         while len(seen) < MOST_COMPUTATIONS:
             watch.progress(f"computing step {first.step + 1} again")
             again = self._step.compute(first.step, rows)
-            fingerprint = self._fingerprint(again)
-            if any(old.first_difference(fingerprint) is None for old in seen):
-                self._count_errors(first.step, fingerprint, seen)
+            checksums = self._checksums(again)
+            if any(old.first_difference(checksums) is None for old in seen):
+                self._count_errors(first.step, checksums, seen)
                 # Without sharding every rank holds the whole sum of gradients.
                 for stage in (MATCHING, NORM, *([SUM] if self._step.parallel.replicated else [])):
-                    self._refuse_different(fingerprint.by_rank[:, stage, 0].tolist(), STAGES[stage])
+                    self._refuse_different(checksums.by_rank[:, stage, 0].tolist(), STAGES[stage])
                 return again
-            seen.append(fingerprint)
+            seen.append(checksums)
         raise HardwareError(f"no two of {MOST_COMPUTATIONS} computations of step {first.step + 1} agree")
 
-    def _count_errors(self, step: int, agreed: Fingerprint, seen: Sequence[Fingerprint]) -> None:
+    def _count_errors(self, step: int, agreed: StepChecksums, seen: Sequence[StepChecksums]) -> None:
         """Count and report the ranks whose computations differ from the agreed one."""
         for other in seen:
             if (found := agreed.first_difference(other)) is None:
@@ -168,7 +168,7 @@ class CheckedStep:
         largest, negative_smallest, most = self._world.all_reduce_max(torch.stack([norm, -norm, loss])).tolist()
         return (largest, most), largest == -negative_smallest
 
-    def _fingerprint(self, result: StepResult) -> Fingerprint:
+    def _checksums(self, result: StepResult) -> StepChecksums:
         """Checksums of every stage of a computation whose gradient is in ``.grad``. Collective."""
         match, turns = result.match, len(result.losses)
         stages = {
@@ -180,6 +180,6 @@ class CheckedStep:
             SUM: checksum(self._step.gradients()),
             NORM: checksum([result.gradient_norm, result.finite]),
         }
-        return Fingerprint(
+        return StepChecksums(
             self._world.all_gather(torch.stack([stages[stage].expand(turns) for stage in range(NORM + 1)]))
         )

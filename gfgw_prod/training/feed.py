@@ -63,10 +63,10 @@ class Feed:
             )
         )
 
-    def targets(self, match: Match, turns: Sequence[slice]) -> Iterator[Tensor]:
+    def targets(self, match: Match, slots_by_turn: Sequence[slice]) -> Iterator[Tensor]:
         """Start fetching the target images ``(b, c, h, w)`` in [-1, 1] of each turn's slots; yields them in order."""
         if match.mixed is not None:
-            return iter([match.mixed[slots].unflatten(1, self._table.image_shape) for slots in turns])
+            return iter([match.mixed[slots].unflatten(1, self._table.image_shape) for slots in slots_by_turn])
         rows = match.rows.cpu()  # where the data set is: one of the two waits for the device in a step
 
         def fetch(slots: slice) -> Tensor:
@@ -74,9 +74,9 @@ class Feed:
             return images.pin_memory() if self._pin else images
 
         if self._pool is None:
-            return self._timed(map(fetch, turns))
-        fetched = deque(self._pool.submit(fetch, slots) for slots in turns)
-        return self._timed(fetched.popleft().result() for _ in turns)
+            return self._timed(map(fetch, slots_by_turn))
+        fetched = deque(self._pool.submit(fetch, slots) for slots in slots_by_turn)
+        return self._timed(fetched.popleft().result() for _ in slots_by_turn)
 
     def values(self) -> dict[str, float]:
         """Share of the time since the last call that steps waited for images, by catalogue tag. Collective."""

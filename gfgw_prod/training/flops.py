@@ -81,8 +81,7 @@ def flops_per_image(config: Config, objective: Objective, shape: tuple[int, int,
     generate = _count(lambda: generator(image, time, label), backward=False)
     train = _count(lambda: generator(image, time, label), backward=True)
     extract = _count(lambda: extractor(image), backward=False)
-    w = config.loss
-    compare = _count(lambda: extractor(graded), backward=True) if w.feature or w.structure or w.energy else 0
+    compare = _count(lambda: extractor(graded), backward=True) if config.loss.compares_features else 0
     if perceptual is not None:
         compare += _count(lambda: perceptual(graded, image), backward=True)
 
@@ -92,7 +91,7 @@ def flops_per_image(config: Config, objective: Objective, shape: tuple[int, int,
         earlier = matched + generate + train
     else:
         earlier = generate + extract + train + compare
-    if not config.generator.exact_boundary and w.boundary:
+    if not config.generator.exact_boundary and config.loss.boundary:
         one_step, earlier = one_step + generate + train, earlier + train
     share = config.train.one_step_share
     return share * one_step + (1 - share) * earlier

@@ -16,7 +16,7 @@ from gfgw_prod.training.precision import Precision
 
 
 class Losses(NamedTuple):
-    """Means over a cell, scalars. A term without weight, or without the inputs it compares, is zero.
+    """Means over a cell, scalars. A term that the weights or the inputs do not call for is zero.
 
     Each term has a weight in ``LossSettings`` and a metric in the catalogue, of the same name.
     """
@@ -73,7 +73,7 @@ class Objective:
         """
         w, terms = self.weights, {}
         terms["flow"] = flow_loss(predicted, target, huber=w.flow_huber, scales=w.flow_scales)
-        if w.feature or w.structure or w.energy:
+        if w.compares_features:
             features = self.features(predicted) if features is None else features
             terms["feature"] = feature_loss(features, matched)
             terms["structure"] = structure_loss(features, matched)

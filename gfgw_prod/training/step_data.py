@@ -48,7 +48,7 @@ class StepInputs:
 
     step: int
     images_seen: int  # before the step
-    one_step: bool  # trained at t = 1; else at times before
+    one_step: bool  # at t = 1; else at times t < 1
     turns: Sequence[Turn]
     cells: Sequence[CellInputs]  # one per turn
 
@@ -68,7 +68,7 @@ class StepResult:
 
     step: int
     images_seen: int  # before the step
-    one_step: bool  # trained at t = 1; else at times before
+    one_step: bool  # at t = 1; else at times t < 1
     features: Tensor  # (turns, b, d), generated on this rank
     match: Match
     finite: Tensor  # (), whether all generated features and all that the matcher would learn are finite
@@ -86,8 +86,8 @@ class StepResult:
     def values(self, world: World, assignment: CellAssignment) -> dict[str, float]:
         """Metrics by catalogue tag. Losses are means over all cells. Collective.
 
-        Steps at t = 1 and steps before have different terms: each kind has a curve of its total, and a term that a step
-        lacks is left out, or its curve would drop to zero.
+        Steps at t = 1 and steps at t < 1 have different terms. Each kind has a curve of its total, and a term that a
+        step lacks is left out, or its curve would drop to zero.
         """
         means = assignment.in_cell_order(world.all_gather(self.losses)).double().mean(dim=0).tolist()
         streamed = assignment.in_cell_order(world.all_gather(self.row_ids.to(world.device))).flatten()

@@ -26,7 +26,7 @@ from gfgw_prod.distributed.parallel import Parallel, parallelise
 from gfgw_prod.distributed.shards import local
 from gfgw_prod.distributed.world import World
 from gfgw_prod.settings.running import DistributedSettings
-from gfgw_prod.training.checked_step import STAGES, Fingerprint
+from gfgw_prod.training.checked_step import STAGES, StepChecksums
 
 CPU = torch.device("cpu")
 
@@ -104,7 +104,7 @@ def blame(world: World, cells: list[int]) -> dict[str, Any]:
         nothing = torch.zeros_like(own)
         mine = [nothing] * len(STAGES)
         mine[STAGES.index("gradient")], mine[STAGES.index("sum of gradients")] = own, total
-        prints.append(Fingerprint(world.all_gather(torch.stack(mine))))
+        prints.append(StepChecksums(world.all_gather(torch.stack(mine))))
     return {"named": prints[0].first_difference(prints[1])}
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 from tests import pages
@@ -17,11 +19,15 @@ def test_examples_of_extending_apply_and_train(tmp_path: Path) -> None:
     where, environment = clones.clone(tmp_path / "clone")
     files = re.findall(r"`((?:gfgw_prod/\w+/)?\w+\.py)`\n\n```python\n(.*?)^```", PAGE.read_text("utf-8"), re.M | re.S)
     assert len(files) == len(pages.code_blocks(PAGE, "python")) == 6
+    shutil.copytree(pages.ROOT / "tests", where / "tests", ignore=shutil.ignore_patterns("__pycache__"))
     for name, content in files:
         assert not (where / name).exists()
         (where / name).write_text(content)
     for patch in pages.code_blocks(PAGE, "diff"):
         subprocess.run(["git", "apply", "-p0", "-"], input=patch, text=True, check=True, cwd=where)
+    catalogue = [sys.executable, "-m", "pytest", "-q", "tests/unit/test_catalogue.py"]
+    checked = runs.execute(catalogue, environment, cwd=where)
+    assert checked.code == 0, checked.stdout + checked.stderr
     [registered] = pages.code_blocks(PAGE, "toml")
     installed = where / "csv_sink-1.0.dist-info"
     installed.mkdir()

@@ -15,7 +15,6 @@ from hypothesis import HealthCheck, settings
 
 from gfgw_prod.data.sources import Table
 from gfgw_prod.distributed.world import World
-from gfgw_prod.process.standard_streams import log_form_restored
 
 from ..checkpoints import Keeper
 
@@ -35,13 +34,6 @@ def at_most(what: int, limit: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(what, before)
-
-
-@pytest.fixture(autouse=True)
-def lines_as_before() -> Iterator[None]:
-    """A run in a test changes the form of lines for no other test."""
-    with log_form_restored():
-        yield
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -14,6 +14,7 @@ import gfgw_prod
 from gfgw_prod.distributed.world import World
 from gfgw_prod.resilience.starts import StartCounter
 from gfgw_prod.settings import reading
+from gfgw_prod.settings.evaluation import EvaluationMetric
 from gfgw_prod.telemetry.catalogue import BY_TAG, CATALOGUE, GPU
 from gfgw_prod.telemetry.exposition import AGE, BUILD
 from gfgw_prod.telemetry.startup import Startup
@@ -34,10 +35,10 @@ SETTINGS: dict[str, Any] = {
         "exact_boundary": False,
     },
     "features": {"extractor": "pixels"},
-    "loss": {"feature": 0.1, "structure": 0.1, "energy": 0.1, "consistency": 1.0, "boundary": 1.0},
+    "loss": {term: 0.1 for term in Losses._fields[1:] if term != "lpips"},
     "consistency": {"stages": 2},
     "transport": {"scope": "full", "dual": "persistent", "tolerance": 1e-2},
-    "evaluation": {"every_kimg": KIMG, "num": 40},
+    "evaluation": {"every_kimg": KIMG, "num": 40, "metrics": [*{*get_args(EvaluationMetric)} - {"fid", "fd-dinov2"}]},
     "checkpoint": {"every_kimg": KIMG},
     "telemetry": {"log_every_kimg": KIMG, "samples_every_kimg": 1000, "sample_grid": 1, "progress": "off"},
 }

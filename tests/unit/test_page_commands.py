@@ -103,16 +103,6 @@ def check_make(target: str, *variables: str) -> None:
         assert (pages.ROOT / given["CONFIG"]).is_file()
 
 
-def test_image_knows_every_command(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        cli.parse(["--help"])
-    commands = set(re.findall(r"^    ([a-z]+) ", capsys.readouterr().out, re.M))
-    entrypoint = (pages.ROOT / "docker" / "entrypoint.sh").read_text()
-    (listed,) = re.findall(r"^    ([a-z |]+)\) exec gfgw ", entrypoint, re.M)
-    assert {"train", "pack"} < commands
-    assert set(listed.split(" | ")) == commands
-
-
 def test_targets_and_benchmarks_that_the_text_names_are_there() -> None:
     targets = set(re.findall(r"^([a-z-]+):.*## ", (pages.ROOT / "Makefile").read_text(), re.M))
     help_page = subprocess.run(

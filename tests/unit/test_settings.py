@@ -19,6 +19,7 @@ from gfgw_prod.settings.reading import (
     setting_names,
     write_yaml,
 )
+from gfgw_prod.settings.types import Section
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 
@@ -218,14 +219,10 @@ def test_tilde_is_the_home_directory_in_every_path(name: str, monkeypatch: pytes
 
 
 def test_all_paths_are_tested() -> None:
-    schema = Config.model_json_schema()["$defs"]
-    found = {
-        name
-        for section in schema.values()
-        for name, field in section["properties"].items()
-        if "path" in [each.get("format") for each in (field, *field.get("anyOf", []))]
-    }
-    assert found <= {name.partition(".")[2] for name in PATHS}
+    sections = [field.annotation for field in Config.model_fields.values()]
+    fields = [each for section in sections if issubclass(section, Section) for each in section.model_fields.items()]
+    found = {name for name, field in fields if "Path" in str(field.annotation)}
+    assert {"dir", "path"} < found <= {name.partition(".")[2] for name in PATHS}
 
 
 def test_url_keeps_its_tilde() -> None:
