@@ -6,7 +6,7 @@ import sys
 
 import benchmarks.quality.__main__ as quality
 from benchmarks import auditing, data, memory, overhead, recovery, reduction, saving, scraping, startup, transport
-from benchmarks.quality import digits_halves, digits_quality, digits_targets
+from benchmarks.quality import digits_quality, digits_targets
 
 BENCHMARKS = {
     "startup": startup.main,
@@ -19,7 +19,6 @@ BENCHMARKS = {
     "data": data.main,
     "memory": memory.main,
     "scraping": scraping.main,
-    "digits-halves": digits_halves.main,
     "digits-quality": digits_quality.main,
     "digits-targets": digits_targets.main,
 }

@@ -45,6 +45,7 @@ CHECKED = {
     r'echo "GRAFANA_ADMIN_PASSWORD=.*" >docker/\.env': "belongs to make up; tests/process/test_compose.py sets it",
     r"\.venv/bin/tensorboard --logdir runs(/digits)?": "never ends; make browser looks at it",
     r".*gfgw evaluate RUN .*": "takes minutes; a smaller one is run",
+    r"\.venv/bin/gfgw evaluate --config pictures .*": "tests/unit/test_evaluate_command.py measures samples from files",
     r".*torchrun .*=8 -m gfgw_prod evaluate RUN .*": "is run with two ranks",
     r".*gfgw (pack data/imagenet64|train --config configs/imagenet64\.yaml).*": "needs ImageNet, or a GPU",
     r"NNODES=1:4 RDZV_ENDPOINT=node0:29400 .*": "needs hosts and CIFAR-10; the two nodes of two-nodes.md are run",

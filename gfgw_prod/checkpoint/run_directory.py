@@ -16,7 +16,8 @@ from gfgw_prod.process.durable import clear_partials
 from gfgw_prod.process.exit_codes import UserError
 
 DIRECTORIES = ("checkpoints", "samples", "tensorboard")  # that a run writes
-FILES = (".lock", "config.yaml", "config.resolved.yaml", "history.jsonl", "samples.png", "stats.jsonl")
+HISTORY = "history.jsonl"  # a line of JSON for each start
+FILES = (".lock", "config.yaml", "config.resolved.yaml", HISTORY, "samples.png", "stats.jsonl")
 LOCK_SECONDS = 10.0  # to wait for a previous process that is still shutting down
 
 
@@ -67,7 +68,7 @@ def _check_entries(run_dir: Path) -> None:
             if os.path.lexists(run_dir / name) and not fits(run_dir / name):
                 raise UserError(f"run.dir {run_dir} holds {name}, which is not a {kind}; name another directory")
     if not any(os.path.lexists(run_dir / name) for name in (".lock", "checkpoints")):  # which every run makes first
-        for name in ("history.jsonl", "samples.png", "stats.jsonl"):
+        for name in (HISTORY, "samples.png", "stats.jsonl"):
             if os.path.lexists(run_dir / name):
                 raise UserError(f"run.dir {run_dir} holds {name}, which no run has written; name another directory")
 

@@ -1,4 +1,4 @@
-"""The command ``evaluate``: how good a trained generator's samples are, as a table, JSON and curves."""
+"""The command ``evaluate``: how good samples are, of a trained generator or from files, as a table, JSON and curves."""
 
 from __future__ import annotations
 
@@ -8,22 +8,27 @@ import time
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
-from gfgw_prod.commands.options import add_drawing, add_json, add_place, path
+from gfgw_prod.commands.options import GENERATOR, add_config, add_drawing, add_json, add_place, path
 from gfgw_prod.distributed.torchrun import rank_environment
 from gfgw_prod.process.exit_codes import FINISHED, UserError
 from gfgw_prod.process.standard_streams import log
 from gfgw_prod.sampling.limits import check_drawing
 from gfgw_prod.settings.evaluation import FEATURES, FEWEST, FIGURES, METRICS, EvaluationMetric, checked_features
+from gfgw_prod.settings.reading import read_yaml, resolve
 
 if TYPE_CHECKING:
-    from gfgw_prod.evaluation.manifolds import Figures
-    from gfgw_prod.evaluation.metric_spaces import MetricSpaces
-    from gfgw_prod.sampling.trained import TrainedGenerator
+    from gfgw_prod.api.evaluating import Measurement
+
+NUM = 5000  # samples, by default
+OF_GENERATOR = ("step", "images", "weights", "weights_sha256")  # facts of a generator in the JSON
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``evaluate``."""
-    add_place(parser)
+    add_place(parser, GENERATOR, optional=True)
+    add_config(parser)
+    parser.add_argument("--samples", type=path, metavar="DIR|NPZ", help="measure these images instead of drawing any")
+    parser.add_argument("--halves", action="store_true", help="also measure a half of the data against the other")
     parser.add_argument("--metrics", metavar="LIST", help=f"of {','.join(METRICS)} (default: all that have weights)")
     parser.add_argument(
         "--features",
@@ -32,7 +37,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help=f"space of fd, kid, pr, coverage and memorisation: {', '.join(FEATURES)} or timm:NAME@SIDE "
         "(auto: the run's own; for kid inception if available)",
     )
-    add_drawing(parser, num=5000)
+    add_drawing(parser, num=NUM)
     add_json(parser)
     for name, what in (
         ("--inception", "torch-fidelity's Inception weights"),
@@ -48,7 +53,10 @@ def run(options: argparse.Namespace) -> int:
     """Measure the generator and print the figures, alone or on every rank of a launcher; return the exit code."""
     check_drawing(options.num, options.steps, options.seed, least=FEWEST, prefix="--")
     options.features = checked_features(options.features, "--features")
+    if options.samples is not None and (options.num, options.steps, options.raw) != (NUM, 1, False):
+        raise UserError("--num, --steps and --raw are for samples of a generator; --samples are measured all")
     asked = None if options.metrics is None else metric_list(options.metrics)
+    options.settings = None if options.config is None else resolve(read_yaml(options.config)).model_dump()
     rank_environment()  # refuses a malformed environment before torch is imported
     from gfgw_prod.api.evaluating import Evaluation, measure
     from gfgw_prod.commands.evaluation_curves import add_to_curves, curve_name
@@ -58,19 +66,24 @@ def run(options: argparse.Namespace) -> int:
     measured = measure(Evaluation(metrics=asked, **{name: getattr(options, name) for name in names}))
     if not measured.world.is_main:
         return FINISHED
-    name = curve_name(options, measured.metrics, measured.data["sha256"] if measured.other_data else "")
-    add_to_curves(options.place, name, measured.figures, measured.trained.images)
+    trained = measured.trained if options.samples is None else None  # whose samples these are
+    if trained is not None:
+        name = curve_name(options, measured.metrics, measured.data["sha256"] if measured.other_data else "")
+        add_to_curves(options.place, name, measured.figures, trained.images)
     if options.json:
         facts: dict[str, Any] = {
-            **{name: getattr(measured.trained, name) for name in ("step", "images", "weights", "weights_sha256")},
-            **{name: getattr(options, name) for name in ("num", "seed", "steps")},
+            **({} if trained is None else {name: getattr(trained, name) for name in OF_GENERATOR}),
+            **({} if options.samples is None else {"samples": str(options.samples)}),
+            "num": measured.num,
+            "seed": options.seed,
+            **({} if trained is None else {"steps": options.steps}),
             "data": measured.data,
             "features": measured.metrics.by_metric,
             "features_sha256": {name: space.digest() for name, space in measured.spaces.items()},
         }
         print(json.dumps(facts | measured.figures, indent=1))
         return FINISHED
-    _print_table(measured.trained, measured.figures, measured.metrics, options)
+    _print_table(measured, options)
     log(f"measured in {time.monotonic() - started:.1f} s on {measured.world.world_size} rank(s)")
     return FINISHED
 
@@ -85,20 +98,25 @@ def metric_list(text: str) -> tuple[EvaluationMetric, ...]:
     return tuple(dict.fromkeys(known[word] for word in words))
 
 
-def _print_table(
-    trained: TrainedGenerator, figures: Figures, metrics: MetricSpaces, options: argparse.Namespace
-) -> None:
+def _print_table(measured: Measurement, options: argparse.Namespace) -> None:
     from rich.console import Console
     from rich.table import Table as Grid
 
-    kimg = trained.images / 1000
-    grid = Grid(title=f"{options.num:,} samples, seed {options.seed}; {trained.kind_of_weights}, {kimg:.1f} kimg")
+    trained, rows = measured.trained, measured.data["rows"]
+    title = f"{measured.num:,} samples in {options.samples}"
+    if trained is not None and options.samples is None:
+        kimg = trained.images / 1000
+        title = f"{measured.num:,} samples, seed {options.seed}; {trained.kind_of_weights}, {kimg:.1f} kimg"
+    grid = Grid(title=f"{title}; against {rows:,} images")
     grid.add_column("figure")
     grid.add_column("value", justify="right")
+    if options.halves:
+        grid.add_column(f"halves of {rows // 2:,}", justify="right")
     grid.add_column("features")
     grid.add_column("better")
-    for name, value in figures.items():
-        if not isinstance(value, list):
-            metric, better = FIGURES[name]
-            grid.add_row(name, f"{value:.5g}", metrics.by_metric[metric], better)
+    for name, (metric, better) in FIGURES.items():
+        if name in measured.figures:
+            names = (name, f"halves_{name}") if options.halves else (name,)
+            values = [f"{measured.figures[each]:.5g}" if each in measured.figures else "" for each in names]
+            grid.add_row(name, *values, measured.metrics.by_metric[metric], better)
     Console().print(grid)

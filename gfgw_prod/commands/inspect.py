@@ -72,13 +72,13 @@ def _print_runs(runs: Sequence[RunStatus], *, as_json: bool) -> None:
         print(json.dumps({"runs": [asdict(run) for run in runs]}, indent=1))
         return
     width = max(len(run.name) for run in runs)
-    print(f"{'run':<{width}}  {'state':<9}{'step':>11}{'kimg':>12}{'of':>10}{'left':>8}{'fd':>9}{'record':>9}")
+    print(f"{'run':<{width}}  {'state':<9}{'step':>11}{'kimg':>12}{'of':>10}{'left':>8}{'record':>9}{'fd':>9}  in")
     for run in runs:
         kimg, planned = (None if images is None else images / 1000 for images in (run.images, run.planned_images))
         print(
             f"{run.name:<{width}}  {run.state:<9}{_number(run.step, ','):>11}{_number(kimg, ',.1f'):>12}"
-            f"{_number(planned, ',.0f'):>10}{_time(run.eta_seconds):>8}{_number(run.fd, '.3g'):>9}"
-            f"{_time(run.record_age_seconds):>9}"
+            f"{_number(planned, ',.0f'):>10}{_time(run.eta_seconds):>8}{_time(run.record_age_seconds):>9}"
+            f"{_number(run.fd, '.3g'):>9}  {run.fd_in}".rstrip()
         )
 
 
@@ -86,7 +86,7 @@ def _in_words(run: RunStatus) -> str:
     if run.step is None or run.images is None or run.planned_images is None:
         return run.state
     left = "" if run.eta_seconds is None else f", about {_time(run.eta_seconds)} left"
-    fd = "" if run.fd is None else f", fd {run.fd:.3g}"
+    fd = "" if run.fd is None else f", fd {run.fd:.3g} ({run.fd_in})" if run.fd_in else f", fd {run.fd:.3g}"
     at = f"step {run.step:,}, {run.images / 1000:,.1f} of {run.planned_images / 1000:,.1f} kimg"
     return f"{run.state}, {at}{left}{fd}; last record {_time(run.record_age_seconds)} ago"
 

@@ -64,9 +64,11 @@ def add_config(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", type=_settings_file, metavar="FILE", help=text)
 
 
-def add_place(parser: argparse.ArgumentParser, description: str = GENERATOR) -> None:
+def add_place(parser: argparse.ArgumentParser, description: str = GENERATOR, *, optional: bool = False) -> None:
     """Add the argument for where the weights are."""
-    parser.add_argument("place", type=place, metavar="RUN_OR_CHECKPOINT", help=description)
+    parser.add_argument(
+        "place", type=place, nargs="?" if optional else None, metavar="RUN_OR_CHECKPOINT", help=description
+    )
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:

@@ -162,6 +162,21 @@ class Shards:
         return found
 
 
+class SomeRows:
+    """Some rows of ``Shards``, by id ``(n,)``; read when they are taken."""
+
+    def __init__(self, shards: Shards | SomeRows, ids: NDArray[np.int64]):
+        self.shape: tuple[int, ...] = (len(ids), *shards.shape[1:])
+        self._shards, self._ids = shards, ids
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def take(self, ids: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Copy rows by their place among these, ``(n,)`` -> ``(n, c, h, w)``."""
+        return self._shards.take(self._ids[ids])
+
+
 def _digest_of(index: dict[str, Any]) -> str:
     content = {name: value for name, value in index.items() if name != "index_sha256"}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

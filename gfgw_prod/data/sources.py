@@ -10,7 +10,7 @@ import hashlib
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from gfgw_prod.data.builtin import CIFAR10_ROWS, DIGITS
 from gfgw_prod.data.decoding import common_shape, decode, fail_or_skip, list_source
-from gfgw_prod.data.packs import Pack, Shards, fingerprint_of
+from gfgw_prod.data.packs import Pack, Shards, SomeRows, fingerprint_of
 from gfgw_prod.process.exit_codes import UserError
 from gfgw_prod.process.meter import Meter, Mode
 from gfgw_prod.settings.data import RULES
@@ -36,7 +36,7 @@ MAX_BYTES_UNPACKED = 2 << 30  # every rank holds a source that is not packed in 
 class Table:
     """Images ``(N, c, h, w)``, uint8, values 0 to ``peak``, in memory or in a pack; and class ids ``(N,)``, int64."""
 
-    images: Tensor | Shards
+    images: Tensor | Shards | SomeRows
     labels: Tensor
     peak: int
     num_classes: int
@@ -59,6 +59,11 @@ class Table:
         else:
             found = torch.from_numpy(self.images.take(ids.numpy()))
         return found.to(torch.float32) / (self.peak / 2) - 1
+
+    def part(self, ids: Tensor) -> Table:
+        """A table of some rows, by id ``(n,)``."""
+        images = self.images[ids] if isinstance(self.images, Tensor) else SomeRows(self.images, ids.numpy())
+        return replace(self, images=images, labels=self.labels[ids], pack=None)
 
     def fingerprint(self) -> str:
         """``fingerprint_of`` the data. A pack has it in its index."""

@@ -1,4 +1,4 @@
-"""Measures samples of a generator against a data set; the figures are the same for any world size.
+"""Measures samples of a generator, or any images, against a data set; the figures are the same for any world size.
 
 Each fixed block of images is made and encoded by one rank. Features are gathered in block order and summed block by
 block on rank 0. Metrics that compare rows keep them, spread over the ranks; the others discard them.
@@ -31,9 +31,11 @@ from gfgw_prod.settings.evaluation import FEWEST, EvaluationMetric, SpaceName
 BLOCK = 256  # images of one rank at a time
 STREAM = "evaluate"
 COMPARE_ROWS: frozenset[EvaluationMetric] = frozenset({"kid", "pr", "coverage", "memorisation"})
+FRECHET: tuple[EvaluationMetric, ...] = ("fd", "fid", "fd-dinov2")
 CROSSING: frozenset[EvaluationMetric] = frozenset({"pr", "coverage", "memorisation"})
 # Called before each part of the work, equally often on all ranks: title, done, total (0: not counted), unit.
 OnProgress = Callable[[str, int, int, str], None]
+ImagesOf = Callable[[int, int], Tensor]  # (start, size) -> images of 256 levels, uint8 (size, c, h, w)
 
 
 @dataclass
@@ -46,10 +48,11 @@ class FeatureSet:
 
 
 class Evaluator:
-    """Measures generators against one data set. Every method is collective.
+    """Measures generators and other sets of images against one data set. Every method is collective.
 
     Args:
         spaces: every space of ``metrics``, on the world's device.
+        num: samples of a generator.
         seed: of noise, classes and subsets.
         least_time: lower end of the trained times, for samplers of several ``steps``.
         conditional: whether the generator takes classes; they are drawn with the frequencies of the data.
@@ -66,11 +69,11 @@ class Evaluator:
         spaces: dict[SpaceName, Space],
         world: World,
         *,
-        num: int,
+        num: int = FEWEST,
         seed: int,
         steps: int = 1,
         least_time: float = 0.0,
-        conditional: bool,
+        conditional: bool = False,
         on_progress: OnProgress = lambda *_: None,
     ):
         if len(table) < FEWEST:
@@ -81,12 +84,21 @@ class Evaluator:
         self._order = KeyedOrder(seed, len(table), STREAM)
         self._data: dict[SpaceName, FeatureSet] | None = None
 
+    def cautions(self, count: int) -> list[str]:
+        """A line for each space with fewer of ``count`` samples, or of the data, than a Fréchet distance needs."""
+        fewer = "samples" if count < len(self._table) else "images of the data"
+        few = min(count, len(self._table))
+        return [
+            f"{metric} in {space} is of {few:,} {fewer}, fewer than the {self._spaces[space].dim:,} dimensions: "
+            "it says more about their number than about their quality; compare it at equal numbers only"
+            for metric, space in self._metrics.by_metric.items()
+            if metric in FRECHET and few < self._spaces[space].dim
+        ]
+
     def measure(
         self, generator: nn.Module, autocast: Callable[[], AbstractContextManager[object]] = nullcontext
     ) -> Figures:
         """Return all figures, the same on all ranks; ``autocast`` applies to the generator alone."""
-        if self._data is None:
-            self._data = self._encode(len(self._table), self._rows, "encoding the data")
         sampler = Sampler(
             generator,
             self._table.image_shape,
@@ -97,20 +109,33 @@ class Evaluator:
             times=self._times,
             autocast=autocast,
         )
-        drawn = self._encode(self._num, lambda start, size: levels_of(sampler.images(start, size)), "drawing samples")
+        asked = self._labels(torch.arange(self._num)) if self._conditional else None
+        return self._measure(
+            self._num, lambda start, size: levels_of(sampler.images(start, size)), asked, "drawing samples"
+        )
+
+    def measure_images(self, samples: Table) -> Figures:
+        """Return all figures of images that exist already; their classes, if they have several, are those asked for."""
+        asked = samples.labels if samples.num_classes > 1 else None
+        return self._measure(len(samples), self._rows_of(samples), asked, "encoding samples")
+
+    def _measure(self, count: int, images_of: ImagesOf, asked: Tensor | None, title: str) -> Figures:
+        if self._data is None:
+            self._data = self._encode(len(self._table), self._rows_of(self._table), "encoding the data")
+        drawn = self._encode(count, images_of, title)
         figures: Figures = {}
         for space in self._metrics.used:
-            figures |= self._compare(space, drawn[space], self._data[space])
+            figures |= self._compare(space, drawn[space], self._data[space], asked)
         return self._world.broadcast(figures)
 
-    def _compare(self, space: SpaceName, samples: FeatureSet, data: FeatureSet) -> Figures:
+    def _compare(self, space: SpaceName, samples: FeatureSet, data: FeatureSet, asked: Tensor | None) -> Figures:
         metrics = [metric for metric, its in self._metrics.by_metric.items() if its == space]
 
         def on_progress(title: str, done: int, total: int) -> None:
             self._on_progress(f"comparing {space}: {title}", done, total, "parts")
 
         figures: Figures = {}
-        if distances := [metric for metric in metrics if metric in ("fd", "fid", "fd-dinov2")]:
+        if distances := [metric for metric in metrics if metric in FRECHET]:
             on_progress("Fréchet distance", 0, 0)
             if self._world.is_main:
                 distance = frechet_distance(samples.moments, data.moments)
@@ -119,17 +144,21 @@ class Evaluator:
             kid, deviation = kernel_distance(samples.rows, data.rows, seed=self._seed, on_progress=on_progress)
             figures |= {"kid": kid, "kid_std": deviation}
         if CROSSING & set(metrics):
-            figures |= self._compare_rows(metrics, samples, data, on_progress)
+            figures |= self._compare_rows(metrics, samples, data, asked, on_progress)
         return figures
 
     def _compare_rows(
-        self, metrics: list[EvaluationMetric], samples: FeatureSet, data: FeatureSet, on_progress: Progress
+        self,
+        metrics: list[EvaluationMetric],
+        samples: FeatureSet,
+        data: FeatureSet,
+        asked: Tensor | None,
+        on_progress: Progress,
     ) -> Figures:
         if data.neighbours is None:
             data.neighbours = manifolds.data_neighbours(data.rows, on_progress)
         around, labels = data.neighbours, self._table.labels
         found = manifolds.crossing(samples.rows, data.rows, around, on_progress)
-        asked = self._labels(torch.arange(self._num)) if self._conditional else None
         figures: Figures = {}
         if "pr" in metrics:
             figures |= manifolds.precision_recall(found)
@@ -140,7 +169,7 @@ class Evaluator:
         return figures
 
     @torch.no_grad()
-    def _encode(self, count: int, images_of: Callable[[int, int], Tensor], title: str) -> dict[SpaceName, FeatureSet]:
+    def _encode(self, count: int, images_of: ImagesOf, title: str) -> dict[SpaceName, FeatureSet]:
         """Encode ``count`` images; ``images_of(start, size)`` makes images ``start`` to ``start + size``."""
         world, by_metric = self._world, self._metrics.by_metric
         keep = {by_metric[metric] for metric in COMPARE_ROWS & by_metric.keys()}
@@ -163,9 +192,12 @@ class Evaluator:
                     sets[name].rows.fill(batch.first, rows)
         return sets
 
-    def _rows(self, start: int, size: int) -> Tensor:
-        ids = torch.arange(start, start + size) % len(self._table)  # those beyond the end are dropped later
-        return levels_of(self._table.rows(ids)).to(self._world.device)
+    def _rows_of(self, table: Table) -> ImagesOf:
+        def rows(start: int, size: int) -> Tensor:
+            ids = torch.arange(start, start + size) % len(table)  # those beyond the end are dropped later
+            return levels_of(table.rows(ids)).to(self._world.device)
+
+        return rows
 
     def _labels(self, numbers: Tensor) -> Tensor:
         """Classes with the frequencies of the data: the labels of its rows in a permuted order."""

@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from gfgw_prod.checkpoint.run_directory import holder_of
+from gfgw_prod.checkpoint.run_directory import HISTORY, holder_of
 from gfgw_prod.resilience import ledger
 from gfgw_prod.telemetry.sinks import last_values
 
@@ -26,6 +26,7 @@ class RunStatus:
         state: running, finished, stopped, failed, killed, or new: no start of it has begun to train.
         eta_seconds: estimated time to its end, while it runs.
         fd: Fréchet distance of the last evaluation.
+        fd_in: its feature space and number of samples; empty if the last start does not evaluate.
         record_age_seconds: time since the last record.
     """
 
@@ -36,6 +37,7 @@ class RunStatus:
     planned_images: int | None
     eta_seconds: float | None
     fd: float | None
+    fd_in: str
     record_age_seconds: float | None
 
 
@@ -52,6 +54,7 @@ def status_of(run_dir: Path) -> RunStatus:
         _whole(values.get("run/planned_images")),
         max(eta - age, 0.0) if state == "running" and eta is not None and age is not None else None,
         values.get("evaluation/fd"),
+        _fd_in(run_dir),
         age,
     )
 
@@ -66,6 +69,14 @@ def runs_in(directory: Path) -> list[Path]:
 def is_run(directory: Path) -> bool:
     """Whether a directory is a run's."""
     return any(os.path.exists(directory / mark) for mark in MARKS)
+
+
+def _fd_in(run_dir: Path) -> str:
+    try:
+        *_, last = (run_dir / HISTORY).read_text(encoding="utf-8").splitlines()
+        return str(json.loads(last).get("fd_in", ""))
+    except (OSError, ValueError, AttributeError):
+        return ""
 
 
 def _state_of(run_dir: Path) -> str:

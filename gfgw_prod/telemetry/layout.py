@@ -16,6 +16,7 @@ COMPARED_SETTINGS = (
     *("optimizer.lr", "ema.halflife_kimg", "generator.model_channels", "generator.channel_mult"),
     *("features.extractor", "transport.scope", "transport.target", "transport.epsilon", "transport.structure_weight"),
     *("loss.feature", "loss.structure", "loss.energy", "loss.lpips", "consistency.stages"),
+    *("evaluation.features", "evaluation.num"),  # figures of other features or numbers do not compare
 )
 COMPARED_METRICS = ("evaluation/fd", "evaluation/fid", "loss/total", "speed/images_per_second")
 CHARTS: dict[str, dict[str, tuple[str, ...]]] = {

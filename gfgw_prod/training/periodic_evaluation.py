@@ -41,7 +41,6 @@ class PeriodicEvaluation:
             return
         files = WeightFiles.of_run(config)
         metrics = choose_spaces(e.metrics, e.features, files, trained_with(config), math.prod(table.image_shape))
-        reporter.evaluates = [str(metrics), *metrics.notes]
         self._evaluator = Evaluator(
             table,
             metrics,
@@ -52,6 +51,8 @@ class PeriodicEvaluation:
             conditional=config.generator.conditional,
             on_progress=self._on_progress,
         )
+        reporter.evaluates = [str(metrics), *metrics.notes, *self._evaluator.cautions(e.num)]
+        reporter.fd_in = metrics.by_metric.get("fd", "")
 
     def measure(self, step: int, images: int, ema: Ema, precision: Precision) -> bool:
         """Evaluate and record the figures, if due and not yet done; ``False`` if a stop request interrupted it."""

@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
+from gfgw_prod.checkpoint.run_directory import HISTORY
 from gfgw_prod.data.sources import Table
 from gfgw_prod.distributed.world import World
 from gfgw_prod.generator.ema import Ema
@@ -37,7 +38,7 @@ from gfgw_prod.training.checked_step import CheckedStep
 from gfgw_prod.training.flops import FlopsRate
 from gfgw_prod.training.grids import Grids
 from gfgw_prod.training.rank_metrics import RankMetrics
-from gfgw_prod.training.start import HISTORY, append_to_history, command, describe_start, first_lines, last_lines
+from gfgw_prod.training.start import append_to_history, command, describe_start, first_lines, last_lines
 from gfgw_prod.training.step import TrainingStep
 from gfgw_prod.training.step_data import StepResult
 
@@ -57,6 +58,7 @@ class Reporter:
         self._ranks = RankMetrics(world, self.hosts, config.resilience.straggler_ratio, self.log)
         self.own_time = self._ranks.own_time
         self.evaluates: list[str] = []  # what evaluations measure, a line each
+        self.fd_in = ""  # the space in which evaluations measure fd
         self.measured = ""  # by the last evaluation, in words
         self._start: dict[str, Any] = {}  # what this start is, on rank 0
         self._plan = {  # for a dashboard to compare the rest with
@@ -112,6 +114,7 @@ class Reporter:
         log_times()
         if self.world.is_main:
             self._start = describe_start(self.world, self.hosts, step)
+            self._start["fd_in"] = f"{self.fd_in}, {self.config.evaluation.num:,}" if self.fd_in else ""
             if resumes is None:
                 self.log(f"a lost rank was replaced; the run goes on after step {step:,}")
             for line in () if resumes is None else first_lines(self.config, self._start, table, parameters, resumes):
@@ -142,6 +145,8 @@ class Reporter:
                 productive_seconds=self._productive_before,
             )
             settings = self.config.model_dump(mode="json")
+            if self.fd_in:  # runs are compared by fd, so a tracker shows what `auto` came to
+                settings["evaluation"]["features"] = self.fd_in
             self._telemetry = Telemetry.open(
                 self.dir,
                 self._node_sinks(step, images, manifest),

@@ -21,7 +21,6 @@ from gfgw_prod.distributed.world import World
 from gfgw_prod.settings.config import Config
 from gfgw_prod.telemetry.build import build_labels
 
-HISTORY = "history.jsonl"
 PROGRAM = "GFGW_PROGRAM"  # set by make and launch/elastic.sh: how the user started the run
 LENGTH = "--train.total-kimg"
 

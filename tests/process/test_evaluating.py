@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from gfgw_prod.resilience.run_status import status_of
 from gfgw_prod.sampling.trained import read_trained
 from gfgw_prod.settings.evaluation import FIGURES
 from gfgw_prod.telemetry.catalogue import BY_TAG
@@ -52,6 +53,7 @@ def test_figures_are_the_same_alone_on_several_ranks_and_while_training(measured
     assert len(numbers) == 11
     records = [each for each in runs.records(measured) if "evaluation/fd" in each]
     assert [each["step"] for each in records] == [1, 2]
+    assert status_of(measured).fd_in == f"pixels, {NUM}"
     assert numbers.items() <= records[1].items()
     assert records[0]["evaluation/fd"] != records[1]["evaluation/fd"]
     assert found["step"] == 2

@@ -110,6 +110,62 @@ def test_data_other_than_the_training_set_is_refused(
     assert evaluate(file, "--data-path", str(tmp_path / "moved"), capsys=capsys)[0] == 0
 
 
+def test_samples_from_files_are_measured_as_those_of_a_generator(
+    folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    its, _ = folders
+    packed = tmp_path / "packed"
+    assert cli.main(["pack", str(packed), "--data.source", "folder", "--data.path", str(its)]) == 0
+    capsys.readouterr()
+    file = exported(tmp_path / "g.safetensors", data={"source": "packed", "path": str(packed)})
+    npz = tmp_path / "samples.npz"
+    np.savez(npz, arr_0=IMAGES[:20].transpose(0, 2, 3, 1), arr_1=np.array(LABELS[:20]))
+    some = image_files.write_folder(tmp_path / "some", IMAGES[:20], LABELS[:20])
+
+    def measured(*options: str) -> dict[str, Any]:
+        torch.set_num_threads(1)
+        assert cli.main(["evaluate", "--metrics", "fd,coverage,memorisation", "--json", *options]) == 0
+        out, err = capsys.readouterr()
+        assert "fd in pixels is of " in err  # fewer than 192 dimensions
+        found: dict[str, Any] = json.loads(out)
+        return found
+
+    by_npz = measured(str(file), "--samples", str(npz), "--halves")
+    by_folder = measured(str(file), "--samples", str(some), "--halves")
+    assert by_npz["num"] == 20
+    assert {**by_npz, "samples": ""} == {**by_folder, "samples": ""}
+    assert by_npz["copies"] == by_npz["class_agreement"] == 1
+    assert by_npz["halves_fd"] > by_npz["fd"] > 0
+    assert by_npz["halves_copies"] == 0
+
+    settings = tmp_path / "settings.yaml"
+    settings.write_text("data: {source: folder}\nfeatures: {extractor: pixels}\n")
+    whole = measured("--config", str(settings), "--data-path", str(its), "--samples", str(its))
+    assert whole["fd"] == pytest.approx(0, abs=1e-10)
+    assert whole["coverage"] == 1
+    assert "step" not in whole
+
+    flat = image_files.write_folder(tmp_path / "flat", IMAGES[:20, :, :4], LABELS[:20])
+    np.savez(tmp_path / "floats.npz", arr_0=IMAGES / 255)
+    for wrong, line in (
+        (
+            ("--samples", str(flat)),
+            f"--samples {flat}: its images (c, h, w) are (3, 4, 8), those of the data set (3, 8, 8)",
+        ),
+        (
+            ("--samples", str(tmp_path / "floats.npz")),
+            f"--samples {tmp_path}/floats.npz: arr_0 should hold the images, uint8 (n, h, w, c)",
+        ),
+        (("--samples", str(file)), None),
+        (("--samples", str(npz), "--config", str(settings)), "evaluate takes a run, or"),
+        (("--samples", str(npz), "--raw"), "--num, --steps and --raw are for samples of a generator"),
+    ):
+        assert cli.main(["evaluate", str(file), "--metrics", "fd", *wrong]) == 2
+        err = capsys.readouterr().err
+        assert err.count("\n") == 1
+        assert err.startswith(f"gfgw: {line or f'--samples {file}: neither a folder nor an .npz'}")
+
+
 def test_each_way_of_measuring_has_curves_of_its_own() -> None:
     def name(other_data: str = "", space: SpaceName = "pixels", **differs: Any) -> str:
         options = argparse.Namespace(**{"num": 20, "seed": 0, "steps": 1, "raw": False, **differs})

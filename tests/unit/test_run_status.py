@@ -61,13 +61,16 @@ def test_run_on_another_host_counts_as_running_while_it_writes(tmp_path: Path) -
 def test_inspect_lists_the_runs_of_a_directory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make_run(tmp_path / "second", end="finished")
     make_run(tmp_path / "first", end="told to stop", age=7200)
+    starts = [{"fd_in": "timm:a@224, 50"}, {"fd_in": "pixels, 2,000"}]
+    (tmp_path / "first" / "history.jsonl").write_text("".join(f"{json.dumps(start)}\n" for start in starts))
     (tmp_path / "new" / "checkpoints").mkdir(parents=True)
     (tmp_path / "notes").mkdir()
     assert cli.main(["inspect", str(tmp_path)]) == 0
     head, *rows = (line.split() for line in capsys.readouterr().out.splitlines())
-    assert head == ["run", "state", "step", "kimg", "of", "left", "fd", "record"]
-    assert rows[0] == ["first", "stopped", "100", "1.0", "4", "-", "1.5", "2", "h"]
+    assert head == ["run", "state", "step", "kimg", "of", "left", "record", "fd", "in"]
+    assert rows[0] == ["first", "stopped", "100", "1.0", "4", "-", "2", "h", "1.5", "pixels,", "2,000"]
     assert [row[:3] for row in rows[1:]] == [["new", "new", "-"], ["second", "finished", "100"]]
+    assert rows[2][-1] == "1.5"  # started by a version that did not say
     assert cli.main(["inspect", str(tmp_path), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)["runs"]
     assert next((run["name"], run["state"], run["images"]) for run in found) == ("first", "stopped", 1000)
