@@ -82,6 +82,7 @@ class World:
             meeting.set_timeout(timeout)
             require_same_device_type(meeting, self.rank, self.world_size, self.device)
             # With its device, NCCL connects at once, and says here what is wrong.
+            hook = sys.excepthook
             dist.init_process_group(
                 "nccl" if on_gpu else "gloo",
                 timeout=timeout,
@@ -90,6 +91,8 @@ class World:
                 world_size=self.world_size,
                 device_id=self.device if on_gpu else None,
             )
+            if hook.__module__ == dist.distributed_c10d.__name__:  # a group before this one has set torch's already
+                sys.excepthook = hook
 
     @classmethod
     def start(cls, device: Literal["auto", "cpu", "cuda"], threads: int, timeout_seconds: int) -> World:

@@ -20,7 +20,7 @@ from gfgw_prod.launcher.forks import ForkServer
 from gfgw_prod.launcher.generations import Generations
 from gfgw_prod.launcher.job_exit_code import JobExitCode
 from gfgw_prod.launcher.torch_changes import stop_signals_deferred
-from gfgw_prod.launcher.workers import SAVE_SECONDS, StoppedWorkers, end_workers, is_stopped
+from gfgw_prod.launcher.workers import SAVE_SECONDS, IdleWorkers, end_workers, is_stopped
 from gfgw_prod.process import clock, first_report, save_in_flight
 from gfgw_prod.process.exit_codes import BAD_INPUT, CRASH_LOOP, CRASHED, FINISHED, PREEMPTED
 from gfgw_prod.process.restart_causes import RESTART_CAUSE, Cause, of_exit_codes
@@ -70,7 +70,7 @@ class ExitCodeAgent(LocalElasticAgent):
         self._cause: Cause | None = None  # of the next restart, unless nodes come or go
         self._remaining_restarts = restarts_left
         self._forks, self._generations = forks, generations
-        self._stopped = StoppedWorkers()
+        self._idle = IdleWorkers()
 
     def run_job(self) -> int:
         """Run the workers to the end of the job. Returns its exit code.
@@ -166,8 +166,10 @@ class ExitCodeAgent(LocalElasticAgent):
         codes = self._exit_codes()
         if (known := final_code_of((), codes)) is not None:
             self.job_code.set(known)  # before other nodes take the broken connections for a crash
-        for pid in self._stopped.kill(self._running(), worker_group.spec.monitor_interval):
-            log(f"process {pid}, a rank of this node, was stopped (SIGSTOP); it is killed")
+        forming = self._generations.is_forming(worker_group.workers[0].world_size)
+        may_wait = not forming or save_in_flight.is_any_saving()
+        for pid, did in self._idle.kill(self._running(), worker_group.spec.monitor_interval, may_wait=may_wait).items():
+            log(f"process {pid}, a rank of this node, {did}; it is killed")
         if any(codes):
             self._replace_lost(worker_group)
         result: RunResult = super()._monitor_workers(worker_group)

@@ -20,6 +20,7 @@ LEAVE_SECONDS = 3.0  # for the peers of a crashed rank: more than they need, unl
 SAVE_SECONDS = 30.0  # for those that save; they give up within 20 s
 # A worker that is stopped (SIGSTOP) is killed. A scheduler that resumes a whole job may resume the launcher first.
 STOPPED_SECONDS = 1.0
+NOT_COUNTED = ("", "0 0 0\n")  # what kernels say that do not count how long a process runs
 
 
 def end_workers(handlers: Sequence[SubprocessHandler], death_sig: signal.Signals, timeout: float) -> None:
@@ -41,27 +42,30 @@ def end_workers(handlers: Sequence[SubprocessHandler], death_sig: signal.Signals
         time.sleep(0.01)
 
 
-class StoppedWorkers:
-    """Finds workers that are stopped: their peers wait for them, and would notice after minutes."""
+class IdleWorkers:
+    """Finds workers that do not run: stopped ones, and those stuck in C while their peers form a group anew."""
 
     def __init__(self) -> None:
-        self._looks: Counter[int] = Counter()  # in a row, at which a process was found stopped, and had not run since
+        self._looks: Counter[int] = Counter()  # in a row, at which a process had no right to be idle, and was
         self._ran: dict[int, str] = {}  # how long each had run at the last look
 
-    def kill(self, workers: Sequence[subprocess.Popen[bytes]], interval: float) -> list[int]:
-        """Kill those that are stopped for too long. Returns their process ids.
+    def kill(self, workers: Sequence[subprocess.Popen[bytes]], interval: float, *, may_wait: bool) -> dict[int, str]:
+        """Kill those that are idle for too long. Returns what they did, by process id.
 
         Args:
             interval: seconds between two calls.
+            may_wait: whether a worker may wait for others in C, or for a disk.
         """
-        killed = []
+        killed = {}
         for worker in workers:
-            before, self._ran[worker.pid] = self._ran.get(worker.pid), _time_run(worker.pid)
-            idle = before == self._ran[worker.pid] and is_stopped(worker.pid)
+            before, ran = self._ran.get(worker.pid), _time_run(worker.pid)
+            self._ran[worker.pid] = ran
+            stopped = is_stopped(worker.pid)
+            idle = before == ran and (stopped or not (may_wait or ran in NOT_COUNTED))
             self._looks[worker.pid] = self._looks[worker.pid] + 1 if idle else 0
-            if self._looks[worker.pid] * interval >= STOPPED_SECONDS:
+            if self._looks[worker.pid] * interval >= (STOPPED_SECONDS if stopped else LEAVE_SECONDS):
                 worker.kill()
-                killed.append(worker.pid)
+                killed[worker.pid] = "was stopped (SIGSTOP)" if stopped else "is stuck, while a lost rank is replaced"
         return killed
 
 

@@ -16,7 +16,7 @@ from torch.distributed import DistError, PrefixStore, Store, TCPStore
 
 from gfgw_prod.distributed.lost_group import connections, leave_lost_groups
 from gfgw_prod.distributed.world import World
-from gfgw_prod.launcher.generations import MEETING, OVER, begun, ready
+from gfgw_prod.launcher.generations import MEETING, OVER, begun, here, ready
 from gfgw_prod.process.exit_codes import CRASHED
 from gfgw_prod.process.standard_streams import log
 from gfgw_prod.settings.config import Config
@@ -92,12 +92,11 @@ class Membership:
         """
         deadline = time.monotonic() + timeout_seconds
         while True:
-            here = PrefixStore(f"group/{self.generation}", self._store)
-            here.set(f"here/{self._world.rank}", "")
-            everyone = [f"here/{rank}" for rank in range(self._world.world_size)]
+            self._store.set(here(self.generation, self._world.rank), "")
+            everyone = [here(self.generation, rank) for rank in range(self._world.world_size)]
             while not self._go_to_newest():  # one more may be lost before it comes
-                if here.check(everyone):
-                    return here
+                if self._store.check(everyone):
+                    return PrefixStore(f"group/{self.generation}", self._store)
                 if self._store.check([OVER]):
                     raise RuntimeError("the run ended while a lost rank was replaced; all restart")
                 if time.monotonic() > deadline:

@@ -61,6 +61,44 @@ def test_lost_rank_is_replaced_and_the_others_stay(reference: Path, tmp_path: Pa
     assert ledger["lost_images"] <= 2 * runs.BATCH
 
 
+def test_rank_that_stays_keeps_nothing_of_earlier_generations(tmp_path: Path) -> None:
+    facts = tmp_path / "facts"
+    copy = copies.in_step(
+        tmp_path,
+        "import gc, os, time",
+        "time.sleep(0.3)  # threads that end at a start are gone then",
+        "self.world.rank == 1 and self.first_step < self.step <= 6 and os.kill(os.getpid(), 9)",
+        f"self.world.rank == 0 and self.step == self.first_step and print(*(len(each) for each in (os.listdir("
+        f"'/proc/self/fd'), os.listdir('/proc/self/task'), gc.get_objects())), file=open('{facts}', 'a'), flush=True)",
+    )
+    small = (*runs.SMALL, "--train.total-kimg", str(32 * runs.SMALL_BATCH / 1000))
+    outcome = runs.execute(in_place(tmp_path / "run", *small), copy | {"NPROC": "2", "MAX_RESTARTS": "6"})
+    assert outcome.code == 0, outcome.stderr
+    _, _, *settled = [[*map(int, line.split())] for line in facts.read_text().splitlines()]
+    assert len(settled) == 5, outcome.stderr
+    descriptors, threads, objects = zip(*settled, strict=True)
+    assert {*descriptors} == {descriptors[0]}
+    assert {*threads} == {threads[0]}
+    assert max(objects) - min(objects) < len(settled) - 1, objects  # a closure for each would be four
+
+
+def test_peer_stuck_in_c_is_killed_and_all_restart(reference: Path, tmp_path: Path) -> None:
+    run_dir, stuck = tmp_path / "run", tmp_path / "stuck"
+    sleeps = f"(open('{stuck}', 'w'), __import__('ctypes').PyDLL(None).sleep(10**6))"  # and holds the GIL
+    condition = f"self.world.rank == 0 and self.step == 3 and not __import__('os').path.exists('{stuck}')"
+    agent = runs.start(in_place(run_dir), copies.in_step(tmp_path, f"{condition} and {sleeps}") | {"NPROC": "2"})
+    runs.wait_until(stuck.exists, agent)
+    began = time.monotonic()
+    lose(agent, run_dir, 1, step=3)
+    runs.wait_until(lambda: runs.last_step(run_dir) > 3, agent, limit_seconds=30)
+    outcome = runs.outcome_of(agent)
+    assert outcome.code == 0, outcome.stderr
+    assert "is stuck, while a lost rank is replaced; it is killed" in outcome.stderr
+    assert "restart 2 of 3" in outcome.stderr
+    assert time.monotonic() - began < 60
+    assert runs.digests(run_dir)[runs.STEPS] == runs.digests(reference)[runs.STEPS]
+
+
 def test_rank_lost_on_another_node_is_replaced_there(reference: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     here = {"NNODES": "2", "NPROC": "1", "RDZV_ENDPOINT": f"localhost:{runs.free_port()}", "LOCAL_ADDR": "localhost"}
