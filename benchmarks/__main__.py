@@ -5,7 +5,19 @@ from __future__ import annotations
 import sys
 
 import benchmarks.quality.__main__ as quality
-from benchmarks import auditing, data, memory, overhead, recovery, reduction, saving, scraping, startup, transport
+from benchmarks import (
+    auditing,
+    data,
+    in_place,
+    memory,
+    overhead,
+    recovery,
+    reduction,
+    saving,
+    scraping,
+    startup,
+    transport,
+)
 from benchmarks.quality import digits_quality, digits_targets
 
 BENCHMARKS = {
@@ -15,6 +27,7 @@ BENCHMARKS = {
     "overhead": overhead.main,
     "reduction": reduction.main,
     "auditing": auditing.main,
+    "in-place": in_place.main,
     "saving": saving.main,
     "data": data.main,
     "memory": memory.main,

@@ -170,9 +170,9 @@ class ExitCodeAgent(LocalElasticAgent):
         may_wait = not forming or save_in_flight.is_any_saving()
         for pid, did in self._idle.kill(self._running(), worker_group.spec.monitor_interval, may_wait=may_wait).items():
             log(f"process {pid}, a rank of this node, {did}; it is killed")
-        if any(codes):
-            self._replace_lost(worker_group)
-        result: RunResult = super()._monitor_workers(worker_group)
+        # torch restarts all ranks if it finds that one is lost, so it must not look again while none was.
+        is_healthy = not codes or self._replace_lost(worker_group)
+        result = RunResult(WorkerState.HEALTHY) if is_healthy else super()._monitor_workers(worker_group)
         if result.state == WorkerState.HEALTHY:
             # Another node may have ended the job. The workers' connections may not show that before their timeout.
             if self._rdzv_handler.is_closed() and self.job_code.read() not in (None, FINISHED):
@@ -182,7 +182,7 @@ class ExitCodeAgent(LocalElasticAgent):
             return self._judge_failure(result, failed, worker_group)
         return result
 
-    def _replace_lost(self, worker_group: WorkerGroup) -> None:
+    def _replace_lost(self, worker_group: WorkerGroup) -> bool:
         """Start a rank in the place of each that was lost, if the others can go on; else leave it to torch."""
         lost = {local: code for local, worker in enumerate(self._workers()) if (code := worker.poll()) is not None}
         if (
@@ -192,7 +192,7 @@ class ExitCodeAgent(LocalElasticAgent):
             or self.job_code.read() is not None
             or not self._generations.can_go_on(worker_group.workers[0].world_size)
         ):
-            return
+            return False
         self._cause = of_exit_codes(lost.values())
         assert isinstance(self._pcontext, SubprocessContext)
         ranks = {worker_group.workers[local].global_rank: code for local, code in lost.items()}
@@ -205,6 +205,7 @@ class ExitCodeAgent(LocalElasticAgent):
             command = (self._pcontext.entrypoint, *self._pcontext.args[local])
             handler.proc = handler._popen(command, {**os.environ, **self._pcontext.envs[local], **new})
             worker_group.workers[local].id = handler.proc.pid
+        return True
 
     def _judge_failure(self, result: RunResult, failed: Mapping[int, int], worker_group: WorkerGroup) -> RunResult:
         """Decide between a restart, the end of the job, and the end that another node has set."""

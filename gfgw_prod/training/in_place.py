@@ -46,4 +46,4 @@ def kept_after(error: BaseException, run: Run) -> Kept | None:
     assert isinstance(run.training.parallel, Replicated)
     run.training.parallel.end()
     spent = run.reporter.productive_seconds()
-    return Kept(run.table, run.training, run.guard, run.facts, run.built_at, run.step, spent)
+    return Kept(run.table, run.training, run.guard, run.facts, run.built_at, run.saved_at, run.step, spent)

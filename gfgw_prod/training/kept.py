@@ -32,7 +32,7 @@ class Kept:
 
     Attributes:
         facts: of the run, as in a manifest.
-        built_at: when this start of the run was built, by this rank's clock.
+        built_at, saved_at: when this start of the run was built, and last saved, by this rank's clock.
         step: completed steps; ``NO_STEP`` if this rank is new.
         productive_seconds: time in steps that the state has behind it.
     """
@@ -42,6 +42,7 @@ class Kept:
     guard: NumberGuard
     facts: dict[str, Any]
     built_at: float
+    saved_at: float
     step: int = NO_STEP
     productive_seconds: float = 0.0
 
@@ -56,7 +57,8 @@ class Kept:
             training.matcher.bank.fill(0, rows)
         else:
             encode_bank(training, cache=BankCache.of(config, facts, log))
-        return cls(table, training, NumberGuard(config.resilience), facts, time.monotonic())
+        now = time.monotonic()
+        return cls(table, training, NumberGuard(config.resilience), facts, built_at=now, saved_at=now)
 
     def take_newest(self, world: World) -> None:
         """Take the state of a rank that has made most steps. Collective.

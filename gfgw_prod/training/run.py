@@ -129,8 +129,8 @@ class Run:
         held.callback(self.saver.close)
 
         # What interrupts training.
-        self.saved_at = time.monotonic()
-        self.built_at = self.saved_at if self.kept is None else self.kept.built_at
+        now = time.monotonic()
+        self.built_at, self.saved_at = (now, now) if self.kept is None else (self.kept.built_at, self.kept.saved_at)
         self.stop = preemption.StopRequest(
             world, config.distributed.timeout_seconds, self._is_save_overdue, self._is_time_up
         )
