@@ -41,7 +41,7 @@ class Fault(Protocol):
         """Inject the fault. Returns a check, for later, that it had an effect."""
 
 
-def until(condition: Callable[[], bool], what: str) -> None:
+def until(condition: Callable[[], object], what: str) -> None:
     """Wait for the condition.
 
     Raises:
@@ -91,25 +91,31 @@ class SignalRank(Anywhere):
     number: signal.Signals = signal.SIGKILL
 
     def strike(self, job: Job, chance: Random) -> Callable[[], bool]:
+        until(job.ranks, "ranks")  # all may restart
         _, pid = chance.choice(sorted(job.ranks().items()))
-        os.kill(pid, self.number)
+        with suppress(ProcessLookupError):  # it has just ended
+            os.kill(pid, self.number)
         return lambda: gone(pid)  # every signal must lead to a new process
 
 
 @dataclass(frozen=True)
-class KillTwoRanks(Anywhere):
-    """SIGKILL to a rank, and within a second to another: while the first is replaced, or just after."""
+class SoonAfterAKill(Anywhere):
+    """SIGKILL to a rank, and another fault within a second: while the rank is replaced, or just after."""
+
+    then: Fault = SignalRank("")
 
     def fits(self, launch: Launch) -> bool:
-        return launch.world_size > 1
+        return launch.world_size > 1 and self.then.fits(launch)
+
+    def ends(self, launch: Launch) -> bool:
+        return self.then.ends(launch)
 
     def strike(self, job: Job, chance: Random) -> Callable[[], bool]:
-        first, second = chance.sample(sorted(job.ranks().values()), 2)
-        os.kill(first, signal.SIGKILL)
+        killed = chance.choice(sorted(job.ranks().values()))
+        os.kill(killed, signal.SIGKILL)
         time.sleep(chance.random())
-        with suppress(ProcessLookupError):  # all restart already
-            os.kill(second, signal.SIGKILL)
-        return lambda: gone(first) and gone(second)
+        felt = self.then.strike(job, chance)
+        return lambda: gone(killed) and felt()
 
 
 @dataclass(frozen=True)
@@ -282,7 +288,9 @@ class CutLink(Anywhere):
 
 KINDS: tuple[Fault, ...] = (
     SignalRank("kill a rank", number=signal.SIGKILL),
-    KillTwoRanks("kill a rank, and another soon after"),
+    SoonAfterAKill("kill a rank, and one soon after"),
+    SoonAfterAKill("kill a rank, and stop one soon after", then=SignalRank("", number=signal.SIGSTOP)),
+    SoonAfterAKill("kill a rank, and terminate the job soon after", frozenset({PREEMPTED}), then=TerminateJob("")),
     SignalRank("segmentation fault of a rank", number=signal.SIGSEGV),
     SignalRank("stop a rank (SIGSTOP)", number=signal.SIGSTOP),
     KillAgent("kill a launcher"),

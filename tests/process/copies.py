@@ -24,6 +24,9 @@ UPLOAD_BEGINS = Line("checkpoint/uploading.py", "        path = self._target.beg
 ROWS_ARE_READ = Line(
     "data/sources.py", "        if isinstance(self.images, Tensor):\n            found = self.images[ids]\n"
 )
+WORKERS_WERE_LOOKED_AT = Line(
+    "launcher/agent.py", "        is_healthy = not codes or self._replace_lost(worker_group)\n"
+)
 SEED_IS_DERIVED = Line("distributed/cells.py", '    text = "/".join([str(seed), stream, *map(str, position)])\n')
 ALL = [value for value in globals().values() if isinstance(value, Line)]
 

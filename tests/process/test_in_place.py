@@ -82,6 +82,21 @@ def test_rank_that_stays_keeps_nothing_of_earlier_generations(tmp_path: Path) ->
     assert max(objects) - min(objects) < len(settled) - 1, objects  # a closure for each would be four
 
 
+def test_rank_lost_while_the_launcher_looks_is_replaced(tmp_path: Path) -> None:
+    run_dir, now = tmp_path / "run", tmp_path / "now"
+    dies = f"os.remove('{now}'); self._workers()[1].kill(); self._workers()[1].wait()"
+    copy = copies.changed(
+        tmp_path, copies.WORKERS_WERE_LOOKED_AT, before=f"        if os.path.exists('{now}'): {dies}\n"
+    )
+    small = (*runs.SMALL, "--train.total-kimg", str(100 * runs.SMALL_BATCH / 1000))
+    agent = runs.start(in_place(run_dir, *small), copy | {"NPROC": "2"})
+    runs.wait_until(lambda: runs.last_step(run_dir) >= 2, agent)
+    now.touch()
+    outcome = runs.outcome_of(agent)
+    assert outcome.code == 0, outcome.stderr
+    assert "rank 1 died of SIGKILL; replacement 1 of 3" in outcome.stderr
+
+
 def test_peer_stuck_in_c_is_killed_and_all_restart(reference: Path, tmp_path: Path) -> None:
     run_dir, stuck = tmp_path / "run", tmp_path / "stuck"
     sleeps = f"(open('{stuck}', 'w'), __import__('ctypes').PyDLL(None).sleep(10**6))"  # and holds the GIL
