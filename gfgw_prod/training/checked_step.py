@@ -22,6 +22,8 @@ from gfgw_prod.resilience.bad_numbers import NumberGuard
 from gfgw_prod.training.step import TrainingStep
 from gfgw_prod.training.step_data import StepResult
 
+Measured = tuple[int, dict[str, float]]  # a step, and its metrics by catalogue tag
+NONE_YET = -1
 MOST_COMPUTATIONS = 5  # of one step, until two agree
 # Stages of a step, in order. Those in OWN use this rank's inputs only; all others use data of every rank.
 STAGES = ("features of generated images", "matching", "dual", "losses", "gradient", "sum of gradients", "gradient norm")
@@ -74,9 +76,13 @@ class CheckedStep:
         self._audit_every, self._hosts, self._log = audit_every_steps, hosts, log
         self.errors = [0] * world.world_size  # of the hardware, by rank
         self.audits = self.wrong = 0  # steps computed again; computations that differed from the agreed one
+        self.measured: Measured = (NONE_YET, {})  # the last step whose metrics were taken, on all ranks the same
 
-    def __call__(self, step: int, stream: Iterator[CellRows]) -> StepResult:
+    def __call__(self, step: int, stream: Iterator[CellRows], *, recorded: bool = False) -> StepResult:
         """Compute a step and apply it if it is sound. Collective.
+
+        Args:
+            recorded: whether to take its metrics before it counts, so that each rank has them if another is lost.
 
         Raises:
             HardwareError: if no two computations agree, or ranks disagree on what must be the same on all.
@@ -91,6 +97,8 @@ class CheckedStep:
             result = self._compute_until_two_agree(result, rows)
             numbers, _ = self._numbers(result)
             anomaly = self._guard.anomaly(numbers)
+        if recorded:
+            self.measure(result)
         self._step.clock.lap("check")
         if anomaly is None:
             self._guard.accept(numbers)
@@ -102,6 +110,12 @@ class CheckedStep:
             self._step.skip()
             self._log(f"step {step + 1} has {anomaly}, also when it is computed again; skipped")
         return result
+
+    def measure(self, result: StepResult) -> dict[str, float]:
+        """Metrics of a step by catalogue tag. Collective, unless they are taken already."""
+        if self.measured[0] != result.step:
+            self.measured = result.step, result.values(self._world, self._step.parallel.assignment)
+        return self.measured[1]
 
     def values(self) -> dict[str, float | Sequence[float]]:
         """Metrics by catalogue tag: what was checked so far."""

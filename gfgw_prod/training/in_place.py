@@ -31,6 +31,8 @@ def go_on(run: Run, kept: Kept) -> None:
     manifest = {**(newest[0].manifest if newest else {}), **kept.manifest_facts()}
     damaged = len(quarantined(run.storages)) if run.world.is_main else 0
     run.world.on_all_ranks(lambda: run.reporter.open(run.step, manifest, damaged))
+    if values := dict(run.world.all_gather_object(kept.measured)).get(run.step - 1):
+        run.reporter.record_missed(run.step, run.images, values)
     run.saver.preallocate(run.state())
     run.startup.done("checkpoint")
 
@@ -46,4 +48,5 @@ def kept_after(error: BaseException, run: Run) -> Kept | None:
     assert isinstance(run.training.parallel, Replicated)
     run.training.parallel.end()
     spent = run.reporter.productive_seconds()
-    return Kept(run.table, run.training, run.guard, run.facts, run.built_at, run.saved_at, run.step, spent)
+    times, measured = (run.built_at, run.saved_at), run.checked_step.measured
+    return Kept(run.table, run.training, run.guard, run.facts, *times, run.step, spent, measured)

@@ -19,6 +19,7 @@ from gfgw_prod.resilience import same_run
 from gfgw_prod.resilience.bad_numbers import NumberGuard
 from gfgw_prod.settings.config import Config
 from gfgw_prod.training.building import build, encode_bank
+from gfgw_prod.training.checked_step import NONE_YET, Measured
 from gfgw_prod.training.reporting import PRODUCTIVE
 from gfgw_prod.training.state import training_state
 from gfgw_prod.training.step import TrainingStep
@@ -35,6 +36,7 @@ class Kept:
         built_at, saved_at: when this start of the run was built, and last saved, by this rank's clock.
         step: completed steps; ``NO_STEP`` if this rank is new.
         productive_seconds: time in steps that the state has behind it.
+        measured: the last metrics of a step that were taken.
     """
 
     table: Table
@@ -45,6 +47,7 @@ class Kept:
     saved_at: float
     step: int = NO_STEP
     productive_seconds: float = 0.0
+    measured: Measured = (NONE_YET, {})
 
     @classmethod
     def built_alone(cls, config: Config, world: World, log: Callable[[str], None]) -> Kept:

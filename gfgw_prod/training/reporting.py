@@ -179,7 +179,7 @@ class Reporter:
         training, pace = self._training, self._pace.values(step)
         self._health.expect_end(pace["run/eta_seconds"])
         values: dict[str, Value] = {
-            **result.values(self.world, training.parallel.assignment),
+            **self._checked_step.measure(result),
             **schedules_at(self.config, result.images_seen).values(),
             **self._checked_step.values(),
             **training.values(),
@@ -209,6 +209,12 @@ class Reporter:
                 f"step {step}: the coupling stopped short of transport.tolerance (marginal error "
                 f"{values['transport/marginal_error']:.2g}); allow more iterations, or see transport/converged"
             )
+
+    def record_missed(self, step: int, images: int, measured: Values) -> None:
+        """Record the metrics of the last step, if a rank was lost between that step and its record."""
+        if self.world.is_main and last_recorded_step(self.dir / "stats.jsonl", "loss/total") < step:
+            at = schedules_at(self.config, images - self.config.train.batch_size)
+            self.record_values(step, images, {**measured, **at.values(), "run/steps": step, "run/images": images})
 
     def record_values(self, step: int, images: int, values: Values) -> None:
         """Record values by tag of the catalogue."""

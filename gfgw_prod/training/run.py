@@ -219,8 +219,10 @@ class Run:
 
             # Step.
             profiler.before(self.step)
+            last = self.step + 1 == config.total_steps or self.stop.time_is_up
+            due = last or self.step == self.first_step or schedule.is_recorded(config, self.step)
             with self.reporter.own_time:
-                result = self.checked_step(self.step, stream)
+                result = self.checked_step(self.step, stream, recorded=due)
             profiler.after(self.step)
             self.step += 1
             self.health.step_done(self.step, self.images)
@@ -229,8 +231,7 @@ class Run:
                 self._roll_back()
 
             # Record, draw, save: at their intervals, and after the last step.
-            last = self.step == config.total_steps or self.stop.time_is_up
-            if last or self.step == self.first_step + 1 or schedule.is_recorded(config, self.step - 1):
+            if due:
                 self.reporter.record(self.step, self.images, result)
             if last or self._is_due(telemetry.samples_every_kimg):
                 with self.training.precision.autocast():

@@ -19,6 +19,7 @@ class Line(NamedTuple):
 PROCESS_BEGINS = Line("__main__.py", "    die_with_agent()\n")
 BLOCK_IS_ENCODED = Line("features/bank.py", "    images = table.rows(torch.arange(begin, end)).to(world.device)\n")
 STEP_BEGINS = Line("training/run.py", '            watch.progress(f"in step {self.step + 1}")\n')
+STEP_IS_MADE = Line("training/run.py", "            self.reporter.show_step(self.images)\n")
 RUN_CLOSES = Line("training/trainer.py", "                run.close()\n")
 UPLOAD_BEGINS = Line("checkpoint/uploading.py", "        path = self._target.begin(checkpoint.name, self._token)\n")
 ROWS_ARE_READ = Line(

@@ -82,6 +82,18 @@ def test_rank_that_stays_keeps_nothing_of_earlier_generations(tmp_path: Path) ->
     assert max(objects) - min(objects) < len(settled) - 1, objects  # a closure for each would be four
 
 
+@pytest.mark.parametrize("lost", [0, 1])
+def test_rank_lost_between_a_step_and_its_record(reference: Path, tmp_path: Path, lost: int) -> None:
+    run_dir, once = tmp_path / "run", tmp_path / "once"
+    dies = f"self.step == 3 and self.world.rank == {lost} and not os.path.exists('{once}')"
+    kills = f"            import os; {dies} and (open('{once}', 'w'), os.kill(os.getpid(), 9))\n"
+    copy = copies.changed(tmp_path, copies.STEP_IS_MADE, after=kills)
+    outcome = runs.execute(in_place(run_dir), copy | {"NPROC": "2"})
+    assert outcome.code == 0, outcome.stderr
+    assert "the run goes on after step 3" in outcome.stderr
+    assert_as_undisturbed(run_dir, reference)
+
+
 def test_rank_lost_while_the_launcher_looks_is_replaced(tmp_path: Path) -> None:
     run_dir, now = tmp_path / "run", tmp_path / "now"
     dies = f"os.remove('{now}'); self._workers()[1].kill(); self._workers()[1].wait()"
