@@ -16,11 +16,12 @@ from gfgw_prod.distributed.arithmetic import arithmetic_restored, set_arithmetic
 from gfgw_prod.distributed.devices import choose_device
 from gfgw_prod.distributed.torchrun import RankEnvironment, rank_environment
 from gfgw_prod.process.exit_codes import UserError
+from gfgw_prod.process.standard_streams import printable
 from gfgw_prod.sampling.limits import check_drawing
 from gfgw_prod.sampling.sampler import CELL, Sampler, cycle_classes, sampling_times
 from gfgw_prod.sampling.trained import TrainedGenerator, read_trained
 
-Labels = int | Iterable[int] | Tensor
+Labels = int | str | Iterable[int | str] | Tensor
 
 
 class Generator:
@@ -29,6 +30,7 @@ class Generator:
     Attributes:
         image_shape: ``(c, h, w)``.
         num_classes: number of classes; 0 if the generator takes none.
+        class_names: by class id; empty if the data set did not name its classes.
         step: optimisation steps of its training.
         images: images seen in training.
         config: all settings of its run.
@@ -41,6 +43,7 @@ class Generator:
             self._network = trained.build().to(device)
         self.image_shape, self.step, self.images = trained.image_shape, trained.step, trained.images
         self.num_classes = trained.num_classes if settings.generator.conditional else 0
+        self.class_names = trained.class_names if self.num_classes else ()
         self.config = trained.config
 
     def __repr__(self) -> str:
@@ -51,7 +54,7 @@ class Generator:
         """Draw the images of ``gfgw sample --num NUM --classes LABELS --seed SEED --steps STEPS``, to the last bit.
 
         Args:
-            labels: class ids, used in turn; required if the generator has classes.
+            labels: class ids or names, used in turn; required if the generator has classes.
             steps: predictions per image, with fresh noise between.
 
         Returns:
@@ -78,7 +81,7 @@ class Generator:
         """Map standard normal noise ``(n, c, h, w)`` to images ``(n, c, h, w)`` in [-1, 1] in one step.
 
         Args:
-            labels: class ids, used in turn; required if the generator has classes.
+            labels: class ids or names, used in turn; required if the generator has classes.
 
         Raises:
             UserError: for another shape, a class that does not exist, and classes that are missing.
@@ -104,14 +107,23 @@ class Generator:
                 raise UserError(f"labels must be given: the generator was trained on {self.num_classes} classes")
             return ()
         given = labels.flatten().tolist() if isinstance(labels, Tensor) else labels
-        try:
-            classes = tuple(map(operator.index, given if isinstance(given, Iterable) else (given,)))
-        except TypeError:
-            raise UserError("labels must be class ids, which are whole numbers") from None
+        each = given if isinstance(given, Iterable) and not isinstance(given, str) else (given,)
+        classes = tuple(map(self._class_id, each))
         if not classes:
             raise UserError("labels must not be empty")
         self._trained.check_classes(classes, "labels")
         return classes
+
+    def _class_id(self, label: object) -> int:
+        if label in self.class_names:
+            return self.class_names.index(str(label))
+        try:
+            return operator.index(label)  # type: ignore[arg-type]
+        except TypeError:
+            known = f", or among {printable(', '.join(self.class_names[:10]))}" if self.class_names else ""
+            raise UserError(
+                f"labels must be class ids, which are whole numbers{known}; not {str(label)[:100]!r}"
+            ) from None
 
 
 def load_generator(

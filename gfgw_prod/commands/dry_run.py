@@ -68,6 +68,9 @@ def estimate(config: Config, *, ranks: int, as_json: bool) -> int:
     }
     sent = _sent_bytes(config, parameters, assignment, shards, dim, gathered)
     report = {
+        "rows": rows,
+        "image_shape": shape,
+        "classes": classes,
         "parameters": parameters,
         "steps": config.total_steps,
         "images": config.total_steps * config.train.batch_size,
@@ -82,6 +85,10 @@ def estimate(config: Config, *, ranks: int, as_json: bool) -> int:
         print(json.dumps(report, indent=1))
         return FINISHED
     train, turns = config.train, assignment.turns_per_rank
+    epochs, sides = config.total_steps * train.batch_size / rows, " x ".join(map(str, shape))
+    print(
+        f"data              {rows:,} images of {sides}, {classes:,} class{'es' * (classes != 1)}; {epochs:,.1f} epochs"
+    )
     print(f"parameters        {parameters:,}")
     print(f"steps             {report['steps']:,} of {train.batch_size} images ({report['images']:,})")
     print(f"cells             {config.cells} of {train.cell_size}; {turns} per rank on {ranks} rank{'s' * (ranks > 1)}")

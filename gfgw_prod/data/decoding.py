@@ -105,11 +105,14 @@ def fail_or_skip(
     listing: Listing, invalid: Sequence[tuple[int, str]], on_error: OnError, log: Callable[[str], None]
 ) -> None:
     """Log each invalid item, or raise ``UserError`` for the first unless ``on_error`` is ``skip``."""
-    for item, why in invalid:
-        name = printable(listing.names[item])
-        if on_error == "fail":
-            raise UserError(f"data.path: {name} {printable(why)}; mend or remove it, or set data.on_error skip")
-        log(f"skipped {name}: {printable(why)}")
+    lines = [(printable(listing.names[item]), printable(why)) for item, why in invalid]
+    if lines and on_error == "fail":
+        (name, why), others = lines[0], [name for name, _ in lines[1:]]
+        more = f"; so it is with {len(others)} more, such as {others[0]}" if others else ""
+        them = "them" if others else "it"
+        raise UserError(f"data.path: {name} {why}{more}; mend or remove {them}, or set data.on_error skip")
+    for name, why in lines:
+        log(f"skipped {name}: {why}")
 
 
 def decode(listing: Listing, shape: Shape, *, first: int = 0, workers: int = 0) -> Iterator[Chunk]:

@@ -97,9 +97,9 @@ def load_table(settings: DataSettings, log: Callable[[str], None] = lambda line:
     chunks = []
     with Meter("decoding the data", len(listing), "images", mode=progress) as meter:
         for chunk in decode(listing, shape):
-            fail_or_skip(listing, chunk.invalid, settings.on_error, log)
             meter.advance_to(chunk.end)
             chunks.append(chunk)
+    fail_or_skip(listing, [each for chunk in chunks for each in chunk.invalid], settings.on_error, log)
     images = torch.from_numpy(np.concatenate([chunk.rows for chunk in chunks]))
     labels = torch.from_numpy(listing.labels[np.concatenate([chunk.items for chunk in chunks])])
     return Table(images, labels, listing.peak, listing.num_classes, class_names=listing.class_names)

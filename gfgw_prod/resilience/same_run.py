@@ -116,7 +116,12 @@ def find_changes(manifest: dict[str, Any], facts: dict[str, Any]) -> list[str]:
         if old.get(name) != new.get(name) and not is_free(name)
     ]
     if manifest["data_fingerprint"] != facts["data_fingerprint"]:
-        found.append("the contents of the data set")
+        read = [
+            f"{name} {old.get(name)!r} -> {new.get(name)!r}"
+            for name in sorted(new)
+            if name.startswith("data.") and name in FREE and name in old and old[name] != new[name]
+        ]
+        found.append("the contents of the data set" + (f": {', '.join(read)}" if read else ""))
     if manifest["frozen_weights"] != facts["frozen_weights"]:
         found.append("the frozen networks' weights")
     return found

@@ -67,18 +67,20 @@ class Config(BaseSettings):
             raise ValueError("generator.correlation needs generator.exact_boundary true; or use 0")
         if (unused := self.data.unused()) is not None:
             raise ValueError(unused)
-        if self.features.pixel_constant and self.features.extractor != "pixels":
-            raise ValueError("features.pixel_constant needs features.extractor pixels; or use 0")
         if (self.features.extractor == "timm") != (self.features.network is not None):
             raise ValueError("features.extractor timm and features.network, the name of a network, go together")
         if self.distributed.gather_dtype == "bfloat16" and self.train.precision != "bf16":
             raise ValueError("distributed.gather_dtype bfloat16 needs train.precision bf16")
         if self.generator.conditional and self.transport.backend == "pot":
             raise ValueError("transport.backend pot has no classes; use native with generator.conditional true")
-        if self.transport.noise_weight and self.features.extractor != "pixels":
-            raise ValueError("transport.noise_weight needs features of extractor pixels; or use 0")
-        if self.consistency.coupled_by == "noise" and self.features.extractor != "pixels":
-            raise ValueError("consistency.coupled_by noise needs features of extractor pixels; or use samples")
+        of_pixels = {  # settings that compare noise or a constant with pixels, and their values without that
+            "features.pixel_constant 0": self.features.pixel_constant,
+            "transport.noise_weight 0": self.transport.noise_weight,
+            "consistency.coupled_by samples": self.consistency.coupled_by == "noise",
+        }
+        if self.features.extractor != "pixels" and any(of_pixels.values()):
+            needed = " and ".join(value for value, differs in of_pixels.items() if differs)
+            raise ValueError(f"features.extractor {self.features.extractor} needs {needed}")
         return self
 
     @property

@@ -204,6 +204,8 @@ def _unknown(name: str) -> str:
     last = name.rpartition(".")[2]
     # A word without a dot may be a setting without its section, or a misspelt section.
     near = [full for full in names if full.rpartition(".")[2] == last][:1]
+    section = name.rpartition(".")[0]
+    near = near or [full for full in names if full.startswith(f"{section}.") and last in re.split("[._]", full)][:1]
     if not near and "." not in name:
         names = sorted({full.partition(".")[0] for full in names})
     near = near or difflib.get_close_matches(name, names, n=1, cutoff=0.4)

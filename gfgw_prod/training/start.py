@@ -57,6 +57,12 @@ def first_lines(config: Config, start: dict[str, Any], table: Table, parameters:
     source, coupling = config.data, config.transport
     scope = "no coupling" if coupling.target == "independent" else f"{coupling.scope} scope"
     begins = f"resumes from {resumes}" if resumes else "begins"
+    ends, total = config.optimizer.decay_kimg, config.train.total_kimg
+    rate = config.optimizer.lr * config.optimizer.final_lr_ratio
+    lengthened = (
+        f"schedules: those of {ends:g} kimg, with which the run began; beyond, the learning rate stays at {rate:.2g} "
+        "(another run.dir begins anew, with longer ones)"
+    )
     return [
         f"gfgw_prod {start['version']}{revision}, torch {start['torch']}, Python {start['python']}",
         f"{_count(ranks, 'rank')} on {_count(nodes, 'node')} ({', '.join(start['hosts'])}); {start['device']}{backend}",
@@ -64,6 +70,7 @@ def first_lines(config: Config, start: dict[str, Any], table: Table, parameters:
         f"{' x '.join(map(str, table.image_shape))}, {_count(table.num_classes, 'class', 'classes')}",
         f"generator: {parameters:,} parameters; coupling: {scope}, {coupling.target} targets",
         f"run: {config.run.dir} {begins}; {config.train.total_kimg:g} kimg in {config.total_steps:,} steps",
+        *([lengthened] if resumes and ends < total else []),
     ]
 
 

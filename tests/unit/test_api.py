@@ -29,6 +29,7 @@ from gfgw_prod.sampling.trained import TrainedGenerator, to_safetensors
 from gfgw_prod.settings.networks import GeneratorSettings
 from gfgw_prod.settings.reading import resolve
 
+NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 CPU = torch.device("cpu")
 SMALL = {"model_channels": 8, "channel_mult": (1,), "num_blocks": 1, "attention_resolutions": (), "dropout": 0.0}
 
@@ -41,7 +42,8 @@ def exported(path: Path, *, conditional: bool) -> Path:
     tensors = {name: tensor + 0.1 * torch.randn(tensor.shape, generator=drawn) for name, tensor in tensors.items()}
     config = resolve({"generator": settings.model_dump(), "features": {"extractor": "pixels"}})
     recorded = config.model_dump(mode="json")
-    trained = TrainedGenerator(tensors, recorded, (1, 8, 8), 10, step=3, images=384, weights="ema", weights_sha256="")
+    facts = {"step": 3, "images": 384, "weights": "ema", "weights_sha256": "", "class_names": NAMES}
+    trained = TrainedGenerator(tensors, recorded, (1, 8, 8), 10, **facts)
     path.write_bytes(to_safetensors(trained))
     return path
 
@@ -109,6 +111,8 @@ def test_samples_are_those_of_the_command(file: Path, tmp_path: Path) -> None:
     for number, levels in enumerate(levels_of(images)):
         assert_array_equal(np.asarray(Image.open(tmp_path / "out" / f"{number:06d}.png"))[..., 0], levels[0])
     assert images.is_inference()
+    assert gfgw_prod.load_generator(file).class_names == NAMES
+    assert torch.equal(gfgw_prod.load_generator(file).sample(40, ["three", 7], seed=5, steps=2), images)
 
 
 def test_noise_is_mapped_to_images(file: Path, classless: Path) -> None:
@@ -126,7 +130,8 @@ REFUSED: dict[str, tuple[Callable[[Any], Any], str]] = {
     "a negative class": (lambda g: g.sample(4, -1), "labels must be at least 0, not -1"),
     "no classes": (lambda g: g.sample(4), "labels must be given: the generator was trained on 10 classes"),
     "empty classes": (lambda g: g.sample(4, []), "labels must not be empty"),
-    "fractions": (lambda g: g.sample(4, [0.5]), "labels must be class ids, which are whole numbers"),
+    "fractions": (lambda g: g.sample(4, [0.5]), "labels must be class ids, .* or among zero, one, .*, nine; not '0.5'"),
+    "another name": (lambda g: g.sample(4, "ten"), "labels must be class ids, .*; not 'ten'"),
     "no classes for noise": (lambda g: g.from_noise(torch.zeros(1, 1, 8, 8)), "labels must be given: .*"),
     "a class too many for noise": (lambda g: g.from_noise(torch.zeros(1, 1, 8, 8), 10), "labels must be below 10, .*"),
     "another shape": (lambda g: g.from_noise(torch.zeros(1, 3, 8, 8), 0), r"noise must have the shape .*, not .*"),

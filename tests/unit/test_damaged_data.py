@@ -84,6 +84,16 @@ def test_source_without_a_valid_image_is_refused(source: str, tmp_path: Path) ->
             load_table(DataSettings(source=source, path=place, on_error="skip"))
 
 
+def test_all_damaged_images_are_counted(tmp_path: Path) -> None:
+    damaged_data.start("folder", tmp_path / "set")
+    for name in ("a.png", "b.png", "c.png"):
+        (tmp_path / "set" / "class-1" / name).write_bytes(b"no image")
+    with pytest.raises(
+        UserError, match=r"/a\.png is not .*; so it is with 2 more, such as .*/b\.png; mend or remove them"
+    ):
+        load_table(DataSettings(source="folder", path=tmp_path / "set"))
+
+
 def test_file_that_cannot_be_read_now_is_not_skipped(tmp_path: Path) -> None:
     damaged_data.start("folder", tmp_path / "set")
     (tmp_path / "set" / "class-1" / "odd.png").symlink_to("/proc/self/mem")  # reading it gives an I/O error

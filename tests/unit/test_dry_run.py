@@ -62,6 +62,13 @@ def test_half_precision_takes_less(capsys: pytest.CaptureFixture[str]) -> None:
     assert 0.45 < half / full < 0.8
 
 
+def test_data_are_described(capsys: pytest.CaptureFixture[str]) -> None:
+    found = report(capsys)
+    assert (found["rows"], found["image_shape"], found["classes"]) == (1797, [1, 8, 8], 10)
+    estimate(resolve({"train": {"total_kimg": 17.97, "batch_size": 32}}), ranks=1, as_json=False)
+    assert capsys.readouterr().out.startswith("data              1,797 images of 1 x 8 x 8, 10 classes; 10.0 epochs\n")
+
+
 def test_tables_are_counted_as_they_are_held(capsys: pytest.CaptureFixture[str]) -> None:
     alone = memory(capsys)
     assert alone["table"] == 1797 * (64 + 8)  # images and class ids

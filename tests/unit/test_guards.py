@@ -78,8 +78,10 @@ def test_settings_that_change_the_weights_are_named(facts: dict[str, Any], name:
 
 def test_every_difference_is_named(facts: dict[str, Any]) -> None:
     other = changed(changed(facts, "seed", 1), "optimizer.lr", 1.0) | {"data_fingerprint": "xyz"}
-    with pytest.raises(UserError, match=r"optimizer\.lr.*seed.*the contents of the data set"):
+    with pytest.raises(UserError, match=r"optimizer\.lr.*seed.*the contents of the data set\)"):
         accept_changes(facts, other)
+    with pytest.raises(UserError, match=r"the contents of the data set: data\.image_size None -> 32\)"):
+        accept_changes(facts, changed(facts, "data.image_size", 32) | {"data_fingerprint": "xyz"})
 
 
 def test_setting_of_another_version_is_named(facts: dict[str, Any]) -> None:

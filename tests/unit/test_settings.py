@@ -80,6 +80,7 @@ def _leaves(nested: dict, prefix: str = "") -> Iterator[str]:
     ("layer", "hint"),
     [
         ({"train": {"batchsize": 4}}, "unknown setting train.batchsize; did you mean train.batch_size?"),
+        ({"data": {"size": 32}}, "unknown setting data.size; did you mean data.image_size?"),
         ({"trian": {"batch_size": 4}}, "unknown setting trian; did you mean train?"),
         ({"transport": {"epsilom": 1}}, "did you mean transport.epsilon?"),
         ({"sed": 1}, "unknown setting sed; did you mean seed?"),
@@ -162,8 +163,11 @@ def test_filter_without_a_size_is_refused() -> None:
     assert "data.resize box needs data.image_size" in refusal({"data": {"source": "zip", "resize": "box"}})
 
 
-def test_pixel_constant_needs_pixels() -> None:
-    assert "features.pixel_constant" in refusal({"features": {"extractor": "dinov2", "pixel_constant": 0.1}})
+def test_all_that_needs_pixels_is_named_at_once() -> None:
+    settings = {"transport": {"noise_weight": 1.0}, "consistency": {"coupled_by": "noise"}}
+    needed = "features.pixel_constant 0 and transport.noise_weight 0 and consistency.coupled_by samples"
+    message = refusal({"features": {"extractor": "dinov2", "pixel_constant": 0.1}, **settings})
+    assert message == f"features.extractor dinov2 needs {needed}"
 
 
 def test_conditional_generator_refuses_the_pot_backend() -> None:
@@ -260,7 +264,6 @@ def test_environment_does_not_leak_into_a_run(monkeypatch: pytest.MonkeyPatch) -
         ({"dual": "persistent", "geometry": "euclidean"}, "geometry cosine"),
         ({"backend": "pot", "dual": "persistent"}, "backend native"),
         ({"backend": "pot", "iterations": "fixed"}, "backend native"),
-        ({"noise_weight": 1.0}, "features of extractor pixels"),
         ({"noise_weight": 1.0, "backend": "pot"}, "noise_weight needs"),
     ],
 )
@@ -274,7 +277,7 @@ def test_choices_that_do_not_go_together_are_refused(transport: dict, hint: str)
 @pytest.mark.parametrize(
     ("section", "settings", "hint"),
     [
-        ("consistency", {"coupled_by": "noise"}, "features of extractor pixels"),
+        ("consistency", {"coupled_by": "noise"}, "needs consistency.coupled_by samples"),
         ("generator", {"correlation": 0.5, "exact_boundary": False}, "needs generator.exact_boundary"),
     ],
 )

@@ -42,6 +42,7 @@ def test_first_lines_history_and_manifests_say_what_a_run_is(
             f"run: {run_dir} {begins}; {steps * 8 / 1000:g} kimg in {steps} steps",
         ):
             assert words in said
+        assert (" schedules: those of 0.008 kimg, with which the run began; beyond" in said) == (steps == 2)
         manifests.append(runs.manifest(run_dir, steps))
     assert cli.main(["train", "--run.dir", str(run_dir), *TINY, "--train.total-kimg", "0.008"]) == 2
     assert "has trained 0.016 kimg, more than train.total_kimg 0.008" in capsys.readouterr().err
