@@ -26,7 +26,7 @@ def settings_file(text: str = "") -> Path:
     if not text:
         return presets()[DEFAULT]
     path = Path(text)
-    if path.suffix or os.sep in text or os.path.lexists(path):
+    if path.suffix or os.sep in text or (os.path.lexists(path) and not os.path.isdir(path)):
         return path
     known = presets()
     if text not in known:

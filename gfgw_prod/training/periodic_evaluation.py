@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 
 from gfgw_prod.data.sources import Table
 from gfgw_prod.distributed.world import World
@@ -77,8 +78,7 @@ class PeriodicEvaluation:
         found = {name: value for name in FIGURES if isinstance(value := figures.get(name), float)}
         values = {f"evaluation/{name}": value for name, value in found.items()}
         self._reporter.record_values(step, images, values | {"evaluation/seconds": time.monotonic() - started})
-        words = ", ".join(f"{name} {value:.3g}" for name, value in found.items())
-        self._reporter.measured = f"{words} ({self._config.evaluation.num:,} samples)"
+        self._reporter.measured = f"{in_words(found)} ({self._config.evaluation.num:,} samples)"
         return True
 
     def _due(self, step: int, images: int) -> bool:
@@ -91,3 +91,12 @@ class PeriodicEvaluation:
         self._meter.show(f"evaluating: {title}", done, total, unit)
         if self._stop.requested_anywhere():
             raise StopRequestedError
+
+
+def in_words(figures: Mapping[str, float]) -> str:
+    """Figures grouped by which values are better."""
+    groups = (
+        (better, ", ".join(f"{name} {value:.3g}" for name, value in figures.items() if FIGURES[name][1] == better))
+        for better in ("lower", "higher")
+    )
+    return "; ".join(f"{better} is better: {words}" for better, words in groups if words)

@@ -202,7 +202,8 @@ class Reporter:
             values |= self._startup_values()
         self.record_values(step, images, values)
         if self._meter is not None:
-            self._meter.advance_to(images, f"loss {values['loss/total']:.4f}{' at t = 1' if result.one_step else ''}")
+            kind = " at t = 1" if result.one_step else ""
+            self._meter.advance_to(images, f"loss {values['loss/total']:.4f}{kind} (after {images:,} images)")
         if not values.get("transport/converged", 1.0) and not self._warned:
             self._warned = True
             self.log(

@@ -169,7 +169,7 @@ class Run:
                 found.load(self.state(), self.world)
                 self.world.barrier()
             self.saver.resume_from(found)
-            self.reporter.log(f"resumed {self.dir} at {self.images / 1000:.1f} kimg from {found.name}")
+            self.reporter.log(f"resumed at {self.images / 1000:.1f} kimg")
         else:
             self.reporter.show_data(self.grids)
             encode_bank(self.training, self._show_encoding, cache)

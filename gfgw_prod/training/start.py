@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 
 from gfgw_prod.data.sources import Table
@@ -63,9 +64,15 @@ def first_lines(config: Config, start: dict[str, Any], table: Table, parameters:
         f"schedules: those of {ends:g} kimg, with which the run began; beyond, the learning rate stays at {rate:.2g} "
         "(another run.dir begins anew, with longer ones)"
     )
+    used, cores = config.run.threads, len(os.sched_getaffinity(0))
+    cores_idle = used < cores and rank_environment() is None and not torch.cuda.is_available()
+    idle = (
+        f"{used} of {cores} cores in use; make train, or launch/elastic.sh, starts a rank on each, for the same weights"
+    )
     return [
         f"gfgw_prod {start['version']}{revision}, torch {start['torch']}, Python {start['python']}",
         f"{_count(ranks, 'rank')} on {_count(nodes, 'node')} ({', '.join(start['hosts'])}); {start['device']}{backend}",
+        *([idle] if cores_idle else []),
         f"data: {source.source}{f' {source.path}' if source.path else ''}, {len(table):,} images of "
         f"{' x '.join(map(str, table.image_shape))}, {_count(table.num_classes, 'class', 'classes')}",
         f"generator: {parameters:,} parameters; coupling: {scope}, {coupling.target} targets",
@@ -84,14 +91,14 @@ def last_lines(config: Config, step: int, steps: int, seconds: float, measured: 
     """
     size, total_kimg, run_dir = config.train.batch_size, config.train.total_kimg, config.run.dir
     done = f"trained {steps * size / 1000:.1f} kimg in {seconds:.0f} s" if steps else "nothing to do: already finished"
-    figures = f"; {measured}" if measured else ""
     out = shlex.quote(str(run_dir / "more-samples"))
     if step == config.total_steps:
         go_on = f"{command(2 * total_kimg)}    (at the last learning rate; another run.dir begins anew)"
     else:
         go_on = f"{command()}    (to {total_kimg:g} kimg; train.max_minutes is over)"
     return [
-        f"{done}; {step * size / 1000:.1f} kimg in all, {step:,} steps{figures}",
+        f"{done}; {step * size / 1000:.1f} kimg in all, {step:,} steps",
+        *([f"figures:    {measured}"] if measured else []),
         f"picture:    {run_dir / 'samples.png'}",
         f"curves:     {program('tensorboard')} --logdir {shlex.quote(str(run_dir))}",
         f"samples:    {program('gfgw')} sample {shlex.quote(str(run_dir))} --num 100 --grid --out {out}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -40,7 +41,10 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "--evaluation.metrics",
         runs.METRICS,
     )
-    runs.train(run_dir, *options, "--distributed.strategy", "fsdp", steps=2, ranks=2)
+    outcome = runs.train(run_dir, *options, "--distributed.strategy", "fsdp", steps=2, ranks=2)
+    assert re.search(
+        r" figures:    lower is better: fd .*; higher is better: precision .* \(700 samples\)$", outcome.stderr, re.M
+    )
     return run_dir
 
 

@@ -20,6 +20,7 @@ def test_presets_are_the_files_of_configs() -> None:
 
 def test_bare_word_names_a_preset_in_any_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "digits").mkdir()  # a run of that name is no file of settings
     for name in presets():
         by_name = configuration(parse(["train", "--config", name])[1])
         assert by_name == configuration(parse(["train", "--config", str(ROOT / "configs" / f"{name}.yaml")])[1])

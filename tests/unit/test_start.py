@@ -28,7 +28,7 @@ def test_first_lines_history_and_manifests_say_what_a_run_is(
     tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["gfgw", "train"])
-    run_dir, manifests = tmp_path / "run", []
+    run_dir, manifests, cores = tmp_path / "run", [], len(os.sched_getaffinity(0))
     for steps, begins in ((1, "begins"), (2, "resumes from step-00000001")):
         command = ["train", "--run.dir", str(run_dir), *TINY, "--train.total-kimg", str(steps * 8 / 1000)]
         assert cli.main(command) == 0
@@ -37,6 +37,7 @@ def test_first_lines_history_and_manifests_say_what_a_run_is(
         said = "\n".join([first, *others])
         for words in (
             "1 rank on 1 node (",
+            *([f" 1 of {cores} cores in use; make train"] if cores > 1 else []),
             "data: digits, 1,797 images of 1 x 8 x 8, 10 classes",
             " parameters; coupling: full scope, argmax targets",
             f"run: {run_dir} {begins}; {steps * 8 / 1000:g} kimg in {steps} steps",
