@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 # Sections whose blocks are one script, and pages with a test of their own.
-SCRIPTS = {("two-nodes.md", "Two nodes, a stop, a kill")}
+SCRIPTS = {("two-nodes.md", "Two nodes, a stop, a kill"), ("python.md", "As a wheel")}  # tests/process/test_wheel.py
 ELSEWHERE = {"extending.md": "tests/process/test_extending.py"}
 
 # Run in a copy of the repository with a short digits run, in this order.
@@ -41,7 +41,6 @@ CHECKED = {
     r"\.venv/bin/gfgw train --config pictures .* --features\.pixel-constant 0 .*": "test_pictures.py, too, with one network",
     r"make train CONFIG=configs/pictures\.yaml .*": "as gfgw train, on all cores",
     r"make gpu-check": "tests/process/test_gpu_check.py runs it",
-    r"make wheel": "tests/process/test_wheel.py builds, installs and runs the wheel",
     r"make (docker-build|docker-train .*|up)": "needs a docker daemon; tests/image builds and runs the image and stack",
     r"make (compose .*|down)": "needs that stack; tests/image/test_stack.py runs all but cp and logs with podman",
     r'echo "GRAFANA_ADMIN_PASSWORD=.*" >docker/\.env': "belongs to make up; tests/process/test_compose.py sets it",

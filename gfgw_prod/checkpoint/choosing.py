@@ -10,6 +10,7 @@ from gfgw_prod.checkpoint.storage import Storage
 from gfgw_prod.distributed.world import World
 from gfgw_prod.process.exit_codes import UserError
 from gfgw_prod.process.meter import MB, Meter, Mode
+from gfgw_prod.process.standard_streams import Warned
 from gfgw_prod.weights.unpickling import DamagedError
 
 
@@ -57,10 +58,10 @@ def newest_good(
     if world.is_main:
         for index, name, problem in bad:
             if problem.startswith(UNREADABLE):  # the disk or network may recover: leave it in place
-                log(f"checkpoint {name} {problem}; trying the one before")
+                log(Warned(f"checkpoint {name} {problem}; trying the one before"))
                 continue
             new_name = storages[index].quarantine(name)
-            log(f"checkpoint {name} is damaged ({problem}); kept as {new_name}, trying the one before")
+            log(Warned(f"checkpoint {name} is damaged ({problem}); kept as {new_name}, trying the one before"))
     world.barrier()
     return found
 

@@ -15,6 +15,7 @@ from gfgw_prod.checkpoint.uploading import Uploader
 from gfgw_prod.checkpoint.writing import HashingWriter
 from gfgw_prod.distributed.world import World
 from gfgw_prod.process.exit_codes import one_line
+from gfgw_prod.process.standard_streams import Warned
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -103,7 +104,7 @@ class Committer:
                 self._uploader.offer(Checkpoint(self._storage, name, manifest))
             self._retention.apply(name, None if self._uploader is None else self._uploader.uploading)
         except Exception as error:  # clients of object stores raise errors of their own kinds
-            self._log(f"old checkpoints in {self._storage} could not be removed: {one_line(error, 300)}")
+            self._log(Warned(f"old checkpoints in {self._storage} could not be removed: {one_line(error, 300)}"))
 
     def _why_lost(self) -> tuple[str, bool] | None:
         """Why the claim is gone, if it is, and whether a later claim may be the cause. On rank 0.

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
-from gfgw_prod.checkpoint.storage import process_identity
 from gfgw_prod.process.durable import clear_partials
 from gfgw_prod.process.exit_codes import UserError
+from gfgw_prod.process.run_lock import FILE, holder_in, is_of_my_launcher, process_identity, sign
+from gfgw_prod.process.standard_streams import Warned
 
 DIRECTORIES = ("checkpoints", "samples", "tensorboard")  # that a run writes
 HISTORY = "history.jsonl"  # a line of JSON for each start
@@ -25,8 +24,9 @@ def prepare_directory(run_dir: Path, log: Callable[[str], None]) -> TextIO | Non
     """Create the run directory and lock it.
 
     Returns:
-        The lock, held until the file is closed or the process ends. ``None`` if the file system has no locks, or if a
-        process of another host or of the same job keeps the lock: its claim on the storage fences it off.
+        The lock, held until the file is closed or the process ends. ``None`` if the job's launcher holds it, if the
+        file system has no locks, or if a process of another host or of the same job keeps the lock: the claim on the
+        storage fences that off.
 
     Raises:
         UserError: if the directory is a file, cannot be written, or is in use by another run on this host.
@@ -50,8 +50,8 @@ def prepare_directory(run_dir: Path, log: Callable[[str], None]) -> TextIO | Non
 def holder_of(run_dir: Path) -> tuple[bool, str]:
     """Whether a process holds the lock of a run, and the host of the last one that did; empty if unknown."""
     try:
-        with (run_dir / ".lock").open(encoding="utf-8") as file:
-            host = str(_read_holder(file).get("host", ""))
+        with (run_dir / FILE).open(encoding="utf-8") as file:
+            host = str(holder_in(file).get("host", ""))
             try:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # a start at this moment tries again
             except BlockingIOError:
@@ -74,38 +74,28 @@ def _check_entries(run_dir: Path) -> None:
 
 
 def _lock(run_dir: Path, log: Callable[[str], None]) -> TextIO | None:
-    me, file = process_identity(), (run_dir / ".lock").open("a+", encoding="utf-8")
+    me, file = process_identity(), (run_dir / FILE).open("a+", encoding="utf-8")
     deadline = time.monotonic() + LOCK_SECONDS
     while True:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            holder = holder_in(file)
+            if is_of_my_launcher(holder, me):
+                file.close()
+                return None
             if time.monotonic() < deadline:
                 time.sleep(0.2)
                 continue
-            holder = _read_holder(file)
             file.close()
             if holder.get("host") == me["host"] and (me["job"] is None or holder.get("job") != me["job"]):
                 raise UserError(
                     f"run.dir {run_dir} is in use by process {holder.get('pid')}; stop it, or name another directory"
                 ) from None
-            log(f"taking over from process {holder.get('pid')} on {holder.get('host')}, which holds {run_dir}")
+            log(Warned(f"taking over from process {holder.get('pid')} on {holder.get('host')}, which holds {run_dir}"))
             return None
         except OSError:  # a file system without locks
             file.close()
             return None
-        with suppress(OSError):  # a full disk: the lock holds, but names nobody
-            file.truncate(0)
-            file.write(json.dumps(me))
-            file.flush()
+        sign(file, me)
         return file
-
-
-def _read_holder(file: TextIO) -> dict[str, Any]:
-    """Identity of the process that holds the lock; empty if it cannot be read."""
-    file.seek(0)
-    try:
-        found = json.loads(file.read())
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}

@@ -22,6 +22,7 @@ from gfgw_prod.checkpoint.waiting import SLOWEST, wait_together
 from gfgw_prod.distributed.world import World
 from gfgw_prod.process.exit_codes import NoProgressError, UserError, one_line
 from gfgw_prod.process.save_in_flight import saving
+from gfgw_prod.process.standard_streams import Warned
 
 if TYPE_CHECKING:
     from gfgw_prod.settings.running import CheckpointSettings
@@ -221,7 +222,7 @@ class Saver:
         if outcome.free_bytes is not None:
             values["run/checkpoint_free_bytes"] = float(outcome.free_bytes)
         if outcome.problem is not None:
-            self._log(f"checkpoint of step {outcome.step} was not saved: {outcome.problem}")
+            self._log(Warned(f"checkpoint of step {outcome.step} was not saved: {outcome.problem}"))
             self._count(outcome.step, outcome.images, "run/checkpoint_failures", values)
             return
         values |= {"run/checkpoint_seconds": outcome.seconds, "run/checkpoint_bytes": float(outcome.bytes)}
@@ -245,7 +246,8 @@ class Saver:
         self._failures_in_a_row += 1
         if self._failures_in_a_row >= self._max_failures:
             raise NoProgressError(
-                f"{self._failures_in_a_row} checkpoints in a row could not be saved; {self._newest_left()}"
+                f"{self._failures_in_a_row} checkpoints in a row could not be saved; {self._newest_left()}. "
+                "Make room, or mend what the lines above name; then the same command goes on from there"
             )
 
     def _newest_left(self) -> str:

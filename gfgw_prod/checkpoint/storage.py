@@ -6,12 +6,12 @@ Paths are relative to the root and use ``/``.
 from __future__ import annotations
 
 import json
-import os
-import socket
 import uuid
 from abc import ABC, abstractmethod
 from contextlib import suppress
 from typing import IO, Any
+
+from gfgw_prod.process.run_lock import process_identity
 
 WRITING = ".writing-"  # prefix of a claim's directory; only the newest claim's stays
 DISCARDED = ".discarded-"  # prefix of a directory that is being deleted
@@ -19,12 +19,6 @@ DAMAGED = "damaged-"  # prefix of a quarantined checkpoint
 OWNER = "owner.json"
 MANIFEST = "manifest.json"
 BLOCK = 1 << 22  # bytes read at a time
-
-
-def process_identity() -> dict[str, Any]:
-    """Host, process id and the launcher's job id of this process."""
-    job = os.environ.get("TORCHELASTIC_RUN_ID", "none")
-    return {"host": socket.gethostname(), "pid": os.getpid(), "job": None if job == "none" else job}
 
 
 class Storage(ABC):

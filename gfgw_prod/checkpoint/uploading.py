@@ -12,6 +12,7 @@ from gfgw_prod.checkpoint.reading import Checkpoint
 from gfgw_prod.checkpoint.retention import Retention
 from gfgw_prod.checkpoint.storage import BLOCK, Storage
 from gfgw_prod.process.exit_codes import one_line
+from gfgw_prod.process.standard_streams import Warned
 
 
 class Uploader:
@@ -73,7 +74,7 @@ class Uploader:
             except Exception as error:  # clients of object stores raise errors of their own kinds
                 tag = "run/upload_failures"
                 problem = one_line(error, 300)
-                self._log(f"checkpoint {checkpoint.name} could not be uploaded to {self._target}: {problem}")
+                self._log(Warned(f"checkpoint {checkpoint.name} could not be uploaded to {self._target}: {problem}"))
             self.uploading = None
             self._record(checkpoint.step, checkpoint.images, tag)
         # In this thread: a network that does not answer must not block the main thread.

@@ -13,12 +13,12 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import NamedTuple
 
-from gfgw_prod.commands.options import Parser, with_dashes
 from gfgw_prod.distributed.torchrun import reports_for_node, write_error_file
 from gfgw_prod.process import first_report
 from gfgw_prod.process.exit_codes import BAD_INPUT, CRASHED, INTERRUPTED, HardwareError, NoProgressError, UserError
 from gfgw_prod.process.standard_streams import log, output_error
 from gfgw_prod.process.version import VERSION
+from gfgw_prod.settings.arguments import Parser, with_dashes
 
 
 class Command(NamedTuple):
@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if isinstance(unwritten, BrokenPipeError):  # the reader has seen enough
         return CRASHED
     if unwritten is not None:
-        log(f"gfgw: standard output cannot be written ({unwritten.strerror})")
+        log(f"gfgw: standard output cannot be written ({unwritten.strerror})", "error")
         return BAD_INPUT
     return code
 
@@ -83,7 +83,7 @@ def _exit_code(arguments: list[str]) -> int:
         if (loss := lost_connection(error)) is None:
             raise
         # The peer or the launcher prints the cause; this error appears on all other ranks.
-        log(f"gfgw: rank {os.environ.get('RANK', '0')} lost the connection to other ranks: {loss}", "error")
+        log(f"gfgw: rank {os.environ.get('RANK', '0')} lost the connection to other ranks: {loss}", "warning")
         return CRASHED
     except KeyboardInterrupt:
         log(f"gfgw: interrupted{COMMANDS[arguments[0]].after_interrupt}")

@@ -29,7 +29,7 @@ from gfgw_prod.process.exit_codes import UserError
 from gfgw_prod.process.leaving import die_with_parent
 from gfgw_prod.process.shared_memory import shared_memory_problem
 from gfgw_prod.process.signals import ignore_stop_signals
-from gfgw_prod.process.standard_streams import printable
+from gfgw_prod.process.standard_streams import Warned, printable
 
 if TYPE_CHECKING:
     from gfgw_prod.settings.data import DataSettings
@@ -112,7 +112,7 @@ def fail_or_skip(
         them = "them" if others else "it"
         raise UserError(f"data.path: {name} {why}{more}; mend or remove {them}, or set data.on_error skip")
     for name, why in lines:
-        log(f"skipped {name}: {why}")
+        log(Warned(f"skipped {name}: {why}"))
 
 
 def decode(listing: Listing, shape: Shape, *, first: int = 0, workers: int = 0) -> Iterator[Chunk]:

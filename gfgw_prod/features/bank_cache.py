@@ -19,6 +19,7 @@ from torch import Tensor
 
 from gfgw_prod.process.durable import clear_partials, write_whole
 from gfgw_prod.process.exit_codes import UserError, reason_of
+from gfgw_prod.process.standard_streams import Warned
 
 if TYPE_CHECKING:
     from gfgw_prod.settings.config import Config
@@ -76,10 +77,10 @@ class BankCache:
                 rows: Tensor = file.get_tensor("rows")
                 expected = (file.metadata() or {}).get("blake3")
         except (OSError, SafetensorError) as error:
-            self._log(f"features.cache: {path} cannot be read ({reason_of(error)}); encoding its rows again")
+            self._log(Warned(f"features.cache: {path} cannot be read ({reason_of(error)}); encoding its rows again"))
             return None
         if rows.shape != like.shape or rows.dtype != like.dtype or _digest(rows) != expected:
-            self._log(f"features.cache: {path} is damaged; encoding its rows again")
+            self._log(Warned(f"features.cache: {path} is damaged; encoding its rows again"))
             return None
         return rows
 
@@ -94,7 +95,9 @@ class BankCache:
             write_whole(self._path(block), save({"rows": rows}, {"blake3": _digest(rows)}))
         except OSError as error:
             self._writable = False
-            self._log(f"features.cache: {self.directory} cannot be written ({reason_of(error)}); the bank is not kept")
+            self._log(
+                Warned(f"features.cache: {self.directory} cannot be written ({reason_of(error)}); the bank is not kept")
+            )
 
     def _path(self, block: int) -> Path:
         return self.directory / f"rows-{block:05d}.safetensors"

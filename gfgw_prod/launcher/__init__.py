@@ -9,7 +9,8 @@ torchrun's own options, and
 * exits with the code that ended the job on another node;
 * logs one line for each crash in place of torchrun's banner: the worker has printed its own error already;
 * forwards a stop signal to the workers, waits `GRACE_SECONDS` (default 60) for them to save, and leaves no orphans;
-* waits for a rendezvous that was lost with the node that hosts it, and joins again when that node is back.
+* waits for a rendezvous that was lost with the node that hosts it, and joins again when that node is back;
+* says, in a job of several nodes, who comes, who is lost, what it waits for, and with which exit code it ends.
 
 Every other failure is a crash: the workers are restarted `--max-restarts` times, then the agent exits with 1.
 """
@@ -17,6 +18,6 @@ Every other failure is a crash: the workers are restarted `--max-restarts` times
 from gfgw_prod.process import standard_streams
 
 
-def log(line: str) -> None:
+def log(line: str, level: standard_streams.Level = "info") -> None:
     """Write one line to standard error, marked as the launcher's."""
-    standard_streams.log(f"gfgw launcher: {line}")
+    standard_streams.log(f"gfgw launcher: {line}", level)

@@ -4,21 +4,23 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import nullcontext, suppress
 from typing import Any
 
 from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec, WorkerState
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
-from torch.distributed.elastic.multiprocessing import LogsSpecs, SignalException
+from torch.distributed.elastic.multiprocessing import LogsSpecs
 from torch.distributed.elastic.multiprocessing.api import SubprocessContext
 from torch.distributed.elastic.multiprocessing.subprocess_handler import SubprocessHandler
 from torch.distributed.elastic.rendezvous.api import RendezvousClosedError, RendezvousConnectionError
 
 from gfgw_prod.launcher import log
+from gfgw_prod.launcher.endings import describe_failures, final_code_of, preempted_if_killed_early, stop_signal_in
 from gfgw_prod.launcher.forks import ForkServer
 from gfgw_prod.launcher.generations import Generations
 from gfgw_prod.launcher.job_exit_code import JobExitCode
+from gfgw_prod.launcher.nodes import Nodes
 from gfgw_prod.launcher.torch_changes import stop_signals_deferred
 from gfgw_prod.launcher.workers import SAVE_SECONDS, IdleWorkers, end_workers, is_stopped
 from gfgw_prod.process import clock, first_report, save_in_flight
@@ -28,23 +30,6 @@ from gfgw_prod.process.signals import PREEMPTION, STOP
 
 # Peers of a failed rank lose their connections, perhaps before the failed rank's node has published its exit code.
 JOB_CODE_SECONDS = 5.0
-
-
-def final_code_of(failed: Iterable[int], stopped: Iterable[int] = ()) -> int | None:
-    """The exit code that ends the job, or None for a crash that is worth a restart.
-
-    Args:
-        failed: codes of the workers that exited first.
-        stopped: codes of those that were stopped then. 75 is no cause: a stopped worker always exits with it.
-            But a 2 or a 76 is a cause, even if a neighbour noticed the broken connection before that worker had ended.
-    """
-    decisive = {*failed, *({BAD_INPUT, CRASH_LOOP} & {*stopped})}
-    return next((code for code in (BAD_INPUT, CRASH_LOOP, PREEMPTED) if code in decisive), None)
-
-
-def preempted_if_killed_early(code: int) -> int:
-    """A worker's exit code; 75 also if a stop signal killed it, which happens only before its first line has run."""
-    return PREEMPTED if code in {-stop for stop in PREEMPTION} else code
 
 
 class ExitCodeAgent(LocalElasticAgent):
@@ -60,6 +45,7 @@ class ExitCodeAgent(LocalElasticAgent):
         restarts_left: int,
         forks: ForkServer | None,
         generations: Generations,
+        nodes: Nodes,
     ):
         super().__init__(spec, logs_specs, log_line_prefix_template=log_line_prefix_template)
         self.job_code = job_code
@@ -67,9 +53,9 @@ class ExitCodeAgent(LocalElasticAgent):
         self.final_code: int | None = None
         self._stopped_while_healthy = False  # a stop signal came while workers ran and none had failed
         self._looked_at = clock.now()
-        self._cause: Cause | None = None  # of the next restart, unless nodes come or go
+        self._cause: Cause | None = None  # of the next restart
         self._remaining_restarts = restarts_left
-        self._forks, self._generations = forks, generations
+        self._forks, self._generations, self._nodes = forks, generations, nodes
         self._idle = IdleWorkers()
 
     def run_job(self) -> int:
@@ -106,6 +92,11 @@ class ExitCodeAgent(LocalElasticAgent):
         first_report.allow_one_report()
         save_in_flight.allow_saves()
         self._generations.begin_round(f"{worker_group.master_addr}:{worker_group.master_port}")
+        workers = worker_group.workers
+        if self._nodes.begin_round([each.global_rank for each in workers], workers[0].world_size):
+            # A rank whose peers are gone exits as after an error of its own.
+            self._cause = "membership" if self._cause == "error" else self._cause
+        self._pass_on_cause()
         if self._forks is not None:
             self._forks.wait()
         with stop_signals_deferred():
@@ -121,12 +112,13 @@ class ExitCodeAgent(LocalElasticAgent):
 
     def _restart_workers(self, worker_group: WorkerGroup) -> None:
         """Override: pass on when and why the ranks are restarted."""
-        self._pass_on_cause()
+        self._cause = self._cause or "membership"
         super()._restart_workers(worker_group)
 
     def _pass_on_cause(self) -> None:
-        os.environ[clock.LAUNCHED_AT] = str(self._looked_at)
-        os.environ[RESTART_CAUSE], self._cause = self._cause or "membership", None
+        if self._cause is not None:
+            os.environ[clock.LAUNCHED_AT] = str(self._looked_at)
+            os.environ[RESTART_CAUSE], self._cause = self._cause, None
 
     def _exit_barrier(self) -> None:
         """Override: do not wait for other nodes when one of them has ended the job."""
@@ -169,7 +161,7 @@ class ExitCodeAgent(LocalElasticAgent):
         forming = self._generations.is_forming(worker_group.workers[0].world_size)
         may_wait = not forming or save_in_flight.is_any_saving()
         for pid, did in self._idle.kill(self._running(), worker_group.spec.monitor_interval, may_wait=may_wait).items():
-            log(f"process {pid}, a rank of this node, {did}; it is killed")
+            log(f"process {pid}, a rank of this node, {did}; it is killed", "warning")
         # torch restarts all ranks if it finds that one is lost, so it must not look again while none was.
         is_healthy = not codes or self._replace_lost(worker_group)
         result = RunResult(WorkerState.HEALTHY) if is_healthy else super()._monitor_workers(worker_group)
@@ -252,7 +244,7 @@ class ExitCodeAgent(LocalElasticAgent):
         clean = all(preempted_if_killed_early(code) in (FINISHED, PREEMPTED) for code in codes)
         if clean or not self._stopped_while_healthy:
             return PREEMPTED
-        log(f"workers did not stop cleanly after {received.name}; the run resumes from its last checkpoint")
+        log(f"workers did not stop cleanly after {received.name}; the run resumes from its last checkpoint", "error")
         return CRASHED
 
     def _workers(self) -> list[subprocess.Popen[bytes]]:
@@ -275,22 +267,4 @@ class ExitCodeAgent(LocalElasticAgent):
         allowed = self._worker_group.spec.max_restarts
         number = allowed - self._remaining_restarts + 1
         outlook = f"{remedy} {number} of {allowed}" if number <= allowed else "no restarts left"
-        log(f"{describe_failures(failed)}; {outlook}")
-
-
-def stop_signal_in(error: BaseException | None) -> SignalException | None:
-    """The stop signal behind an error, if there is one.
-
-    torch's decorator ``prof`` times the agent's methods. If a signal arrives in its first line, it has no start time
-    yet, and raises UnboundLocalError over the SignalException.
-    """
-    cause = error.__context__ if isinstance(error, UnboundLocalError) else error
-    return cause if isinstance(cause, SignalException) else None
-
-
-def describe_failures(failed: Mapping[int, int]) -> str:
-    """How ranks ended, as in ``rank 0 exited with 1, rank 3 died of SIGKILL``."""
-    return ", ".join(
-        f"rank {rank} " + (f"exited with {code}" if code > 0 else f"died of {signal.Signals(-code).name}")
-        for rank, code in sorted(failed.items())
-    )
+        log(f"{describe_failures(failed)}; {outlook}", "warning" if number <= allowed else "error")

@@ -3,10 +3,12 @@
 Read ``main``, then ``Node.run`` and ``Node._take_part``: one call for each rendezvous, until the job ends.
 """
 
+import argparse
 import logging
 import os
 import socket
 import time
+from functools import partial
 
 from torch.distributed import DistNetworkError, DistStoreError
 from torch.distributed.elastic.agent.server.api import WorkerSpec
@@ -25,16 +27,19 @@ from torch.distributed.run import config_from_args, get_args_parser
 
 from gfgw_prod.launcher import log
 from gfgw_prod.launcher.agent import ExitCodeAgent
+from gfgw_prod.launcher.endings import log_end
 from gfgw_prod.launcher.forks import ForkServer
 from gfgw_prod.launcher.generations import Generations
+from gfgw_prod.launcher.its_run import settings_of_ranks, take_part
 from gfgw_prod.launcher.job_exit_code import JobExitCode
+from gfgw_prod.launcher.nodes import Nodes
 from gfgw_prod.launcher.torch_changes import NoLogFiles, fork_ranks, keep_ports
 from gfgw_prod.process import clock, held_file
 from gfgw_prod.process.exit_codes import BAD_INPUT, CRASHED, PREEMPTED, UserError
 from gfgw_prod.process.home import expand_home
 from gfgw_prod.process.leaving import AGENT_PID
 from gfgw_prod.process.restart_causes import EXPECTED_RANKS, RESTART_CAUSE
-from gfgw_prod.process.signals import exit_on_stop_signals, ignore_stop_signals
+from gfgw_prod.process.signals import before_exit, exit_on_stop_signals, ignore_stop_signals
 from gfgw_prod.process.standard_streams import log_times
 from gfgw_prod.settings.presets import settings_file
 
@@ -48,6 +53,23 @@ def main(forks: ForkServer | None = None) -> int:
     options = get_args_parser().parse_args()
     has_files = options.log_dir is not None
     options.log_dir = options.log_dir or os.devnull
+    several = options.nnodes.rpartition(":")[2] != "1"  # else the ranks say all there is to say, and this only faults
+    if several:
+        before_exit.append(partial(log_end, PREEMPTED))
+    try:
+        code = _code_of_node(options, forks, has_files=has_files)
+    except UserError as error:
+        log(str(error), "error")
+        return BAD_INPUT
+    finally:
+        if forks is not None:
+            forks.close()
+    if several:
+        log_end(code)
+    return code
+
+
+def _code_of_node(options: argparse.Namespace, forks: ForkServer | None, *, has_files: bool) -> int:
     grace = os.environ.get("GRACE_SECONDS", "60")
     try:
         if not grace.isdigit() or int(grace) == 0:
@@ -57,26 +79,22 @@ def main(forks: ForkServer | None = None) -> int:
         config, entrypoint, arguments = config_from_args(options)
         assert isinstance(entrypoint, str)
         held_file.hold(arguments, lambda text: settings_file(expand_home(text)))
+        if (settings := settings_of_ranks(arguments)) is not None:
+            take_part(settings, config.run_id)
         if not has_files:
             config.logs_specs = NoLogFiles()
         if forks is not None and config.numa_options is None:  # torch binds a process that it starts, not a fork
             fork_ranks(forks)
         return Node(config, entrypoint, arguments, int(grace), forks).run()
-    except UserError as error:
-        log(str(error))
-        return BAD_INPUT
     except SignalException:  # workers had ended, and it was not decided yet what to do next
         return PREEMPTED
     except RendezvousTimeoutError:
-        log(f"too few nodes came to {options.rdzv_endpoint} in time: {options.nnodes} wanted")
+        log(f"too few nodes came to {options.rdzv_endpoint} in time: {options.nnodes} wanted", "error")
         return CRASHED
     except RendezvousError as error:
         reason = str(error.__cause__ or error) or type(error).__name__
-        log(f"no rendezvous at {options.rdzv_endpoint}: {reason.splitlines()[0]}")
+        log(f"no rendezvous at {options.rdzv_endpoint}: {reason.splitlines()[0]}", "error")
         return CRASHED
-    finally:
-        if forks is not None:
-            forks.close()
 
 
 def _prepare_environment() -> None:
@@ -118,6 +136,11 @@ class Node:
         patience = float(self.config.rdzv_configs.get("join_timeout", 600))
         os.environ.pop(RESTART_CAUSE, None)
         os.environ[EXPECTED_RANKS] = str(self.config.max_nodes * self.config.nproc_per_node)
+        if self.config.max_nodes > 1:
+            fewest, most = self.config.min_nodes, self.config.max_nodes
+            wanted = f"at {endpoint}, where {most if fewest == most else f'{fewest} to {most}'} nodes meet"
+            joins = f"joins the rendezvous {wanted}; waiting up to {patience:.0f} s for its host"
+            log(f"hosts the rendezvous {wanted}" if self.hosting else joins)
         pause = 1.0
         while self.hosting or wait_for_host(endpoint, self.alone_since + patience):
             code = self._take_part()
@@ -125,10 +148,10 @@ class Node:
                 return code
             os.environ[clock.LAUNCHED_AT] = str(clock.now())
             exit_on_stop_signals()
-            log(f"lost the rendezvous at {endpoint}; waiting up to {patience:.0f} s for it to come back")
+            log(f"lost the rendezvous at {endpoint}; waiting up to {patience:.0f} s for it to come back", "warning")
             time.sleep(pause)  # no busy loop with a host that comes and goes
             pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
-        log(f"nobody listens at the rendezvous {endpoint} after {patience:.0f} s")
+        log(f"nobody listens at the rendezvous {endpoint} after {patience:.0f} s", "error")
         return CRASHED
 
     def _take_part(self) -> int | None:
@@ -157,8 +180,9 @@ class Node:
         )
         assert config.logs_specs is not None
         prefix = config.log_line_prefix_template
+        limits = self.grace_seconds, self.restarts_left
         agent = ExitCodeAgent(
-            spec, config.logs_specs, prefix, job_code, self.grace_seconds, self.restarts_left, self.forks, generations
+            spec, config.logs_specs, prefix, job_code, *limits, self.forks, generations, Nodes(rendezvous)
         )
         try:
             code = agent.run_job()

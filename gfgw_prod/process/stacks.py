@@ -13,6 +13,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from gfgw_prod.process.standard_streams import Warned
+
 WIDTH = 240  # of the first line, which is overwritten in place
 NAMED = 8  # at most so many ranks are listed in a message
 
@@ -74,10 +76,8 @@ def keep_stacks_of_hung_ranks(run_dir: Path, report: Callable[[str], None]) -> b
         several = len(stuck) > 1
         ranks = ", ".join(map(str, stuck[:NAMED])) + (f" and {len(stuck) - NAMED} more" if len(stuck) > NAMED else "")
         place = run_dir / "stacks" / f"{when}-rank-{'*' if several else stuck[0]}.txt"
-        report(
-            f"rank{'s' * several} {ranks} made no progress in the last start; "
-            f"{'their' if several else 'its'} stacks are in {place}"
-        )
+        whose = "their" if several else "its"
+        report(Warned(f"rank{'s' * several} {ranks} made no progress in the last start; {whose} stacks are in {place}"))
     else:
         with suppress(OSError):
             (run_dir / "stacks").rmdir()

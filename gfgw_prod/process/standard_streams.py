@@ -10,7 +10,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
 
-Level = Literal["info", "error"]
+Level = Literal["info", "warning", "error"]
+
+
+class Warned(str):
+    """A line that ``log`` writes as a warning: something failed, and the run goes on."""
 
 
 class _Form:
@@ -42,15 +46,16 @@ def prepare_streams() -> None:
 
 def log(line: str, level: Level = "info") -> None:
     """Write one line to standard error, if possible. Line breaks and control characters in it are escaped."""
+    level = "warning" if isinstance(line, Warned) else level
     try:
         print(_formatted(line, level) + "\n", end="", file=sys.stderr, flush=True)  # one write, even if unbuffered
     except OSError:  # a full disk, a pipe that nobody reads: the exit code says enough
         _discard(2)
 
 
-def log_as_json(rank: int, run: str) -> None:
+def log_as_json(run: str, **labels: str | int) -> None:
     """From now on write each line as a JSON object, for programs that collect logs."""
-    _form.labels = {"host": os.uname().nodename, "rank": rank, "run": run}
+    _form.labels = {"host": os.uname().nodename, **labels, "run": run}
 
 
 def log_times() -> None:

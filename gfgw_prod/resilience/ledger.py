@@ -32,8 +32,8 @@ class Ledger:
 
     def begin(
         self, images: int, *, seen: int, starting_seconds: float, cause: Cause | None, productive_seconds: float
-    ) -> None:
-        """Record a start that resumes after ``images`` images.
+    ) -> Cause | None:
+        """Record a start that resumes after ``images`` images. Returns the cause of the restart, if it is one.
 
         Args:
             seen: images of the last metric record before this start.
@@ -41,7 +41,7 @@ class Ledger:
             cause: of the restart, if known.
             productive_seconds: time in steps that the resumed state has behind it.
         """
-        entries, started = self._entries, self._clock() - starting_seconds
+        entries, started, counted = self._entries, self._clock() - starting_seconds, None
         if not self._exists:
             entries["began"] = started
         elif self._end == "finished":  # the run was extended: not a restart
@@ -51,11 +51,13 @@ class Ledger:
             if stopped:
                 self._exclude_pause(started)
             default: Cause = "preempted" if stopped else "error" if self._end == "error" else "unknown"
-            self._restarts[cause or default] += 1
+            counted = cause or default
+            self._restarts[counted] += 1
             entries["lost_images"] += max(entries["images"], seen, images) - images
         self._productive_before = productive_seconds
         entries["images"] = images
         self._write("open")
+        return counted
 
     def exclude(self, seconds: float) -> None:
         """Exclude evaluation time from the running time."""

@@ -58,7 +58,7 @@ class Membership:
             SystemExit: as after a crash, if the last generation began at this step too: perhaps the step kills a rank.
         """
         if step == self._began_at:
-            log(f"gfgw: a rank was lost twice in step {step + 1}; all restart", "error")
+            log(f"gfgw: a rank was lost twice in step {step + 1}; all restart", "warning")
             raise SystemExit(CRASHED)
         self._began_at, self.is_new = step, False
         self._store.set(ready(self.generation, self._world.rank), "")

@@ -48,8 +48,9 @@ class Endpoint:
             self._server = _Server(family, place, _Responder(self.registry, health))
         except (OSError, UnicodeError) as error:
             reason = getattr(error, "strerror", None) or "no such address"
+            other = "choose a free one, and another one for each node of a job on the same host"
             raise UserError(
-                f"telemetry.prometheus_port {port} on {address} cannot be used ({reason}); choose a free one"
+                f"telemetry.prometheus_port {port} on {address} cannot be used ({reason}); {other}"
             ) from None
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.1,), name="endpoint", daemon=True)
         self._thread.start()

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from gfgw_prod.process.durable import write_whole
 from gfgw_prod.process.exit_codes import reason_of
+from gfgw_prod.process.standard_streams import Warned
 from gfgw_prod.process.standard_streams import log as log_line
 from gfgw_prod.telemetry.layout import COMPARED_METRICS, NOT_CHARTED, compared_settings, custom_scalars
 
@@ -109,7 +110,9 @@ class Telemetry:
             closing.start()
             closing.join(limit_seconds)
             if closing.is_alive():
-                self._log(f"{type(sink).__name__} has not closed within {limit_seconds:g} s, and is left behind")
+                self._log(
+                    Warned(f"{type(sink).__name__} has not closed within {limit_seconds:g} s, and is left behind")
+                )
 
     def _try(self, sink: Sink, action: Callable[[], object]) -> None:
         try:
@@ -119,7 +122,9 @@ class Telemetry:
                 raise
             if id(sink) not in self._failing:
                 self._failing.add(id(sink))
-                self._log(f"metrics cannot be written by {type(sink).__name__} ({reason_of(error)}); the run goes on")
+                self._log(
+                    Warned(f"metrics cannot be written by {type(sink).__name__} ({reason_of(error)}); the run goes on")
+                )
         else:
             self._failing.discard(id(sink))
 

@@ -17,6 +17,7 @@ from gfgw_prod.data.stream import CellRows
 from gfgw_prod.distributed.checksums import checksum
 from gfgw_prod.distributed.world import World
 from gfgw_prod.process.exit_codes import HardwareError
+from gfgw_prod.process.standard_streams import Warned
 from gfgw_prod.process.watchdog import watch
 from gfgw_prod.resilience.bad_numbers import NumberGuard
 from gfgw_prod.training.step import TrainingStep
@@ -108,7 +109,7 @@ class CheckedStep:
         else:
             self._guard.skip()
             self._step.skip()
-            self._log(f"step {step + 1} has {anomaly}, also when it is computed again; skipped")
+            self._log(Warned(f"step {step + 1} has {anomaly}, also when it is computed again; skipped"))
         return result
 
     def measure(self, result: StepResult) -> dict[str, float]:
@@ -162,10 +163,8 @@ class CheckedStep:
             for rank in ranks:
                 self.errors[rank] += 1
             who = ", ".join(f"rank {rank} on {self._hosts[rank]}" for rank in ranks) or "an unknown rank"
-            self._log(
-                f"step {step + 1}: {who} computed the {stage} wrongly, then correctly; "
-                "the weights are not affected, but check that hardware"
-            )
+            wrong = f"{who} computed the {stage} wrongly, then correctly; the weights are not affected"
+            self._log(Warned(f"step {step + 1}: {wrong}, but check that hardware"))
 
     def _refuse_different(self, by_rank: list[int], what: str) -> None:
         usual = max(set(by_rank), key=by_rank.count)

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from gfgw_prod.process.standard_streams import Warned
+
 WARM_UP = 2  # steps of a start before those that are recorded: the first ones load kernels and allocate memory
 
 
@@ -39,5 +41,5 @@ class StepProfiler:
             self._profiler.export_chrome_trace(str(path))
             self._log(f"profile:    {path}")
         except (OSError, RuntimeError) as error:
-            self._log(f"{path} could not be written ({error}); the run goes on")
+            self._log(Warned(f"{path} could not be written ({error}); the run goes on"))
         self._profiler = None

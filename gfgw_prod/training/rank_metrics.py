@@ -10,6 +10,7 @@ from contextlib import suppress
 import torch
 
 from gfgw_prod.distributed.world import World
+from gfgw_prod.process.standard_streams import Warned
 from gfgw_prod.telemetry.sinks import Value
 from gfgw_prod.telemetry.stragglers import OwnTime, StragglerWatch, slowest
 
@@ -60,7 +61,7 @@ class RankMetrics:
         if device.type != "cpu":
             return dict(zip((*HOST_TAGS, *GPU_TAGS), memory, strict=True))
         for line in self._stragglers.compare(seconds, steps, time.monotonic()):
-            self._log(line)
+            self._log(Warned(line))
         rank, ratio = slowest(seconds)
         return {
             **dict(zip(HOST_TAGS, memory, strict=True)),

@@ -21,7 +21,7 @@ from gfgw_prod.process.durable import clear_partials
 from gfgw_prod.process.exit_codes import PREEMPTED, reason_of
 from gfgw_prod.process.meter import Meter
 from gfgw_prod.process.stacks import keep_stacks_of_hung_ranks
-from gfgw_prod.process.standard_streams import log, log_times
+from gfgw_prod.process.standard_streams import Warned, log, log_times
 from gfgw_prod.process.watchdog import watch
 from gfgw_prod.resilience.bad_numbers import COUNT_NAMES
 from gfgw_prod.resilience.ledger import End, Ledger
@@ -79,7 +79,7 @@ class Reporter:
 
     def log_from_any_rank(self, line: str) -> None:
         """Log a line with the number of this rank."""
-        log(line if self.world.world_size == 1 else f"rank {self.world.rank}: {line}")
+        log(line if self.world.world_size == 1 else type(line)(f"rank {self.world.rank}: {line}"))
 
     def write_file(self, path: Path, write: Callable[[Path], None]) -> None:
         """Write a file for people, on rank 0. If that fails, log it and go on."""
@@ -88,7 +88,7 @@ class Reporter:
                 path.parent.mkdir(exist_ok=True)
                 write(path)
             except OSError as error:
-                self.log(f"{path} could not be written ({reason_of(error)}); the run goes on")
+                self.log(Warned(f"{path} could not be written ({reason_of(error)}); the run goes on"))
 
     def keep_stacks(self) -> None:
         """Keep the stacks that hung ranks of the last start wrote, and record the hang as the cause of this start."""
@@ -103,7 +103,7 @@ class Reporter:
         self._meter.advance_to(rows)
 
     def introduce(self, step: int, table: Table, parameters: int, resumes: str | None) -> None:
-        """Log the lines that say what this start is, and append it to the history of the run.
+        """Log the lines that say what this start is.
 
         Args:
             step: completed steps.
@@ -121,10 +121,9 @@ class Reporter:
                 self.log(line)
             for line in self.evaluates:
                 self.log(f"evaluation: {line}")
-            self.write_file(self.dir / HISTORY, partial(append_to_history, self._start))
 
     def open(self, step: int, manifest: Mapping[str, Any], damaged: int) -> None:
-        """Open the ledger and the sinks.
+        """Open the ledger and the sinks, and append this start to the history of the run.
 
         Args:
             manifest: of the state that the run goes on from; empty for a new run.
@@ -137,13 +136,14 @@ class Reporter:
         if self.world.is_main:
             clear_partials(self.dir)
             self._ledger = Ledger(self.dir)
-            self._ledger.begin(
+            self._start["cause"] = self._ledger.begin(
                 images,
                 seen=last_recorded_step(self.dir / "stats.jsonl") * self.config.train.batch_size,
                 starting_seconds=self._startup.total,
                 cause=self._cause,
                 productive_seconds=self._productive_before,
             )
+            self.write_file(self.dir / HISTORY, partial(append_to_history, self._start))
             settings = self.config.model_dump(mode="json")
             if self.fd_in:  # runs are compared by fd, so a tracker shows what `auto` came to
                 settings["evaluation"]["features"] = self.fd_in
@@ -206,10 +206,9 @@ class Reporter:
             self._meter.advance_to(images, f"loss {values['loss/total']:.4f}{kind} (after {images:,} images)")
         if not values.get("transport/converged", 1.0) and not self._warned:
             self._warned = True
-            self.log(
-                f"step {step}: the coupling stopped short of transport.tolerance (marginal error "
-                f"{values['transport/marginal_error']:.2g}); allow more iterations, or see transport/converged"
-            )
+            short = "the coupling stopped short of transport.tolerance (marginal error "
+            short += f"{values['transport/marginal_error']:.2g}); allow more iterations, or see transport/converged"
+            self.log(Warned(f"step {step}: {short}"))
 
     def record_missed(self, step: int, images: int, measured: Values) -> None:
         """Record the metrics of the last step, if a rank was lost between that step and its record."""

@@ -23,6 +23,7 @@ from gfgw_prod.distributed.world import World
 from gfgw_prod.features.bank_cache import BankCache
 from gfgw_prod.process.exit_codes import UserError
 from gfgw_prod.process.signals import ignore_stop_signals
+from gfgw_prod.process.standard_streams import Warned
 from gfgw_prod.process.watchdog import watch
 from gfgw_prod.resilience import preemption, same_run
 from gfgw_prod.resilience.bad_numbers import NumberGuard, checkpoint_before_streak, describe_streak
@@ -68,6 +69,8 @@ class Run:
 
         # Output: health for probes, log lines, metrics.
         self.health = Health(config.resilience.hang_seconds, watch.silence)
+        if kept is not None:
+            self.health.enter_phase("replacing a lost rank")
         self.node = Node(config.telemetry, self.health, is_first=reports_for_node())
         self.reporter = Reporter(config, world, startup, self.node)
 
@@ -98,8 +101,8 @@ class Run:
             starts.join()
 
         # Open the data set.
-        self.health.enter_phase("starting: reading the data")
         if self.kept is None:
+            self.health.enter_phase("starting: reading the data")
             self.table = open_table(config.data, world, self.reporter.log, config.telemetry.progress)
         else:
             self.table = self.kept.table
@@ -107,8 +110,8 @@ class Run:
         startup.done("data")
 
         # Build the networks, and the step with its checks.
-        self.health.enter_phase("starting: building the networks")
         if self.kept is None:
+            self.health.enter_phase("starting: building the networks")
             fresh = not has_checkpoints(self.storages, world)
             self.training = build(config, world, self.table, self.reporter.log, fresh=fresh)
             self.guard = NumberGuard(config.resilience)
@@ -325,7 +328,7 @@ class Run:
             found.load(self.state(), self.world)
         self.guard.record_rollback(skipped, rollbacks)
         self.holds_state = True
-        self.reporter.log(f"{problem}: rolled back to the state of {found.name}; step {self.step + 1} is next")
+        self.reporter.log(Warned(f"{problem}: rolled back to the state of {found.name}; step {self.step + 1} is next"))
         self._save()
 
     def _accept_changes(self, found: Checkpoint | None, by_rank: list[dict[str, Any]]) -> list[str]:

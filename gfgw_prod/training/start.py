@@ -23,16 +23,19 @@ from gfgw_prod.settings.config import Config
 from gfgw_prod.telemetry.build import build_labels
 
 PROGRAM = "GFGW_PROGRAM"  # set by make and launch/elastic.sh: how the user started the run
+LAUNCHER = ("NNODES", "NPROC", "RDZV_ENDPOINT", "RDZV_ID", "MAX_RESTARTS")  # what launch/elastic.sh was told
 LENGTH = "--train.total-kimg"
 
 
 def describe_start(world: World, hosts: Sequence[str], resumed_step: int) -> dict[str, Any]:
     """What runs where, as JSON: for the history and for checkpoints' manifests, where no resume compares it."""
     return {
-        "started_at": time.time(),
+        "started_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         **build_labels(world.device),
         "ranks": world.world_size,
+        "nodes": int(os.environ.get("GROUP_WORLD_SIZE", len({*hosts}))),  # launchers, of which a host may have several
         "hosts": dict(Counter(hosts)),  # ranks on each
+        "launcher": {name: os.environ[name] for name in LAUNCHER if name in os.environ},
         "backend": dist.get_backend() if world.world_size > 1 else "",
         "command": shlex.join(["gfgw", *sys.argv[1:]]),
         "resumed_step": resumed_step,
@@ -53,7 +56,7 @@ def first_lines(config: Config, start: dict[str, Any], table: Table, parameters:
         resumes: name of the checkpoint that the run resumes from; empty for a new run.
     """
     revision = f" ({start['revision']})" if start["revision"] else ""
-    ranks, nodes = start["ranks"], len(start["hosts"])
+    ranks, nodes = start["ranks"], start["nodes"]
     backend = f"; {start['backend']}, {config.distributed.strategy}" if start["backend"] else ""
     source, coupling = config.data, config.transport
     scope = "no coupling" if coupling.target == "independent" else f"{coupling.scope} scope"

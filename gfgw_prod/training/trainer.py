@@ -25,7 +25,7 @@ def train(config: Config) -> int:
     """
     startup, launched = Startup(), rank_environment()
     if config.telemetry.log_format == "json":
-        log_as_json(0 if launched is None else launched.rank, str(config.run.dir))
+        log_as_json(str(config.run.dir), rank=0 if launched is None else launched.rank)
     find_sinks(config.telemetry.sinks)  # before a start that takes long
     world = World.prepared(config.run.device, config.run.threads)
     membership, kept = Membership.offered(config, world), None

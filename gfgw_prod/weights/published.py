@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gfgw_prod.process.exit_codes import UserError, one_line
+from gfgw_prod.process.standard_streams import Warned
 
 TIMEOUT_SECONDS = 10.0
 
@@ -120,7 +121,7 @@ def verify(published: PublishedFile, path: Path, log: Callable[[str], None], *, 
         )
     yield
     if found != expected and expected:
-        log(f"{published.setting}: {path} is not {published.file} of {published.title}; its SHA-256 is {found}")
+        log(Warned(f"{published.setting}: {path} is not {published.file} of {published.title}; its SHA-256 is {found}"))
 
 
 def _cached_or_fetched(published: PublishedFile) -> Path:

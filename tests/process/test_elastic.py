@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import signal
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from gfgw_prod.process.exit_codes import PREEMPTED
+from gfgw_prod.checkpoint.run_directory import prepare_directory
+from gfgw_prod.process.exit_codes import PREEMPTED, UserError
 
 from . import copies, runs
 from .two_hosts import CANNOT
@@ -31,13 +35,23 @@ def test_port_at_which_ranks_meet_is_reserved_for_them() -> None:
 
 
 @NEEDS_PROC
-def test_run_with_a_killed_rank_is_restarted_and_ends_with_the_same_weights(reference: Path, tmp_path: Path) -> None:
+def test_run_with_a_killed_rank_is_restarted_and_ends_with_the_same_weights(
+    reference: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run_dir, config = tmp_path / "run", tmp_path / "config.yaml"
     config.write_text(runs.DIGITS.read_text())
     agent = runs.start(runs.elastic(run_dir, "--config", str(config)), copies.slowed(tmp_path) | TWO_RANKS)
     workers = runs.wait_until(lambda: len(found := runs.workers_of(agent.pid)) == 2 and found, agent)
     config.write_text("seed: 5\n")  # for the next experiment: this job goes on as it was started
     runs.kill_after_checkpoint(agent, run_dir, step=2, victim=workers[1])
+    monkeypatch.setattr("gfgw_prod.checkpoint.run_directory.LOCK_SECONDS", 0)
+    refused = set()
+    while not (run_dir / "checkpoints" / "step-00000004").exists() and agent.poll() is None:
+        with pytest.raises(UserError, match=r"is in use by process \d+; stop it") as error:  # also between two starts
+            prepare_directory(run_dir, print)
+        refused.add(int(re.findall(r"process (\d+)", str(error.value))[0]))
+        time.sleep(0.01)
+    assert refused == {agent.pid}
     outcome = runs.outcome_of(agent)
     assert outcome.code == 0, outcome.stderr
     assert "restart 1 of 3" in outcome.stderr
@@ -55,13 +69,20 @@ def test_run_with_a_killed_rank_is_restarted_and_ends_with_the_same_weights(refe
 
 
 def test_agent_signalled_before_the_other_nodes_came_leaves_nothing_behind(tmp_path: Path) -> None:
-    port = runs.free_port()
-    waiting = {"NNODES": "2", "RDZV_ENDPOINT": f"localhost:{port}", "TMPDIR": str(tmp_path)}
-    agent = runs.start(runs.elastic(tmp_path / "run"), waiting)
-    runs.wait_until(lambda: runs.listens(port), agent)
+    port, temporary = runs.free_port(), tmp_path / "temporary"
+    temporary.mkdir()
+    waiting = {"NNODES": "2", "RDZV_ENDPOINT": f"localhost:{port}", "TMPDIR": str(temporary)}
+    agent = runs.start(runs.elastic(tmp_path / "run", "--telemetry.log-format", "json"), waiting)
+    said = runs.hear(agent, "waiting up to 600 s for 1 more")
     agent.terminate()
-    assert runs.outcome_of(agent) == runs.Outcome(PREEMPTED, "", "")
-    assert not any(tmp_path.iterdir())
+    outcome = runs.outcome_of(agent)
+    assert (outcome.code, outcome.stdout) == (PREEMPTED, "")
+    lines = [json.loads(line) for line in (said + outcome.stderr).splitlines()]
+    assert {(line["level"], line["run"]) for line in lines} == {("info", str(tmp_path / "run"))}
+    first, _, last = (line["message"] for line in lines)
+    assert first == f"gfgw launcher: hosts the rendezvous at localhost:{port}, where 2 nodes meet"
+    assert last == "gfgw launcher: exit code 75: told to stop; the same command goes on"
+    assert not any(temporary.iterdir())
 
 
 @pytest.mark.skipif(bool(CANNOT), reason=CANNOT)

@@ -189,6 +189,7 @@ def test_run_on_a_full_disk_ends_with_its_exit_code_and_resumes_when_there_is_sp
     assert len(told) == 3
     assert all("No space left on device" in line for line in told)
     assert "gfgw: 3 checkpoints in a row could not be saved" in outcome.stderr
+    assert "Make room" in outcome.stderr
     assert "restart" not in outcome.stderr
     assert [
         record["run/checkpoint_failures"] for record in runs.records(run_dir) if "run/checkpoint_failures" in record

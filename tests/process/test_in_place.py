@@ -58,6 +58,10 @@ def test_lost_rank_is_replaced_and_the_others_stay(reference: Path, tmp_path: Pa
     assert_as_undisturbed(run_dir, reference)
     ledger = json.loads((run_dir / "ledger.json").read_text())
     assert ledger["restarts"]["killed"] == 2
+    history = [json.loads(line) for line in (run_dir / "history.jsonl").read_text().splitlines()]
+    assert [(start["cause"], start["launcher"]["NPROC"]) for start in history] == [
+        (cause, str(ranks)) for cause in (None, "killed", "killed")
+    ]
     assert ledger["lost_images"] <= 2 * runs.BATCH
 
 

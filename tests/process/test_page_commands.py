@@ -28,6 +28,7 @@ def test_commands_of_the_manual_work_as_written(tmp_path: Path) -> None:
     reader = np.random.default_rng(0).integers(0, 256, (8, 3, 70, 80), dtype=np.uint8)
     image_files.write_class_folders(where / "DIR", reader, [0, 1] * 4)
     walk = pages.script("two-nodes.md", "Two nodes, a stop, a kill").replace("29400", str(runs.free_port()))
+    walk = walk.replace('"910$1"', f"$(({runs.free_port()} + $1))")
     walk = walk.replace("RDZV_LAST_CALL=10", "RDZV_LAST_CALL=30")  # a late node would join the next round
     outcomes = runs.execute_all(
         {

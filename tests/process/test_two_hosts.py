@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import time
@@ -73,7 +74,13 @@ def killed_agent(directory: Path) -> tuple[Path, list[runs.Outcome]]:
         assert alone >= step - 2  # one interval between checkpoints
         job.agents[1] = job.start(net, 1)
         job.wait_for(2, after=alone)
-        return job.run_dir, job.end()
+        ends = job.end()
+        assert f"{net.addresses[1]} is lost: it has not answered" in ends[0].stderr
+        assert f"1 node ({net.addresses[1]}) joins: all ranks stop and start with it" in ends[0].stderr
+        assert all("exit code 0: the run is finished" in end.stderr for end in ends)
+        restarts = json.loads((job.run_dir / "ledger.json").read_text())["restarts"]
+        assert {cause for cause, count in restarts.items() if count} == {"membership"}
+        return job.run_dir, ends
 
 
 def cut_cable(directory: Path) -> tuple[Path, list[runs.Outcome]]:
@@ -147,8 +154,6 @@ def test_node_that_waits_for_the_rendezvous_exits_at_a_signal(tmp_path: Path) ->
         job.wait_for(2)
         job.agents[0].kill()
         waiting = job.agents[1]
-        lines = runs.hear(waiting, "lost the rendezvous").splitlines()
-        said = next(line for line in lines if "gfgw launcher" in line and "rank" not in line)
-        assert "lost the rendezvous" in said
+        assert "all ranks start on 2 nodes" in runs.hear(waiting, "lost the rendezvous")
         waiting.terminate()
         assert waiting.wait(timeout=60) == PREEMPTED

@@ -13,7 +13,7 @@ import pytest
 from torch.distributed.elastic.metrics import prof
 from torch.distributed.elastic.multiprocessing import SignalException
 
-from gfgw_prod.launcher.agent import stop_signal_in
+from gfgw_prod.launcher.endings import stop_signal_in
 
 
 @pytest.fixture

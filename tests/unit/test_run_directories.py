@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ from gfgw_prod.checkpoint.finding import find_checkpoints
 from gfgw_prod.checkpoint.run_directory import prepare_directory
 from gfgw_prod.checkpoint.run_settings import BESIDE, FILE, checkpoint_settings, file_to_read, file_to_write, recorded
 from gfgw_prod.checkpoint.storages import open_storages
+from gfgw_prod.process import run_lock
 from gfgw_prod.process.exit_codes import UserError
 from gfgw_prod.settings.reading import as_yaml, resolve, write_yaml
 from gfgw_prod.settings.running import CheckpointSettings
@@ -34,6 +38,31 @@ def test_directory_in_use_on_this_host_is_refused_until_it_is_free(
     assert again is not None
     again.close()
     assert not lines
+
+
+def test_launcher_takes_the_lock_over_from_its_ranks_and_only_these_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gfgw_prod.checkpoint.run_directory.LOCK_SECONDS", 0.1)
+    first = prepare_directory(tmp_path, print)
+    assert first is not None
+    threading.Thread(target=run_lock.hold_for_job, args=(tmp_path, "mine")).start()
+    with pytest.raises(UserError, match="in use"):
+        prepare_directory(tmp_path, print)
+    first.close()
+    while not run_lock._held:
+        time.sleep(0.01)
+    with run_lock._held.pop():
+        with pytest.raises(UserError, match=f"in use by process {os.getpid()}"):
+            prepare_directory(tmp_path, print)
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "another")
+        with pytest.raises(UserError, match="in use"):
+            prepare_directory(tmp_path, print)
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "mine")
+        assert prepare_directory(tmp_path, pytest.fail) is None  # another node's launcher
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+        monkeypatch.setattr(os, "getppid", os.getpid)
+        assert prepare_directory(tmp_path, pytest.fail) is None  # this rank's own
 
 
 @pytest.mark.parametrize("holder", [{"host": "another", "pid": 7}, {"pid": 7, "job": "of mine"}], ids=["host", "job"])

@@ -7,8 +7,8 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from gfgw_prod.commands.options import Parser, with_dashes
 from gfgw_prod.process.exit_codes import UserError
+from gfgw_prod.settings.arguments import Parser, with_dashes
 from gfgw_prod.settings.config import Config
 from gfgw_prod.settings.reading import (
     add_settings,

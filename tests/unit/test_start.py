@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from gfgw_prod.commands import cli
-from gfgw_prod.process.standard_streams import log, log_as_json, log_times
+from gfgw_prod.process.standard_streams import Warned, log, log_as_json, log_times
 from gfgw_prod.telemetry import build
 from gfgw_prod.training.start import command
 
@@ -51,6 +51,7 @@ def test_first_lines_history_and_manifests_say_what_a_run_is(
     assert [start["resumed_step"] for start in history] == [0, 1]
     assert history == [manifest["start"] for manifest in manifests]
     assert history[0]["hosts"] == {os.uname().nodename: 1}
+    assert [start["cause"] for start in history] == [None, None]  # the first had finished
     assert history[0]["command"].startswith("gfgw ")
 
 
@@ -106,14 +107,16 @@ def test_options_to_resume_get_a_hint(option: str, capsys: pytest.CaptureFixture
 
 
 def test_lines_are_json_for_collectors(capsys: pytest.CaptureFixture[str]) -> None:
-    log_as_json(rank=3, run="runs/a")
+    log_as_json("runs/a", rank=3)
     log("step 7: \x1b[31m\n")
     log("gfgw: it ends", "error")
-    first, second = map(json.loads, capsys.readouterr().err.splitlines())
+    log(Warned("a save failed"))
+    first, second, third = map(json.loads, capsys.readouterr().err.splitlines())
     assert first.pop("time").endswith("Z")
     host = os.uname().nodename
     assert first == {"level": "info", "host": host, "rank": 3, "run": "runs/a", "message": "step 7: \x1b[31m\n"}
     assert (second["level"], second["message"]) == ("error", "gfgw: it ends")
+    assert (third["level"], third["message"]) == ("warning", "a save failed")
 
 
 def test_every_line_of_a_run_is_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,39 @@
+"""What the launcher itself does with the run that its ranks train: it logs in the run's form, and keeps its lock."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+
+from gfgw_prod.process.exit_codes import UserError
+from gfgw_prod.process.home import expand_home
+from gfgw_prod.process.run_lock import hold_for_job
+from gfgw_prod.process.standard_streams import log_as_json
+from gfgw_prod.settings.arguments import Parser, with_dashes
+from gfgw_prod.settings.config import Config
+from gfgw_prod.settings.presets import settings_file
+from gfgw_prod.settings.reading import add_settings, layers_of, resolve
+
+TRAINS = ["-m", "gfgw_prod", "train"]
+
+
+def settings_of_ranks(words: Sequence[str]) -> Config | None:
+    """The settings of the ranks with this command; ``None`` if they train nothing, or will refuse it in their words."""
+    begins = next((at for at in range(len(words)) if [*words[at : at + 3]] == TRAINS), None)
+    if begins is None or {"--dry-run", "--dry_run", "--help", "-h"} & {*words}:
+        return None
+    parser = Parser(add_help=False)
+    parser.add_argument("--config", type=lambda text: settings_file(expand_home(text)))
+    add_settings(parser)
+    try:
+        options, _ = parser.parse_known_args(with_dashes(words[begins + 3 :]))
+        return resolve(*layers_of(options))
+    except (UserError, ValueError):
+        return None
+
+
+def take_part(config: Config, job: str) -> None:
+    """Log as the ranks do, and hold the lock of their run from when it is free until this process ends."""
+    if config.telemetry.log_format == "json":
+        log_as_json(str(config.run.dir))
+    threading.Thread(target=hold_for_job, args=(config.run.dir, job), name="run-lock", daemon=True).start()

@@ -1,0 +1,84 @@
+"""The launcher says what happens at the rendezvous of several nodes, a line for each change."""
+
+from __future__ import annotations
+
+import pickle
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from torch.distributed import HashStore
+from torch.distributed.elastic.rendezvous.dynamic_rendezvous import (
+    DynamicRendezvousHandler,
+    RendezvousTimeout,
+    _NodeDesc,
+    _RendezvousState,
+)
+
+from gfgw_prod.launcher.nodes import Nodes
+
+OTHER, THIRD = _NodeDesc("b", 7, 0), _NodeDesc("b", 8, 0)
+
+
+class Shared:
+    """The state that all nodes share; this test is the other nodes. It is torch's ``RendezvousBackend``."""
+
+    name = "test"
+
+    def __init__(self) -> None:
+        self.state = _RendezvousState()
+
+    def get_state(self) -> tuple[bytes, Any]:
+        return pickle.dumps(self.state), None
+
+    def set_state(self, state: bytes, token: Any = None) -> tuple[bytes, Any, bool]:
+        self.state = pickle.loads(state)
+        return state, None, True
+
+
+def handler_of(shared: Any, nodes: int) -> DynamicRendezvousHandler:
+    """The handler of node a in a job of up to so many nodes."""
+    limits = RendezvousTimeout(last_call=timedelta(seconds=10))
+    handler = DynamicRendezvousHandler.from_backend("job", HashStore(), shared, min(nodes, 2), nodes, "a", limits)
+    handler._state_holder._cache_duration = 0  # type: ignore[attr-defined]
+    return handler
+
+
+def test_who_comes_who_is_awaited_and_who_is_lost(capsys: pytest.CaptureFixture[str]) -> None:
+    shared = Shared()
+    handler = handler_of(shared, 3)
+    nodes, this, now = Nodes(handler), handler._this_node, datetime.now(UTC)
+
+    def news(*participants: _NodeDesc, complete: bool, waiting: tuple[_NodeDesc, ...] = (), silent: Any = ()) -> str:
+        state = shared.state
+        state.participants, state.complete, state.wait_list = dict.fromkeys(participants, 0), complete, {*waiting}
+        state.last_heartbeats = {
+            node: now - timedelta(minutes=node in silent) for node in (*participants, *waiting, *silent)
+        }
+        handler.num_nodes_waiting()
+        handler.num_nodes_waiting()  # says nothing twice
+        return capsys.readouterr().err.replace("gfgw launcher: ", "")
+
+    assert news(this, complete=False) == "1 node (a) here; waiting up to 600 s for 1 more\n"
+    assert news(this, OTHER, complete=False) == "2 nodes (a, b) here; waiting 10 s for up to 1 more\n"
+    assert news(this, OTHER, complete=True) == ""
+    assert not nodes.begin_round([0, 1], 4)
+    assert capsys.readouterr().err.endswith("all ranks start on 2 nodes (a, b); ranks 0 to 1 of 4 on this one\n")
+    joins = "1 node (b, process 8) joins: all ranks stop and start with it\n"
+    assert news(this, OTHER, complete=True, waiting=(THIRD,)) == joins
+    assert news(OTHER, complete=True, waiting=(this,)) == (
+        "waiting until 1 node (b) comes too, or has not answered for 15 s\n"
+    )
+    lost, *_ = news(OTHER, complete=True, waiting=(this,), silent=(OTHER,)).splitlines(keepends=True)
+    assert lost == "b is lost: it has not answered for 15 s\n"
+    assert news(this, complete=True) == ""
+    assert nodes.begin_round([0, 1], 2)
+    assert not nodes.begin_round([0, 1], 2)
+
+
+def test_job_of_one_node_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    handler = handler_of(Shared(), 1)
+    nodes = Nodes(handler)
+    handler.num_nodes_waiting()
+    nodes.begin_round([0], 1)
+    assert capsys.readouterr().err == ""
