@@ -38,7 +38,7 @@ CHECKED = {
     r'make train ARGS=".*"': "as make train, for minutes",
     r"make train CONFIG=configs/cifar10\.yaml .*": "needs CIFAR-10, the weights of three networks, and a GPU",
     r"\.venv/bin/gfgw train --config pictures --data\.path DIR": "tests/process/test_pictures.py runs it, smaller",
-    r"\.venv/bin/gfgw train --config pictures .* --features\.pixel-constant 0 .*": "test_pictures.py, too, with one network",
+    r"\.venv/bin/gfgw train --config pictures .* --features\.pixel-constant 0 .*": "test_pictures.py runs one, smaller",
     r"make train CONFIG=configs/pictures\.yaml .*": "as gfgw train, on all cores",
     r"make gpu-check": "tests/process/test_gpu_check.py runs it",
     r"make (docker-build|docker-train .*|up)": "needs a docker daemon; tests/image builds and runs the image and stack",

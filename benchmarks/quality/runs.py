@@ -15,6 +15,7 @@ from benchmarks.quality.data import table_of
 from benchmarks.quality.measure import quality, quality_of_halves
 from benchmarks.quality.methods import Method, Ours, Theirs
 from benchmarks.quality.settings import ALWAYS
+from gfgw_prod.process.exit_codes import UserError
 
 BUILDERS = {
     "ours": Ours,
@@ -74,4 +75,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"quality: {error}")
