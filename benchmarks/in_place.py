@@ -4,14 +4,32 @@ from __future__ import annotations
 
 import os
 import statistics
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from benchmarks.stepping import Stepper, in_turns, on_two_ranks
 from gfgw_prod.distributed.world import World
 from gfgw_prod.resilience.membership import Membership
-from gfgw_prod.training.kept import keep_whole_tables
 
-DUALS = ("persistent", "fresh")  # only the first has a table that steps change
+CASES = {
+    "ddp": {},
+    "ddp, fresh duals": {"transport": {"dual": "fresh"}},  # steps change no table of potentials
+    "fsdp, copies each step": {"distributed": {"strategy": "fsdp"}, "resilience": {"peer_copy_every_steps": 1}},
+}
+
+
+class Keeper(Stepper):
+    """A run that keeps what a new rank needs."""
+
+    def __init__(self, settings: Mapping[str, Any], name: str, world: World):
+        super().__init__(settings, name, world)
+        self.run.kept.make_safe()
+
+    def take_step(self) -> None:
+        """Take one step; copies of the one before may be on their way."""
+        super().take_step()
+        self.run.kept.copy_if_due(lambda: 0.0)
 
 
 def threads() -> set[Path]:
@@ -25,16 +43,14 @@ def rank_main() -> None:
     Membership(world, os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), "benchmark", 0)
     listening = threads() - before
     if world.is_main:
-        print(f"{'digits, two ranks':<20}{'ms plain':>10}{'ms in place':>13}{'ratio':>8}{'bytes more':>12}")
-    for dual in DUALS:
-        steppers = [Stepper({"transport": {"dual": dual}}, f"{dual}-{name}", world) for name in ("plain", "in place")]
-        keep_whole_tables(steppers[1].run.training)
-        plain, kept = in_turns(steppers, world)
+        print(f"{'digits, two ranks':<24}{'ms plain':>10}{'ms in place':>13}{'ratio':>8}{'bytes more':>12}")
+    for name, settings in CASES.items():
+        plain, kept = in_turns([kind(settings, f"{name} {kind.__name__}", world) for kind in (Stepper, Keeper)], world)
         if world.is_main:
             ms = [1e3 * statistics.median(took for took, _ in each) for each in (plain, kept)]
             ratio = statistics.median(b / a for (a, _), (b, _) in zip(plain, kept, strict=True))
             more = statistics.median(b - a for (_, a), (_, b) in zip(plain, kept, strict=True))
-            print(f"{dual:<20}{ms[0]:>10.1f}{ms[1]:>13.1f}{ratio:>8.3f}{more:>12,.0f}", flush=True)
+            print(f"{name:<24}{ms[0]:>10.1f}{ms[1]:>13.1f}{ratio:>8.3f}{more:>12,.0f}", flush=True)
     if world.is_main:
         ran = sum(int((thread / "schedstat").read_text().split()[0]) for thread in listening)
         print(f"the thread that listens for generations ran for {ran / 1e6:.1f} ms")

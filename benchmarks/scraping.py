@@ -29,6 +29,7 @@ from gfgw_prod.telemetry.endpoint import Endpoint
 from gfgw_prod.telemetry.exposition import Prometheus
 from gfgw_prod.telemetry.health import Health
 from gfgw_prod.telemetry.startup import Startup
+from gfgw_prod.training.resuming import resume
 from gfgw_prod.training.run import Run
 
 DIGITS = Path(__file__).resolve().parent.parent / "configs" / "digits.yaml"
@@ -126,7 +127,7 @@ def in_training() -> None:
         world = World(rank=0, world_size=1, device=torch.device("cpu"))
         starts = StartCounter(config.run.dir, config.resilience.max_no_progress, world)
         run = Run(config, world, starts, Startup())
-        run.resume()
+        resume(run)
         run.reporter.begin(run.step, run.training, run.checked_step)
         stream = run.stream(config.total_steps)
         step_seconds(run, stream, SECONDS)  # warm up

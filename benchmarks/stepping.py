@@ -45,10 +45,14 @@ class Stepper:
         """Seconds of one step, and the bytes that all ranks sent in it, with headers and acknowledgements."""
         self.world.barrier()
         started, sent = time.perf_counter(), bytes_sent()
-        self.run.checked_step(self.step, self.stream)
+        self.take_step()
         self.world.barrier()
         self.step += 1
         return time.perf_counter() - started, bytes_sent() - sent
+
+    def take_step(self) -> None:
+        """Take one step."""
+        self.run.checked_step(self.step, self.stream)
 
 
 def in_turns(steppers: Sequence[Stepper], world: World) -> list[list[tuple[float, int]]]:

@@ -16,6 +16,7 @@ from gfgw_prod.distributed.checksums import checksum
 from gfgw_prod.distributed.reduction import TreeSum, gradients, pop_flat_gradient, set_gradients
 from gfgw_prod.distributed.replicated import Replicated
 from gfgw_prod.distributed.sharded import Sharded
+from gfgw_prod.distributed.shards import Shards
 from gfgw_prod.distributed.world import World
 from gfgw_prod.process.exit_codes import UserError
 
@@ -29,6 +30,7 @@ class Parallel(Protocol):
     assignment: CellAssignment
     module: nn.Module  # holds the parameters; call it for a forward pass
     replicated: bool  # whether each of several ranks holds all parameters and gradients
+    shards: Shards | None  # if the generator is spread over ranks; those with the same shard hold the same
 
     def turn(self, turn: Turn) -> AbstractContextManager[None]:
         """Collect the gradients of the backward pass made inside the body."""
@@ -38,6 +40,9 @@ class Parallel(Protocol):
 
         Returns for each turn a checksum of this rank's own gradients, before they were added to other ranks'.
         """
+
+    def end(self) -> None:
+        """Free what holds a process group that is lost."""
 
 
 def parallelise(
@@ -79,6 +84,7 @@ class Alone:
 
     def __init__(self, generator: nn.Module, assignment: CellAssignment, *, exact: bool):
         self.assignment, self.replicated = assignment, False
+        self.shards: Shards | None = None
         self.module = generator
         self._parameters = [p for p in generator.parameters() if p.requires_grad]
         self._sum = TreeSum() if exact else None
@@ -99,3 +105,6 @@ class Alone:
             set_gradients(self._parameters, self._sum.pop_total())
         checksums, self._checksums = self._checksums, []
         return checksums
+
+    def end(self) -> None:
+        pass

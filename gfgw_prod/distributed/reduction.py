@@ -27,10 +27,9 @@ from functools import cache
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 from torch.nn.functional import pad
 
-from gfgw_prod.distributed.shards import local
+from gfgw_prod.distributed.shards import Shards, local
 from gfgw_prod.distributed.world import World
 
 
@@ -161,28 +160,28 @@ def set_gradients(parameters: Sequence[Tensor], flat: Tensor) -> None:
         parameter.grad = gradient
 
 
-def gradient_norm(parameters: Iterable[Tensor], world: World) -> Tensor:
+def gradient_norm(parameters: Iterable[Tensor], world: World, shards: Shards | None = None) -> Tensor:
     """L2 norm ``()`` of all gradients, with the same bits for replicated and for row-sharded parameters. Collective.
 
     Squares are summed per row first (a row is on one rank), then over all rows in one fixed order.
+
+    Args:
+        shards: how parameters are sharded, if they are. Their meshes may be those of a group that was left: torch has
+            the layouts of results from a cache.
     """
     found = gradients(parameters)
     own = [local(gradient) for gradient in found]
     rows = [square.flatten(1).sum(dim=1) if square.dim() > 1 else square for square in torch._foreach_mul(own, own)]
-    total = torch.cat([_in_place(each, gradient) for each, gradient in zip(rows, found, strict=True)])
-    shards = next((g.device_mesh.get_group() for g in found if isinstance(g, DTensor)), None)
-    if shards is not None:
-        total = world.all_reduce_sum(total, shards)  # a row is zero on all ranks but one, and adding zeros is exact
-    return total.sum().sqrt()
+    if shards is None:
+        return torch.cat(rows).sum().sqrt()
+    total = torch.cat([_in_place(each, len(gradient), shards) for each, gradient in zip(rows, found, strict=True)])
+    # A row is zero on all ranks but one, and adding zeros is exact.
+    return world.all_reduce_sum(total, shards.group).sum().sqrt()
 
 
-def _in_place(own: Tensor, gradient: Tensor) -> Tensor:
+def _in_place(own: Tensor, rows: int, shards: Shards) -> Tensor:
     """Values of this rank's rows among those of all rows, ``(rows,)``; zero for the rows of other ranks."""
-    if not isinstance(gradient, DTensor):
-        return own
-    rows = gradient.shape[0]
-    per_rank = -(-rows // gradient.device_mesh.size())
-    start = min(per_rank * gradient.device_mesh.get_local_rank(), rows)
+    start = min(-(-rows // shards.count) * shards.own, rows)
     return pad(own, (start, rows - start - len(own)))
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from gfgw_prod.distributed.cells import CellAssignment, Turn
 from gfgw_prod.distributed.checksums import checksum
 from gfgw_prod.distributed.reduction import TreeSum, exchange_nodes, gradients, pop_flat_gradient, set_gradients
+from gfgw_prod.distributed.shards import Shards
 from gfgw_prod.distributed.world import World
 
 
@@ -31,9 +32,14 @@ class Replicated:
     ):
         device_ids = [world.device] if world.device.type == "cuda" else None
         self.assignment, self.replicated = assignment, True
+        self.shards: Shards | None = None
         self.module = generator
         self._ddp = nn.parallel.DistributedDataParallel(
-            generator, device_ids=device_ids, process_group=world.group_for_ddp(), broadcast_buffers=False
+            generator,
+            device_ids=device_ids,
+            process_group=world.group_for_ddp(),
+            broadcast_buffers=False,
+            init_sync=False,  # all ranks build the same weights; those of a new rank come later
         )
         self._world = world
         self._exact = exact

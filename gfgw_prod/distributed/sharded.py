@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from gfgw_prod.distributed.cells import CellAssignment, Turn
 from gfgw_prod.distributed.checksums import checksum
 from gfgw_prod.distributed.reduction import TreeSum, exchange_nodes
+from gfgw_prod.distributed.shards import Shards
 from gfgw_prod.distributed.world import World
 
 if TYPE_CHECKING:
@@ -38,11 +39,10 @@ class Sharded:
         shards: int,
         blocks: type[nn.Module],
     ):
-        from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
         copies = world.world_size // shards
-        mesh = init_device_mesh(world.device.type, (copies, shards), mesh_dim_names=("replica", "shard"))
+        mesh = world.in_copies(copies)
         replicas = mesh["replica"].get_group() if copies > 1 else None
         # FSDP only knows the ranks of this copy. The reduce-scatter below adds across copies.
         policy = MixedPrecisionPolicy(
@@ -56,6 +56,8 @@ class Sharded:
         # Reshard the root too: EMA and checkpoints need every parameter sharded after a pass without gradient.
         self._root = fully_shard(generator, mesh=mesh["shard"], reshard_after_forward=True, mp_policy=policy)
         self.assignment, self.replicated = assignment, False
+        group = mesh["shard"].get_group()
+        self.shards: Shards | None = Shards(world.rank % shards, shards, group)
         self.module = generator
         self._exact = settings.reduction == "exact"
         self._device = world.device
@@ -70,9 +72,13 @@ class Sharded:
                 if not self._exact:
                     module.set_custom_reduce_scatter(plain)
                 else:
-                    reducer = _tree_reduce_scatter(world, assignment, mesh["shard"].get_group(), replicas)
+                    reducer = _tree_reduce_scatter(world, assignment, group, replicas)
                     module.set_custom_reduce_scatter(reducer)
                     self._reducers.append(reducer)
+
+    def end(self) -> None:
+        """Free the module, which holds the groups of its ranks. Its parameters stay."""
+        del self.module, self.shards, self._root, self._reducers
 
     @contextmanager
     def turn(self, turn: Turn) -> Iterator[None]:

@@ -1,9 +1,21 @@
-"""This rank's part of sharded tensors."""
+"""Sharded tensors, and this rank's part of them."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from torch import Tensor
+from torch.distributed import ProcessGroup
 from torch.distributed.tensor import DTensor
+
+
+@dataclass(frozen=True)
+class Shards:
+    """How one copy of the generator is spread over ranks: this one has shard ``own``, its group has all ``count``."""
+
+    own: int
+    count: int
+    group: ProcessGroup
 
 
 def local(tensor: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -135,6 +135,14 @@ class World:
 
         return init_device_mesh(self.device.type, (self.world_size,))
 
+    def in_copies(self, copies: int) -> DeviceMesh:
+        """Arrange all ranks as ``(copies, ranks of a copy)``, the dimensions ``replica`` and ``shard``. Collective."""
+        from torch.distributed.device_mesh import init_device_mesh
+
+        shape = copies, self.world_size // copies
+        with _silent_output(), connections.noted():
+            return init_device_mesh(self.device.type, shape, mesh_dim_names=("replica", "shard"))
+
     def stop(self) -> None:
         """Leave the process group."""
         if dist.is_initialized():
@@ -194,11 +202,15 @@ class World:
                 dist.all_reduce(value, dist.ReduceOp.MAX)
         return value
 
-    def copy_from(self, source: int, tensors: Sequence[Tensor], *, wanted: bool) -> None:
-        """Overwrite tensors in place with those of another rank, if they are wanted here. Collective."""
-        for tensor in tensors:
-            with self.traffic.waiting(tensor):
-                dist.broadcast(tensor if wanted or self.rank == source else torch.empty_like(tensor), source)
+    def give(self, tensor: Tensor, to: int) -> None:
+        """Give a tensor to another rank, which calls ``take``."""
+        with self.traffic.waiting(tensor):
+            dist.send(tensor, to)
+
+    def take(self, tensor: Tensor, source: int) -> None:
+        """Overwrite a tensor with what another rank gives."""
+        with self.traffic.waiting():
+            dist.recv(tensor, source)
 
     def broadcast(self, value: T, group: dist.ProcessGroup | None = None) -> T:
         """Return rank 0's value on all ranks, over a background group if one is given."""

@@ -45,7 +45,7 @@ class Membership:
     def offered(cls, config: Config, world: World) -> Membership | None:
         """The membership that the launcher offers; ``None`` without one, and for a run that cannot go on in place."""
         offer = os.environ.pop(MEETING, "").split(" ")
-        possible = config.resilience.in_place and config.distributed.strategy == "ddp" and world.device.type == "cpu"
+        possible = config.resilience.in_place and world.device.type == "cpu"
         if len(offer) != 4 or not possible or world.world_size == 1:
             return None
         host, port, prefix, generation = offer
@@ -54,8 +54,11 @@ class Membership:
     def hold_state(self, step: int) -> None:
         """Say that this rank has the state of the run: if a rank is lost from now on, the others can go on.
 
+        Args:
+            step: completed steps when the last rank was lost.
+
         Raises:
-            SystemExit: as after a crash, if the last generation began at this step too: perhaps the step kills a rank.
+            SystemExit: as after a crash, if the one before was lost in this step too: perhaps the step kills a rank.
         """
         if step == self._began_at:
             log(f"gfgw: a rank was lost twice in step {step + 1}; all restart", "warning")

@@ -55,6 +55,7 @@ FREE = PLACES | {
         "resilience.audit_every_steps",
         "resilience.straggler_ratio",
         "resilience.in_place",
+        "resilience.peer_copy_every_steps",
     ),
 }
 # The data set has a fingerprint: where it lies and how it is read does not matter.

@@ -70,7 +70,13 @@ class ResilienceSettings(Section):
     )
     in_place: Flag = setting(
         True,
-        "replace a lost rank while the others stay (ddp on CPUs, under the elastic launcher); else all restart",
+        "replace a lost rank while the others stay (on CPUs, under the elastic launcher); else all restart",
+    )
+    peer_copy_every_steps: Whole = setting(
+        5,
+        "interval between copies that ranks keep of each other's state, where no two hold the same (in_place, fsdp)",
+        ge=1,
+        le=1_000_000_000,
     )
     straggler_ratio: Real = setting(
         1.5,

@@ -14,7 +14,7 @@ from gfgw_prod.distributed.world import World
 from gfgw_prod.features.bank import FeatureBank
 from gfgw_prod.features.bank_cache import BankCache
 from gfgw_prod.features.extractors import build_extractor
-from gfgw_prod.generator import UNetBlock, start_generator
+from gfgw_prod.generator import OneStepGenerator, UNetBlock, build_generator, start_generator
 from gfgw_prod.generator.ema import Ema
 from gfgw_prod.losses.flow import check_scales
 from gfgw_prod.losses.perceptual import build_perceptual
@@ -40,7 +40,7 @@ def build(
 
     Args:
         together: the ranks that build at the same time, by default all. A rank that builds alone has its part of the
-            tables, and calls ``spread`` when it has joined the others.
+            tables, and calls ``spread`` when it has joined the others, whose weights it takes.
         fresh: whether a run begins. A run that resumes takes all weights from its checkpoint and reads no published
             network, which may be gone by then.
 
@@ -61,14 +61,16 @@ def build(
 
     # The generator, its average and its optimiser.
     settings = config.generator if fresh else config.generator.model_copy(update={"pretrained": None})
-    generator = together.rank0_first(lambda: start_generator(settings, shape, table.num_classes, config.seed, log)).to(
-        device
-    )
+    if _is_sharded(config) and together is not world:
+        generator = _without_weights(config, table)
+    else:
+        generator = together.rank0_first(
+            lambda: start_generator(settings, shape, table.num_classes, config.seed, log)
+        ).to(device)
     if config.train.compile:
-        compile_networks(generator, UNetBlock, extractor)
+        compile_networks([extractor, *_blocks(generator)])
     parallel = _parallel(config, together, table, generator)
-    optimizer = AdamW(generator, betas=config.optimizer.betas, weight_decay=config.optimizer.weight_decay)
-    ema = Ema(generator)
+    optimizer, ema = _optimizer(config, generator), Ema(generator)
 
     # The bank and what is matched with it.
     matcher = Matcher(
@@ -84,10 +86,40 @@ def build(
 
 
 def spread(step: TrainingStep) -> None:
-    """Spread the generator over the ranks that this one has joined. Collective."""
+    """Spread the generator over the ranks that this one has joined. Collective.
+
+    A sharded one is built again, without weights: FSDP cannot be taken off a module.
+    """
     config, world = step.config, step.world
-    step.parallel = _parallel(config, world, step.table, step.parallel.module)
+    if _is_sharded(config):
+        generator = _without_weights(config, step.table)
+        if config.train.compile:
+            compile_networks(_blocks(generator))
+        step.parallel = _parallel(config, world, step.table, generator)
+        generator.to_empty(device=world.device)
+        step.optimizer, step.ema = _optimizer(config, generator), Ema(generator)
+    else:
+        step.parallel = _parallel(config, world, step.table, step.parallel.module)
     step.feed = Feed(step.table, config.data.workers, world)
+
+
+def _is_sharded(config: Config) -> bool:
+    return config.distributed.strategy == "fsdp"
+
+
+def _without_weights(config: Config, table: Table) -> OneStepGenerator:
+    """The generator on the meta device. It has no buffers, so its parameters are all that has to be filled in."""
+    with torch.device("meta"):
+        return build_generator(config.generator, table.image_shape, table.num_classes, config.seed)
+
+
+def _blocks(generator: nn.Module) -> list[nn.Module]:
+    """What is compiled: FSDP works between blocks, and blocks of one shape share their kernels."""
+    return [module for module in generator.modules() if isinstance(module, UNetBlock)]
+
+
+def _optimizer(config: Config, generator: nn.Module) -> AdamW:
+    return AdamW(generator, betas=config.optimizer.betas, weight_decay=config.optimizer.weight_decay)
 
 
 def _parallel(config: Config, world: World, table: Table, generator: nn.Module) -> Parallel:

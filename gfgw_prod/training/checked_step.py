@@ -78,6 +78,10 @@ class CheckedStep:
         self.errors = [0] * world.world_size  # of the hardware, by rank
         self.audits = self.wrong = 0  # steps computed again; computations that differed from the agreed one
         self.measured: Measured = (NONE_YET, {})  # the last step whose metrics were taken, on all ranks the same
+        # Of the last step: what was computed, and the numbers by which all ranks judge it. If a peer is lost meanwhile,
+        # a rank that has all but those numbers settles the step when it has heard them from another rank.
+        self.computed: StepResult | None = None
+        self.verdict: tuple[float, float] | None = None
 
     def __call__(self, step: int, stream: Iterator[CellRows], *, recorded: bool = False) -> StepResult:
         """Compute a step and apply it if it is sound. Collective.
@@ -89,28 +93,33 @@ class CheckedStep:
             HardwareError: if no two computations agree, or ranks disagree on what must be the same on all.
         """
         rows = [next(stream) for _ in range(self._step.parallel.assignment.turns_per_rank)]
-        result = self._step.compute(step, rows)
+        result = self.computed = self._step.compute(step, rows)
         numbers, same_on_all = self._numbers(result)
         anomaly = self._guard.anomaly(numbers)
         audit = self._audit_every > 0 and (step + 1) % self._audit_every == 0
         if anomaly or not same_on_all or audit:
             self.audits += 1
-            result = self._compute_until_two_agree(result, rows)
+            result = self.computed = self._compute_until_two_agree(result, rows)
             numbers, _ = self._numbers(result)
-            anomaly = self._guard.anomaly(numbers)
         if recorded:
             self.measure(result)
         self._step.clock.lap("check")
+        self.settle(result, numbers)
+        return result
+
+    def settle(self, result: StepResult, numbers: tuple[float, float]) -> None:
+        """Apply a step, or skip it, by the numbers of all ranks. This meets no other rank."""
+        self.verdict = numbers
+        anomaly, name = self._guard.anomaly(numbers), f"step {result.step + 1}"
         if anomaly is None:
             self._guard.accept(numbers)
             self._step.apply(result)
         elif self._step.lower_loss_scale():
-            self._log(f"step {step + 1} has {anomaly}; the step is skipped and the loss scale halved")
+            self._log(f"{name} has {anomaly}; the step is skipped and the loss scale halved")
         else:
             self._guard.skip()
             self._step.skip()
-            self._log(Warned(f"step {step + 1} has {anomaly}, also when it is computed again; skipped"))
-        return result
+            self._log(Warned(f"{name} has {anomaly}, also when it is computed again; skipped"))
 
     def measure(self, result: StepResult) -> dict[str, float]:
         """Metrics of a step by catalogue tag. Collective, unless they are taken already."""

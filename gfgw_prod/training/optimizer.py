@@ -14,12 +14,18 @@ from gfgw_prod.distributed.shards import local
 
 
 class AdamW:
-    """``moments``: ``exp_avg`` and ``exp_avg_sq`` by name of every parameter of ``module``, laid out as those are."""
+    """Updates the parameters of ``module`` as they are laid out now.
+
+    Attributes:
+        parameters: by name.
+        moments: ``exp_avg`` and ``exp_avg_sq`` by name of every parameter, laid out as those are.
+    """
 
     def __init__(self, module: nn.Module, *, betas: tuple[float, float], weight_decay: float, eps: float = 1e-8):
-        self._module, self._betas, self._weight_decay, self._eps = module, betas, weight_decay, eps
+        self._betas, self._weight_decay, self._eps = betas, weight_decay, eps
+        self.parameters = dict(module.named_parameters())
         self.moments: dict[str, dict[str, Tensor]] = {
-            moment: {name: torch.zeros_like(p).detach() for name, p in module.named_parameters()}
+            moment: {name: torch.zeros_like(p).detach() for name, p in self.parameters.items()}
             for moment in ("exp_avg", "exp_avg_sq")
         }
 
@@ -30,16 +36,15 @@ class AdamW:
         Args:
             step: steps of the run before this one, skipped ones included, for the bias correction.
         """
-        parameters = dict(self._module.named_parameters())
-        gradients = [p.grad for p in parameters.values() if p.grad is not None]
-        assert len(gradients) == len(parameters), "every parameter takes part in every step"
+        gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
+        assert len(gradients) == len(self.parameters), "every parameter takes part in every step"
         adamw(
-            [local(p) for p in parameters.values()],
+            [local(p) for p in self.parameters.values()],
             [local(g) for g in gradients],
             [local(m) for m in self.moments["exp_avg"].values()],
             [local(m) for m in self.moments["exp_avg_sq"].values()],
             [],
-            list(torch.full((len(parameters),), float(step), device=gradients[0].device).unbind()),
+            list(torch.full((len(gradients),), float(step), device=gradients[0].device).unbind()),
             # On a CPU the fused kernel's result depends on where in its shard a number stands.
             fused=gradients[0].device.type == "cuda",
             amsgrad=False,
@@ -50,4 +55,9 @@ class AdamW:
             eps=self._eps,
             maximize=False,
         )
-        self._module.zero_grad(set_to_none=True)
+        self.drop_gradients()
+
+    def drop_gradients(self) -> None:
+        """Drop the parameters' ``.grad``."""
+        for parameter in self.parameters.values():
+            parameter.grad = None

@@ -144,10 +144,8 @@ class Precision:
         return True
 
 
-def compile_networks(generator: nn.Module, blocks: type[nn.Module], extractor: nn.Module) -> None:
-    """Compile the generator's blocks and the extractor, in place, when they are first called.
-
-    The generator is compiled block by block: FSDP works between blocks, and blocks of one shape share their kernels.
+def compile_networks(networks: Iterable[nn.Module]) -> None:
+    """Compile networks, in place, when they are first called.
 
     Raises:
         UserError: on a Python that torch does not compile for.
@@ -159,7 +157,5 @@ def compile_networks(generator: nn.Module, blocks: type[nn.Module], extractor: n
 
     # A U-Net has blocks of more shapes than the default limit allows, each with and without gradient and dropout.
     dynamo.config.recompile_limit = max(dynamo.config.recompile_limit, 64)
-    for module in generator.modules():
-        if isinstance(module, blocks):
-            module.compile(dynamic=False)
-    extractor.compile(dynamic=False)
+    for network in networks:
+        network.compile(dynamic=False)

@@ -13,7 +13,7 @@ CONSTANT = frozenset({"bank.rows"})  # encoded once; as large as the data set, s
 
 def training_state(step: TrainingStep, **others: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Tensors and DTensors by name, with those of ``others``. Loading a checkpoint into them restores the run."""
-    state = {f"generator.{name}": parameter.detach() for name, parameter in step.parallel.module.named_parameters()}
+    state = {f"generator.{name}": parameter.detach() for name, parameter in step.optimizer.parameters.items()}
     state |= {f"ema.{name}": tensor for name, tensor in step.ema.tensors.items()}
     for moment, tensors in step.optimizer.moments.items():
         state |= {f"optimizer.{moment}.{name}": tensor for name, tensor in tensors.items()}

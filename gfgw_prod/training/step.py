@@ -87,7 +87,7 @@ class TrainingStep:
     def _draw(self, step: int, rows: Sequence[CellRows]) -> StepInputs:
         """Draw the noise and flips of this rank's cells."""
         config = self.config
-        self.parallel.module.zero_grad(set_to_none=True)  # left by a computation that was not applied
+        self.optimizer.drop_gradients()  # left by a computation that was not applied
         turns = self.parallel.assignment.turns_of(config.seed, step, size=config.train.cell_size, rank=self.world.rank)
         cells = [
             CellInputs.draw(turn.cell, found, self.table, self.world.device)
@@ -163,7 +163,7 @@ class TrainingStep:
         """
         checksums = self.parallel.finish_step()
         self.precision.unscale(self._parameters())
-        return torch.stack(checksums), gradient_norm(self._parameters(), self.world)
+        return torch.stack(checksums), gradient_norm(self._parameters(), self.world, self.parallel.shards)
 
     @phase("update")
     def apply(self, result: StepResult) -> None:
@@ -179,7 +179,7 @@ class TrainingStep:
 
     def skip(self) -> None:
         """Drop the gradient of a step that must not count: the schedules go on, the weights stay."""
-        self.parallel.module.zero_grad(set_to_none=True)
+        self.optimizer.drop_gradients()
 
     def lower_loss_scale(self) -> bool:
         """Skip a step whose gradient overflowed in fp16, and halve the loss scale. False if it is no cause."""
@@ -187,6 +187,12 @@ class TrainingStep:
         if lowered:
             self.skip()
         return lowered
+
+    def end(self) -> None:
+        """Free what holds a process group that is lost. A computed step may still be applied or skipped."""
+        if self.parallel.shards is not None:  # a sharded module holds groups itself, and is built anew
+            self.ema.end()
+        self.parallel.end()
 
     def gradients(self) -> list[Tensor]:
         """The summed gradient of the last computation, a tensor per parameter."""
@@ -299,4 +305,4 @@ class TrainingStep:
         return not self.config.generator.exact_boundary and self.config.loss.boundary > 0
 
     def _parameters(self) -> list[Tensor]:
-        return [p for p in self.parallel.module.parameters() if p.requires_grad]
+        return [p for p in self.optimizer.parameters.values() if p.requires_grad]

@@ -14,6 +14,7 @@ from gfgw_prod.telemetry.registered import find_sinks
 from gfgw_prod.telemetry.startup import Startup
 from gfgw_prod.training.in_place import go_on, kept_after
 from gfgw_prod.training.kept import Kept
+from gfgw_prod.training.resuming import resume
 from gfgw_prod.training.run import Run
 
 
@@ -40,14 +41,14 @@ def train(config: Config) -> int:
             try:
                 with watch.over(config.resilience.hang_seconds, run.dir, world.rank):
                     if kept is None:
-                        run.resume()
+                        resume(run)
                     else:
-                        go_on(run, kept)
+                        go_on(run)
                     if complete := run.loop():
                         run.finish()
                 return FINISHED if complete else PREEMPTED
             except BaseException as error:
-                kept = kept_after(error, run)
+                kept = run.kept if kept_after(error, run) else None
                 run.saver.wait_after_error()
                 if membership is None or kept is None or run.saver.is_saving():
                     raise

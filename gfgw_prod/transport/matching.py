@@ -103,9 +103,9 @@ class Matcher:
         duals = self.dual.tensors() if self.dual else {}
         return {"last_used": self.usage.state()} | {f"dual.{name}": tensor for name, tensor in duals.items()}
 
-    def changing(self) -> list[RowTable]:
-        """The tables that steps change."""
-        return [self.usage.last] + ([self.dual.potential] if self.dual else [])
+    def changing(self) -> dict[str, RowTable]:
+        """The tables that steps change, by the names of their tensors."""
+        return {"last_used": self.usage.last} | ({"dual.potential": self.dual.potential} if self.dual else {})
 
     def match(
         self,

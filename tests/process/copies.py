@@ -20,6 +20,10 @@ PROCESS_BEGINS = Line("__main__.py", "    die_with_agent()\n")
 BLOCK_IS_ENCODED = Line("features/bank.py", "    images = table.rows(torch.arange(begin, end)).to(world.device)\n")
 STEP_BEGINS = Line("training/run.py", '            watch.progress(f"in step {self.step + 1}")\n')
 STEP_IS_MADE = Line("training/run.py", "            self.reporter.show_step(self.images)\n")
+STATE_IS_MADE_SAFE = Line(
+    "training/run.py", "            self.kept.make_safe()\n            self.membership.hold_state(self.reached)\n"
+)
+STEP_IS_JUDGED = Line("training/checked_step.py", '        self._step.clock.lap("check")\n')
 RUN_CLOSES = Line("training/trainer.py", "                run.close()\n")
 UPLOAD_BEGINS = Line("checkpoint/uploading.py", "        path = self._target.begin(checkpoint.name, self._token)\n")
 ROWS_ARE_READ = Line(

@@ -8,15 +8,21 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+import torch
+
+from gfgw_prod.checkpoint.finding import checkpoints_in
+from gfgw_prod.checkpoint.local_storage import LocalStorage
 
 from . import copies, runs
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="finding a rank's process needs /proc")
 IN_PLACE = ("--resilience.in-place", "true", "--checkpoint.every-kimg", "1000")
+FSDP = ("--distributed.strategy", "fsdp", "--resilience.peer-copy-every-steps", "2")
+HSDP = ("--distributed.strategy", "fsdp", "--distributed.shard-ranks", "2")
 
 
 def in_place(run_dir: Path, *options: str) -> list[str]:
@@ -34,15 +40,33 @@ def lose(
 
 
 def assert_as_undisturbed(run_dir: Path, reference: Path) -> None:
+    """Weights, averages, moments, duals and all else that a checkpoint has, and the records."""
+    here, there = (
+        checkpoints_in(LocalStorage(each / "checkpoints"))[-1].read_tensors("") for each in (run_dir, reference)
+    )
+    assert here.keys() == there.keys()
+    assert [name for name in here if not torch.equal(here[name], there[name])] == []
     assert runs.digests(run_dir)[runs.STEPS] == runs.digests(reference)[runs.STEPS]
     assert runs.losses(run_dir) == runs.losses(reference)
     runs.assert_each_metric_has_each_step_once(run_dir)
 
 
-@pytest.mark.parametrize(("ranks", "lost"), [(2, 1), (2, 0), (4, 0)])
-def test_lost_rank_is_replaced_and_the_others_stay(reference: Path, tmp_path: Path, ranks: int, lost: int) -> None:
+@pytest.mark.parametrize(
+    ("ranks", "lost", "options", "steps"),
+    [
+        pytest.param(2, 1, (), 1, id="ddp"),
+        pytest.param(2, 0, (), 1, id="ddp, rank 0"),
+        pytest.param(2, 0, FSDP, 2, id="fsdp, rank 0"),
+        pytest.param(3, 1, FSDP, 2, id="fsdp"),
+        pytest.param(4, 0, HSDP, 1, id="HSDP, rank 0"),
+    ],
+)
+def test_lost_rank_is_replaced_and_the_others_stay(
+    reference: Path, tmp_path: Path, ranks: int, lost: int, options: Sequence[str], steps: int
+) -> None:
+    """At most ``steps`` steps are computed again for a loss, and one that no other rank has noticed yet."""
     run_dir = tmp_path / "run"
-    agent = runs.start(in_place(run_dir), copies.slowed(tmp_path) | {"NPROC": str(ranks)})
+    agent = runs.start(in_place(run_dir, *options), copies.slowed(tmp_path, 1.0) | {"NPROC": str(ranks)})
     before = lose(agent, run_dir, lost, step=2)
     runs.wait_until(lambda: runs.last_step(run_dir) >= 3, agent)
     after = runs.workers_of(agent.pid)
@@ -62,21 +86,23 @@ def test_lost_rank_is_replaced_and_the_others_stay(reference: Path, tmp_path: Pa
     assert [(start["cause"], start["launcher"]["NPROC"]) for start in history] == [
         (cause, str(ranks)) for cause in (None, "killed", "killed")
     ]
-    assert ledger["lost_images"] <= 2 * runs.BATCH
+    assert ledger["lost_images"] <= 2 * steps * runs.BATCH
 
 
-def test_rank_that_stays_keeps_nothing_of_earlier_generations(tmp_path: Path) -> None:
+@pytest.mark.parametrize("options", [pytest.param((), id="ddp"), pytest.param((*FSDP[:3], "1"), id="fsdp")])
+def test_rank_that_stays_keeps_nothing_of_earlier_generations(tmp_path: Path, options: Sequence[str]) -> None:
     facts = tmp_path / "facts"
     copy = copies.in_step(
         tmp_path,
         "import gc, os, time",
         "time.sleep(0.3)  # threads that end at a start are gone then",
-        "self.world.rank == 1 and self.first_step < self.step <= 6 and os.kill(os.getpid(), 9)",
+        "dies = self.world.rank == 1 and self.step == self.first_step + 3 and self.membership.generation < 6",
+        "dies and os.kill(os.getpid(), 9)",
         f"self.world.rank == 0 and self.step == self.first_step and print(*(len(each) for each in (os.listdir("
         f"'/proc/self/fd'), os.listdir('/proc/self/task'), gc.get_objects())), file=open('{facts}', 'a'), flush=True)",
     )
     small = (*runs.SMALL, "--train.total-kimg", str(32 * runs.SMALL_BATCH / 1000))
-    outcome = runs.execute(in_place(tmp_path / "run", *small), copy | {"NPROC": "2", "MAX_RESTARTS": "6"})
+    outcome = runs.execute(in_place(tmp_path / "run", *small, *options), copy | {"NPROC": "2", "MAX_RESTARTS": "6"})
     assert outcome.code == 0, outcome.stderr
     _, _, *settled = [[*map(int, line.split())] for line in facts.read_text().splitlines()]
     assert len(settled) == 5, outcome.stderr
@@ -205,15 +231,55 @@ def test_step_that_always_kills_a_rank_restarts_all_and_ends_the_job(tmp_path: P
     assert "no restarts left" in outcome.stderr
 
 
-def test_run_whose_generator_is_sharded_restarts(reference: Path, tmp_path: Path) -> None:
+def test_rank_that_missed_the_verdict_on_a_step_settles_it_like_the_others(reference: Path, tmp_path: Path) -> None:
+    """Rank 1 is lost as soon as all have judged a step. Rank 3, which has the same shard, has not heard the verdict."""
+    run_dir, once = tmp_path / "run", tmp_path / "once"
+    strikes = (
+        "        import os, time\n"
+        f"        once = '{once}-' + str(self._world.rank)\n"
+        "        if step == 2 and self._world.rank in (1, 3) and not os.path.exists(once):\n"
+        "            open(once, 'w')\n"
+        "            time.sleep(1)\n"  # the others have judged it too then
+        "            if self._world.rank == 1:\n"
+        "                os.kill(os.getpid(), 9)\n"
+        "            raise RuntimeError('[/gloo/] Connection closed by peer')\n"
+    )
+    copy = copies.changed(tmp_path, copies.STEP_IS_JUDGED, before=strikes)
+    outcome = runs.execute(in_place(run_dir, *HSDP), copy | {"NPROC": "4"})
+    assert outcome.code == 0, outcome.stderr
+    assert "replacement 1 of 3" in outcome.stderr
+    assert "the run goes on after step 3" in outcome.stderr
+    assert "restart" not in outcome.stderr
+    assert_as_undisturbed(run_dir, reference)
+
+
+def test_loss_of_a_rank_and_of_the_one_with_its_copy_restarts_all(reference: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
-    command = runs.elastic(run_dir, "--resilience.in-place", "true", "--distributed.strategy", "fsdp")
-    agent = runs.start(command, copies.slowed(tmp_path) | {"NPROC": "2"})
-    lose(agent, run_dir, 1, step=3)
+    command = runs.elastic(run_dir, "--resilience.in-place", "true", *FSDP)
+    agent = runs.start(command, copies.slowed(tmp_path) | {"NPROC": "3"})
+    runs.wait_until((run_dir / "checkpoints" / "step-00000002").exists, agent)
+    ranks = runs.workers_of(agent.pid)
+    agent.send_signal(signal.SIGSTOP)  # it shall see both losses at once
+    for rank in (1, 2):
+        os.kill(ranks[rank], signal.SIGKILL)
+    agent.send_signal(signal.SIGCONT)
     outcome = runs.outcome_of(agent)
     assert outcome.code == 0, outcome.stderr
+    assert "rank 1 died of SIGKILL, rank 2 died of SIGKILL; replacement 1 of 3" in outcome.stderr
+    assert "a lost rank had a part of the state that no other has, nor a copy of it; all restart" in outcome.stderr
+    assert "restart 2 of 3" in outcome.stderr
+    assert_as_undisturbed(run_dir, reference)
+
+
+def test_rank_lost_before_there_are_copies_restarts_all(reference: Path, tmp_path: Path) -> None:
+    run_dir, once = tmp_path / "run", tmp_path / "once"
+    dies = f"self.world.rank == 1 and not os.path.exists('{once}') and (open('{once}', 'w'), os.kill(os.getpid(), 9))"
+    copy = copies.changed(tmp_path, copies.STATE_IS_MADE_SAFE, before=f"            import os; {dies}\n")
+    outcome = runs.execute(in_place(run_dir, *FSDP), copy | {"NPROC": "2"})
+    assert outcome.code == 0, outcome.stderr
+    assert "replacement" not in outcome.stderr
     assert "restart 1 of 3" in outcome.stderr
-    assert runs.digests(run_dir)[runs.STEPS] == runs.digests(reference)[runs.STEPS]
+    assert_as_undisturbed(run_dir, reference)
 
 
 def test_rank_lost_when_all_steps_are_made_is_not_replaced(reference: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What recovery in place needs of torch: a broken group of gloo can be left at once and wholly, with DDP in it."""
+"""What recovery in place needs of torch: a broken group of gloo can be left at once and wholly, with what is in it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch.distributed as dist
 from gfgw_prod.distributed.world import World
 from gfgw_prod.settings import reading
 from gfgw_prod.training.building import encode_bank
-from gfgw_prod.training.in_place import Kept
+from gfgw_prod.training.kept import Kept
 
 from . import runs
 
@@ -22,7 +22,7 @@ WORKER = Path(__file__).with_name("lost_group_worker.py")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="counting descriptors needs /proc")
-@pytest.mark.parametrize("how", ["killed", "stopped"])
+@pytest.mark.parametrize("how", ["killed", "stopped", "killed, sharded"])
 def test_group_that_lost_a_rank_is_left_at_once_with_all_its_sockets_and_threads(how: str) -> None:
     store = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
     ranks = [

@@ -19,6 +19,7 @@ from gfgw_prod.telemetry.catalogue import BY_TAG, CATALOGUE, GPU
 from gfgw_prod.telemetry.exposition import AGE, BUILD
 from gfgw_prod.telemetry.startup import Startup
 from gfgw_prod.training.objective import Losses
+from gfgw_prod.training.resuming import resume
 from gfgw_prod.training.run import Run
 
 BATCH = 16
@@ -60,7 +61,7 @@ def reported(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
     )
     world = World(rank=0, world_size=1, device=torch.device("cpu"))
     run = Run(config, world, StartCounter(config.run.dir, config.resilience.max_no_progress, world), Startup())
-    run.resume()
+    resume(run)
     assert run.loop()
     run.finish()
     run.close()

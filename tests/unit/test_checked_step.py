@@ -20,6 +20,7 @@ from gfgw_prod.resilience.starts import StartCounter
 from gfgw_prod.settings import reading
 from gfgw_prod.settings.running import ResilienceSettings
 from gfgw_prod.telemetry.startup import Startup
+from gfgw_prod.training.resuming import resume
 from gfgw_prod.training.run import Run
 from gfgw_prod.weights.digest import weights_digest
 
@@ -55,7 +56,7 @@ def run_in(
     }
     config = reading.resolve(settings)
     run = Run(config, world, StartCounter(config.run.dir, config.resilience.max_no_progress, world), Startup())
-    run.resume()
+    resume(run)
     return run
 
 

@@ -20,6 +20,7 @@ from gfgw_prod.process.exit_codes import UserError
 from gfgw_prod.resilience.starts import StartCounter
 from gfgw_prod.settings.networks import GeneratorSettings
 from gfgw_prod.telemetry.startup import Startup
+from gfgw_prod.training.resuming import resume
 from gfgw_prod.training.run import Run
 
 from ..checkpoints import ALONE
@@ -177,12 +178,12 @@ def test_resumed_run_does_not_need_the_file(tmp_path: Path) -> None:
         return Run(config, ALONE, StartCounter(config.run.dir, config.resilience.max_no_progress, ALONE), Startup())
 
     first = run_of(1)
-    first.resume()
+    resume(first)
     assert first.loop()
     first.close()
     path.unlink()
     again = run_of(2)
-    again.resume()
+    resume(again)
     assert again.step == 1
     assert again.loop()
     again.close()

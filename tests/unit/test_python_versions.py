@@ -41,4 +41,4 @@ def test_doctor_accepts_this_python() -> None:
 def test_compiling_on_a_python_that_torch_does_not_compile_for_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(precision, "NEWEST_TO_COMPILE", (sys.version_info[0], sys.version_info[1] - 1))
     with pytest.raises(UserError, match=r"^train\.compile true needs Python 3\.\d+ or older .*; use false$"):
-        precision.compile_networks(nn.Identity(), nn.Linear, nn.Identity())
+        precision.compile_networks([nn.Identity()])
