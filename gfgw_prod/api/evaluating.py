@@ -257,7 +257,8 @@ def _measure(
             num, figures = evaluation.num, evaluator.measure(world.on_all_ranks(trained.build).to(world.device))
         if evaluation.halves:
             first, second = world.on_all_ranks(lambda: halves_of(table, evaluation.seed))
-            found = evaluator_of(second).measure_images(first)
+            evaluator = evaluator_of(second)
+            found = evaluator.measure_images(first)
             figures |= {f"halves_{name}": value for name, value in found.items() if name in FIGURES}
     for caution in evaluator.cautions(num):
         log_once(caution)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams import plugin_data_pb2
 
 from gfgw_prod.resilience.run_status import status_of
 from gfgw_prod.sampling.trained import read_trained
@@ -58,6 +59,9 @@ def test_figures_are_the_same_alone_on_several_ranks_and_while_training(measured
     records = [each for each in runs.records(measured) if "evaluation/fd" in each]
     assert [each["step"] for each in records] == [1, 2]
     assert status_of(measured).fd_in == f"pixels, {NUM}"
+    compared = EventAccumulator(str(measured / "tensorboard")).Reload().PluginTagToContent("hparams")
+    begun = plugin_data_pb2.HParamsPluginData.FromString(compared["_hparams_/session_start_info"]).session_start_info
+    assert begun.hparams["evaluation.features"].string_value == "pixels"  # what `auto` came to
     assert numbers.items() <= records[1].items()
     assert records[0]["evaluation/fd"] != records[1]["evaluation/fd"]
     assert found["step"] == 2
