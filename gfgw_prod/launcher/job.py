@@ -140,7 +140,7 @@ class Node:
             fewest, most = self.config.min_nodes, self.config.max_nodes
             wanted = f"at {endpoint}, where {most if fewest == most else f'{fewest} to {most}'} nodes meet"
             joins = f"joins the rendezvous {wanted}; waiting up to {patience:.0f} s for its host"
-            log(f"hosts the rendezvous {wanted}" if self.hosting else joins)
+            log(f"the rendezvous is on this host, {wanted}" if self.hosting else joins)
         pause = 1.0
         while self.hosting or wait_for_host(endpoint, self.alone_since + patience):
             code = self._take_part()

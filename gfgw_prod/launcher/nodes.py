@@ -77,4 +77,4 @@ class Nodes:
 
     def _name(self, node: _NodeDesc) -> str:
         shared = {other.pid for other in self._holder.state.last_heartbeats if other.addr == node.addr} - {node.pid}
-        return f"{node.addr}, process {node.pid}" if shared else node.addr
+        return f"{node.addr} [{node.pid}]" if shared else node.addr

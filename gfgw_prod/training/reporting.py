@@ -14,6 +14,7 @@ from torch import Tensor
 
 from gfgw_prod.checkpoint.run_directory import HISTORY
 from gfgw_prod.data.sources import Table
+from gfgw_prod.distributed.torchrun import rank_environment
 from gfgw_prod.distributed.world import World
 from gfgw_prod.generator.ema import Ema
 from gfgw_prod.process import restart_causes
@@ -256,8 +257,13 @@ class Reporter:
     def stopped(self, images: int) -> None:
         """Log that the run has stopped on request, with its state saved."""
         self._end = "told to stop"
-        self.log(f"told to stop at {images / 1000:.1f} kimg; all is saved (exit code {PREEMPTED})")
-        self.log(f"go on:      {command()}")
+        launched = rank_environment()
+        stopped = f"told to stop at {images / 1000:.1f} kimg; all is saved"
+        if launched is not None and launched.local_world_size < restart_causes.expected_ranks():
+            self.log(f"{stopped}; the launchers say what follows")  # they may stop ranks to take in a node
+        else:
+            self.log(f"{stopped} (exit code {PREEMPTED})")
+            self.log(f"go on:      {command()}")
 
     def finished(self, step: int) -> None:
         """Close all output, then log a summary: what the run has made, and what to do next."""

@@ -80,7 +80,7 @@ def test_agent_signalled_before_the_other_nodes_came_leaves_nothing_behind(tmp_p
     lines = [json.loads(line) for line in (said + outcome.stderr).splitlines()]
     assert {(line["level"], line["run"]) for line in lines} == {("info", str(tmp_path / "run"))}
     first, _, last = (line["message"] for line in lines)
-    assert first == f"gfgw launcher: hosts the rendezvous at localhost:{port}, where 2 nodes meet"
+    assert first == f"gfgw launcher: the rendezvous is on this host, at localhost:{port}, where 2 nodes meet"
     assert last == "gfgw launcher: exit code 75: told to stop; the same command goes on"
     assert not any(temporary.iterdir())
 

@@ -77,6 +77,8 @@ def killed_agent(directory: Path) -> tuple[Path, list[runs.Outcome]]:
         ends = job.end()
         assert f"{net.addresses[1]} is lost: it has not answered" in ends[0].stderr
         assert f"1 node ({net.addresses[1]}) joins: all ranks stop and start with it" in ends[0].stderr
+        assert "kimg; all is saved; the launchers say what follows" in ends[0].stderr
+        assert "go on:      " not in ends[0].stderr.partition("joins")[2].partition("trained")[0]
         assert all("exit code 0: the run is finished" in end.stderr for end in ends)
         restarts = json.loads((job.run_dir / "ledger.json").read_text())["restarts"]
         assert {cause for cause, count in restarts.items() if count} == {"membership"}

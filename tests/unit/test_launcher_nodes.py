@@ -64,7 +64,7 @@ def test_who_comes_who_is_awaited_and_who_is_lost(capsys: pytest.CaptureFixture[
     assert news(this, OTHER, complete=True) == ""
     assert not nodes.begin_round([0, 1], 4)
     assert capsys.readouterr().err.endswith("all ranks start on 2 nodes (a, b); ranks 0 to 1 of 4 on this one\n")
-    joins = "1 node (b, process 8) joins: all ranks stop and start with it\n"
+    joins = "1 node (b [8]) joins: all ranks stop and start with it\n"
     assert news(this, OTHER, complete=True, waiting=(THIRD,)) == joins
     assert news(OTHER, complete=True, waiting=(this,)) == (
         "waiting until 1 node (b) comes too, or has not answered for 15 s\n"
