@@ -24,7 +24,7 @@ class Keeper(Stepper):
 
     def __init__(self, settings: Mapping[str, Any], name: str, world: World):
         super().__init__(settings, name, world)
-        self.run.kept.make_safe()
+        self.run.kept.make_safe(0.0)
 
     def take_step(self) -> None:
         """Take one step; copies of the one before may be on their way."""

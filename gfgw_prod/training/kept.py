@@ -37,7 +37,7 @@ class Kept:
         facts: of the run, as in a manifest.
         built_at, saved_at: when this start of the run was built, and last saved, by this rank's clock.
         step: completed steps; ``NO_STEP`` if this rank is new.
-        spent: seconds in steps that the state has behind it.
+        spent: seconds in steps that the state had behind it when a rank was lost.
         copies: of shares of the state, if no two ranks have the same.
         computed, verdict, measured: what ``CheckedStep`` has of the last step.
     """
@@ -97,11 +97,14 @@ class Kept:
         spread = self.training.parallel.shards
         return 1 if spread is None else spread.count
 
-    def make_safe(self) -> None:
+    def make_safe(self, spent: float) -> None:
         """See to it that no rank's loss loses a part of the state from now on. Collective.
 
         Where several ranks have the same shard of the generator, each also keeps a whole copy of what steps change in
         tables that are spread over ranks.
+
+        Args:
+            spent: seconds in steps that the state has behind it.
         """
         config = self.training.config
         if self._has_replicas:
@@ -111,7 +114,7 @@ class Kept:
             if self.copies is None:
                 every, timeout = config.resilience.peer_copy_every_steps, config.distributed.timeout_seconds
                 self.copies = PeerCopies(self.training.world, self.share(), every, timeout)
-            self.copies.make(self.step, self.share(), self.spent)
+            self.copies.make(self.step, self.share(), spent)
             self.copies.wait()
 
     def copy_if_due(self, spent: Callable[[], float]) -> None:

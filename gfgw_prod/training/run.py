@@ -170,7 +170,7 @@ class Run:
         profiler = StepProfiler(self.step, recorded, self.dir / "profile", self.reporter.log)
         self.stop.install_handlers()
         if self.membership is not None:
-            self.kept.make_safe()
+            self.kept.make_safe(self.reporter.productive_seconds())
             self.membership.hold_state(self.reached)
         self.holds_state = True
         while self.step < config.total_steps and not self.stop.time_is_up:
@@ -292,7 +292,7 @@ class Run:
             found.load(self.state(), self.world)
         self.guard.record_rollback(skipped, rollbacks)
         if self.membership is not None:
-            self.kept.make_safe()
+            self.kept.make_safe(self.reporter.productive_seconds())
         self.holds_state = True
         self.reporter.log(Warned(f"{problem}: rolled back to the state of {found.name}; step {self.step + 1} is next"))
         self._save()

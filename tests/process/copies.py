@@ -21,7 +21,9 @@ BLOCK_IS_ENCODED = Line("features/bank.py", "    images = table.rows(torch.arang
 STEP_BEGINS = Line("training/run.py", '            watch.progress(f"in step {self.step + 1}")\n')
 STEP_IS_MADE = Line("training/run.py", "            self.reporter.show_step(self.images)\n")
 STATE_IS_MADE_SAFE = Line(
-    "training/run.py", "            self.kept.make_safe()\n            self.membership.hold_state(self.reached)\n"
+    "training/run.py",
+    "            self.kept.make_safe(self.reporter.productive_seconds())\n"
+    "            self.membership.hold_state(self.reached)\n",
 )
 STEP_IS_JUDGED = Line("training/checked_step.py", '        self._step.clock.lap("check")\n')
 RUN_CLOSES = Line("training/trainer.py", "                run.close()\n")

@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from torch._dynamo.utils import counters
 
 from gfgw_prod.distributed.world import World
+from gfgw_prod.generator.unet import SongUNet, UNetBlock
 from gfgw_prod.settings import reading
 from gfgw_prod.training.building import encode_bank
 from gfgw_prod.training.kept import Kept
@@ -38,6 +40,22 @@ def test_group_that_lost_a_rank_is_left_at_once_with_all_its_sockets_and_threads
     finally:
         os.kill(ranks[1].pid, signal.SIGKILL)
         ranks[1].wait()
+
+
+def test_network_that_is_built_again_is_not_compiled_again() -> None:
+    """As a sharded generator is, on the meta device, when a rank is lost."""
+    inputs = torch.zeros(2, 1, 8, 8), torch.ones(2), None
+    graphs = []
+    for _ in range(2):
+        with torch.device("meta"):
+            network = SongUNet(8, 1, label_dim=0, model_channels=8, channel_mult=[1], num_blocks=1)
+        for block in network.modules():
+            if isinstance(block, UNetBlock):
+                block.compile(backend="eager", dynamic=False)
+        network.to_empty(device="cpu")(*inputs).sum().backward()
+        graphs.append(counters["stats"]["unique_graphs"])
+    assert graphs[0] > 0
+    assert graphs[1] == graphs[0]
 
 
 @pytest.fixture
