@@ -23,6 +23,7 @@ from gfgw_prod.generator import build_generator
 from gfgw_prod.losses.flow import check_scales
 from gfgw_prod.losses.perceptual import PerceptualLoss
 from gfgw_prod.process.exit_codes import FINISHED, UserError
+from gfgw_prod.process.standard_streams import log
 from gfgw_prod.settings.config import Config
 from gfgw_prod.settings.running import DistributedSettings
 from gfgw_prod.settings.training import PrecisionName
@@ -35,7 +36,7 @@ def estimate(config: Config, *, ranks: int, as_json: bool) -> int:
     """Print parameters, steps, cells, memory and bytes sent, or raise ``UserError`` for too few or too many ranks."""
     if not 1 <= ranks <= config.cells:
         raise UserError(f"--ranks should lie between 1 and the {config.cells} cells of a step, not {ranks}")
-    shape, classes, rows = shape_and_classes(config.data)
+    shape, classes, rows = shape_and_classes(config.data, log)
     check_scales(config.loss.flow_scales, shape)
     with torch.device("meta"):
         generator = build_generator(config.generator, shape, classes, config.seed)

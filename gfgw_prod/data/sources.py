@@ -22,6 +22,7 @@ from gfgw_prod.data.decoding import common_shape, decode, fail_or_skip, list_sou
 from gfgw_prod.data.packs import Pack, Shards, SomeRows, fingerprint_of
 from gfgw_prod.process.exit_codes import UserError
 from gfgw_prod.process.meter import Meter, Mode
+from gfgw_prod.process.standard_streams import printable
 from gfgw_prod.settings.data import RULES
 from gfgw_prod.settings.types import as_written
 
@@ -121,8 +122,13 @@ def open_table(settings: DataSettings, world: World, log: Callable[[str], None],
     return table
 
 
-def shape_and_classes(settings: DataSettings) -> tuple[tuple[int, int, int], int, int]:
-    """Image shape, number of classes and of rows, without reading digits or CIFAR-10; ``UserError`` if unreadable."""
+def shape_and_classes(
+    settings: DataSettings, log: Callable[[str], None] = lambda line: None
+) -> tuple[tuple[int, int, int], int, int]:
+    """Image shape, number of classes and of rows, without reading digits or CIFAR-10; ``UserError`` if unreadable.
+
+    Images are listed, not decoded; the listing's notes are logged.
+    """
     if settings.source == "digits":
         return (1, 8, 8), 10, DIGITS
     if settings.source == "cifar10":
@@ -131,6 +137,12 @@ def shape_and_classes(settings: DataSettings) -> tuple[tuple[int, int, int], int
         pack = _open_pack(settings)
         return pack.image_shape, pack.num_classes, pack.rows
     listing = list_source(settings)
+    for note in listing.notes:
+        log(note)
+    if listing.invalid:
+        first = min(listing.invalid)
+        example = f"{printable(listing.names[first])} {printable(listing.invalid[first])}"
+        log(f"{len(listing.invalid):,} of {len(listing):,} images cannot be used, such as {example}")
     return common_shape(listing), listing.num_classes, len(listing) - len(listing.invalid)
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -15,6 +17,7 @@ from gfgw_prod.process.exit_codes import UserError
 from gfgw_prod.settings.networks import GeneratorSettings
 from gfgw_prod.settings.reading import resolve
 from gfgw_prod.training.precision import Precision
+from tests import image_files
 
 SMALL = GeneratorSettings(model_channels=16, channel_mult=(1, 2), num_blocks=1, attention_resolutions=(8,))
 SHAPE = (3, 16, 16)
@@ -62,11 +65,18 @@ def test_half_precision_takes_less(capsys: pytest.CaptureFixture[str]) -> None:
     assert 0.45 < half / full < 0.8
 
 
-def test_data_are_described(capsys: pytest.CaptureFixture[str]) -> None:
+def test_data_are_described(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = report(capsys)
     assert (found["rows"], found["image_shape"], found["classes"]) == (1797, [1, 8, 8], 10)
     estimate(resolve({"train": {"total_kimg": 17.97, "batch_size": 32}}), ranks=1, as_json=False)
     assert capsys.readouterr().out.startswith("data              1,797 images of 1 x 8 x 8, 10 classes; 10.0 epochs\n")
+    images = np.zeros((12, 3, 16, 16), dtype=np.uint8)
+    image_files.write_class_folders(tmp_path, images, [row % 2 for row in range(12)])
+    (tmp_path / "beside.png").write_bytes(image_files.png(images[0]))
+    estimate(resolve({"data": {"source": "folder", "path": tmp_path}}), ranks=1, as_json=False)
+    printed = capsys.readouterr()
+    assert "12 images of 3 x 16 x 16, 2 classes" in printed.out
+    assert "1 of 13 images cannot be used, such as beside.png lies beside the class folders" in printed.err
 
 
 def test_tables_are_counted_as_they_are_held(capsys: pytest.CaptureFixture[str]) -> None:
