@@ -26,7 +26,7 @@
 #   RDZV_LAST_CALL     seconds to wait for more nodes, up to MAX, once MIN have come           [30]
 #   LOCAL_ADDR         address at which other nodes reach this one            [its host name; one node: localhost]
 #   MAX_RESTARTS       restarts and replacements of this node's ranks, over the whole job, before it fails   [3]
-#                      A node that joins or leaves may cost one too, if the workers of its peers fail over it.
+#                      A node that joins, leaves or is lost costs none, as long as one is left.
 #   GRACE_SECONDS      seconds between a stop signal and SIGKILL, for all ranks to save        [60]
 #   OMP_NUM_THREADS    OpenMP threads per rank                                                 [1]
 #                      torch's own threads, the only ones that affect the weights, are the setting run.threads.

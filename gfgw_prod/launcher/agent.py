@@ -93,9 +93,10 @@ class ExitCodeAgent(LocalElasticAgent):
         save_in_flight.allow_saves()
         self._generations.begin_round(f"{worker_group.master_addr}:{worker_group.master_port}")
         workers = worker_group.workers
-        if self._nodes.begin_round([each.global_rank for each in workers], workers[0].world_size):
-            # A rank whose peers are gone exits as after an error of its own.
-            self._cause = "membership" if self._cause == "error" else self._cause
+        others = self._nodes.begin_round([each.global_rank for each in workers], workers[0].world_size)
+        if others and self._cause == "error":  # as which a rank exits whose peers are gone
+            self._cause = "membership"
+            self._remaining_restarts += 1
         self._pass_on_cause()
         if self._forks is not None:
             self._forks.wait()

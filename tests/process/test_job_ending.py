@@ -119,7 +119,8 @@ def wrong_setting_on_one(net: TwoHosts, directory: Path) -> Ends:
 
 def one_preempted(net: TwoHosts, directory: Path) -> Ends:
     """As in training, the rank that stays fails because it loses its peer, and is restarted."""
-    stays = f"[ $TORCHELASTIC_RESTART_COUNT = 1 ] && exit 0; {until('[ -e $HERE/gone ]')}; exit 1"
+    again = "[ -e $HERE/again ] && exit $TORCHELASTIC_RESTART_COUNT"  # 0: the restart is not counted
+    stays = f"{again}; {until('[ -e $HERE/gone ]')}; touch $HERE/again; exit 1"
     with Job(net, directory, stays, f"echo up >> $HERE/lines; {TRAINS_ON}", nodes="1:2") as job:
         job.wait_for("up")
         job.agents[1].terminate()
