@@ -222,6 +222,9 @@ def _measure(
 
     table = _open_data(config.data, evaluation, world, log_once)
     fingerprint = world.on_all_ranks(lambda: _check_data(table, trained, allow_other=evaluation.other_data))
+    place = evaluation.samples
+    samples = None if place is None else world.on_all_ranks(lambda: read_samples(place, table))
+    halves = world.on_all_ranks(lambda: halves_of(table, evaluation.seed)) if evaluation.halves else None
     pixels = math.prod(table.image_shape)
     metrics = world.on_all_ranks(
         lambda: choose_spaces(evaluation.metrics, evaluation.features, files, trained_with(config), pixels)
@@ -248,15 +251,13 @@ def _measure(
                 conditional=config.generator.conditional,
             )
         )
-        if evaluation.samples is not None:
-            place = evaluation.samples
-            samples = world.on_all_ranks(lambda: read_samples(place, table))
+        if samples is not None:
             num, figures = len(samples), evaluator.measure_images(samples)
         else:
             assert trained is not None
             num, figures = evaluation.num, evaluator.measure(world.on_all_ranks(trained.build).to(world.device))
-        if evaluation.halves:
-            first, second = world.on_all_ranks(lambda: halves_of(table, evaluation.seed))
+        if halves is not None:
+            first, second = halves
             evaluator = evaluator_of(second)
             found = evaluator.measure_images(first)
             figures |= {f"halves_{name}": value for name, value in found.items() if name in FIGURES}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import zipfile
+import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -31,10 +33,14 @@ def read_samples(place: Path, data: Table) -> Table:
             raise UserError(f"its images (c, h, w) are {found.image_shape}, those of the data set {data.image_shape}")
         if len(found) < FEWEST:
             raise UserError(f"it holds {len(found)} images; evaluation takes at least {FEWEST}")
+        if data.num_classes == 1:  # classes of the samples mean nothing there
+            return replace(found, num_classes=1)
         if found.num_classes > data.num_classes:
             raise UserError(f"it has {found.num_classes} classes, the data set {data.num_classes}")
     except UserError as error:
-        raise UserError(f"--samples {place}: {str(error).removeprefix(f'data.path {place}: ')}") from None
+        # Complaints about a folder are those about a data set, whose path and whose invalid images have settings.
+        problem = str(error).removeprefix("data.path").lstrip(": ").removeprefix(f"{place}: ")
+        raise UserError(f"--samples {place}: {problem.partition('; mend or remove')[0]}") from None
     return found
 
 
@@ -59,11 +65,13 @@ def _read_folder(place: Path, data: Table) -> Table:
 
 
 def _read_npz(place: Path) -> Table:
+    if not os.path.isfile(place) or not zipfile.is_zipfile(place):
+        raise UserError("it is neither a folder of images nor an .npz")
     try:
         with np.load(place, allow_pickle=False) as file:
             arrays = {name: file[name] for name in ("arr_0", "arr_1") if name in file}
-    except (OSError, ValueError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"neither a folder nor an .npz: {one_line(error, 200)}") from None
+    except (OSError, ValueError, EOFError, MemoryError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
+        raise UserError(f"it cannot be read: {one_line(error, 200)}") from None
     images, labels = arrays.get("arr_0"), arrays.get("arr_1")
     if images is None or images.dtype != np.uint8 or images.ndim != 4:
         raise UserError("arr_0 should hold the images, uint8 (n, h, w, c)")

@@ -163,7 +163,7 @@ def test_samples_from_files_are_measured_as_those_of_a_generator(
         assert cli.main(["evaluate", str(file), "--metrics", "fd", *wrong]) == 2
         err = capsys.readouterr().err
         assert err.count("\n") == 1
-        assert err.startswith(f"gfgw: {line or f'--samples {file}: neither a folder nor an .npz'}")
+        assert err.startswith(f"gfgw: {line or f'--samples {file}: it is neither a folder of images nor an .npz'}")
 
 
 def test_each_way_of_measuring_has_curves_of_its_own() -> None:
