@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import weakref
 from collections.abc import Collection
 
@@ -38,7 +39,8 @@ class Stage:
         for name, part in parts.items():
             starts[name] = size
             size += -(-part.nbytes // ALIGNMENT) * ALIGNMENT
-        memory = torch.empty(size, dtype=torch.uint8).zero_()
+        # From the kernel, to which it goes back: malloc would keep it in the arena of the thread that calls this.
+        memory = torch.frombuffer(mmap.mmap(-1, max(size, 1)), dtype=torch.uint8).zero_()
         self._buffers = {name: _view(memory, starts[name], part) for name, part in parts.items()}
         if self._world.device.type != "cuda":
             return True

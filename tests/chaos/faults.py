@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import time
@@ -240,13 +241,15 @@ class FillDisk(Anywhere):
         failed = job.said("was not saved")
         ballast = job.root / "ballast"
         ballast.mkdir()
+        number = itertools.count()
+        write = _write_bytes if chance.random() < 0.5 else Path.touch
+
+        def fills() -> bool:  # again: an old checkpoint may be removed, and leave room for one more
+            _until_full(lambda: write(ballast / str(next(number))))
+            return job.said("was not saved") > failed
+
         try:
-            if chance.random() < 0.5:
-                with (ballast / "bytes").open("wb", buffering=0) as file:
-                    _until_full(lambda _: file.write(bytes(1 << 20)))
-            else:
-                _until_full(lambda number: (ballast / str(number)).touch())
-            until(lambda: job.said("was not saved") > failed, "a save that fails")
+            until(fills, "a save that fails")
         finally:
             for file in ballast.iterdir():
                 file.unlink()
@@ -255,12 +258,14 @@ class FillDisk(Anywhere):
         return lambda: job.newest_step() > newest
 
 
-def _until_full(write: Callable[[int], object]) -> None:
-    number = 0
+def _write_bytes(file: Path) -> None:
+    file.write_bytes(bytes(1 << 20))
+
+
+def _until_full(write: Callable[[], None]) -> None:
     try:
         while True:
-            write(number)
-            number += 1
+            write()
     except OSError as error:
         if error.errno != ENOSPC:
             raise
