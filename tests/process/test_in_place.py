@@ -122,6 +122,7 @@ def test_rank_lost_between_a_step_and_its_record(reference: Path, tmp_path: Path
     assert outcome.code == 0, outcome.stderr
     assert "the run goes on after step 3" in outcome.stderr
     assert_as_undisturbed(run_dir, reference)
+    assert all(record["run/world_size"] == 2 for record in runs.records(run_dir) if "loss/total" in record)
 
 
 def test_rank_lost_while_the_launcher_looks_is_replaced(tmp_path: Path) -> None:
