@@ -160,8 +160,7 @@ def test_launcher_signalled_while_it_waits_for_its_peer_after_a_crash_exits_with
         peer.kill()
         peer.wait()
         lost.touch()  # its rank's connections break, so the other rank fails
-        first = runs.hear(agent, "restart 1 of 3").splitlines()[0]
-        assert "restart 1 of 3" in first
+        runs.hear(agent, "restart 1 of 3")
         agent.terminate()
         outcome = runs.outcome_of(agent, limit_seconds=60)
         assert outcome.code == PREEMPTED, outcome.stderr
