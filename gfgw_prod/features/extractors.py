@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -39,10 +40,34 @@ class PixelFeatures(nn.Module):
 class NetworkFeatures(FrozenNetwork):
     """Features of a network of timm, unit norm, ``(n, 1|3, h, w)`` -> ``(n, dim)``; images are resized to its side."""
 
+    def __init__(self, network: Network, backbone: nn.Module):
+        super().__init__(network, backbone)
+        self._resizings: dict[tuple[int, torch.device], Tensor] = {}
+        self.scale: Tensor
+        self.shift: Tensor
+        self.register_buffer("scale", 0.5 / self.std, persistent=False)
+        self.register_buffer("shift", (0.5 - self.mean) / self.std, persistent=False)
+
     def forward(self, images: Tensor) -> Tensor:
         images = images.expand(-1, 3, -1, -1)
+        if images.is_cuda and not torch.compiler.is_compiling():
+            return F.normalize(self.backbone(self._prepared_on_gpu(images)), dim=1)
         images = F.interpolate(images, (self.side, self.side), mode="bilinear", align_corners=False)
         return F.normalize(self.normalised((images + 1) / 2), dim=1)
+
+    def _prepared_on_gpu(self, images: Tensor) -> Tensor:
+        """Images resized and normalised. The gradient of ``F.interpolate``, in a fixed order, takes a sort on a GPU."""
+        with torch.autocast(images.device.type, enabled=False):
+            rows, columns = (self._resizing(size, images.device) for size in images.shape[-2:])
+            return torch.addcmul(self.shift, rows @ images @ columns.T, self.scale)
+
+    def _resizing(self, size: int, device: torch.device) -> Tensor:
+        """Bilinear interpolation of ``size`` pixels to ``side``, a matrix ``(side, size)``."""
+        if (size, device) not in self._resizings:
+            pixels = torch.eye(size)[None, None]
+            found = F.interpolate(pixels, (self.side, size), mode="bilinear", align_corners=False)[0, 0]
+            self._resizings[size, device] = found.to(device)
+        return self._resizings[size, device]
 
 
 def network_of(settings: FeatureSettings) -> Network | None:

@@ -129,6 +129,20 @@ class FrozenNetwork(nn.Module):
         self.register_buffer("mean", mean, persistent=False)
         self.register_buffer("std", std, persistent=False)
 
+    @torch.no_grad()
+    def fold_scales(self) -> None:
+        """Multiply weights of a vision transformer by its layer scales, so that no pass has to multiply by them."""
+        from timm.layers.layer_scale import LayerScale
+        from timm.models.vision_transformer import Block
+
+        blocks: list[Any] = [module for module in self.backbone.modules() if isinstance(module, Block)]
+        for block in blocks:
+            for name, last in ("ls1", block.attn.proj), ("ls2", block.mlp.fc2):
+                if isinstance(scale := getattr(block, name), LayerScale):
+                    last.weight.mul_(scale.gamma[:, None])
+                    last.bias.mul_(scale.gamma)
+                    setattr(block, name, nn.Identity())
+
     def normalised(self, images: Tensor) -> Tensor:
         """Features of images in [0, 1] of the right side."""
         features: Tensor = self.backbone((images - self.mean) / self.std)

@@ -49,23 +49,33 @@ class OneStepGenerator(nn.Module):
         self.exact_boundary = exact_boundary
         self.correlation = correlation
 
-    def forward(self, x_t: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Map images ``(n, c, h, w)`` at times ``(n,)`` in [0, 1], and class ids ``(n,)``, to clean images."""
+    def coefficients(self, t: Tensor) -> Tensor:
+        """``c_skip``, ``c_out``, ``c_in`` and ``c_noise`` at times ``(n,)`` in [0, 1], ``(4, n)``."""
         t = t.to(torch.float32)
         s = 1 - t
         shared = self.correlation * SIGMA_DATA * t  # Cov(x, t z)
         v = s.square() * SIGMA_DATA**2 + t.square() + 2 * s * shared
         c_noise = (t / s.clamp_min(1e-8)).clamp(*SIGMA_RANGE).log() / 4
+        c_in = v.rsqrt()
+        c_skip = (s * SIGMA_DATA**2 + shared) / v
+        c_out = t * (math.sqrt(1 - self.correlation**2) * SIGMA_DATA) * c_in
+        return torch.stack([c_skip, c_out, c_in, c_noise])
+
+    def forward(self, x_t: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Map images ``(n, c, h, w)`` at times, and class ids ``(n,)``, to clean images.
+
+        Args:
+            t: times ``(n,)`` in [0, 1], or their coefficients ``(4, n)``.
+        """
+        c_skip, c_out, c_in, c_noise = t if t.dim() == 2 else self.coefficients(t)
         one_hot = None
         if self.num_classes and labels is not None:
             one_hot = (labels[:, None] == torch.arange(self.num_classes, device=labels.device)).to(x_t.dtype)
-        c_in = v.rsqrt()[:, None, None, None]
-        predicted: Tensor = self.network(x_t * c_in, c_noise, one_hot)
+        predicted: Tensor = self.network(x_t * c_in[:, None, None, None], c_noise, one_hot)
         if not self.exact_boundary:
             return predicted
-        c_skip = ((s * SIGMA_DATA**2 + shared) / v)[:, None, None, None]
-        c_out = t[:, None, None, None] * (math.sqrt(1 - self.correlation**2) * SIGMA_DATA) * c_in
-        return c_skip * x_t + c_out * predicted
+        images: Tensor = c_skip[:, None, None, None] * x_t + c_out[:, None, None, None] * predicted
+        return images
 
     def sample(self, noise: Tensor, labels: Tensor | None = None) -> Tensor:
         """Compute one-step samples ``G(z, 1)`` from noise ``(n, c, h, w)``."""

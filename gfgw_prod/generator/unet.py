@@ -94,7 +94,10 @@ class Resample(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.direction == "down":
             return F.avg_pool2d(x, 2)
-        return F.interpolate(x, scale_factor=2, mode="nearest")
+        if x.device.type != "cuda":
+            return F.interpolate(x, scale_factor=2, mode="nearest")
+        with torch.autocast("cuda", enabled=False):  # which would copy in float32
+            return F.interpolate(x, scale_factor=2, mode="nearest")
 
 
 class UNetBlock(nn.Module):

@@ -13,7 +13,7 @@ from gfgw_prod.distributed.parallel import Parallel, parallelise
 from gfgw_prod.distributed.world import World
 from gfgw_prod.features.bank import FeatureBank
 from gfgw_prod.features.bank_cache import BankCache
-from gfgw_prod.features.extractors import build_extractor
+from gfgw_prod.features.extractors import NetworkFeatures, build_extractor
 from gfgw_prod.generator import OneStepGenerator, UNetBlock, build_generator, start_generator
 from gfgw_prod.generator.ema import Ema
 from gfgw_prod.losses.flow import check_scales
@@ -53,6 +53,8 @@ def build(
 
     # Frozen networks.
     extractor = together.rank0_first(lambda: build_extractor(config.features, shape, log)).to(device)
+    if device.type == "cuda" and isinstance(extractor, NetworkFeatures):
+        extractor.fold_scales()  # on CPUs, features have the bits of earlier versions
     perceptual = None
     if config.loss.lpips:
         perceptual = together.rank0_first(lambda: build_perceptual(config.loss.lpips_trunk, log)).to(device)

@@ -6,7 +6,7 @@ Weights, summed gradients and averages stay float32.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import chain
 from typing import Any
@@ -48,14 +48,12 @@ def _cast(tensors: tuple[Tensor, ...], dtype: torch.dtype) -> tuple[Tensor, ...]
     return result
 
 
-def _weights_by_block(
-    networks: Iterable[nn.Module], kinds: set[type[nn.Module]]
-) -> list[Sequence[tuple[nn.Module, str, Tensor]]]:
-    """Layers of these kinds, with the names and values of their weights; those of one parent together.
+_Weights = list[tuple[nn.Module, str, Tensor]]  # layers, with the names and values of their weights
 
-    The gradients of a block are ready early in the backward pass, so that DDP can send them during its rest.
-    """
-    groups: list[Sequence[tuple[nn.Module, str, Tensor]]] = [
+
+def _weights_by_block(network: nn.Module, kinds: set[type[nn.Module]]) -> list[_Weights]:
+    """The weights of layers of these kinds; those of one parent together."""
+    groups: list[_Weights] = [
         [
             (layer, name, weight)
             for layer in parent.children()
@@ -63,7 +61,6 @@ def _weights_by_block(
             for name, weight in layer.named_parameters(recurse=False)
             if not isinstance(weight, DTensor)
         ]
-        for network in networks
         for parent in network.modules()
     ]
     return [group for group in groups if group]
@@ -102,14 +99,21 @@ class Precision:
             (loss * (weight * self.scale)).backward()
 
     @contextmanager
-    def cast_weights(self, *networks: nn.Module) -> Iterator[None]:
+    def cast_weights(self, *networks: nn.Module, by_block: bool = False) -> Iterator[None]:
         """Cast once, for all passes made inside the body, the weights that would be cast in each of them.
 
         Layers use the casts in place of their parameters, which remain what ``parameters()`` returns and what gradients
         are added to. FSDP has whole weights during a pass only; autocast casts those.
+
+        Args:
+            by_block: have gradients ready early in the backward pass, so that DDP can send them during its rest.
         """
         kinds = {*CAST_LAYERS, unet.GroupNorm} if self._device.type == "cuda" else CAST_LAYERS
-        groups = _weights_by_block(networks, kinds) if self._dtype is not None else []
+        groups: list[_Weights] = []
+        for network in networks if self._dtype is not None else ():
+            blocks = _weights_by_block(network, kinds)
+            whole = self._device.type == "cuda" and not by_block  # fewer launches
+            groups += [list(chain.from_iterable(blocks))] if whole and blocks else blocks
         for group in groups:
             casts = _Cast.apply(self._dtype, *(weight for _, _, weight in group))  # type: ignore[no-untyped-call]
             for (layer, name, _), cast in zip(group, casts, strict=True):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -63,7 +64,8 @@ class TrainingStep:
         """
         self.clock.begin()
         inputs = self._draw(step, rows)
-        with self.precision.cast_weights(self.parallel.module, *self.objective.frozen):
+        networks = self.parallel.module, *self.objective.frozen
+        with self.precision.cast_weights(*networks, by_block=self.parallel.replicated):
             samples = self._generate(inputs)
             features = torch.stack([each.features for each in samples])
             match, finite = self._match(inputs, features)
@@ -212,7 +214,7 @@ class TrainingStep:
         """
         self.parallel.module.train(one_step)
         with torch.set_grad_enabled(keep), turn.cell.dropout(self.world.device):
-            images = self._pass(cell.noise, cell.noise.new_ones(len(cell.noise)), cell.labels)
+            images = self._pass(cell.noise, torch.ones(len(cell.noise)), cell.labels)
             features = self.objective.features(images)
         return Samples(features.detach(), images, features) if keep else Samples(features)
 
@@ -250,7 +252,7 @@ class TrainingStep:
         with self.parallel.turn(turn), turn.cell.dropout(self.world.device):
             predicted, features, at_zero = samples.images, samples.features_with_grad, None
             if predicted is None:
-                predicted, at_zero = self._predict(target, cell, to_device(t, self.world.device))
+                predicted, at_zero = self._predict(target, cell, t)
             if nearer is None:
                 batch = BatchFeatures(match.generated, match.features, slots, match.labels) if inputs.one_step else None
                 losses = self.objective(
@@ -265,7 +267,7 @@ class TrainingStep:
 
     def _predict(self, target: Tensor, cell: CellInputs, t: Tensor) -> tuple[Tensor, Tensor | None]:
         """Images ``(b, c, h, w)`` predicted at times ``t (b,)``, and at time 0 where the boundary has to be learnt."""
-        x_t = interpolate(target, cell.noise, t)
+        x_t = interpolate(target, cell.noise, to_device(t, self.world.device))
         if not self._boundary_is_learnt:
             return self._pass(x_t, t, cell.labels), None
         # One pass for both: FSDP reduces gradients once per pass.
@@ -282,17 +284,19 @@ class TrainingStep:
         Returns:
             Images ``(b, c, h, w)``, the target itself where ``r`` is 0; and the noise between the times, ``(b,)``.
         """
-        r, apart = (
-            to_device(each, self.world.device) for each in nearer_times(self.config.consistency, t, inputs.images_seen)
-        )
+        times, gaps = nearer_times(self.config.consistency, t, inputs.images_seen)
+        r, apart = to_device(times, self.world.device), to_device(gaps, self.world.device)
         with turn.cell.dropout(self.world.device):
-            images = self._pass(interpolate(target, cell.noise, r), r, cell.labels)
+            images = self._pass(interpolate(target, cell.noise, r), times, cell.labels)
         return torch.where((r > 0)[:, None, None, None], images, target), apart
 
     def _pass(self, x_t: Tensor, t: Tensor, labels: Tensor) -> Tensor:
-        """The generator's images ``(b, c, h, w)`` from noisy images and times ``(b,)``."""
+        """The generator's images ``(b, c, h, w)`` from noisy images and times ``(b,)``, on the CPU."""
+        # Computed there, the coefficients of the times are one copy to a GPU, and the same on every device.
+        generator: Any = self.parallel.module
+        coefficients = to_device(generator.coefficients(t), self.world.device)
         with self.precision.autocast():
-            images: Tensor = self.parallel.module(x_t, t, labels)
+            images: Tensor = generator(x_t, coefficients, labels)
         return images
 
     def _is_consistency(self, inputs: StepInputs) -> bool:

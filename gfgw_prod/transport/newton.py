@@ -35,10 +35,13 @@ class RowHessian:
         w: Tensor,
         v: Tensor,
         ratio: Tensor,
+        empty: Tensor,  # (m,), columns without mass
+        roots: tuple[Tensor, Tensor],  # of the masses of rows (n,) and columns (m,)
     ):
         # diag(T 1)^(-1/2) Hessian diag(T 1)^(-1/2) = -(I - A Aᵀ) with A = diag(scale) K diag(spread), (n, m).
-        scale = p.sqrt() * w / ratio.sqrt()
-        spread = (v / columns.mass.sqrt()).masked_fill_(columns.mass <= 0, 0)
+        root_p, root_mass = roots
+        scale = root_p * w / ratio.sqrt()
+        spread = (v / root_mass).masked_fill_(empty, 0)
         parts = []
         for block_kernel, block in zip(kernel, columns.blocks, strict=True):
             normalised = torch.mul(block_kernel, spread[block], out=scratch(block_kernel.shape)).mul_(scale[:, None])
@@ -47,7 +50,8 @@ class RowHessian:
         hessian = columns.sum(parts, p.new_empty(len(p), len(p)), GRAM_BITS).double().neg_()
         hessian.diagonal().add_(1 + DAMPING[p.dtype])
         self._inverse_root = (p * ratio).double().rsqrt().masked_fill_(p <= 0, 0)
-        self._factor, self._failed = torch.linalg.cholesky_ex(hessian, upper=True)
+        self._factor, failed = torch.linalg.cholesky_ex(hessian, upper=True)
+        self._factored = failed == 0
 
     def step(self, gradient: Tensor) -> Tensor:
         """The change of ``log w``, ``(n,)``, at a gradient ``(n,)`` of the dual objective.
@@ -58,12 +62,14 @@ class RowHessian:
         scaled = gradient * self._inverse_root  # in float64
         solved = torch.cholesky_solve(scaled[:, None], self._factor, upper=True)[:, 0]
         # Where the factorisation failed, a step like Sinkhorn's: the Hessian's diagonal instead of the Hessian.
-        newton = torch.where(self._failed == 0, solved, scaled) * self._inverse_root
+        newton = torch.where(self._factored, solved, scaled) * self._inverse_root
         return torch.copysign(newton.abs().log1p(), newton).to(gradient.dtype)
 
 
 def _gram(rows: Tensor) -> Tensor:
-    """The upper triangle of ``rows @ rows.T``, which the factorisation reads, in four strips; 0 below it."""
+    """``rows @ rows.T``; on a CPU only the upper triangle, which the factorisation reads, in four strips."""
+    if rows.is_cuda:
+        return rows @ rows.T
     gram = rows.new_zeros(len(rows), len(rows))
     height = -(-len(rows) // 4)
     for start in range(0, len(rows), height):

@@ -49,6 +49,7 @@ class Sinkhorn:
         self.iterations = self.hessians = self.kernel_builds = 0
         self._hessian: RowHessian | None = None
         self._empty = columns.mass <= 0  # (m,) columns without mass
+        self._roots = p.sqrt(), columns.mass.sqrt()
         self._halvings = 0
         self._w, self.column_ratio = torch.ones_like(p), torch.ones_like(columns.mass)
         self._buffer = p.new_empty(0)
@@ -222,6 +223,8 @@ class Sinkhorn:
         """``Kᵀ (p w)``, ``(m,)``."""
         u = self.p * self._w
         sums = [torch.mv(kernel.T, u) for kernel in self._kernel]
+        if len(sums) == 1:
+            return sums[0]
         return torch.cat(sums) if sums else torch.zeros_like(self.columns.mass)
 
     def _iterate(self, *, clamp: bool = False) -> tuple[Tensor, Tensor]:
@@ -256,7 +259,9 @@ class Sinkhorn:
 
     def _build_hessian(self, ratio: Tensor) -> RowHessian:
         self.hessians += 1
-        return RowHessian(self.columns, self._kernel, self._scratch, self.p, self._w, self._v, ratio)
+        return RowHessian(
+            self.columns, self._kernel, self._scratch, self.p, self._w, self._v, ratio, self._empty, self._roots
+        )
 
     def _scratch(self, shape: torch.Size) -> Tensor:
         """Reused memory for one block's intermediate result; allocating it would cost more than the arithmetic."""

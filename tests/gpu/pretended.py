@@ -5,7 +5,8 @@ are. C++ is told that it is on the CPU, since device guards would ask the driver
 tensors are created on the device and copied to it. It raises where a GPU would, and counts
 
 - what has the host wait for the device, by the place in the package and the reason;
-- launches: operations on the device that are no views, and multi-tensor ones as often as CUDA launches them;
+- launches: operations on the device that are no views, and multi-tensor ones as often as CUDA launches them. An
+  operation counts once, also where CUDA takes several kernels, as for a convolution with a bias;
 - bytes of the device's tensors, now and at most.
 
 Without ``computes`` tensors have shapes and no numbers, so that a step of a large network takes seconds. What the host
@@ -23,6 +24,7 @@ from types import FrameType
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
@@ -115,11 +117,17 @@ class GpuTensor(Tensor):
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func is Tensor.backward:  # what it computes again comes here too
+            return torch.autograd.backward(args[0], kwargs.pop("gradient", None), **kwargs)
         with torch._C.DisableTorchFunctionSubclass():
             if func is Tensor.cpu:
                 return _moved(args[0], "cpu")
             if func is Tensor.to:
                 return _moved(*args, **kwargs)
+            if func is F.dropout and args[0].numel() and 0 < kwargs.get("p", 0.5) < 1 and kwargs.get("training", True):
+                return torch.native_dropout(args[0], kwargs.get("p", 0.5), True)[0]  # mask and product at once
+            if func is F.group_norm:
+                args = args[0].contiguous(), *args[1:]  # there is no kernel for channels last
             return func(*args, **kwargs)
 
     @classmethod

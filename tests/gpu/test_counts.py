@@ -18,10 +18,10 @@ WAITS = {"training/feed.py:targets copy to the host": 1, "training/checked_step.
 @pytest.mark.parametrize(
     ("preset", "most_launches"),
     [
-        ("digits", 1_500),
-        pytest.param("cifar10", 5_600, marks=pytest.mark.slow),
-        pytest.param("seed_report", 9_000, marks=pytest.mark.slow),
-        pytest.param("imagenet64", 8_000, marks=pytest.mark.slow),
+        ("digits", 1_400),
+        pytest.param("cifar10", 4_700, marks=pytest.mark.slow),
+        pytest.param("seed_report", 7_400, marks=pytest.mark.slow),
+        pytest.param("imagenet64", 6_600, marks=pytest.mark.slow),
     ],
 )
 def test_step_waits_twice(preset: str, most_launches: int) -> None:

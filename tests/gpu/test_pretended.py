@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.nn.functional import group_norm, scaled_dot_product_attention
+from torch.nn.functional import dropout, group_norm, scaled_dot_product_attention
 
 from gfgw_prod.distributed.transfers import to_device
 
@@ -117,6 +117,29 @@ def test_launches_are_operations_that_are_no_views(gpu: PretendedGpu) -> None:
     before = gpu.counts.copy()
     (x.T[1:] * 2).sum().reshape(1)
     assert gpu.counts.since(before).launches == {"mul.Tensor": 1, "sum.default": 1}
+
+
+def test_dropout_is_one_launch_each_way(gpu: PretendedGpu) -> None:
+    x = torch.nn.Parameter(on_gpu(64, 64))
+    before = gpu.counts.copy()
+    dropped = dropout(x, p=0.25)
+    dropped.backward(torch.ones_like(dropped))
+    assert gpu.counts.since(before).launches == {
+        "native_dropout.default": 1,
+        "native_dropout_backward.default": 1,
+        "ones_like.default": 1,
+    }
+    kept = (dropped != 0).float()
+    assert 0.6 < kept.mean() < 0.9
+    assert torch.allclose(dropped.detach(), x.detach() * kept / 0.75)
+    assert dropout(x, p=0.25, training=False) is x
+
+
+def test_group_norm_copies_channels_last(gpu: PretendedGpu) -> None:
+    x = on_gpu(2, 4, 8, 8)
+    before = gpu.counts.copy()
+    assert group_norm(x.contiguous(memory_format=torch.channels_last), 2).is_contiguous()
+    assert gpu.counts.since(before).launches == {"clone.default": 2, "native_group_norm.default": 1}
 
 
 def test_multi_tensor_operations_count_as_cuda_launches_them(gpu: PretendedGpu) -> None:
