@@ -1,61 +1,72 @@
-"""``python -m benchmarks quality``: compare the methods in a table, or try learning rates with ``--tune``."""
+"""``python -m benchmarks quality``: compare the methods in a table, or try settings of each with ``--tune``."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
-from benchmarks.quality.settings import METHODS, OPTIONS, RATES, options_of
+from benchmarks.quality.runs import Processes
+from benchmarks.quality.settings import METHODS, OPTIONS, RATES, TRIALS, options_of
 
-ROOT = Path(__file__).resolve().parents[2]
 TUNING_SEED = 100  # not used in the table
-
-
-def in_own_process(kind: str, **arguments: Any) -> dict[str, float]:
-    """Call a function of ``runs`` in a process of its own, on one thread. If it fails, it has said why."""
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.quality.runs"],
-        input=json.dumps({"kind": kind, **arguments}) + "\n",
-        stdout=subprocess.PIPE,
-        text=True,
-        check=False,
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    if done.returncode:
-        sys.exit(done.returncode)
-    found: dict[str, float] = json.loads(done.stdout)
-    return found
+Requests = Mapping[str, tuple[str, Mapping[str, Any]]]  # name of a method and its settings, by label
+Found = dict[str, list[dict[str, float]]]  # metrics of each seed, by label
 
 
 def compare(
-    requests: Mapping[str, tuple[str, Mapping[str, Any]]], data: str, seconds: float, seeds: Sequence[int], jobs: int
-) -> dict[str, list[dict[str, float]]]:
+    processes: Processes, requests: Requests, data: str, seconds: float, seeds: Sequence[int], *, fully: bool = True
+) -> Found:
     """Run each label for the same CPU time with every seed; print each result on stderr at once."""
-    costs = in_own_process("time", requests=requests, data=data)
+    alike = {label: _without_rate(*request) for label, request in requests.items()}
+    costs = processes.ask("time", requests={alike[label]: request for label, request in requests.items()}, data=data)
 
     def run_one(label: str, seed: int) -> dict[str, float]:
         name, changes = requests[label]
-        steps = max(round(seconds / costs[label]), 1)
-        found = in_own_process("run", name=name, data=data, steps=steps, seed=seed, changes=changes)
-        print(json.dumps({"method": label, "seed": seed, **found}), file=sys.stderr, flush=True)
+        steps = max(round(seconds / costs[alike[label]]), 1)
+        found = processes.ask("run", name=name, data=data, steps=steps, seed=seed, changes=changes, fully=fully)
+        print(json.dumps({"data": data, "method": label, "seed": seed, **found}), file=sys.stderr, flush=True)
         return found
 
-    with ThreadPoolExecutor(jobs) as pool:
+    with ThreadPoolExecutor(processes.count) as pool:
         # Seed by seed, so that other load on the machine affects all methods alike.
         runs = {(label, seed): pool.submit(run_one, label, seed) for seed in seeds for label in requests}
         return {label: [runs[label, seed].result() for seed in seeds] for label in requests}
 
 
-def print_table(found: Mapping[str, list[dict[str, float]]], reference: Mapping[str, float]) -> None:
+def _without_rate(name: str, changes: Mapping[str, Any]) -> str:
+    """A name for requests whose steps take the same time."""
+    return json.dumps([name, {each: value for each, value in changes.items() if each != "optimizer.lr"}])
+
+
+def tune(processes: Processes, methods: Sequence[str], data: str, seconds: float) -> None:
+    """Try every learning rate, then with the best one the method's further trials; print all, best first."""
+    for name in methods:
+        settings = options_of(data, name)
+
+        def distances(trials: Mapping[str, Mapping[str, Any]], name: str = name) -> dict[str, float]:
+            found = compare(
+                processes, {each: (name, trials[each]) for each in trials}, data, seconds, [TUNING_SEED], fully=False
+            )
+            return {label: run["frechet"] for label, (run,) in found.items()}
+
+        tried = distances({f"{name} {rate}": {**settings, "optimizer.lr": rate} for rate in RATES})
+        best = float(min(tried, key=lambda label: tried[label]).split()[-1])
+        tried |= distances(
+            {
+                f"{name} {best} {json.dumps(change)}": {**settings, "optimizer.lr": best, **change}
+                for change in TRIALS[name]
+            }
+        )
+        for label in sorted(tried, key=lambda label: tried[label]):
+            print(f"{tried[label]:>9.3f}  {label}", flush=True)
+
+
+def print_table(found: Found, reference: Mapping[str, float]) -> None:
     print(
         "| method | steps | CPU time, of ours | Fréchet distance | range | in Lite0 | precision | recall | memorised |"
     )
@@ -84,20 +95,15 @@ def main(arguments: Sequence[str] = ()) -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=2, help="parallel runs, each on one thread")
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
-    parser.add_argument("--tune", action="store_true", help="try every learning rate, on a separate seed")
+    parser.add_argument("--tune", action="store_true", help="try settings of each method, on a separate seed")
     options = parser.parse_args(arguments)
-    if options.tune:
-        requests = {
-            f"{name} {rate}": (name, {**options_of(options.data).get(name, {}), "optimizer.lr": rate})
-            for name in options.methods
-            for rate in RATES
-        }
-        for label, (run,) in compare(requests, options.data, options.seconds, [TUNING_SEED], options.jobs).items():
-            print(f"{label:<28}{run['frechet']:>8.3f}")
-        return
-    requests = {name: (name, options_of(options.data).get(name, {})) for name in options.methods}
-    found = compare(requests, options.data, options.seconds, range(options.seeds), options.jobs)
-    print_table(found, in_own_process("halves", data=options.data))
+    with Processes(options.jobs) as processes:
+        if options.tune:
+            tune(processes, options.methods, options.data, options.seconds)
+            return
+        requests = {name: (name, options_of(options.data, name)) for name in options.methods}
+        found = compare(processes, requests, options.data, options.seconds, range(options.seeds))
+        print_table(found, processes.ask("halves", data=options.data))
 
 
 if __name__ == "__main__":

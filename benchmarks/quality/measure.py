@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
+from functools import cache, cached_property
 from pathlib import Path
 
 import torch
@@ -10,16 +12,64 @@ from torch import Tensor
 
 from benchmarks.frozen import LITE0, write_lite0
 from gfgw_prod.data.sources import Table
-from gfgw_prod.evaluation.distances import frechet_distance, moments_of
-from gfgw_prod.evaluation.spaces import WeightFiles, build_space
+from gfgw_prod.evaluation.distances import Moments, frechet_distance, moments_of
+from gfgw_prod.evaluation.spaces import Space, WeightFiles, build_space
 from gfgw_prod.sampling.pictures import draw_samples, levels_of
 
 SAMPLES, NOISE_SEED = 5_000, 0  # the same noise and classes for every run
+NETWORK_SAMPLES, NETWORK_SIDE = 1_000, 64
 COMPONENTS, NEIGHBOURS = 32, 3
+MOST_NEIGHBOURS = 5_000  # points of either side in precision and recall, whose radii depend on the number of points
+BLOCK = 1_000  # rows of distances held at once
 
 
-def quality(sampler: torch.nn.Module, table: Table) -> dict[str, float]:
-    """Metrics of one-step samples by name."""
+class Reference:
+    """What samples are compared with: a set of images ``(n, c, h, w)`` and the features of it that every run needs."""
+
+    def __init__(self, images: Tensor):
+        images = images[torch.randperm(len(images), generator=torch.Generator().manual_seed(0))]
+        self._images, pixels = images, _pixels(images)
+        self._pixel_moments = moments_of(pixels)
+        centred = pixels - pixels.mean(dim=0)
+        self._axes = torch.linalg.eigh(centred.T @ centred).eigenvectors[:, -COMPONENTS:]
+        self._all = pixels @ self._axes
+        self._near = self._all[:MOST_NEIGHBOURS]
+        self._radii, self._apart = radii(self._near), nearest(self._all, self._all, others=True)[0]
+
+    def metrics(self, images: Tensor) -> dict[str, float]:
+        """Metrics of other images in pixels, by name."""
+        pixels = _pixels(images)
+        near = (pixels @ self._axes)[: len(self._near)]
+        distances, owners = nearest(near, self._all)
+        return {
+            "frechet": frechet_distance(moments_of(pixels), self._pixel_moments),
+            "precision": covered(near, self._near, self._radii),
+            "recall": covered(self._near, near, radii(near)),
+            "memorised": float((distances < self._apart[owners]).double().mean()),
+        }
+
+    def in_network(self, images: Tensor) -> dict[str, float]:
+        """The Fréchet distance of other images in a network's features."""
+        return {"network": frechet_distance(self._moments_in_network(images[:NETWORK_SAMPLES]), self._network_moments)}
+
+    @cached_property
+    def _network_moments(self) -> Moments:
+        return self._moments_in_network(self._images[:MOST_NEIGHBOURS])
+
+    @torch.no_grad()
+    def _moments_in_network(self, images: Tensor) -> Moments:
+        return moments_of(torch.cat([_lite0()(levels_of(cell)) for cell in images.split(64)]))
+
+
+@cache
+def _lite0() -> Space:
+    with tempfile.TemporaryDirectory() as place:
+        files = WeightFiles({f"timm:{LITE0}": write_lite0(Path(place))})
+        return build_space(f"timm:{LITE0}@{NETWORK_SIDE}", files, (3, NETWORK_SIDE, NETWORK_SIDE))
+
+
+def quality(sampler: torch.nn.Module, table: Table, reference: Reference, *, fully: bool) -> dict[str, float]:
+    """Metrics of one-step samples by name; in pixels alone if not ``fully``."""
     images, _ = draw_samples(
         sampler,
         table.image_shape,
@@ -29,55 +79,47 @@ def quality(sampler: torch.nn.Module, table: Table) -> dict[str, float]:
         stream="quality",
         device=torch.device("cpu"),
     )
-    data = table.rows(torch.arange(len(table)))
-    return metrics(_pixels(images), _pixels(data)) | {"network": _network_distance(images[:2000], data)}
+    return reference.metrics(images) | (reference.in_network(images) if fully else {})
 
 
-def quality_of_halves(table: Table) -> dict[str, float]:
-    """The same metrics of one random half of the data against the other."""
-    images = table.rows(torch.randperm(len(table), generator=torch.Generator().manual_seed(0)))
-    data = _pixels(images)
-    return metrics(data[::2], data[1::2]) | {"network": _network_distance(images[::2], images[1::2])}
+def quality_of_halves(table: Table) -> Mapping[str, float]:
+    """The same metrics of one random half of the data against the other: what a perfect generator could reach."""
+    images = table.rows(torch.randperm(len(table), generator=torch.Generator().manual_seed(1)))
+    reference = Reference(images[1::2])
+    return reference.metrics(images[::2]) | reference.in_network(images[::2])
 
 
-def metrics(generated: Tensor, data: Tensor) -> dict[str, float]:
-    """Metrics of generated rows ``(n, d)`` against the data ``(m, d)``, by name."""
-    axes = torch.linalg.svd(data - data.mean(dim=0), full_matrices=False).Vh[:COMPONENTS]
-    # As many samples as data, because the radii depend on the number of points.
-    near_generated, near_data = generated[: len(data)] @ axes.T, data @ axes.T
-    return {
-        "frechet": frechet_distance(moments_of(generated), moments_of(data)),
-        "precision": covered(near_generated, near_data),
-        "recall": covered(near_data, near_generated),
-        "memorised": memorised(near_generated, near_data),
-    }
-
-
-def covered(points: Tensor, by: Tensor) -> float:
-    """Share of points ``(n, d)`` that lie within the third-neighbour radius of some point of ``by``, ``(m, d)``.
+def covered(points: Tensor, by: Tensor, radii: Tensor) -> float:
+    """Share of points ``(n, d)`` that lie within the radius of some point of ``by``, ``(m, d)``.
 
     Kynkäänniemi et al. 2019, arXiv:1904.06991, eq. 1 and 2. Precision is the share of samples covered by data, recall
     the reverse.
     """
-    radii = torch.cdist(by, by).kthvalue(NEIGHBOURS + 1, dim=1).values  # the nearest is the point itself
-    return float((torch.cdist(points, by) <= radii).any(dim=1).double().mean())
+    within = [(torch.cdist(block, by) <= radii).any(dim=1) for block in points.split(BLOCK)]
+    return float(torch.cat(within).double().mean())
 
 
-def memorised(points: Tensor, data: Tensor) -> float:
-    """Share of points that are nearer to a datum than any other datum is (Alaa et al. 2022: one minus authenticity)."""
-    nearest = torch.cdist(points, data).min(dim=1)
-    others = torch.cdist(data, data).fill_diagonal_(torch.inf).amin(dim=1)
-    return float((nearest.values < others[nearest.indices]).double().mean())
+def radii(points: Tensor) -> Tensor:
+    """Distance of each point ``(n, d)`` to its third neighbour."""
+    # The nearest is the point itself.
+    found = [torch.cdist(block, points).kthvalue(NEIGHBOURS + 1, dim=1).values for block in points.split(BLOCK)]
+    return torch.cat(found)
 
 
-@torch.no_grad()
-def _network_distance(first: Tensor, second: Tensor) -> float:
-    """Fréchet distance of images in EfficientNet-Lite0 at 64 pixels, a network that no method here is trained on."""
-    with tempfile.TemporaryDirectory() as place:
-        files = WeightFiles({f"timm:{LITE0}": write_lite0(Path(place))})
-        space = build_space(f"timm:{LITE0}@64", files, (3, 64, 64))
-    rows = [torch.cat([space(levels_of(cell)) for cell in images.split(64)]) for images in (first, second)]
-    return frechet_distance(*map(moments_of, rows))
+def nearest(points: Tensor, data: Tensor, *, others: bool = False) -> tuple[Tensor, Tensor]:
+    """Distance of each point ``(n, d)`` to the nearest datum, and its index; with ``others`` not to itself.
+
+    A sample nearer to a datum than any other datum is counts as memorised (Alaa et al. 2022: one minus authenticity).
+    """
+    distances, owners = [], []
+    for first, block in zip(range(0, len(points), BLOCK), points.split(BLOCK), strict=True):
+        apart = torch.cdist(block, data)
+        if others:
+            apart[:, first:].fill_diagonal_(torch.inf)
+        found = apart.min(dim=1)
+        distances.append(found.values)
+        owners.append(found.indices)
+    return torch.cat(distances), torch.cat(owners)
 
 
 def _pixels(images: Tensor) -> Tensor:

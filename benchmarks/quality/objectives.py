@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,7 +31,7 @@ class Objective(nn.Module):
         self.config, self.classes = config, table.num_classes
         self.network = self.unet(table)
 
-    def unet(self, table: Table, extra: int = 0, *, channels_last: bool = True) -> SongUNet:
+    def unet(self, table: Table, extra: int = 0) -> SongUNet:
         """The U-Net of the settings, with ``extra`` conditioning values after the classes."""
         g = self.config.generator
         return SongUNet(
@@ -43,7 +44,7 @@ class Objective(nn.Module):
             attention_resolutions=g.attention_resolutions,
             dropout=g.dropout,
             label_dim=table.num_classes + extra,
-            channels_last=channels_last,
+            channels_last=g.channels_last,
         )
 
     def one_hot(self, labels: Tensor) -> Tensor:
@@ -164,6 +165,7 @@ class Drifting(Objective):
     Args:
         temperatures: of the kernel ``exp(-distance / temperature)``.
         positives: data drawn in each step.
+        classes: at most as many classes in a step, so that each has more samples; 0: as in the data.
     """
 
     def __init__(
@@ -172,11 +174,13 @@ class Drifting(Objective):
         table: Table,
         temperatures: Sequence[float] = (0.02, 0.05, 0.2),
         positives: int = 512,
+        classes: int = 0,
     ):
         super().__init__(config, table)
         self.generator = OneStepGenerator(self.network, num_classes=table.num_classes)
         self.extractor = build_extractor(config.features, table.image_shape)
         self.table, self.temperatures, self.positives = table, tuple(temperatures), positives
+        self.classes_a_step = classes
 
     def forward(self, noise: Tensor, t: Tensor, labels: Tensor) -> Tensor:
         images: Tensor = self.generator(noise, t, labels)
@@ -184,7 +188,12 @@ class Drifting(Objective):
 
     def loss(self, images: Tensor, labels: Tensor, progress: float, stream: torch.Generator) -> Tensor:
         noise = torch.randn(images.shape, generator=stream)
-        drawn = torch.randint(len(self.table), (self.positives,), generator=stream)
+        if self.classes_a_step:
+            pool = torch.isin(self.table.labels, labels[: self.classes_a_step]).nonzero()[:, 0]
+            labels = self.table.labels[pool[torch.randint(len(pool), (len(images),), generator=stream)]]
+        else:
+            pool = torch.arange(len(self.table))
+        drawn = pool[torch.randint(len(pool), (self.positives,), generator=stream)]
         others = self.table.labels[drawn]
         x = self.extractor(self(noise, torch.ones(len(noise)), labels))
         with torch.no_grad():
@@ -211,7 +220,9 @@ class Drifting(Objective):
 class SinkhornDrifting(Drifting):
     """Drifting by entropic transport plans (He et al. 2026, arXiv:2603.12366): a Sinkhorn divergence's gradient."""
 
-    ITERATIONS = 30
+    def __init__(self, config: Config, table: Table, iterations: int = 30, **others: Any):
+        super().__init__(config, table, **others)
+        self.iterations = iterations
 
     def couplings(self, to_data: Tensor, apart: Tensor, masses: Tensor) -> tuple[Tensor, Tensor]:
         return self._plan(to_data, masses), self._plan(apart, torch.ones(len(apart)))
@@ -219,7 +230,7 @@ class SinkhornDrifting(Drifting):
     def _plan(self, logits: Tensor, masses: Tensor) -> Tensor:
         """The plan of row masses 1 and column masses ``(m,)``; none of it between classes."""
         columns = torch.zeros_like(masses)
-        for _ in range(self.ITERATIONS):
+        for _ in range(self.iterations):
             rows = -torch.logsumexp(logits + columns, dim=1, keepdim=True)
             columns = masses.log() - torch.logsumexp(logits + rows, dim=0)
         rows = -torch.logsumexp(logits + columns, dim=1, keepdim=True)
@@ -227,7 +238,7 @@ class SinkhornDrifting(Drifting):
 
 
 class _ContiguousGroupNorm(nn.GroupNorm):
-    """GroupNorm with forward-mode derivatives in any memory layout: torch's own refuses channels last."""
+    """GroupNorm with forward-mode derivatives in any memory layout: torch's own refuses others."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x.clone(memory_format=torch.contiguous_format))
@@ -256,7 +267,7 @@ class MeanFlow(Objective):
         nn.Module.__init__(self)
         self.config, self.classes = config, table.num_classes
         channels = config.generator.model_channels
-        self.network = self.unet(table, extra=channels, channels_last=False)
+        self.network = self.unet(table, extra=channels)
         for module in self.network.modules():
             if isinstance(module, nn.GroupNorm):
                 module.__class__ = _ContiguousGroupNorm

@@ -1,20 +1,28 @@
-"""Runs of the comparison in a separate process: ``python -m benchmarks.quality.runs`` reads requests as JSON lines."""
+"""Runs of the comparison in processes of their own, on one thread each.
+
+``python -m benchmarks.quality.runs`` answers requests, JSON lines, and keeps what the runs of a data set share.
+"""
 
 from __future__ import annotations
 
 import json
+import os
+import queue
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Mapping
-from functools import partial
-from typing import Any
+from functools import cache, partial
+from pathlib import Path
+from typing import Any, Self
 
+import torch
+
+from benchmarks.quality import data as data_sets
 from benchmarks.quality import objectives
-from benchmarks.quality.data import table_of
-from benchmarks.quality.measure import quality, quality_of_halves
+from benchmarks.quality.measure import Reference, quality, quality_of_halves
 from benchmarks.quality.methods import Method, Ours, Theirs
-from benchmarks.quality.settings import ALWAYS
 from gfgw_prod.process.exit_codes import UserError
 
 BUILDERS = {
@@ -28,11 +36,53 @@ BUILDERS = {
     "drifting": partial(Theirs, objectives.Drifting),
     "sinkhorn-drifting": partial(Theirs, objectives.SinkhornDrifting),
 }
-WARM, TURNS, STEPS_A_TURN = 4, 5, 4
+WARM, TURNS, STEPS_A_TURN = 3, 3, 4
+ROOT = Path(__file__).resolve().parents[2]
+table_of = cache(data_sets.table_of)
+
+
+class Processes:
+    """Processes that answer requests, as many at a time as there are threads that ask."""
+
+    def __init__(self, count: int):
+        self.count = count
+        self._idle: queue.Queue[subprocess.Popen[str]] = queue.Queue()
+        for _ in range(count):
+            self._idle.put(
+                subprocess.Popen(
+                    [sys.executable, "-m", "benchmarks.quality.runs"],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    text=True,
+                    cwd=ROOT,
+                    env={**os.environ, "OMP_NUM_THREADS": "1"},
+                )
+            )
+
+    def ask(self, kind: str, **arguments: Any) -> dict[str, float]:
+        """Call the function ``kind`` of this module. If it fails, it has said why."""
+        process = self._idle.get()
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(json.dumps({"kind": kind, **arguments}) + "\n")
+        process.stdin.flush()
+        answer = process.stdout.readline()
+        if not answer:
+            sys.exit(process.wait())
+        found: dict[str, float] = json.loads(answer)
+        self._idle.put(process)
+        return found
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        while not self._idle.empty():
+            self._idle.get().communicate()
 
 
 def build(name: str, data: str, steps: int, seed: int, changes: Mapping[str, Any]) -> Method:
-    return BUILDERS[name](table_of(data), steps, seed, {**ALWAYS.get(name, {}), **changes})
+    return BUILDERS[name](table_of(data), steps, seed, changes)
 
 
 def step_seconds(requests: Mapping[str, tuple[str, Mapping[str, Any]]], data: str) -> dict[str, float]:
@@ -51,7 +101,13 @@ def step_seconds(requests: Mapping[str, tuple[str, Mapping[str, Any]]], data: st
     return {label: statistics.median(found) for label, found in times.items()}
 
 
-def run(name: str, data: str, steps: int, seed: int, changes: Mapping[str, Any]) -> dict[str, float]:
+@cache
+def reference(data: str) -> Reference:
+    table = table_of(data)
+    return Reference(table.rows(torch.arange(len(table))))
+
+
+def run(name: str, data: str, steps: int, seed: int, changes: Mapping[str, Any], fully: bool) -> dict[str, float]:
     """Train, then measure the samples."""
     method = build(name, data, steps, seed, changes)
     started = time.process_time()
@@ -59,11 +115,15 @@ def run(name: str, data: str, steps: int, seed: int, changes: Mapping[str, Any])
         method.step()
     spent = time.process_time() - started
     with method.ema.applied():
-        return {"seconds": spent, "steps": steps, **quality(method.sampler, table_of(data))}
+        return {
+            "seconds": spent,
+            "steps": steps,
+            **quality(method.sampler, table_of(data), reference(data), fully=fully),
+        }
 
 
-def halves(data: str) -> dict[str, float]:
-    """Metrics of one half of the data against the other: what a perfect generator could reach."""
+def halves(data: str) -> Mapping[str, float]:
+    """Metrics of one half of the data against the other."""
     return quality_of_halves(table_of(data))
 
 

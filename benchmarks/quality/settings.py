@@ -6,7 +6,7 @@ from typing import Any
 
 METHODS = {
     "ours": "**GFGW-FM**",
-    "ours-lambda-0": "GFGW-FM without structure (λ 0)",
+    "ours-lambda-0": "the same without structure (λ 0)",
     "independent": "independent coupling",
     "ot-regression": "minibatch OT, regression at t = 1",
     "ot-flow": "minibatch OT flow matching, one Euler step",
@@ -15,7 +15,18 @@ METHODS = {
     "drifting": "Drifting",
     "sinkhorn-drifting": "Sinkhorn drifting",
 }
-RATES = (1e-3, 2e-3, 4e-3)  # that ``--tune`` tries for every method
+RATES = (2e-3, 4e-3, 8e-3)  # that ``--tune`` tries for every method
+STRUCTURE = {"transport.structure_weight": 0.1, "transport.structure_weight_end": 0.4}
+NO_STRUCTURE = dict.fromkeys(STRUCTURE, 0.0)
+# Further settings that it tries with the best rate; as many for every method.
+TRIALS: dict[str, list[dict[str, Any]]] = {
+    "ours": [STRUCTURE, {"generator.correlation": 0.6}],
+    "independent": [{"loss.energy": 24.0}, {"train.one_step_share": 0.5}],
+    "ect": [{"location": -0.5}, {"stages": 4}],
+    "meanflow": [{"unequal": 0.25}, {"location": -0.4, "scale": 1.0}],
+    "drifting": [{"temperatures": [0.05, 0.2, 0.5]}, {"classes": 2}],
+    "sinkhorn-drifting": [{"temperatures": [0.05], "iterations": 10}, {"classes": 2, "iterations": 10}],
+}
 # Differences from configs/digits.yaml.
 PHOTOS: dict[str, dict[str, Any]] = {
     # In 768 dimensions a fresh plan with sampled targets uses all photographs evenly; a persistent potential with
@@ -25,23 +36,40 @@ PHOTOS: dict[str, dict[str, Any]] = {
         "transport.dual": "fresh",
         "transport.target": "sample",
         "transport.epsilon_end": 0.02,
-        "transport.structure_weight": 0.0,
-        "transport.structure_weight_end": 0.0,
+        **NO_STRUCTURE,
         "transport.tolerance": 0.05,
         "generator.correlation": 0.2,
         "optimizer.lr": 5e-3,
     },
-    "independent": {"generator.correlation": 0.0},  # noise and images are independent
     "ect": {"optimizer.lr": 5e-3},
 }
-PICTURES = {name: {"generator.channel_mult": [1, 2, 2], **PHOTOS.get(name, {})} for name in METHODS}
+# A smaller network than that of photographs, so that a minute of CPU time is some hundred steps.
+SMALL = {
+    "generator.channel_mult": [1, 2, 2],
+    "generator.model_channels": 8,
+    "train.batch_size": 64,
+    "train.cell_size": 64,
+}
+TUNED: dict[str, dict[str, Any]] = {
+    "ours": {**PHOTOS["ours"], **STRUCTURE, "optimizer.lr": 4e-3},
+    "independent": {"optimizer.lr": 8e-3},
+    "ect": {"optimizer.lr": 4e-3, "location": -0.5},
+    "meanflow": {"optimizer.lr": 8e-3, "location": -0.4, "scale": 1.0},
+    "drifting": {"optimizer.lr": 8e-3},
+    "sinkhorn-drifting": {"optimizer.lr": 8e-3, "temperatures": [0.05], "iterations": 10},
+}
+PICTURES = {name: {**TUNED.get(name, {}), **SMALL} for name in METHODS}
 OPTIONS = {"digits": {}, "photos": PHOTOS, "photos-halved": PHOTOS}
 ALWAYS: dict[str, dict[str, Any]] = {
-    "independent": {"transport.target": "independent"},
-    "ours-lambda-0": {"transport.structure_weight": 0.0, "transport.structure_weight_end": 0.0},
+    "independent": {
+        "transport.target": "independent",
+        "generator.correlation": 0.0,
+    },  # noise and images are independent
+    "ours-lambda-0": NO_STRUCTURE,
 }
 
 
-def options_of(data: str) -> dict[str, dict[str, Any]]:
-    """What each method was tuned to on a data set; folders of pictures share settings."""
-    return OPTIONS.get(data, PICTURES)
+def options_of(data: str, name: str) -> dict[str, Any]:
+    """What a method was tuned to on a data set; folders of pictures share settings, and so do our variants."""
+    tuned = OPTIONS.get(data, PICTURES)
+    return {**tuned.get("ours" if name.startswith("ours") else name, {}), **ALWAYS.get(name, {})}

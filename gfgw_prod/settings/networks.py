@@ -29,7 +29,9 @@ class GeneratorSettings(Section):
     correlation: Real = setting(
         0.0, "correlation of noise and matched images that the preconditioning assumes; 0 is EDM's", ge=0, lt=1
     )
-    channels_last: Flag = setting(True, "store activations with channels last, which makes convolutions faster")
+    channels_last: Flag = setting(
+        True, "store activations with channels last: convolutions are faster on GPUs, normalisations slower on CPUs"
+    )
     checkpoint_activations: Flag = setting(
         False, "keep only inputs of blocks for the backward pass; recompute the rest"
     )
