@@ -36,7 +36,7 @@ RUN = (
 CHECKED = {
     r"make test": "runs this test",
     r'make train ARGS=".*"': "as make train, for minutes",
-    r"make train CONFIG=configs/cifar10\.yaml .*": "needs CIFAR-10, the weights of three networks, and a GPU",
+    r"make train CONFIG=configs/cifar10\.yaml .*": "needs CIFAR-10, the weights of two networks, and a GPU",
     r"\.venv/bin/gfgw train --config pictures --data\.path DIR": "tests/process/test_pictures.py runs it, smaller",
     r"\.venv/bin/gfgw train --config pictures .* --features\.pixel-constant 0 .*": "test_pictures.py runs one, smaller",
     r"make train CONFIG=configs/pictures\.yaml .*": "as gfgw train, on all cores",

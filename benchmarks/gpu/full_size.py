@@ -29,10 +29,13 @@ def local_config(preset: str, changes: Mapping[str, Any], directory: Path) -> Co
     """The preset's settings with changes, and files of random weights in ``directory`` in place of published ones."""
     settings = reading.read_yaml(CONFIGS / f"{preset}.yaml")
     local: dict[str, Any] = {"run": {"dir": str(directory / "run")}, "generator": {"pretrained": None}}
-    if reading.resolve(settings, changes).features.extractor == "dinov2":
+    config = reading.resolve(settings, changes)
+    if config.features.extractor == "dinov2" or config.loss.lpips:
         files = directory / "dinov2.safetensors", directory / "vgg16.pth"
         dinov2, trunk = files if all(file.exists() for file in files) else draw_frozen(directory)
-        local |= {"features": {"weights": str(dinov2)}, "loss": {"lpips_trunk": str(trunk)}}
+        local["loss"] = {"lpips_trunk": str(trunk)}
+        if config.features.extractor == "dinov2":
+            local["features"] = {"weights": str(dinov2)}
     return reading.resolve(settings, local, changes)
 
 

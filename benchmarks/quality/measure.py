@@ -54,7 +54,7 @@ class Reference:
 
     @cached_property
     def _network_moments(self) -> Moments:
-        return self._moments_in_network(self._images[:MOST_NEIGHBOURS])
+        return self._moments_in_network(self._images[: 2 * NETWORK_SAMPLES])
 
     @torch.no_grad()
     def _moments_in_network(self, images: Tensor) -> Moments:

@@ -59,12 +59,10 @@ TUNED: dict[str, dict[str, Any]] = {
     "sinkhorn-drifting": {"optimizer.lr": 8e-3, "temperatures": [0.05], "iterations": 10},
 }
 PICTURES = {name: {**TUNED.get(name, {}), **SMALL} for name in METHODS}
-OPTIONS = {"digits": {}, "photos": PHOTOS, "photos-halved": PHOTOS}
+OPTIONS = {"digits": {**TUNED, "ours": {}}, "photos": PHOTOS, "photos-halved": PHOTOS}
 ALWAYS: dict[str, dict[str, Any]] = {
-    "independent": {
-        "transport.target": "independent",
-        "generator.correlation": 0.0,
-    },  # noise and images are independent
+    # Noise and images are independent, so the preconditioning must not assume a correlation.
+    "independent": {"transport.target": "independent", "generator.correlation": 0.0},
     "ours-lambda-0": NO_STRUCTURE,
 }
 

@@ -88,7 +88,7 @@ def test_dinov2_and_lpips_in_bf16() -> None:
         "features": {"image_size": 28, "views": 2},
         "train": {"batch_size": 4, "cell_size": 2},
     }
-    assert counted_step("cifar10", changes, computes=True, rows=40).waits == 2
+    assert counted_step("seed_report", changes, computes=True, rows=40).waits == 2
 
 
 def test_commands(run_dir: Path, tmp_path: Path) -> None:

@@ -31,23 +31,23 @@ def test_seed_report_gives_the_figures_that_were_printed_at_100_kimg() -> None:
 
 @pytest.mark.parametrize(
     ("kimg", "expected"),
-    [  # lambda rises by 0.008 a kimg; epsilon falls tenfold in 50; the rate rises by 1e-5, then cos(pi (k - 10) / 9990)
+    [  # lambda rises by 0.04 in 1,000; epsilon falls tenfold in 10,000; the rate rises; cos(pi (k - 1000) / 199000)
         (0, (0.1, 0.1, 0.0)),
-        (1, (0.108, 0.0954993, 1e-5)),
-        (10, (0.18, 0.0630957, 1e-4)),
-        (50, (0.5, 0.01, 9.999604e-5)),
-        (100, (0.5, 0.01, 9.997998e-5)),
+        (100, (0.104, 0.0977237, 1e-5)),
+        (1_000, (0.14, 0.0794328, 1e-4)),
+        (10_000, (0.5, 0.01, 9.949617e-5)),
+        (100_500, (0.5, 0.01, 5e-5)),
     ],
 )
 def test_recommended_schedules_are_those_worked_out_by_hand(kimg: int, expected: tuple[float, float, float]) -> None:
-    assert schedules_of("cifar10.yaml", kimg * 1000) == pytest.approx(expected, rel=1e-6)
+    assert schedules_of("imagenet64.yaml", kimg * 1000) == pytest.approx(expected, rel=1e-6)
 
 
-def test_recommended_times_leave_the_first_stage_at_10_kimg() -> None:
-    time = resolve(read_yaml(CONFIGS / "cifar10.yaml")).time
+def test_recommended_times_leave_the_first_stage_at_100_kimg() -> None:
+    time = resolve(read_yaml(CONFIGS / "imagenet64.yaml")).time
     cell = Cell(seed=0, step=0, index=0, size=512)
-    assert draw_times(time, cell, 9_999).min() >= 0.7
-    assert draw_times(time, cell, 10_000).min() < 0.5
+    assert draw_times(time, cell, 99_999).min() >= 0.7
+    assert draw_times(time, cell, 100_000).min() < 0.5
 
 
 @pytest.mark.parametrize("name", ["seed_report.yaml", "cifar10.yaml", "digits.yaml"])
