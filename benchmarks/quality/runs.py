@@ -29,6 +29,7 @@ BUILDERS = {
     "ours": Ours,
     "independent": Ours,
     "ours-lambda-0": Ours,
+    "ours-subset": Ours,
     "ot-regression": partial(Theirs, objectives.MinibatchOtRegression),
     "ot-flow": partial(Theirs, objectives.MinibatchOtFlow),
     "ect": partial(Theirs, objectives.EasyConsistency),

@@ -7,6 +7,7 @@ from typing import Any
 METHODS = {
     "ours": "**GFGW-FM**",
     "ours-lambda-0": "the same without structure (λ 0)",
+    "ours-subset": "λ 0, coupled with 2,048 images a step",
     "independent": "independent coupling",
     "ot-regression": "minibatch OT, regression at t = 1",
     "ot-flow": "minibatch OT flow matching, one Euler step",
@@ -64,6 +65,7 @@ ALWAYS: dict[str, dict[str, Any]] = {
     # Noise and images are independent, so the preconditioning must not assume a correlation.
     "independent": {"transport.target": "independent", "generator.correlation": 0.0},
     "ours-lambda-0": NO_STRUCTURE,
+    "ours-subset": {**NO_STRUCTURE, "transport.scope": "subset", "transport.subset_rows": 2048},
 }
 
 
