@@ -19,9 +19,10 @@ WAITS = {"training/feed.py:targets copy to the host": 1, "training/checked_step.
     ("preset", "most_launches"),
     [
         ("digits", 1_400),
-        pytest.param("cifar10", 4_700, marks=pytest.mark.slow),
+        pytest.param("cifar10", 4_800, marks=pytest.mark.slow),
         pytest.param("seed_report", 7_400, marks=pytest.mark.slow),
-        pytest.param("imagenet64", 6_600, marks=pytest.mark.slow),
+        # Consistency makes a pass to match and one for the nearer time.
+        pytest.param("imagenet64", 7_100, marks=pytest.mark.slow),
     ],
 )
 def test_step_waits_twice(preset: str, most_launches: int) -> None:
@@ -32,8 +33,10 @@ def test_step_waits_twice(preset: str, most_launches: int) -> None:
 
 @pytest.mark.slow
 def test_dry_run_estimates_the_memory() -> None:
-    found = counted_step("cifar10", {"train": {"batch_size": 128}})
-    printed = runs.printed_by("train", "--config", "cifar10", "--train.batch-size", "128", "--dry-run", "--json")
+    # Of a step at t = 1, which keeps its passes.
+    found = counted_step("cifar10", {"train": {"batch_size": 128, "one_step_share": 1.0}})
+    changes = ("--train.batch-size", "128", "--train.one-step-share", "1")
+    printed = runs.printed_by("train", "--config", "cifar10", *changes, "--dry-run", "--json")
     estimated = json.loads(printed)["memory_bytes_per_rank"]
     on_device = sum(size for part, size in estimated.items() if part != "table")
     assert found.most_bytes == pytest.approx(on_device, rel=0.15)
