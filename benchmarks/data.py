@@ -126,7 +126,9 @@ def _waiting(directory: Path) -> None:
         subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
         records = [json.loads(line) for line in (run / "stats.jsonl").read_text().splitlines()]
         found = [
-            (each["speed/data_wait_ratio"], each["speed/step_seconds"]) for each in records if "loss/total" in each
+            (each["speed/data_wait_ratio"], each["speed/step_seconds"])
+            for each in records
+            if "speed/step_seconds" in each
         ][1:]
         share, seconds = (statistics.median(each) for each in zip(*found, strict=True))
         print(f"{name}: steps of {1e3 * seconds:.1f} ms wait for data {share:.2%} of the time")

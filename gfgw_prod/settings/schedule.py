@@ -95,17 +95,23 @@ def is_one_step(share: float, step: int) -> bool:
     return int((step + 1) * share) > int(step * share)
 
 
-def is_recorded(config: Config, step: int) -> bool:
-    """Whether the metrics of a step are recorded: of one in each interval, and of the next that is of the other kind.
+def is_record_due(config: Config, step: int) -> bool:
+    """Whether the metrics of a step are recorded in full."""
+    size = config.train.batch_size
+    return is_due(config.telemetry.log_every_kimg, size, (step + 1) * size)
 
-    Steps at t = 1 and steps before have different losses, and one record in an interval would show them by chance.
+
+def is_first_of_its_kind(config: Config, step: int) -> bool:
+    """Whether a step is the first of its kind, at t = 1 or before, since the last whose record was due.
+
+    The two kinds have different losses, and one record in an interval would show them by chance.
     """
-    share, size, every = config.train.one_step_share, config.train.batch_size, config.telemetry.log_every_kimg
+    share = config.train.one_step_share
     kind = is_one_step(share, step)
-    for earlier in range(step, -1, -1):
-        if earlier < step and is_one_step(share, earlier) == kind:
-            return False  # that one was recorded, or one before it
-        if is_due(every, size, (earlier + 1) * size):
+    for earlier in range(step - 1, -1, -1):
+        if is_one_step(share, earlier) == kind:
+            return False
+        if is_record_due(config, earlier):
             return True
     return False
 

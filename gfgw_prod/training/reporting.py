@@ -214,9 +214,13 @@ class Reporter:
     def record_missed(self, step: int, images: int, measured: Values) -> None:
         """Record the metrics of the last step, if a rank was lost between that step and its record."""
         if self.world.is_main and last_recorded_step(self.dir / "stats.jsonl", "loss/total") < step:
-            at = schedules_at(self.config, images - self.config.train.batch_size).values()
-            run = {"run/steps": step, "run/images": images, "run/world_size": self.world.world_size}
-            self.record_values(step, images, {**measured, **at, **run})
+            self.record_step(step, images, measured)
+
+    def record_step(self, step: int, images: int, measured: Values) -> None:
+        """Record the metrics of a step, and nothing about the time since the last record."""
+        at = schedules_at(self.config, images - self.config.train.batch_size).values()
+        run = {"run/steps": step, "run/images": images, "run/world_size": self.world.world_size}
+        self.record_values(step, images, {**measured, **at, **run})
 
     def record_values(self, step: int, images: int, values: Values) -> None:
         """Record values by tag of the catalogue."""

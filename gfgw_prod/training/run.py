@@ -189,9 +189,10 @@ class Run:
             # Step.
             profiler.before(self.step)
             last = self.step + 1 == config.total_steps or self.stop.time_is_up
-            due = last or self.step == self.first_step or schedule.is_recorded(config, self.step)
+            due = last or self.step == self.first_step or schedule.is_record_due(config, self.step)
+            recorded = due or schedule.is_first_of_its_kind(config, self.step)
             with self.reporter.own_time:
-                result = self.checked_step(self.step, stream, recorded=due)
+                result = self.checked_step(self.step, stream, recorded=recorded)
             profiler.after(self.step)
             self.kept.step += 1
             self.health.step_done(self.step, self.images)
@@ -203,6 +204,8 @@ class Run:
             # Record, draw, save: at their intervals, and after the last step.
             if due:
                 self.reporter.record(self.step, self.images, result)
+            elif recorded:
+                self.reporter.record_step(self.step, self.images, self.checked_step.measure(result))
             if last or self._is_due(telemetry.samples_every_kimg):
                 with self.training.precision.autocast():
                     self.reporter.draw_samples(self.images, self.grids, self.training.ema)

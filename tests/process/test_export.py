@@ -107,8 +107,8 @@ def test_export_passes_over_a_damaged_checkpoint(copy_of_reference: Path, tmp_pa
 
 # Name of the case: arguments ({run} is a whole run, {file} its file, {} a scratch directory), words of the line.
 CASES: dict[str, tuple[list[str], list[str]]] = {
-    "no run": (["{}/none", "--format", "onnx", "--out", "{}/g"], ["{}/none", "no checkpoint"]),
-    "a name too long for a run": (["x" * 300, "--format", "onnx", "--out", "{}/g"], ["no checkpoint"]),
+    "no run": (["{}/none", "--format", "onnx", "--out", "{}/g"], ["{}/none", "does not exist"]),
+    "a name too long for a run": (["x" * 300, "--format", "onnx", "--out", "{}/g"], ["does not exist"]),
     "nothing but a damaged checkpoint": (
         ["{}/damaged", "--format", "safetensors", "--out", "{}/g"],
         ["{}/damaged", "no undamaged checkpoint", "inspect"],

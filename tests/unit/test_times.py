@@ -7,7 +7,7 @@ import torch
 
 from gfgw_prod.distributed.cells import Cell
 from gfgw_prod.settings.config import Config
-from gfgw_prod.settings.schedule import is_one_step, is_recorded
+from gfgw_prod.settings.schedule import is_first_of_its_kind, is_one_step, is_record_due
 from gfgw_prod.settings.training import ConsistencySettings, TimeSettings
 from gfgw_prod.training.times import draw_times, nearer_times
 
@@ -29,7 +29,7 @@ def test_each_interval_records_a_step_of_each_kind_if_it_has_one(share: float, e
         train={"one_step_share": share, "batch_size": size, "cell_size": size}, telemetry={"log_every_kimg": every_kimg}
     )
     kinds = [is_one_step(share, step) for step in range(steps)]
-    recorded = [step for step in range(steps) if is_recorded(config, step)]
+    recorded = [step for step in range(steps) if is_record_due(config, step) or is_first_of_its_kind(config, step)]
     every = round(every_kimg * 1000 / size)
     for due in range(every - 1, steps, every):
         interval = range(due, min(due + every, steps))
