@@ -46,6 +46,6 @@ def test_services_find_each_other_on_loopback_only_and_resume_after_a_restart(st
     stack.make("compose", "run --rm trainer doctor")
 
     stack.compose("up", "--detach", "trainer", "prometheus")
-    stack.wait_for(lambda: "resumed runs/digits at " in stack.logs("trainer"))
+    stack.wait_for(lambda: "resumed at " in stack.logs("trainer"))
     # Prometheus has kept its data, and the run is the same instance.
     stack.wait_for(lambda: stack.query('changes(process_start_time_seconds{instance="trainer:9100"}[10m]) == 1'))

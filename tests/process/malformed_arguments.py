@@ -111,7 +111,7 @@ TOLD: tuple[tuple[list[str], tuple[str, ...]], ...] = (
     (["evaluate", "@"], ("@", "no checkpoint")),
     (["evaluate", "@", "--num", "9"], ("--num", "at least 10")),
     (["evaluate", "@", "--metrics", "fd,psnr"], ("--metrics", "psnr", "kid")),
-    (["inspect", "@/none"], ("@/none", "no checkpoint")),
+    (["inspect", "@/none"], ("@/none", "does not exist")),
     (["inspect", "@", "--seed", "1"], ("--seed",)),
     (
         ["train", "--dry-run", "--ranks", "3", "--train.batch-size", "32", "--train.cell-size", "16"],
