@@ -85,9 +85,8 @@ def list_checkpoints(place: str) -> list[Entry]:
     """
     if found := entries_at(place):
         return found
-    if "://" not in place and not os.path.lexists(place):
-        raise UserError(f"{place} does not exist; name a run directory or one of its checkpoints/step-*")
-    raise UserError(f"{place} holds no checkpoint; name a run directory or one of its checkpoints/step-*")
+    problem = "holds no checkpoint" if "://" in place or os.path.lexists(place) else "does not exist"
+    raise UserError(f"{place} {problem}; name a run directory or one of its checkpoints/step-*")
 
 
 def entries_at(place: str) -> list[Entry]:

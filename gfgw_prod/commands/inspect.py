@@ -86,7 +86,7 @@ def _in_words(run: RunStatus) -> str:
     if run.step is None or run.images is None or run.planned_images is None:
         return run.state
     left = "" if run.eta_seconds is None else f", about {_time(run.eta_seconds)} left"
-    fd = "" if run.fd is None else f", fd {run.fd:.3g} ({run.fd_in})" if run.fd_in else f", fd {run.fd:.3g}"
+    fd = "" if run.fd is None else f", fd {run.fd:.3g}" + (f" ({run.fd_in})" if run.fd_in else "")
     at = f"step {run.step:,}, {run.images / 1000:,.1f} of {run.planned_images / 1000:,.1f} kimg"
     return f"{run.state}, {at}{left}{fd}; last record {_time(run.record_age_seconds)} ago"
 

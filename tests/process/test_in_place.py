@@ -254,6 +254,12 @@ def test_rank_that_missed_the_verdict_on_a_step_settles_it_like_the_others(refer
     assert_as_undisturbed(run_dir, reference)
 
 
+def dies_once(world: str, once: Path) -> str:
+    """Code with which rank 1 of a world is killed, unless a file exists, which it makes."""
+    first = f"{world}.rank == 1 and not os.path.exists('{once}')"
+    return f"import os; {first} and (open('{once}', 'w'), os.kill(os.getpid(), 9))"
+
+
 def test_loss_of_a_rank_and_of_the_one_with_its_copy_restarts_all(reference: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     command = runs.elastic(run_dir, "--resilience.in-place", "true", *FSDP)
@@ -274,8 +280,7 @@ def test_loss_of_a_rank_and_of_the_one_with_its_copy_restarts_all(reference: Pat
 
 def test_rank_lost_before_there_are_copies_restarts_all(reference: Path, tmp_path: Path) -> None:
     run_dir, once = tmp_path / "run", tmp_path / "once"
-    dies = f"self.world.rank == 1 and not os.path.exists('{once}') and (open('{once}', 'w'), os.kill(os.getpid(), 9))"
-    copy = copies.changed(tmp_path, copies.STATE_IS_MADE_SAFE, before=f"            import os; {dies}\n")
+    copy = copies.changed(tmp_path, copies.STATE_IS_MADE_SAFE, before=f"            {dies_once('self.world', once)}\n")
     outcome = runs.execute(in_place(run_dir, *FSDP), copy | {"NPROC": "2"})
     assert outcome.code == 0, outcome.stderr
     assert "replacement" not in outcome.stderr
@@ -285,8 +290,7 @@ def test_rank_lost_before_there_are_copies_restarts_all(reference: Path, tmp_pat
 
 def test_rank_lost_when_all_steps_are_made_is_not_replaced(reference: Path, tmp_path: Path) -> None:
     run_dir, once = tmp_path / "run", tmp_path / "once"
-    dies = f"world.rank == 1 and not os.path.exists('{once}') and (open('{once}', 'w'), os.kill(os.getpid(), 9))"
-    copy = copies.changed(tmp_path, copies.RUN_CLOSES, before=f"                import os; {dies}\n")
+    copy = copies.changed(tmp_path, copies.RUN_CLOSES, before=f"                {dies_once('world', once)}\n")
     outcome = runs.execute(in_place(run_dir), copy | {"NPROC": "2"})
     assert outcome.code == 0, outcome.stderr
     assert once.exists()
