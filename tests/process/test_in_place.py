@@ -16,6 +16,7 @@ import torch
 
 from gfgw_prod.checkpoint.finding import checkpoints_in
 from gfgw_prod.checkpoint.local_storage import LocalStorage
+from gfgw_prod.process.proc_stat import stat_fields
 
 from . import copies, runs
 
@@ -269,6 +270,7 @@ def test_loss_of_a_rank_and_of_the_one_with_its_copy_restarts_all(reference: Pat
     agent.send_signal(signal.SIGSTOP)  # it shall see both losses at once
     for rank in (1, 2):
         os.kill(ranks[rank], signal.SIGKILL)
+    runs.wait_until(lambda: all(stat_fields(ranks[rank])[0] == "Z" for rank in (1, 2)), agent)
     agent.send_signal(signal.SIGCONT)
     outcome = runs.outcome_of(agent)
     assert outcome.code == 0, outcome.stderr
