@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from itertools import groupby
 
-from gfgw_prod.telemetry.catalogue import CATALOGUE
-from gfgw_prod.telemetry.metric import Metric
+from gfgw_prod.telemetry.catalogue import CATALOGUE, Metric
 
 HEAD = """\
 # Metrics

@@ -45,7 +45,7 @@ class Evaluation:
 
     place: str | None
     samples: Path | None = None
-    settings: Mapping[str, Any] | None = None  # that name the data set and the features where no place does
+    settings: Mapping[str, Any] | None = None  # that name the data set and the features, without a place
     halves: bool = False
     metrics: tuple[EvaluationMetric, ...] | None = None
     features: str = "auto"
@@ -66,7 +66,7 @@ class Measurement:
     """The figures, the same on all ranks, and what they were measured with.
 
     Attributes:
-        trained: the generator, or of whose training set other samples were measured against; ``None`` if none is known.
+        trained: the generator. With ``samples``, the one whose data set they were compared with, if one was named.
         num: of samples.
         data: source, rows and SHA-256 of the data set, and the SHA-256 of the one trained on.
     """

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from gfgw_prod.api.process_state import process_restored
-from gfgw_prod.checkpoint.lengths import resumable
+from gfgw_prod.checkpoint.run_settings import resumable
 from gfgw_prod.process.exit_codes import FINISHED
 from gfgw_prod.settings.config import Config
 from gfgw_prod.settings.presets import DEFAULT, settings_file

@@ -1,14 +1,16 @@
-"""A run's own file of all its settings: its name, what is recorded in it, and where it says the checkpoints are."""
+"""A run's own file of all its settings: its name, what is recorded in it, and what later starts take from it."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from gfgw_prod.process.exit_codes import UserError
-from gfgw_prod.settings.config import Config
+from gfgw_prod.settings.config import Config, shares_by_section
 from gfgw_prod.settings.reading import read_yaml, resolve
 from gfgw_prod.settings.running import CheckpointSettings
 
@@ -53,6 +55,25 @@ def checkpoint_settings(run_dir: Path) -> CheckpointSettings:
         if not (os.path.isabs(root) and _leaves(inside)):
             root = os.path.normpath(run_dir / inside)
     return config.checkpoint.model_copy(update={"root": root})
+
+
+def resumable(*layers: Mapping[str, Any]) -> Config:
+    """``resolve`` the layers. Lengths that none of them sets are those of the run in ``run.dir``, if there is one.
+
+    So ``train.total_kimg`` may make a run longer, and its schedules stay those that it began with.
+    """
+    config = resolve(*layers)
+    try:
+        if not (config.checkpoint.root or os.listdir(config.run.dir / "checkpoints")):
+            return config
+        began = read_yaml(file_to_read(config.run.dir))
+    except (OSError, UserError):  # a new run
+        return config
+    kept: dict[str, Any] = {}
+    for section, names in shares_by_section().items():
+        own = began.get(section)
+        kept[section] = {n: own[n] for n in names if n in own} if isinstance(own, dict) else {}
+    return resolve(kept, *layers)
 
 
 def _leaves(relative: str) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from gfgw_prod.checkpoint.lengths import resumable
+from gfgw_prod.checkpoint.run_settings import resumable
 from gfgw_prod.commands.options import add_config
 from gfgw_prod.distributed.torchrun import rank_environment
 from gfgw_prod.process.exit_codes import UserError

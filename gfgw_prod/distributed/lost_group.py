@@ -5,8 +5,8 @@
   sockets must be spared: gloo ends the process if they fail.)
 - DDP's reducer holds the communication hook, and so the object that holds DDP: a cycle through C++, which no collector
   sees.
-- Whoever drops a group's last reference while holding the GIL waits for gloo's threads, which may wait for the GIL.
-  Python's own reference lets go of it first, so it must be the last.
+- Dropping a group's last reference waits for gloo's threads, which may wait for the GIL. Only Python's own reference
+  releases the GIL first, so it must be the last to be dropped.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ class Parallel(Protocol):
     assignment: CellAssignment
     module: nn.Module  # holds the parameters; call it for a forward pass
     replicated: bool  # whether each of several ranks holds all parameters and gradients
-    shards: Shards | None  # if the generator is spread over ranks; those with the same shard hold the same
+    shards: Shards | None  # if the generator is sharded; ranks with the same shard hold equal parts
 
     def turn(self, turn: Turn) -> AbstractContextManager[None]:
         """Collect the gradients of the backward pass made inside the body."""

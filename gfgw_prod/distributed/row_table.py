@@ -50,13 +50,6 @@ class RowTable:
         self.local = self._storage.flatten(0, 1)[: self.end - self.start]
         self.whole: Tensor | None = None
 
-    @classmethod
-    def of(cls, values: Tensor, world: World) -> RowTable:
-        """Create a table of rows ``(total, ...)`` that all ranks hold."""
-        table = cls(len(values), values.shape[1:], world, values.dtype)
-        table.fill(0, values)
-        return table
-
     def state(self) -> Tensor:
         """View all rows as ``(blocks, block_rows, ...)``, the last block padded; a DTensor on several ranks."""
         if self.world.world_size == 1:

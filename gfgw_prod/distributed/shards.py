@@ -11,7 +11,7 @@ from torch.distributed.tensor import DTensor
 
 @dataclass(frozen=True)
 class Shards:
-    """How one copy of the generator is spread over ranks: this one has shard ``own``, its group has all ``count``."""
+    """How a generator is sharded: this rank holds shard ``own`` of ``count``, and ``group`` has a rank for each."""
 
     own: int
     count: int

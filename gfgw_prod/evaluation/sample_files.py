@@ -1,4 +1,4 @@
-"""Images to judge that come from files instead of a generator; and halves of a data set, to judge them by."""
+"""Samples from files instead of a generator, and a data set split into halves to compare figures with."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ def read_samples(place: Path, data: Table) -> Table:
         if found.num_classes > data.num_classes:
             raise UserError(f"it has {found.num_classes} classes, the data set {data.num_classes}")
     except UserError as error:
-        # Complaints about a folder are those about a data set, whose path and whose invalid images have settings.
+        # The error may name settings of a data set, which samples do not have.
         problem = str(error).removeprefix("data.path").lstrip(": ").removeprefix(f"{place}: ")
         raise UserError(f"--samples {place}: {problem.partition('; mend or remove')[0]}") from None
     return found
 
 
 def halves_of(data: Table, seed: int) -> tuple[Table, Table]:
-    """Deal a data set into two halves at random, with as many images of each class."""
+    """Split a data set at random into two halves with equally many images of each class."""
     if len(data) < 2 * FEWEST:
         raise UserError(f"--halves takes a data set of at least {2 * FEWEST} images; this one has {len(data)}")
     order = torch.randperm(len(data), generator=random_stream(seed, "halves"))

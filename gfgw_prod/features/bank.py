@@ -9,8 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from gfgw_prod.data.sources import Table
 from gfgw_prod.distributed.row_table import RowTable
@@ -34,15 +33,11 @@ class FeatureBank(RowTable):
         extractor: nn.Module,
         encode_rows: int,
         on_block: Callable[[int], None],
-        *,
-        views: int = 1,
         cache: BankCache | None = None,
     ) -> None:
         """Encode this rank's rows, ``encode_rows`` at once, or read them from the cache.
 
-        Args:
-            on_block: called after every block with the number of rows done.
-            views: 1, or 2 for the mean of the features of an image and of its mirror image, scaled to unit norm.
+        ``on_block`` gets the number of rows done after every block.
         """
         for first in range(self.start, self.end, self.block_rows):
             number, last = first // self.block_rows, min(first + self.block_rows, self.end)
@@ -53,18 +48,10 @@ class FeatureBank(RowTable):
                 continue
             # Encoding blocks start at multiples of encode_rows, also outside this rank's rows.
             for begin in range(first // encode_rows * encode_rows, last, encode_rows):
-                features = _encoded(table, extractor, begin, min(begin + encode_rows, self.total), views, self.world)
+                images = table.rows(torch.arange(begin, min(begin + encode_rows, self.total)))
+                features = extractor(images.to(self.world.device)).float()
                 low, high = max(begin, first), min(begin + encode_rows, last)
                 rows[low - first : high - first] = features[low - begin : high - begin]
                 on_block(high - self.start)
             if cache is not None:
                 cache.write(number, rows)
-
-
-def _encoded(table: Table, extractor: nn.Module, begin: int, end: int, views: int, world: World) -> Tensor:
-    """Features ``(end - begin, d)`` of images ``begin`` to ``end``."""
-    images = table.rows(torch.arange(begin, end)).to(world.device)
-    features: Tensor = extractor(images).float()
-    if views == 2:
-        features = F.normalize(features + extractor(images.flip(-1)).float(), dim=1)
-    return features

@@ -24,7 +24,7 @@ class Network:
     """A network of timm, for square images of ``side`` pixels.
 
     Args:
-        pool: how it pools its features: class token, or mean over places; ``None`` is its own way.
+        pool: how it pools its features: class token, or mean over places; ``None`` is its default.
         setting: that names it, for messages.
 
     Raises:

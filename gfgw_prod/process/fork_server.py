@@ -1,4 +1,4 @@
-"""A process with the imports of a rank done, of which the launcher has ranks forked. Imports nothing heavy.
+"""A process that has imported what a rank needs, and from which ranks are forked. Imports nothing heavy.
 
 The fork server is ``python -m gfgw_prod ...`` with the ranks' own arguments, held at its first lines. A rank is a fork
 of it that goes on from there, and looks from outside as if it had been started: parent, session, arguments and

@@ -28,7 +28,7 @@ class Meter:
         enabled: whether this rank prints.
     """
 
-    _any_line = 0.0  # time of the last line of any meter: one evaluates within another that trains
+    _any_line = 0.0  # time of the last line of any meter: that of an evaluation runs within that of training
 
     def __init__(
         self, title: str, total: int = 0, unit: str = "", *, scale: float = 1, mode: Mode = "auto", enabled: bool = True

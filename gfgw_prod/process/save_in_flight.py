@@ -1,6 +1,6 @@
 """How a launcher knows that one of its ranks is writing a checkpoint. Imports nothing heavy.
 
-The launcher has a file without a name, and a rank that saves holds a shared lock on it, which ends with the rank.
+While a rank saves, it holds a shared lock on an unnamed file of the launcher. The lock ends with the rank.
 """
 
 from __future__ import annotations

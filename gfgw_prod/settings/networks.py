@@ -52,15 +52,14 @@ class FeatureSettings(Section):
         le=1e3,
     )
     network: Text | None = setting(None, "timm: the network's name, with its tag, as in timm.list_pretrained()")
-    pool: Pool | None = setting(None, "features of a network: class token, or mean over places; null: its own way")
+    pool: Pool | None = setting(
+        None, "features of a network: class token, or mean over places; null: the network's default"
+    )
     weights: UserPath | None = setting(
         None, "the network's weights (.safetensors or .pth); null: the hub's, cached or fetched"
     )
     image_size: Whole = setting(224, "input side of the network, pixels", ge=8, le=2048)
     block_rows: Count = setting(128, "images encoded per batch when the bank is built, rows")
-    views: Whole = setting(
-        1, "2: bank rows are normalised means of an image's and its mirror image's features", ge=1, le=2
-    )
     cache: UserPath | None = setting(None, "directory that caches encoded banks for other runs; null is off")
 
     @property

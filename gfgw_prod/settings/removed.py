@@ -9,6 +9,7 @@ from typing import Any
 REMOVED: dict[str, tuple[Any, ...]] = {
     "distributed.sync_each_turn": (False, True),  # it changed no weight
     "evaluation.seed": (0,),
+    "features.views": (1,),
     "transport.anneal_from": (None,),
     "transport.marginal": ("balanced",),
 }

@@ -74,7 +74,7 @@ class ResilienceSettings(Section):
     )
     peer_copy_every_steps: Whole = setting(
         5,
-        "interval between copies that ranks keep of each other's state, where no two hold the same (in_place, fsdp)",
+        "steps between copies of a rank's state that another rank keeps, where no two hold the same (in_place, fsdp)",
         ge=1,
         le=1_000_000_000,
     )

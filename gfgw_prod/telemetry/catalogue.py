@@ -5,12 +5,16 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Literal
+
 from gfgw_prod.process.restart_causes import CAUSES
 from gfgw_prod.settings.evaluation import FIGURES
-from gfgw_prod.telemetry.metric import Metric
 from gfgw_prod.telemetry.phases import STEP_PHASES
 from gfgw_prod.telemetry.startup import PHASES
 
+UNITS = ("seconds", "bytes", "ratio", "images", "steps", "iterations", "ranks", "rank", "share")
 GPU, RANKS_ON_CPU, COUPLED = "on GPUs", "on CPUs", "with a coupling"
 LOCAL, SAVED = "checkpoints on a local disk", "after the first save"
 STARTS = {"launcher": "under launch/elastic.sh", "bank": "a new run", "checkpoint": "a resumed run"}  # by phase
@@ -20,20 +24,47 @@ LOSS_TERMS = ("flow", "feature", "structure", "energy", "lpips", "consistency", 
 MEASURED = f"{EVALUATED}, those of evaluation.metrics"
 
 
-def gauge(tag: str, text: str, *, name: str = "", labels: dict[str, str] | None = None, **options: str) -> Metric:
-    """A gauge, in Prometheus by its default name unless another is given; see ``Metric`` for the options."""
-    return Metric(tag, name or _default_name(tag), "gauge", text, labels or {}, **options)
+@dataclass(frozen=True)
+class Metric:
+    """A metric: ``tag`` is its name in TensorBoard and JSON, ``prometheus`` with fixed labels its name on /metrics.
+
+    A metric ``by`` rank is a list: in JSON as it is, on the endpoint one sample per rank with that label. An ``info``
+    has the value 1; its content is in its labels.
+
+    Attributes:
+        unit: of the value, where the name does not end in it.
+        when: condition under which a run has the metric; empty: every run has it.
+    """
+
+    tag: str
+    prometheus: str
+    kind: Literal["gauge", "counter", "info"]
+    help: str
+    labels: dict[str, str] = field(default_factory=dict)
+    by: str = ""
+    unit: str = ""
+    when: str = ""
+
+    @property
+    def measured_in(self) -> str:
+        """The unit: the one given, else the last word of the name that is a unit, else ``number``."""
+        words = self.prometheus.split("_")
+        return self.unit or next((word for word in reversed(words) if word in UNITS), "number")
+
+    @property
+    def exposed(self) -> str:
+        """The name on the endpoint."""
+        return self.prometheus + {"counter": "_total", "info": "_info"}.get(self.kind, "")
 
 
-def counter(tag: str, text: str, *, name: str = "", labels: dict[str, str] | None = None, **options: str) -> Metric:
-    """A counter; see ``gauge``."""
-    return Metric(tag, name or _default_name(tag), "counter", text, labels or {}, **options)
+def _metric(kind: Literal["gauge", "counter"], tag: str, text: str, *, name: str = "", **options: Any) -> Metric:
+    """A metric; by default ``speed/step_seconds`` is named ``gfgw_step_seconds``, ``loss/flow`` ``gfgw_loss_flow``."""
+    group, _, last = tag.partition("/")
+    default = f"gfgw_{last}" if group in ("run", "speed", "optimizer", "data") else f"gfgw_{group}_{last}"
+    return Metric(tag, name or default, kind, text, **options)
 
 
-def _default_name(tag: str) -> str:
-    """``speed/step_seconds`` is ``gfgw_step_seconds``, ``transport/seconds`` is ``gfgw_transport_seconds``."""
-    group, _, name = tag.partition("/")
-    return f"gfgw_{name}" if group in ("run", "speed", "optimizer", "data") else f"gfgw_{group}_{name}"
+gauge, counter = partial(_metric, "gauge"), partial(_metric, "counter")
 
 
 def _loss(term: str) -> Metric:

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from gfgw_prod.telemetry.catalogue import BY_TAG, CATALOGUE
-from gfgw_prod.telemetry.metric import Metric
+from gfgw_prod.telemetry.catalogue import BY_TAG, CATALOGUE, Metric
 from gfgw_prod.telemetry.sinks import Value, Values
 
 if TYPE_CHECKING:
@@ -26,10 +25,6 @@ class Live:
     def __init__(self, registry: CollectorRegistry, gauges: Mapping[str, Callable[[], float]]):
         self._gauges = gauges
         registry.register(self)
-
-    def describe(self) -> Iterable[Family]:
-        """Describe nothing: the registry calls this at registration."""
-        return []
 
     def collect(self) -> Iterable[Family]:
         """Yield all gauges."""
@@ -74,10 +69,6 @@ class Prometheus:
 
     def close(self) -> None:
         """Do nothing: the node closes its endpoint."""
-
-    def describe(self) -> Iterable[Family]:
-        """Describe nothing: the registry calls this at registration."""
-        return []
 
     def collect(self) -> Iterable[Family]:
         """Yield all families that have a value."""

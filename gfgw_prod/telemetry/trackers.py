@@ -1,7 +1,6 @@
 """The sinks ``wandb`` (Weights & Biases) and ``mlflow``. Extras of these names install the clients.
 
-Both send in the background. A resumed run goes on in the tracker's run that it began. The axis of all curves is images
-seen.
+Both send in the background. A resumed run continues its run in the tracker. The axis of all curves is images seen.
 """
 
 from __future__ import annotations

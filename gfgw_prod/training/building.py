@@ -134,7 +134,5 @@ def encode_bank(
     step: TrainingStep, on_block: Callable[[int], None] = lambda rows: None, cache: BankCache | None = None
 ) -> None:
     """Fill this rank's part of the bank with features or cached rows; ``on_block`` gets the number of rows done."""
-    features = step.config.features
-    step.matcher.bank.encode(
-        step.table, step.objective.extractor, features.block_rows, on_block, views=features.views, cache=cache
-    )
+    rows = step.config.features.block_rows
+    step.matcher.bank.encode(step.table, step.objective.extractor, rows, on_block, cache)

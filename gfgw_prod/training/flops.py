@@ -1,7 +1,6 @@
 """Floating-point operations of the networks per image, counted on the meta device, and peaks of GPUs.
 
-These are the model's: what a step needs, however often passes are repeated to save memory. Of couplings, norms and the
-optimiser nothing is counted.
+Passes that are repeated to save memory count once. Couplings, norms and the optimiser do not count.
 """
 
 from __future__ import annotations

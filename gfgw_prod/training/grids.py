@@ -1,4 +1,4 @@
-"""The grids of a run, of samples and of real images: a class a column, or a square without several classes."""
+"""Grids of samples and of real images: one class per column, or a square if there is only one class."""
 
 from __future__ import annotations
 

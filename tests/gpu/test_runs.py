@@ -85,7 +85,7 @@ def test_variant_keeps_tensors_on_their_devices(name: str, tmp_path: Path) -> No
 def test_dinov2_and_lpips_in_bf16() -> None:
     changes = {
         "generator": {"model_channels": 16, "channel_mult": [1, 1], "num_blocks": 1},
-        "features": {"image_size": 28, "views": 2},
+        "features": {"image_size": 28},
         "train": {"batch_size": 4, "cell_size": 2},
     }
     assert counted_step("seed_report", changes, computes=True, rows=40).waits == 2

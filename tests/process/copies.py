@@ -17,7 +17,10 @@ class Line(NamedTuple):
 
 
 PROCESS_BEGINS = Line("__main__.py", "    die_with_agent()\n")
-BLOCK_IS_ENCODED = Line("features/bank.py", "    images = table.rows(torch.arange(begin, end)).to(world.device)\n")
+BLOCK_IS_ENCODED = Line(
+    "features/bank.py",
+    "                images = table.rows(torch.arange(begin, min(begin + encode_rows, self.total)))\n",
+)
 STEP_BEGINS = Line("training/run.py", '            watch.progress(f"in step {self.step + 1}")\n')
 STEP_IS_MADE = Line("training/run.py", "            self.reporter.show_step(self.images)\n")
 STATE_IS_MADE_SAFE = Line(
@@ -66,4 +69,4 @@ def slowed(directory: Path, seconds: float = 0.5) -> dict[str, str]:
 
 def while_encoding(directory: Path, statement: str) -> dict[str, str]:
     """Runs a statement before the bank encodes each block of images."""
-    return changed(directory, BLOCK_IS_ENCODED, before=f"    {statement}\n")
+    return changed(directory, BLOCK_IS_ENCODED, before=f"{16 * ' '}{statement}\n")

@@ -44,13 +44,11 @@ def cache_of(table: Table, root: Path | None, lines: list[str] | None = None, **
     return BankCache.of(config, facts, (lines if lines is not None else []).append)
 
 
-def encoded(
-    table: Table, cache: BankCache | None, rank: int = 0, world_size: int = 1, views: int = 1
-) -> tuple[Tensor, int]:
+def encoded(table: Table, cache: BankCache | None, rank: int = 0, world_size: int = 1) -> tuple[Tensor, int]:
     """A rank's rows, and the number of images encoded for them."""
     bank, extractor = FeatureBank(len(table), 64, World(rank, world_size, torch.device("cpu"))), Counted(table)
     done: list[int] = []
-    bank.encode(table, extractor, 128, done.append, views=views, cache=cache)
+    bank.encode(table, extractor, 128, done.append, cache)
     assert done[-1:] in ([len(bank.local)], [])
     return bank.local, extractor.images
 
@@ -99,7 +97,7 @@ def test_damaged_blocks_are_encoded_again(digits: Table, tmp_path: Path) -> None
     assert encoded(digits, cache_of(digits, tmp_path))[1] == 0
 
 
-CHANGES = {"views": 2, "block_rows": 64, "image_size": 112, "extractor": "dinov2", "pixel_constant": 1.0, "pool": "avg"}
+CHANGES = {"block_rows": 64, "image_size": 112, "extractor": "dinov2", "pixel_constant": 1.0, "pool": "avg"}
 CHANGES |= {"network": "other"}
 NEEDED = {"pixel_constant": {"extractor": "pixels"}, "network": {"extractor": "timm", "network": "one"}}
 
@@ -125,16 +123,7 @@ def test_other_data_weights_and_machines_have_other_banks(digits: Table, tmp_pat
     found = [BankCache.of(config, each, print) for each in others]
     assert len({cache.directory for cache in found if cache}) == 5
     assert found[0] is not None
-    assert json.loads((found[0].directory / "bank.json").read_text())["features"]["views"] == 1
-
-
-def test_two_views_are_the_mean_of_an_image_and_its_mirror_image(digits: Table, tmp_path: Path) -> None:
-    rows, _ = encoded(digits, cache_of(digits, tmp_path, views=2), views=2)
-    images = digits.rows(torch.arange(len(digits)))
-    features = PixelFeatures(digits.image_shape)
-    mean = (features(images) + features(images.flip(-1))) / 2
-    torch.testing.assert_close(rows, mean / mean.norm(dim=1, keepdim=True))
-    assert torch.equal(encoded(digits, cache_of(digits, tmp_path, views=2), views=2)[0], rows)
+    assert json.loads((found[0].directory / "bank.json").read_text())["features"]["block_rows"] == 128
 
 
 def test_cache_path_that_is_no_directory_is_refused_by_name(digits: Table, tmp_path: Path) -> None:

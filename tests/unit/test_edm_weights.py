@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from gfgw_prod.checkpoint.lengths import resumable
+from gfgw_prod.checkpoint.run_settings import resumable
 from gfgw_prod.generator import build_generator, start_generator
 from gfgw_prod.generator.edm_weights import load_edm, read_edm
 from gfgw_prod.process.exit_codes import UserError

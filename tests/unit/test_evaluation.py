@@ -32,6 +32,12 @@ def distance(first: Tensor, second: Tensor, block_rows: int = 256) -> float:
     return frechet_distance(moments_of(first, block_rows), moments_of(second, block_rows))
 
 
+def table_of(rows: Tensor, world: World) -> RowTable:
+    table = RowTable(len(rows), rows.shape[1:], world, rows.dtype)
+    table.fill(0, rows)
+    return table
+
+
 def nothing(doing: str, done: int, total: int) -> None:
     pass
 
@@ -99,7 +105,7 @@ def squared_mmd(first: Tensor, second: Tensor) -> float:
 
 def test_kernel_distance_agrees_with_torch_fidelity(alone: World) -> None:
     first, second = rows(400, 8, 0) / 4, rows(400, 8, 1) / 4
-    tables = RowTable.of(first, alone), RowTable.of(second, alone)
+    tables = table_of(first, alone), table_of(second, alone)
     found, deviation = kernel_distance(*tables, seed=0, on_progress=nothing)  # every subset is the whole
     published = kid_features_to_metric(first, second, kid_subsets=1, kid_subset_size=400, verbose=False)
     assert found == pytest.approx(published["kernel_inception_distance_mean"], rel=1e-9)
@@ -111,7 +117,7 @@ def test_kernel_distance_of_many_rows_is_a_mean_over_keyed_subsets(
 ) -> None:
     monkeypatch.setattr(distances, "SUBSET_ROWS", 200)
     first, second = rows(300, 4, 0) / 4, rows(240, 4, 1) / 4
-    tables = RowTable.of(first, alone), RowTable.of(second, alone)
+    tables = table_of(first, alone), table_of(second, alone)
     found, deviation = kernel_distance(*tables, seed=0, on_progress=nothing)
     assert found == pytest.approx(squared_mmd(first, second), abs=deviation)
     assert deviation > 0
@@ -126,7 +132,7 @@ def crossing(alone: World, monkeypatch: pytest.MonkeyPatch) -> tuple[Tensor, Ten
     monkeypatch.setattr(neighbours, "BLOCK_COLUMNS", 37)
     samples, data = rows(90, 3, 0), rows(120, 3, 0) + 0.5
     samples[5] = data[7]
-    tables = RowTable.of(samples, alone), RowTable.of(data, alone)
+    tables = table_of(samples, alone), table_of(data, alone)
     around = manifolds.data_neighbours(tables[1], nothing)
     return samples, data, around, manifolds.crossing(*tables, around, nothing)
 
@@ -181,7 +187,7 @@ def test_memorisation_is_that_of_brute_force(crossing: tuple[Tensor, Tensor, Ten
 
 
 def test_copies_of_the_data_are_covered_and_memorised(alone: World) -> None:
-    data = RowTable.of(digits()[:300], alone)
+    data = table_of(digits()[:300], alone)
     around = manifolds.data_neighbours(data, nothing)
     found = manifolds.crossing(data, data, around, nothing)
     assert manifolds.precision_recall(found) == {"precision": 1, "recall": 1}

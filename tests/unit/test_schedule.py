@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gfgw_prod.checkpoint.lengths import resumable
+from gfgw_prod.checkpoint.run_settings import resumable
 from gfgw_prod.distributed.cells import Cell
 from gfgw_prod.settings.reading import read_yaml, resolve, write_yaml
 from gfgw_prod.settings.schedule import exponential, learning_rate, linear, schedules_at
