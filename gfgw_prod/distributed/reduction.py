@@ -20,6 +20,7 @@ That is as many bytes as a ring reduce-scatter of one gradient for each node tha
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -170,13 +171,25 @@ def gradient_norm(parameters: Iterable[Tensor], world: World, shards: Shards | N
             the layouts of results from a cache.
     """
     found = gradients(parameters)
-    own = [local(gradient) for gradient in found]
-    rows = [square.flatten(1).sum(dim=1) if square.dim() > 1 else square for square in torch._foreach_mul(own, own)]
+    rows = _row_squares([local(gradient) for gradient in found])
     if shards is None:
         return torch.cat(rows).sum().sqrt()
     total = torch.cat([_in_place(each, len(gradient), shards) for each, gradient in zip(rows, found, strict=True)])
     # A row is zero on all ranks but one, and adding zeros is exact.
     return world.all_reduce_sum(total, shards.group).sum().sqrt()
+
+
+def _row_squares(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Sums of the squares of each tensor's rows; rows of one length are added up at once, which is fewer launches."""
+    by_length: dict[int, list[int]] = {}
+    for index, tensor in enumerate(tensors):
+        by_length.setdefault(math.prod(tensor.shape[1:]), []).append(index)
+    found = list(tensors)
+    for length, chosen in by_length.items():
+        sums = torch.cat([tensors[index].reshape(-1, length) for index in chosen]).square_().sum(dim=1)
+        for index, part in zip(chosen, sums.split([len(tensors[index]) for index in chosen]), strict=True):
+            found[index] = part
+    return found
 
 
 def _in_place(own: Tensor, rows: int, shards: Shards) -> Tensor:

@@ -46,7 +46,10 @@ class Columns:
 
     def max(self, parts: list[Tensor], like: Tensor) -> Tensor:
         """Elementwise largest of parts by block, shaped as ``like``, over all columns."""
-        largest = torch.stack(parts).amax(dim=0) if parts else torch.full_like(like, -torch.inf)
+        if len(parts) == 1:
+            largest = parts[0]
+        else:
+            largest = torch.stack(parts).amax(dim=0) if parts else torch.full_like(like, -torch.inf)
         return largest if self.world is None else self.world.all_reduce_max(largest)
 
 

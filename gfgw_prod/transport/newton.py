@@ -60,7 +60,9 @@ class RowHessian:
         exchange mass: there Newton's ``d`` is far too long. It is shortened to ``sign(d) log(1 + |d|)``.
         """
         scaled = gradient * self._inverse_root  # in float64
-        solved = torch.cholesky_solve(scaled[:, None], self._factor, upper=True)[:, 0]
+        # Two solves with the factor, as ``cholesky_solve`` does with a copy of it, which costs more than both.
+        half = torch.linalg.solve_triangular(self._factor.mT, scaled[:, None], upper=False)
+        solved = torch.linalg.solve_triangular(self._factor, half, upper=True)[:, 0]
         # Where the factorisation failed, a step like Sinkhorn's: the Hessian's diagonal instead of the Hessian.
         newton = torch.where(self._factored, solved, scaled) * self._inverse_root
         return torch.copysign(newton.abs().log1p(), newton).to(gradient.dtype)

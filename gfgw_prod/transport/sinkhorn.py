@@ -36,6 +36,7 @@ FAR = 0.03  # at larger L1 errors a Hessian serves once: it changes too much wit
 # L1 errors below these are close to rounding; only FINE_HESSIANS Hessians are spent there.
 FINE = {torch.float32: 1e-5, torch.float64: 1e-13}
 FINE_HESSIANS = 3
+ALIGNMENT = 16  # numbers; vectors of a CPU take 64 bytes
 
 
 class Sinkhorn:
@@ -52,8 +53,13 @@ class Sinkhorn:
         self._roots = p.sqrt(), columns.mass.sqrt()
         self._halvings = 0
         self._w, self.column_ratio = torch.ones_like(p), torch.ones_like(columns.mass)
-        self._buffer = p.new_empty(0)
-        self._kernel = [p.new_empty(len(p), block.stop - block.start) for block in columns.blocks]  # K, (n, b) each
+        # One piece of memory: where an allocator gives large pieces back to the system, each costs page faults.
+        sizes = [block.stop - block.start for block in columns.blocks]
+        kernels = -(-len(p) * sum(sizes) // ALIGNMENT) * ALIGNMENT
+        memory = p.new_empty(kernels + max(sizes, default=0) * max(len(p), columns.features.shape[1]))
+        self._buffer = memory[kernels:]
+        pieces = memory[: len(p) * sum(sizes)].split([len(p) * size for size in sizes])
+        self._kernel = [piece.view(len(p), -1) for piece in pieces]  # K, (n, b) each
 
     def start(self, g: Tensor | None, halvings: int = 0) -> None:
         """Set where the next run starts.
@@ -244,8 +250,8 @@ class Sinkhorn:
             torch.mv(kernel, v[block]).mul_(self._w).clamp_max_(LARGEST_CHANGE)
             for kernel, block in zip(self._kernel, self.columns.blocks, strict=True)
         ]
-        ratio = self.columns.sum(parts, self.p, RATIO_BITS).masked_fill(self._unreached, 1)
-        return ratio.clamp_min(1 / LARGEST_CHANGE) if clamp else ratio, v
+        ratio = self.columns.sum(parts, self.p, RATIO_BITS).masked_fill_(self._unreached, 1)
+        return ratio.clamp_min_(1 / LARGEST_CHANGE) if clamp else ratio, v
 
     def _gradient(self, ratio: Tensor) -> Tensor:
         """``p - T 1``, ``(n,)``: of the dual objective with respect to ``log w`` (eq. 6)."""
@@ -253,9 +259,12 @@ class Sinkhorn:
 
     def _is_out_of_range(self) -> bool:
         """Whether a column's scaling has left the safe range, on any rank."""
-        extremes = [torch.stack([self._v.amax(), -self._v.amin()])] if len(self._v) else []
-        most, least = self.columns.max(extremes, self.p.new_empty(2)).tolist()
-        return not (most <= LARGEST and -least >= 1 / LARGEST)
+        extremes = []
+        if len(self._v):
+            least, most = self._v.aminmax()
+            extremes = [torch.stack([most, -least])]
+        largest, minus_smallest = self.columns.max(extremes, self.p.new_empty(2)).tolist()
+        return not (largest <= LARGEST and -minus_smallest >= 1 / LARGEST)
 
     def _build_hessian(self, ratio: Tensor) -> RowHessian:
         self.hessians += 1
