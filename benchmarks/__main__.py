@@ -10,6 +10,7 @@ from benchmarks import (
     data,
     in_place,
     memory,
+    nodes,
     overhead,
     recovery,
     reduction,
@@ -23,6 +24,7 @@ from benchmarks.quality import digits_quality, digits_targets
 BENCHMARKS = {
     "startup": startup.main,
     "recovery": recovery.main,
+    "nodes": nodes.main,
     "transport": transport.main,
     "overhead": overhead.main,
     "reduction": reduction.main,

@@ -10,6 +10,7 @@ from typing import Any
 
 from benchmarks.stepping import Stepper, in_turns, on_two_ranks
 from gfgw_prod.distributed.world import World
+from gfgw_prod.launcher.generations import Offer
 from gfgw_prod.resilience.membership import Membership
 
 CASES = {
@@ -40,7 +41,8 @@ def threads() -> set[Path]:
 def rank_main() -> None:
     world = World.start("cpu", threads=1, timeout_seconds=120)
     before = threads()
-    Membership(world, os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), "benchmark", 0)
+    where = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), "benchmark"
+    Membership(world, Offer(*where, generation=0, node="benchmark", fewest_nodes=1, is_new=False))
     listening = threads() - before
     if world.is_main:
         print(f"{'digits, two ranks':<24}{'ms plain':>10}{'ms in place':>13}{'ratio':>8}{'bytes more':>12}")

@@ -55,3 +55,31 @@ class FeatureBank(RowTable):
                 on_block(high - self.start)
             if cache is not None:
                 cache.write(number, rows)
+
+    def take_rows(self, earlier: FeatureBank | None) -> bool:
+        """Take this rank's rows from ranks that had them when the bank was spread over other ranks. Collective.
+
+        Args:
+            earlier: what this rank had then, if anything.
+
+        Returns:
+            Whether somebody had them all.
+        """
+        has_all = True
+        spans = self.world.all_gather_object((0, 0) if earlier is None else (earlier.start, earlier.end))
+        for first in range(0, self.total, self.block_rows):
+            last = min(first + self.block_rows, self.total)
+            taker = first // self.most_local
+            givers = [rank for rank, (start, end) in enumerate(spans) if start <= first and last <= end]
+            giver = taker if taker in givers else givers[taker % len(givers)] if givers else None
+            is_taker, is_giver = self.world.rank == taker, self.world.rank == giver
+            room = self.local[first - self.start : last - self.start] if is_taker else None
+            found = earlier.local[first - earlier.start : last - earlier.start] if is_giver and earlier else None
+            if room is not None and found is not None:
+                room.copy_(found)
+            elif room is not None and giver is not None:
+                self.world.take(room, giver)
+            elif found is not None:
+                self.world.give(found, taker)
+            has_all &= giver is not None or not is_taker
+        return has_all

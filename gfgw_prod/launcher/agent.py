@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from contextlib import nullcontext, suppress
 from typing import Any
 
-from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec, WorkerState
+from torch.distributed import Store
+from torch.distributed.elastic.agent.server.api import RunResult, Worker, WorkerGroup, WorkerSpec, WorkerState
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing import LogsSpecs
 from torch.distributed.elastic.multiprocessing.api import SubprocessContext
@@ -18,9 +19,11 @@ from torch.distributed.elastic.rendezvous.api import RendezvousClosedError, Rend
 from gfgw_prod.launcher import log
 from gfgw_prod.launcher.endings import describe_failures, final_code_of, preempted_if_killed_early, stop_signal_in
 from gfgw_prod.launcher.forks import ForkServer
-from gfgw_prod.launcher.generations import Generations
+from gfgw_prod.launcher.generations import Generation
 from gfgw_prod.launcher.job_exit_code import JobExitCode
+from gfgw_prod.launcher.joining import Joining
 from gfgw_prod.launcher.nodes import Nodes
+from gfgw_prod.launcher.regrouping import Regrouping, launcher_of, members_named, take_numbers
 from gfgw_prod.launcher.torch_changes import stop_signals_deferred
 from gfgw_prod.launcher.workers import SAVE_SECONDS, IdleWorkers, end_workers, is_stopped
 from gfgw_prod.process import clock, first_report, save_in_flight
@@ -44,7 +47,8 @@ class ExitCodeAgent(LocalElasticAgent):
         grace_seconds: int,
         restarts_left: int,
         forks: ForkServer | None,
-        generations: Generations,
+        regrouping: Regrouping,
+        joining: Joining,
         nodes: Nodes,
     ):
         super().__init__(spec, logs_specs, log_line_prefix_template=log_line_prefix_template)
@@ -55,7 +59,8 @@ class ExitCodeAgent(LocalElasticAgent):
         self._looked_at = clock.now()
         self._cause: Cause | None = None  # of the next restart
         self._remaining_restarts = restarts_left
-        self._forks, self._generations, self._nodes = forks, generations, nodes
+        self._forks, self._nodes = forks, nodes
+        self._regrouping, self._joining = regrouping, joining
         self._idle = IdleWorkers()
 
     def run_job(self) -> int:
@@ -87,13 +92,27 @@ class ExitCodeAgent(LocalElasticAgent):
 
     # What follows overrides torchrun's agent, in the order in which torchrun calls it.
 
+    def _assign_worker_ranks(
+        self, store: Store, group_rank: int, group_world_size: int, spec: WorkerSpec
+    ) -> list[Worker]:
+        """Override: ranks that join others get the numbers after theirs."""
+        if not self._joining.is_in_place:
+            workers: list[Worker] = super()._assign_worker_ranks(store, group_rank, group_world_size, spec)
+            return workers
+        first, number = self._regrouping.first_free, spec.local_world_size
+        return [Worker(each, first + each, first + each, first + number, first + number) for each in range(number)]
+
     def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
         """Override: let one of the new ranks report a final error; no stop signal between two spawns."""
         first_report.allow_one_report()
         save_in_flight.allow_saves()
-        self._generations.begin_round(f"{worker_group.master_addr}:{worker_group.master_port}")
         workers = worker_group.workers
-        others = self._nodes.begin_round([each.global_rank for each in workers], workers[0].world_size)
+        ranks, world_size = [each.global_rank for each in workers], workers[0].world_size
+        if self._joining.is_in_place:
+            self._regrouping.begin_joining()
+        else:
+            self._regrouping.begin_round(f"{worker_group.master_addr}:{worker_group.master_port}", ranks, world_size)
+        others = self._nodes.begin_round(ranks, world_size, in_place=self._joining.is_in_place)
         if others and self._cause == "error":  # as which a rank exits whose peers are gone
             self._cause = "membership"
             self._remaining_restarts += 1
@@ -159,8 +178,8 @@ class ExitCodeAgent(LocalElasticAgent):
         codes = self._exit_codes()
         if (known := final_code_of((), codes)) is not None:
             self.job_code.set(known)  # before other nodes take the broken connections for a crash
-        forming = self._generations.is_forming(worker_group.workers[0].world_size)
-        may_wait = not forming or save_in_flight.is_any_saving()
+        self._follow(self._regrouping.look(self._nodes.present()), worker_group)
+        may_wait = not self._regrouping.is_forming() or save_in_flight.is_any_saving()
         for pid, did in self._idle.kill(self._running(), worker_group.spec.monitor_interval, may_wait=may_wait).items():
             log(f"process {pid}, a rank of this node, {did}; it is killed", "warning")
         # torch restarts all ranks if it finds that one is lost, so it must not look again while none was.
@@ -175,6 +194,14 @@ class ExitCodeAgent(LocalElasticAgent):
             return self._judge_failure(result, failed, worker_group)
         return result
 
+    def _follow(self, generation: Generation | None, worker_group: WorkerGroup) -> None:
+        """Take the numbers that the ranks of this node have in a new generation."""
+        if generation is not None and self._regrouping.node in generation.nodes:
+            assert isinstance(self._pcontext, SubprocessContext)
+            launchers, ranks = {launcher_of(node) for node in generation.nodes}, members_named(generation.members)
+            self._nodes.follow(launchers, ranks, is_after_loss=generation.is_after_loss)
+            take_numbers(generation, self._regrouping.node, worker_group, self._pcontext.envs)
+
     def _replace_lost(self, worker_group: WorkerGroup) -> bool:
         """Start a rank in the place of each that was lost, if the others can go on; else leave it to torch."""
         lost = {local: code for local, worker in enumerate(self._workers()) if (code := worker.poll()) is not None}
@@ -183,7 +210,8 @@ class ExitCodeAgent(LocalElasticAgent):
             or len(lost) == worker_group.workers[0].world_size
             or not self._remaining_restarts
             or self.job_code.read() is not None
-            or not self._generations.can_go_on(worker_group.workers[0].world_size)
+            or not self._regrouping.can_go_on()
+            or (new := self._regrouping.replace()) is None
         ):
             return False
         self._cause = of_exit_codes(lost.values())
@@ -192,7 +220,6 @@ class ExitCodeAgent(LocalElasticAgent):
         self._log_crash(ranks, "replacement")
         self._remaining_restarts -= 1
         self._pass_on_cause()
-        new = self._generations.begin_next()
         for local in lost:
             handler = self._pcontext.subprocess_handlers[local]
             command = (self._pcontext.entrypoint, *self._pcontext.args[local])
@@ -217,6 +244,11 @@ class ExitCodeAgent(LocalElasticAgent):
             return RunResult(WorkerState.SUCCEEDED, dict.fromkeys(w.global_rank for w in worker_group.workers))
         if elsewhere not in (None, final):
             raise RendezvousClosedError
+        if final is None and self._regrouping.is_left_out:
+            log("the other nodes go on without this one, which joins them again")
+            self._cause = "membership"
+            self._remaining_restarts += 1
+            return result
         if final is None:
             self._log_crash(failed)
         if final is not None or not self._remaining_restarts:

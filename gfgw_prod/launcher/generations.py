@@ -1,27 +1,63 @@
-"""Generations of a job's ranks: a lost rank is replaced, and the others stay.
+"""Generations of a job's ranks: ranks are lost, replaced, join and leave, and the others stay.
 
-Ranks that could go on with a new peer say so in the rendezvous' store. If one is lost then, its launcher begins the
-next generation there and starts a rank in its place; ``resilience/membership.py`` is the ranks' side.
+A generation is a list of ranks in the rendezvous' store. It never changes; whoever writes the next one first decides.
+``regrouping.py`` is the launcher's side, ``resilience/membership.py`` the ranks'.
 """
 
 from __future__ import annotations
 
-import os
-from contextlib import suppress
+import json
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass
 
-from torch.distributed import DistError, PrefixStore, Store, TCPStore
+from torch.distributed import PrefixStore, Store
 
-OVER = "over"  # the key that says that a rank makes no more steps: from now on nobody can be replaced
-MEETING = "GFGW_GENERATIONS"  # host, port and prefix of the store, and the generation with which a rank begins
+OVER = "over"  # the key that says that a rank makes no more steps: from now on no generation begins
+MEETING = "GFGW_GENERATIONS"  # an ``Offer`` to a rank, as JSON
+
+Member = tuple[str, int]  # a rank's node, and its number there
+
+
+@dataclass(frozen=True)
+class Offer:
+    """What a launcher tells its ranks.
+
+    Attributes:
+        host, port, prefix: of the store.
+        generation: with which the rank begins; of a rank that joins, the newest without it.
+        node: that of the rank.
+        fewest_nodes: with which the job goes on.
+        is_new: whether the rank has no state, as it joins or replaces a lost one.
+    """
+
+    host: str
+    port: int
+    prefix: str
+    generation: int
+    node: str
+    fewest_nodes: int
+    is_new: bool
+
+    def text(self) -> str:
+        """The offer for the environment of a rank."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def read(cls, text: str) -> Offer | None:
+        """The offer in the environment of a rank, if there is one."""
+        return cls(**json.loads(text)) if text else None
 
 
 def ready(generation: int, rank: int) -> str:
-    """The key that says that a rank of a generation holds the state of the run."""
+    """The key that says that a rank of a generation holds the state, and of what the number of ranks is a multiple.
+
+    0 stands for a number that cannot change.
+    """
     return f"ready/{generation}/{rank}"
 
 
 def begun(generation: int) -> str:
-    """The key that says that a generation has begun."""
+    """The key of a generation that has begun; its value is a ``Generation``."""
     return f"begun/{generation}"
 
 
@@ -30,45 +66,111 @@ def here(generation: int, rank: int) -> str:
     return f"group/{generation}/here/{rank}"
 
 
-class Generations:
-    """The launcher's side.
+def missed(generation: int) -> str:
+    """The key that says that a rank has lost the connection to another."""
+    return f"missed/{generation}"
+
+
+def answered(generation: int, node: str) -> str:
+    """The key with which a launcher answers to the one before: its node is there."""
+    return f"answered/{generation}/{node}"
+
+
+def done(generation: int, rank: int) -> str:
+    """The key that says that a rank needs the present group no more, which others leave."""
+    return f"done/{generation}/{rank}"
+
+
+def built(member: Member) -> str:
+    """The key that says that a rank that joins is ready to be let in."""
+    return f"built/{member[0]}/{member[1]}"
+
+
+@dataclass(frozen=True)
+class Generation:
+    """The ranks of a job for some time.
+
+    Attributes:
+        members: by rank.
+        is_after_loss: whether a rank was lost before it, or else ranks came or went.
+    """
+
+    number: int
+    members: tuple[Member, ...]
+    is_after_loss: bool = False
+
+    @property
+    def nodes(self) -> tuple[str, ...]:
+        """Its nodes, in the order of their ranks."""
+        return tuple(dict.fromkeys(node for node, _ in self.members))
+
+    def ranks_on(self, node: str) -> dict[int, int]:
+        """The ranks of a node, by their numbers there."""
+        return {local: rank for rank, (at, local) in enumerate(self.members) if at == node}
+
+    def followed(
+        self, without: Collection[str] = (), more: Sequence[Member] = (), *, is_after_loss: bool
+    ) -> Generation:
+        """The next one, without some nodes. The remaining ranks keep their order, and those that join come last."""
+        kept = tuple(member for member in self.members if member[0] not in without)
+        return Generation(self.number + 1, (*kept, *more), is_after_loss)
+
+
+class Round:
+    """The generations between two restarts of all ranks.
 
     Args:
         store: of the rendezvous.
-        host: at which ranks reach it.
+        prefix: of the keys.
     """
 
-    def __init__(self, store: Store, host: str, run_id: str):
-        assert isinstance(store, TCPStore)
-        self._store, self._host, self._run_id = store, host, run_id
-        self._prefix = ""
+    def __init__(self, store: Store, prefix: str):
+        self.keys, self.prefix = PrefixStore(prefix, store), prefix
 
-    def begin_round(self, name: str) -> None:
-        """All ranks are about to start, in a round of this name."""
-        self._prefix = f"gfgw.generations.{self._run_id}.{name}"
-        self._met = 0  # the last generation whose ranks have met
-        self._keys = PrefixStore(self._prefix, self._store)
-        os.environ[MEETING] = self._meeting(0)
+    def first(self, node: str, ranks: Sequence[int], world_size: int) -> None:
+        """Say which ranks of the first generation a node has."""
+        for local, rank in enumerate(ranks):
+            self.keys.set(f"first/{rank}", json.dumps((node, local)))
+        self.keys.set("first/size", str(world_size))
 
-    def can_go_on(self, ranks: int) -> bool:
-        """Whether all ranks hold the state, or did until they were lost."""
-        current = self._keys.add("number", 0)
-        return self._keys.check([ready(current, rank) for rank in range(ranks)]) and not self._keys.check([OVER])
+    def is_known(self) -> bool:
+        """Whether all nodes have said which ranks of the first generation they have."""
+        return self.keys.check(["first/size"]) and self.keys.check(
+            [f"first/{rank}" for rank in range(int(self.keys.get("first/size")))]
+        )
 
-    def is_forming(self, ranks: int) -> bool:
-        """Whether a generation has begun whose ranks have not met yet, here or on other nodes."""
-        with suppress(DistError):  # the rendezvous is gone, which others notice
-            current = self._keys.add("number", 0)
-            if current > self._met and self._keys.check([here(current, rank) for rank in range(ranks)]):
-                self._met = current
-            return current > self._met
-        return False
+    def newest(self, since: int) -> int:
+        """The number of the newest generation; that of one that has begun is known."""
+        while self.keys.check([begun(since + 1)]):
+            since += 1
+        return since
 
-    def begin_next(self) -> dict[str, str]:
-        """Begin the next generation. Returns the variables for the ranks that are new in it."""
-        number = self._keys.add("number", 1)
-        self._keys.set(begun(number), "")
-        return {MEETING: self._meeting(number)}
+    def read(self, number: int) -> Generation:
+        """A generation that has begun. Of the first one, wait until it is known."""
+        if number:
+            value = json.loads(self.keys.get(begun(number)))
+            return Generation(number, tuple((node, local) for node, local in value["members"]), value["is_after_loss"])
+        ranks = range(int(self.keys.get("first/size")))
+        members = (json.loads(self.keys.get(f"first/{rank}")) for rank in ranks)
+        return Generation(0, tuple((node, local) for node, local in members))
 
-    def _meeting(self, generation: int) -> str:
-        return f"{self._host} {self._store.port} {self._prefix} {generation}"
+    def begin(self, generation: Generation) -> bool:
+        """Begin a generation. Whether it has begun: another one may have begun with this number."""
+        value = json.dumps({"members": generation.members, "is_after_loss": generation.is_after_loss}).encode()
+        return bool(self.keys.compare_set(begun(generation.number), "", value.decode()) == value)
+
+    def is_over(self) -> bool:
+        """Whether a rank makes no more steps."""
+        return self.keys.check([OVER])
+
+    def multiple(self, generation: Generation) -> int | None:
+        """Of what the number of ranks is a multiple; 0 if it cannot change; ``None`` unless all hold the state."""
+        everyone = [ready(generation.number, rank) for rank in range(len(generation.members))]
+        if not self.keys.check(everyone) or self.is_over():
+            return None
+        return int(self.keys.get(everyone[0]))
+
+    def may_have(self, generation: Generation, ranks: int) -> bool:
+        """Whether the ranks of a generation, which hold the state, could be followed by so many."""
+        multiple = self.multiple(generation)
+        return multiple is not None and multiple > 0 and ranks > 0 and ranks % multiple == 0

@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 
+import torch
+
 from gfgw_prod.process.exit_codes import UserError
 from gfgw_prod.process.home import expand_home
 from gfgw_prod.process.run_lock import hold_for_job
@@ -30,6 +32,13 @@ def settings_of_ranks(words: Sequence[str]) -> Config | None:
         return resolve(*layers_of(options))
     except (UserError, ValueError):
         return None
+
+
+def may_take_in_ranks(config: Config) -> bool:
+    """Whether ranks with these settings may take in others while they run; they themselves have the last word."""
+    replicated = config.distributed.strategy == "ddp" or config.distributed.shard_ranks > 0
+    on_cpu = config.run.device == "cpu" or not torch.cuda.is_available()
+    return config.resilience.in_place and replicated and on_cpu
 
 
 def take_part(config: Config, job: str) -> None:

@@ -29,10 +29,11 @@ from gfgw_prod.launcher import log
 from gfgw_prod.launcher.agent import ExitCodeAgent
 from gfgw_prod.launcher.endings import log_end
 from gfgw_prod.launcher.forks import ForkServer
-from gfgw_prod.launcher.generations import Generations
-from gfgw_prod.launcher.its_run import settings_of_ranks, take_part
+from gfgw_prod.launcher.its_run import may_take_in_ranks, settings_of_ranks, take_part
 from gfgw_prod.launcher.job_exit_code import JobExitCode
+from gfgw_prod.launcher.joining import Joining
 from gfgw_prod.launcher.nodes import Nodes
+from gfgw_prod.launcher.regrouping import Regrouping
 from gfgw_prod.launcher.torch_changes import NoLogFiles, fork_ranks, keep_ports
 from gfgw_prod.process import clock, held_file
 from gfgw_prod.process.exit_codes import BAD_INPUT, CRASHED, PREEMPTED, UserError
@@ -85,7 +86,8 @@ def _code_of_node(options: argparse.Namespace, forks: ForkServer | None, *, has_
             config.logs_specs = NoLogFiles()
         if forks is not None and config.numa_options is None:  # torch binds a process that it starts, not a fork
             fork_ranks(forks)
-        return Node(config, entrypoint, arguments, int(grace), forks).run()
+        joins = settings is not None and may_take_in_ranks(settings)
+        return Node(config, entrypoint, arguments, int(grace), forks, may_join_ranks=joins).run()
     except SignalException:  # workers had ended, and it was not decided yet what to do next
         return PREEMPTED
     except RendezvousTimeoutError:
@@ -113,7 +115,11 @@ def _prepare_environment() -> None:
 
 
 class Node:
-    """This node's part in a job, over any number of rendezvous."""
+    """This node's part in a job, over any number of rendezvous.
+
+    Args:
+        may_join_ranks: whether this node's ranks may join others that run already.
+    """
 
     def __init__(
         self,
@@ -122,7 +128,10 @@ class Node:
         arguments: list[str],
         grace_seconds: int,
         forks: ForkServer | None = None,
+        *,
+        may_join_ranks: bool = False,
     ):
+        self.may_join_ranks = may_join_ranks
         self.config, self.entrypoint, self.arguments = config, entrypoint, arguments
         self.grace_seconds, self.forks = grace_seconds, forks
         self.hosting = is_host(config.rdzv_endpoint)
@@ -162,7 +171,7 @@ class Node:
         """
         config = self.config
         try:
-            rendezvous, job_code, generations = meet(config)
+            rendezvous, job_code, regrouping = meet(config)
         except (RendezvousConnectionError, OSError):
             if self.hosting:  # no other node would open it
                 raise
@@ -181,8 +190,10 @@ class Node:
         assert config.logs_specs is not None
         prefix = config.log_line_prefix_template
         limits = self.grace_seconds, self.restarts_left
+        joining = Joining(regrouping.may_join, is_possible=self.may_join_ranks)
+        nodes = Nodes(rendezvous)
         agent = ExitCodeAgent(
-            spec, config.logs_specs, prefix, job_code, *limits, self.forks, generations, Nodes(rendezvous)
+            spec, config.logs_specs, prefix, job_code, *limits, self.forks, regrouping, joining, nodes
         )
         try:
             code = agent.run_job()
@@ -202,7 +213,7 @@ class Node:
         return code
 
 
-def meet(config: LaunchConfig) -> tuple[DynamicRendezvousHandler, JobExitCode, Generations]:
+def meet(config: LaunchConfig) -> tuple[DynamicRendezvousHandler, JobExitCode, Regrouping]:
     """Open the rendezvous, or connect to the node that hosts it. The rest of what the nodes share is in its store too.
 
     Raises:
@@ -219,11 +230,9 @@ def meet(config: LaunchConfig) -> tuple[DynamicRendezvousHandler, JobExitCode, G
     )
     backend, store = create_backend(parameters)
     handler = create_handler(store, backend, parameters)
-    return (
-        handler,
-        JobExitCode(store, config.run_id),
-        Generations(store, address(config.rdzv_endpoint)[0], config.run_id),
-    )
+    node, host = str(handler._this_node), address(config.rdzv_endpoint)[0]
+    regrouping = Regrouping(store, host, config.run_id, node, config.nproc_per_node, config.min_nodes)
+    return handler, JobExitCode(store, config.run_id), regrouping
 
 
 def address(endpoint: str) -> tuple[str, int]:

@@ -29,13 +29,43 @@ class Nodes:
         if self._several:
             self._sync, self._holder.sync = self._holder.sync, self._sync_and_tell  # type: ignore[method-assign]
 
-    def begin_round(self, ranks: Sequence[int], world_size: int) -> bool:
-        """A round begins with these ranks on this node. Returns whether the last one had other nodes."""
+    def begin_round(self, ranks: Sequence[int], world_size: int, *, in_place: bool = False) -> bool:
+        """A round begins with these ranks on this node. Returns whether the last one had other nodes.
+
+        Args:
+            in_place: whether the ranks of the other nodes run already.
+        """
         last, self._members, self._said = self._members, frozenset(self._holder.state.participants), ""
         if self._several:
             here = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks[0]} to {ranks[-1]}"
-            log(f"all ranks start on {self._listed(self._members)}; {here} of {world_size} on this one")
+            start = "joins ranks that run" if in_place else "all ranks start"
+            log(f"{start} on {self._listed(self._members)}; {here} of {world_size} on this one")
         return last not in (frozenset(), self._members)
+
+    def present(self) -> frozenset[str]:
+        """Names of the nodes that take part in the rendezvous."""
+        return frozenset(map(str, self._holder.state.participants))
+
+    def follow(self, launchers: Collection[str], ranks: str, *, is_after_loss: bool) -> None:
+        """These launchers' ranks go on together. Others that took part leave room at the rendezvous at once.
+
+        Args:
+            ranks: their number, in words.
+            is_after_loss: whether others are lost, or else have left.
+        """
+        with self._handler._heartbeat_lock:
+            state = self._holder.state
+            now = frozenset(node for node in state.participants if str(node) in launchers)
+            gone = {node for node in self._members if str(node) not in launchers}
+            fewer, more = "is lost" if is_after_loss else "leaves", now - self._members
+            news = [f"{self._listed(nodes)} {what}" for nodes, what in ((gone, fewer), (more, "joins")) if nodes]
+            if news:
+                log(f"{', '.join(news)}; the run goes on with {ranks}")
+            for node in gone & state.participants.keys():
+                del state.participants[node]
+                state.last_heartbeats.pop(node, None)
+                self._holder.mark_dirty()
+            self._members = now
 
     def _sync_and_tell(self) -> bool | None:
         written = self._sync()

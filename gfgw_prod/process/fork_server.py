@@ -28,6 +28,8 @@ MODULES = ("torch._dynamo", "gfgw_prod.commands.train", "gfgw_prod.training.trai
 TITLE = b"gfgw fork server"
 ARGUMENTS, ENVIRONMENT = 48, 50  # fields of /proc/self/stat, of proc(5): where these begin in memory
 
+_forked: list[int] = []  # the process id, in a fork
+
 
 def serve_forks() -> None:
     """In a fork server, fork ranks until the launcher ends; return in each of them.
@@ -93,11 +95,22 @@ def _fork() -> int | None:
 
 
 def _take_environment(variables: dict[str, str]) -> None:
-    """Replace the environment, also where other processes read it (/proc/PID/environ), as far as there is room."""
+    """Replace the environment."""
+    _forked.append(os.getpid())
     os.environ.clear()
     os.environ.update(variables)
     tempfile.tempdir = None  # it was the server's
-    entries = sorted((f"{name}={value}\0" for name, value in variables.items()), key=len)
+    show_environment()
+
+
+def show_environment() -> None:
+    """In a fork, write the environment where other processes read it (/proc/PID/environ), as far as there is room.
+
+    Elsewhere C code may still read what was written there when the process was started.
+    """
+    if not _forked:
+        return
+    entries = sorted((f"{name}={value}\0" for name, value in os.environ.items()), key=len)
     _write(_own_memory(ENVIRONMENT), os.fsencode("".join(entries)))
 
 

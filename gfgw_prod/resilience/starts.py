@@ -76,13 +76,21 @@ class StartCounter:
                 if self._counted:
                     self._write(earlier + 1)
 
-    def join(self) -> None:
-        """Take part in a start that is counted already, in the place of a rank that was lost."""
+    def join(self, world: World) -> None:
+        """Take part in a start that is counted already, as a rank of a world whose ranks have come or gone. Collective.
+
+        Args:
+            world: in which this rank may have another number than before.
+        """
         with self._lock:
+            self._locks.release()
+            self._locks, self._world = RankLocks(self._locks.run_dir, world.rank, world.world_size), world
+        world.barrier()  # nobody holds the lock of another
+        with self._lock:
+            self._locks.acquire()
             if not self._counted:
                 self._step, counted = self._read()
                 self._earlier, self._counted = max(counted - 1, 0), True
-                self._locks.acquire()
                 before_exit.append(self.on_stop_signal)
 
     def uncount(self) -> None:
@@ -156,7 +164,8 @@ class RankLocks:
     """
 
     def __init__(self, run_dir: Path, rank: int, world_size: int):
-        self._path, self._rank, self._world_size = run_dir / LOCKS_FILE, rank, world_size
+        self.run_dir, self._path = run_dir, run_dir / LOCKS_FILE
+        self._rank, self._world_size = rank, world_size
         self._file: int | None = None
 
     def acquire(self) -> None:

@@ -70,7 +70,7 @@ class ResilienceSettings(Section):
     )
     in_place: Flag = setting(
         True,
-        "replace a lost rank while the others stay (on CPUs, under the elastic launcher); else all restart",
+        "go on when ranks are lost, join or leave (on CPUs, under the elastic launcher); else all restart",
     )
     peer_copy_every_steps: Whole = setting(
         5,

@@ -74,25 +74,21 @@ def build(
     parallel = _parallel(config, together, table, generator)
     optimizer, ema = _optimizer(config, generator), Ema(generator)
 
-    # The bank and what is matched with it.
-    matcher = Matcher(
-        config.transport,
-        FeatureBank(len(table), extractor.dim, world),
-        bank_labels=table.labels if config.generator.conditional else None,
-        num_classes=table.num_classes,
-        seed=config.seed,
-        values=RowValues(math.prod(shape), lambda ids: table.rows(ids).flatten(1)),
-    )
+    matcher = _matcher(config, table, FeatureBank(len(table), extractor.dim, world))
     feed = Feed(table, config.data.workers, together)
     return TrainingStep(config, world, table, feed, parallel, objective, matcher, optimizer, ema, precision)
 
 
-def spread(step: TrainingStep) -> None:
-    """Spread the generator over the ranks that this one has joined. Collective.
+def spread(step: TrainingStep, world: World) -> None:
+    """Spread the generator over the ranks that this one has joined, with room for its part of the tables. Collective.
 
-    A sharded one is built again, without weights: FSDP cannot be taken off a module.
+    A sharded one is built again, without weights: FSDP cannot be taken off a module. Tables are, if this rank's part of
+    them has changed.
     """
-    config, world = step.config, step.world
+    config = step.config
+    if step.world != world:
+        step.world = world
+        step.matcher = _matcher(config, step.table, FeatureBank(len(step.table), step.matcher.bank.dim, world))
     if _is_sharded(config):
         generator = _without_weights(config, step.table)
         if config.train.compile:
@@ -107,6 +103,18 @@ def spread(step: TrainingStep) -> None:
 
 def _is_sharded(config: Config) -> bool:
     return config.distributed.strategy == "fsdp"
+
+
+def _matcher(config: Config, table: Table, bank: FeatureBank) -> Matcher:
+    """The bank, and what is matched with it."""
+    return Matcher(
+        config.transport,
+        bank,
+        bank_labels=table.labels if config.generator.conditional else None,
+        num_classes=table.num_classes,
+        seed=config.seed,
+        values=RowValues(math.prod(table.image_shape), lambda ids: table.rows(ids).flatten(1)),
+    )
 
 
 def _without_weights(config: Config, table: Table) -> OneStepGenerator:

@@ -1,11 +1,13 @@
-"""A run that goes on in place when a rank is lost: the other ranks keep what they have, and the new one gets the state.
+"""A run that goes on in place when ranks are lost, join or leave: each keeps what it has, and takes what it lacks.
 
-Rank and number of ranks stay as they are, so a rank that is not lost keeps all it has but its process groups, and what
-holds them. The new rank builds alone what the others have, and takes its share of the state from one that has the same:
-from a replica, or from the rank that has a copy of it.
+A rank that stays keeps all but its process groups, what holds them, and tables of which it now has another part. A new
+rank builds alone what the others have, and takes its share of the state from one that has the same: from a replica, or
+from the rank that has a copy of it.
 """
 
 from __future__ import annotations
+
+from functools import partial
 
 from torch import Tensor
 
@@ -13,10 +15,12 @@ from gfgw_prod.checkpoint.choosing import quarantined
 from gfgw_prod.checkpoint.finding import checkpoints_in
 from gfgw_prod.distributed.lost_peers import lost_connection
 from gfgw_prod.distributed.packed import Packed
+from gfgw_prod.features.bank import FeatureBank
 from gfgw_prod.process.exit_codes import CRASHED
-from gfgw_prod.process.signals import PREEMPTION, exit_on_stop_signals
+from gfgw_prod.process.signals import PREEMPTION, exit_on_stop_signals, on_stop_request
 from gfgw_prod.process.watchdog import watch
 from gfgw_prod.resilience import same_run
+from gfgw_prod.resilience.membership import RegroupedError
 from gfgw_prod.resilience.peer_copies import NO_STEP
 from gfgw_prod.training.building import spread
 from gfgw_prod.training.kept import choose
@@ -24,15 +28,19 @@ from gfgw_prod.training.run import Run
 
 
 def kept_after(error: BaseException, run: Run) -> bool:
-    """Whether a run goes on after an error, as a peer was lost and is replaced. What it holds of the group is freed."""
+    """Whether a run goes on after an error, as ranks were lost or come or go. What it holds of the group is freed."""
     lost = isinstance(error, RuntimeError) and lost_connection(error) is not None
-    if run.membership is None or not lost or not run.holds_state:
+    if run.membership is None or not (lost or isinstance(error, RegroupedError)) or not run.holds_state:
         return False
-    if not run.membership.is_peer_replaced(lambda: run.stop.requested_here):
+    if not run.membership.is_followed(lambda: run.stop.requested_here):
         return False
-    exit_on_stop_signals(PREEMPTION)  # until all ranks are back, there is nobody to save with
+    if run.membership.is_after_loss:
+        exit_on_stop_signals(PREEMPTION)  # until all ranks are back, there is nobody to save with
+    else:
+        run.kept.told_to_stop = run.stop.requested_here
+        on_stop_request(partial(setattr, run.kept, "told_to_stop", True))
     kept, checked = run.kept, run.checked_step
-    kept.spent = run.reporter.productive_seconds()
+    kept.spent, kept.shard_before = run.reporter.productive_seconds(), kept.shard
     kept.computed, kept.verdict, kept.measured = checked.computed, checked.verdict, checked.measured
     kept.training.end()
     if kept.copies is not None:
@@ -41,20 +49,27 @@ def kept_after(error: BaseException, run: Run) -> bool:
 
 
 def go_on(run: Run) -> None:
-    """Have a run go on with a new rank among them. Collective.
+    """Have a run go on with the ranks that it has now. Collective.
 
     It goes on after the last step that any rank has made, or after that of the newest copies.
     """
     kept, world = run.kept, run.world
     with watch.paused():  # a new rank may take longer, and has a watch of its own
         run.reached = _settle_last_step(run)
-        before = kept.share()
-        spread(run.training)
-        _take_shares(run, before)
+        ranks = kept.training.world.world_size
+        share, bank = kept.share(), kept.training.matcher.bank
+        with_tables = any(world.all_gather_object(kept.has_whole_tables))
+        spread(run.training, world)
+        _take_rows(run, bank if kept.has_rows else None)
+        if with_tables and not kept.has_whole_tables:
+            kept.make_room()
+        _take_shares(run, share)
         run.checked_step.check_replicas(kept.state())
     run.first_step = kept.step
     same_run.accept_rank_differences(world.all_gather_object(kept.facts), kept.facts, kept.step)
-    run.reporter.introduce(kept.step, run.training.table, 0, None)
+    assert run.membership is not None
+    news = _news(ranks, world.world_size, is_after_loss=run.membership.is_after_loss)
+    run.reporter.introduce(kept.step, run.training.table, 0, "", in_place=news)
     newest = checkpoints_in(run.storages[0])[-1:] if world.is_main else []
     manifest = {**(newest[0].manifest if newest else {}), **kept.manifest_facts()}
     damaged = len(quarantined(run.storages)) if world.is_main else 0
@@ -63,6 +78,14 @@ def go_on(run: Run) -> None:
         run.reporter.record_missed(kept.step, run.images, values)
     run.saver.preallocate(run.state())
     run.startup.done("checkpoint")
+
+
+def _news(before: int, now: int, *, is_after_loss: bool) -> str:
+    """What has happened to the ranks of a run, whose number was another before."""
+    if before == now:
+        return "a lost rank was replaced"
+    fewer = "were lost" if is_after_loss else "left"
+    return f"ranks {'joined' if now > before else fewer}: now {now}, before {before}"
 
 
 def _settle_last_step(run: Run) -> int:
@@ -84,11 +107,23 @@ def _settle_last_step(run: Run) -> int:
     return newest
 
 
+def _take_rows(run: Run, earlier: FeatureBank | None) -> None:
+    """Bring this rank's part of the bank together, if the parts of some ranks have changed. Collective.
+
+    Args:
+        earlier: the part that this rank has had, if any.
+    """
+    kept, bank = run.kept, run.training.matcher.bank
+    if any(run.world.all_gather_object(earlier is not bank)) and not bank.take_rows(earlier):
+        kept.find_rows(run.reporter.log_from_any_rank)
+    kept.has_rows = True
+
+
 def _take_shares(run: Run, before: list[Tensor]) -> None:
     """Bring all ranks to the newest step of which every part of the state is left. Collective.
 
     Args:
-        before: this rank's share before the generator was spread anew.
+        before: this rank's share of the state, when ranks came or went.
 
     Raises:
         SystemExit: as after a crash, if there is no such step.
@@ -99,8 +134,6 @@ def _take_shares(run: Run, before: list[Tensor]) -> None:
         run.reporter.log("a lost rank had a part of the state that no other has, nor a copy of it; all restart")
         raise SystemExit(CRASHED)
     step, sources = chosen
-    if kept.step == NO_STEP:
-        kept.make_room()
     share, source = kept.share(), sources[world.rank]
     if source == world.rank and step == kept.step:
         moved = [pair for pair in zip(share, before, strict=True) if pair[0].data_ptr() != pair[1].data_ptr()]
@@ -116,7 +149,10 @@ def _take_shares(run: Run, before: list[Tensor]) -> None:
             received = Packed(share)
             world.take(received.bytes, giver)
             received.unpack(share)
+        elif world.rank == giver and rank % kept.shards == kept.shard_before:
+            world.give(Packed(before).pack(before).bytes, rank)
         elif world.rank == giver:
-            world.give(kept.given(step, rank % kept.shards), rank)
+            assert kept.copies is not None
+            world.give(kept.copies.before(step), rank)
     kept.step, kept.spent, kept.copies = step, held[source][step, kept.shard], None
     kept.fill_tables()

@@ -12,7 +12,6 @@ from torch import Tensor
 from gfgw_prod.checkpoint.finding import checkpoints_in
 from gfgw_prod.checkpoint.storages import open_storages
 from gfgw_prod.data.sources import open_table
-from gfgw_prod.distributed.packed import Packed
 from gfgw_prod.distributed.row_table import RowTable
 from gfgw_prod.distributed.shards import local
 from gfgw_prod.distributed.world import World
@@ -38,7 +37,10 @@ class Kept:
         built_at, saved_at: when this start of the run was built, and last saved, by this rank's clock.
         step: completed steps; ``NO_STEP`` if this rank is new.
         spent: seconds in steps that the state had behind it when a rank was lost.
+        shard_before: part of the generator that this rank had when ranks came or went.
         copies: of shares of the state, if no two ranks have the same.
+        has_rows: whether this rank has its part of the bank.
+        told_to_stop: whether a stop signal came while ranks came or went.
         computed, verdict, measured: what ``CheckedStep`` has of the last step.
     """
 
@@ -49,7 +51,10 @@ class Kept:
     saved_at: float
     step: int
     spent: float = 0.0
+    shard_before: int = 0
     copies: PeerCopies | None = None
+    has_rows: bool = True
+    told_to_stop: bool = False
     computed: StepResult | None = None
     verdict: tuple[float, float] | None = None
     measured: Measured = (NONE_YET, {})
@@ -62,16 +67,27 @@ class Kept:
         return cls(training, NumberGuard(config.resilience), facts, built_at=now, saved_at=now, step=step)
 
     @classmethod
-    def built_alone(cls, config: Config, world: World, log: Callable[[str], None]) -> Kept:
-        """What a new rank can have before it has met the others. Its bank is read from a checkpoint, or encoded."""
+    def built_alone(cls, config: Config, world: World, log: Callable[[str], None], *, with_bank: bool) -> Kept:
+        """What a new rank can have before it has met the others.
+
+        Args:
+            with_bank: whether it has to find the rows of its part of the bank; else other ranks have them.
+        """
         alone = World(0, 1, world.device)
         table = open_table(config.data, alone, log, "off")
         kept = cls.of(build(config, world, table, log, fresh=False, together=alone), NO_STEP)
-        if (rows := _bank_in_checkpoint(config)) is not None:
-            kept.training.matcher.bank.fill(0, rows)
-        else:
-            encode_bank(kept.training, cache=BankCache.of(config, kept.facts, log))
+        if with_bank:
+            kept.find_rows(log)
+        kept.has_rows = with_bank
         return kept
+
+    def find_rows(self, log: Callable[[str], None]) -> None:
+        """Read this rank's part of the bank from a checkpoint, or encode it."""
+        config = self.training.config
+        if (rows := _bank_in_checkpoint(config)) is not None:
+            self.training.matcher.bank.fill(0, rows)
+        else:
+            encode_bank(self.training, cache=BankCache.of(config, self.facts, log))
 
     def state(self) -> dict[str, Tensor]:
         """What steps change, by name, as this rank has it."""
@@ -127,16 +143,23 @@ class Kept:
         if self.copies is not None:
             self.copies.wait()
 
+    @property
+    def has_whole_tables(self) -> bool:
+        """Whether ``make_safe`` has added whole copies of tables to this rank's share."""
+        return any(table.whole is not None for table in self._tables)
+
     def make_room(self) -> None:
-        """Make room for what ``make_safe`` has added to the shares of the others."""
-        for table in self._tables if self._has_replicas else ():
+        """Make room for whole copies of tables, which others have."""
+        for table in self._tables:
             table.whole = table.local.new_zeros(table.total, *table.local.shape[1:])
 
     def fill_tables(self) -> None:
-        """Take this rank's rows of tables from the whole copies, where there are any."""
+        """Take this rank's rows of tables from the whole copies, where there are any, and drop those not needed."""
         for table in self._tables:
             if table.whole is not None:
                 table.fill(0, table.whole)
+            if not self._has_replicas:
+                table.whole = None
 
     @property
     def _tables(self) -> list[RowTable]:
@@ -144,21 +167,20 @@ class Kept:
 
     @property
     def _has_replicas(self) -> bool:
-        return self.shards < self.training.world.world_size
+        """Whether several ranks have the same shard of the generator, or all of it."""
+        return self.shards < max(self.training.world.world_size, 2)
+
+    @property
+    def ranks_multiple(self) -> int:
+        """Of what the number of ranks is a multiple; 0 if it cannot change without a restart."""
+        return self.shards if self._has_replicas else 0
 
     def held(self) -> dict[tuple[int, int], float]:
-        """What this rank can give or take: seconds spent, by step and shard."""
+        """What this rank could give or take when ranks came or went: seconds spent, by step and shard."""
         if self.step == NO_STEP:
             return {}
         copies = {} if self.copies is None else self.copies.held()
-        return {**copies, (self.step, self.shard): self.spent}
-
-    def given(self, step: int, shard: int) -> Tensor:
-        """The bytes of a share that this rank holds, of the step at which it is or of a copy."""
-        if shard == self.shard:
-            return Packed(self.share()).pack(self.share()).bytes
-        assert self.copies is not None
-        return self.copies.before(step)
+        return {**copies, (self.step, self.shard_before): self.spent}
 
     def manifest_facts(self) -> dict[str, Any]:
         """What the manifest of a checkpoint would say of the state."""

@@ -103,22 +103,22 @@ class Reporter:
             self._meter = self._new_meter("encoding the bank", total, "rows of rank 0")
         self._meter.advance_to(rows)
 
-    def introduce(self, step: int, table: Table, parameters: int, resumes: str | None) -> None:
+    def introduce(self, step: int, table: Table, parameters: int, resumes: str, in_place: str = "") -> None:
         """Log the lines that say what this start is.
 
         Args:
             step: completed steps.
             parameters: of the generator.
-            resumes: name of the checkpoint that the run resumes from; empty for a new run; ``None`` if the run goes on
-                in place.
+            resumes: name of the checkpoint that the run resumes from; empty for a new run.
+            in_place: what has happened to its ranks, if the run goes on with others and has not started anew.
         """
         log_times()
         if self.world.is_main:
             self._start = describe_start(self.world, self.hosts, step)
             self._start["fd_in"] = f"{self.fd_in}, {self.config.evaluation.num:,}" if self.fd_in else ""
-            if resumes is None:
-                self.log(f"a lost rank was replaced; the run goes on after step {step:,}")
-            for line in () if resumes is None else first_lines(self.config, self._start, table, parameters, resumes):
+            if in_place:
+                self.log(f"{in_place}; the run goes on after step {step:,}")
+            for line in () if in_place else first_lines(self.config, self._start, table, parameters, resumes):
                 self.log(line)
             for line in self.evaluates:
                 self.log(f"evaluation: {line}")

@@ -41,11 +41,11 @@ from gfgw_prod.training.state import CONSTANT, training_state
 
 class Run:
     """One rank's part of a run. The constructor validates and builds; before ``loop`` call ``resume``
-    (``resuming.py``), or ``go_on`` (``in_place.py``) if the run goes on with a new rank.
+    (``resuming.py``), or ``go_on`` (``in_place.py``) if the run goes on with other ranks.
 
     Args:
-        membership: of this rank, if lost ranks are replaced.
-        kept: what this rank has already, if it goes on with a new peer or is one.
+        membership: of this rank, if ranks may come and go.
+        kept: what this rank has already, if it goes on with other peers.
 
     Attributes:
         first_step: completed steps when this rank was started or took its peers.
@@ -70,7 +70,7 @@ class Run:
         # Output: health for probes, log lines, metrics.
         self.health = Health(config.resilience.hang_seconds, watch.silence)
         if kept is not None:
-            self.health.enter_phase("replacing a lost rank")
+            self.health.enter_phase("going on with other ranks")
         self.node = Node(config.telemetry, self.health, is_first=reports_for_node())
         self.reporter = Reporter(config, world, startup, self.node)
 
@@ -101,7 +101,7 @@ class Run:
             starts.count(self.storages)
             kept = self._built()
         else:
-            starts.join()
+            starts.join(world)
         self.kept, self.training, self.guard = kept, kept.training, kept.guard
         held.callback(self._end_feed)
         self.grids = Grids(config, self.training.table)
@@ -169,16 +169,18 @@ class Run:
         recorded = config.train.profile_steps if self.world.is_main else 0
         profiler = StepProfiler(self.step, recorded, self.dir / "profile", self.reporter.log)
         self.stop.install_handlers()
+        self.stop.requested_here |= self.kept.told_to_stop
         if self.membership is not None:
             self.kept.make_safe(self.reporter.productive_seconds())
-            self.membership.hold_state(self.reached)
+            self.membership.hold_state(self.reached, self.kept.ranks_multiple)
         self.holds_state = True
         while self.step < config.total_steps and not self.stop.time_is_up:
             watch.progress(f"in step {self.step + 1}")
 
-            # Stop?
+            # Have ranks come or gone? Stop?
+            if self.membership is not None:
+                self.membership.leave_for_newer()
             if self.stop.requested_anywhere():
-                self._make_no_more_steps()
                 self._save_and_stop()
                 return False
 
@@ -219,9 +221,9 @@ class Run:
         self.saver.finish(lambda: self.stop.requested_here)
         return True
 
-    def _make_no_more_steps(self) -> None:
+    def _make_no_more_steps(self, *, of_all: bool = True) -> None:
         self.holds_state = False
-        if self.membership is not None:
+        if self.membership is not None and of_all:
             self.membership.end()
             self.kept.finish_copies()
 
@@ -274,12 +276,34 @@ class Run:
             self.reporter.record_values(step, images, values)
 
     def _save_and_stop(self) -> None:
+        """Save the state, and stop: here if this node is told to and others go on without it, or else everywhere.
+
+        All save before nodes leave: a scheduler that stops a whole job may signal one after the other.
+
+        Raises:
+            RegroupedError: if this node goes on.
+        """
         self.health.enter_phase("told to stop: saving")
+        others_go_on = bool(self._leaving())
+        if not others_go_on:
+            self._make_no_more_steps()
         self._save()
         self.saver.finish(lambda: True)
+        if self.membership is not None and others_go_on:
+            if leaving := self._leaving():
+                self.membership.part(leaving)
+            self._make_no_more_steps(of_all=not leaving)
         if self.world.world_size > 1:  # the launcher signals the other ranks once one exits
             ignore_stop_signals()
         self.reporter.stopped(self.images)
+
+    def _leaving(self) -> set[str]:
+        """The nodes that are told to stop by now, if the others can go on without them. Collective."""
+        if self.membership is None:
+            return set()
+        told = self.world.all_gather_object(self.membership.node if self.stop.requested_here else "")
+        leaving = {*told} - {""}
+        return leaving if self.world.broadcast(self.membership.goes_on_without(leaving)) else set()
 
     def _roll_back(self) -> None:
         """Load the state from before the bad steps, and go on after them: they are skipped.

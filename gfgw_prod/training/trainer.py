@@ -1,4 +1,4 @@
-"""Train: make a run, and another one in its place each time a lost rank is replaced."""
+"""Train: make a run, and another one in its place each time ranks are lost, join or leave."""
 
 from __future__ import annotations
 
@@ -31,9 +31,12 @@ def train(config: Config) -> int:
     world = World.prepared(config.run.device, config.run.threads)
     membership, kept = Membership.offered(config, world), None
     if membership is not None and membership.is_new:
-        kept = Kept.built_alone(config, world, log if world.is_main else lambda line: None)
-    timeouts = config.distributed.timeout_seconds, config.resilience.hang_seconds
-    world.join(*timeouts, None if kept is None or membership is None else membership.meet(timeouts[0]))
+        say = log if world.is_main else lambda line: None
+        kept = Kept.built_alone(config, world, say, with_bank=not membership.joins)
+    timeouts, meeting = (config.distributed.timeout_seconds, config.resilience.hang_seconds), None
+    if membership is not None and membership.is_new:
+        world, meeting = membership.meet(timeouts[0])
+    world.join(*timeouts, meeting)
     with world.leaving(), StartCounter(config.run.dir, config.resilience.max_no_progress, world) as starts:
         while True:
             startup.done("rendezvous")
@@ -56,4 +59,4 @@ def train(config: Config) -> int:
                 run.close()
             del run
             startup = Startup(again=True)
-            membership.rejoin(*timeouts)
+            world = membership.rejoin(*timeouts)

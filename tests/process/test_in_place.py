@@ -40,16 +40,16 @@ def lose(
     return ranks
 
 
-def assert_as_undisturbed(run_dir: Path, reference: Path) -> None:
+def assert_as_undisturbed(run_dir: Path, reference: Path, steps: int = runs.STEPS) -> None:
     """Weights, averages, moments, duals and all else that a checkpoint has, and the records."""
     here, there = (
         checkpoints_in(LocalStorage(each / "checkpoints"))[-1].read_tensors("") for each in (run_dir, reference)
     )
     assert here.keys() == there.keys()
     assert [name for name in here if not torch.equal(here[name], there[name])] == []
-    assert runs.digests(run_dir)[runs.STEPS] == runs.digests(reference)[runs.STEPS]
+    assert runs.digests(run_dir)[steps] == runs.digests(reference)[steps]
     assert runs.losses(run_dir) == runs.losses(reference)
-    runs.assert_each_metric_has_each_step_once(run_dir)
+    runs.assert_each_metric_has_each_step_once(run_dir, steps)
 
 
 @pytest.mark.parametrize(
@@ -176,11 +176,11 @@ def test_rank_lost_on_another_node_is_replaced_there(reference: Path, tmp_path: 
     assert_as_undisturbed(run_dir, reference)
 
 
-def test_lost_node_is_not_waited_for(reference: Path, tmp_path: Path) -> None:
+def test_node_that_is_lost_with_its_shares_is_not_waited_for(reference: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     where = {"NNODES": "1:2", "NPROC": "1", "RDZV_ENDPOINT": f"localhost:{runs.free_port()}", "LOCAL_ADDR": "localhost"}
     copy = copies.slowed(tmp_path) | where | {"RDZV_LAST_CALL": "10"}
-    host, other = (runs.start(in_place(run_dir), copy) for _ in range(2))
+    host, other = (runs.start(in_place(run_dir, *FSDP), copy) for _ in range(2))
     runs.wait_until(lambda: runs.last_step(run_dir) >= 2, host)
     other.kill()
     outcome = runs.outcome_of(host)

@@ -61,8 +61,13 @@ def run_in(
 
 
 def weights(run: Run) -> str:
-    """A digest of all that a checkpoint holds, but for the counts of what went wrong."""
+    """The digest of a run that has ended."""
     run.close()
+    return digest(run)
+
+
+def digest(run: Run) -> str:
+    """A digest of all that a checkpoint holds, but for the counts of what went wrong."""
     return weights_digest({name: tensor for name, tensor in run.state().items() if name != "guard.counts"})
 
 
@@ -292,4 +297,24 @@ def test_run_whose_first_steps_are_bad_has_nowhere_to_go_back_to(tmp_path: Path,
         pytest.raises(NoProgressError, match="there is no checkpoint from before"),
     ):
         run.loop()
+    run.close()
+
+
+@pytest.mark.parametrize("norm", [1.0, torch.inf], ids=["applied", "skipped"])
+def test_step_that_is_computed_counts_without_any_other_rank(tmp_path: Path, norm: float) -> None:
+    """Ranks that have heard the numbers of a step settle it, also when another is lost before it has."""
+    world = World(0, 1, torch.device("cpu"))
+    run = run_in(tmp_path / "run", world)
+    run.kept.make_safe(0.0)  # as ranks do that may lose another
+    stream = run.stream(1)
+    rows = [next(stream) for _ in range(run.training.parallel.assignment.turns_per_rank)]
+    result = run.training.compute(0, rows)
+    before = digest(run)
+
+    object.__setattr__(world, "world_size", 2)
+    with pytest.raises(ValueError, match="process group"):  # so does every collective: the other rank is not there
+        world.barrier()
+    run.checked_step.settle(result, (norm, 1.0))
+    object.__setattr__(world, "world_size", 1)
+    assert (digest(run) == before) == (norm == torch.inf)
     run.close()

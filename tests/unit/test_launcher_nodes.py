@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import pickle
+import time
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 from torch.distributed import HashStore
+from torch.distributed.elastic.rendezvous import dynamic_rendezvous
 from torch.distributed.elastic.rendezvous.dynamic_rendezvous import (
     DynamicRendezvousHandler,
     RendezvousTimeout,
+    _Action,
     _NodeDesc,
+    _RendezvousContext,
     _RendezvousState,
 )
 
+from gfgw_prod.launcher.joining import Joining
 from gfgw_prod.launcher.nodes import Nodes
 
 OTHER, THIRD = _NodeDesc("b", 7, 0), _NodeDesc("b", 8, 0)
@@ -74,6 +79,56 @@ def test_who_comes_who_is_awaited_and_who_is_lost(capsys: pytest.CaptureFixture[
     assert news(this, complete=True) == ""
     assert nodes.begin_round([0, 1], 2)
     assert not nodes.begin_round([0, 1], 2)
+
+
+def test_lost_node_leaves_room_at_once_when_the_others_go_on(capsys: pytest.CaptureFixture[str]) -> None:
+    shared = Shared()
+    handler = handler_of(shared, 3)
+    nodes, this, now = Nodes(handler), handler._this_node, datetime.now(UTC)
+    shared.state.participants, shared.state.complete = dict.fromkeys((this, OTHER), 0), True
+    shared.state.last_heartbeats = dict.fromkeys((this, OTHER), now)
+    handler.num_nodes_waiting()
+    nodes.begin_round([0], 2)
+    assert nodes.present() == {str(this), str(OTHER)}
+    capsys.readouterr()
+
+    nodes.follow({str(this)}, "1 rank on 1 node", is_after_loss=True)
+    assert capsys.readouterr().err.endswith("1 node (b) is lost; the run goes on with 1 rank on 1 node\n")
+    handler.num_nodes_waiting()
+    assert {*shared.state.participants} == {*shared.state.last_heartbeats} == {this}
+
+    shared.state.participants[THIRD], shared.state.last_heartbeats[THIRD] = 0, now
+    handler.num_nodes_waiting()
+    nodes.follow({str(this), str(THIRD)}, "2 ranks on 2 nodes", is_after_loss=False)
+    assert capsys.readouterr().err.endswith("1 node (b) joins; the run goes on with 2 ranks on 2 nodes\n")
+    nodes.follow({str(this), str(THIRD)}, "2 ranks on 2 nodes", is_after_loss=True)
+    assert capsys.readouterr().err == ""
+    assert not nodes.begin_round([0], 2)
+
+
+def test_node_comes_to_ranks_that_run_or_waits_like_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dynamic_rendezvous, "_RendezvousJoinOp", dynamic_rendezvous._RendezvousJoinOp)
+    shared, runs = Shared(), [False]
+    shared.state.participants, shared.state.complete = {OTHER: 0}, True
+    handler = handler_of(shared, 2)
+    state, this = shared.state, handler._this_node
+    for is_possible, may_join, action in (
+        (True, True, _Action.ADD_TO_PARTICIPANTS),
+        (True, False, _Action.SYNC),
+        (False, True, _Action.ADD_TO_WAIT_LIST),
+    ):
+        runs[0] = may_join
+        joining = Joining(lambda: runs[0], is_possible=is_possible)
+        operation = dynamic_rendezvous._RendezvousJoinOp()
+        assert operation(_RendezvousContext(this, state, handler.settings), time.monotonic() + 60) == action
+        assert joining.is_in_place == (action == _Action.ADD_TO_PARTICIPANTS)
+    joining = Joining(lambda: True, is_possible=True)
+    state.participants[THIRD] = 0  # no room
+    operation = dynamic_rendezvous._RendezvousJoinOp()
+    assert (
+        operation(_RendezvousContext(this, state, handler.settings), time.monotonic() + 60)
+        == _Action.ADD_TO_REDUNDANCY_LIST
+    )
 
 
 def test_job_of_one_node_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:

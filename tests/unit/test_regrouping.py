@@ -1,0 +1,149 @@
+"""Who is in the next generation of ranks, as launchers decide it in the rendezvous' store."""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+
+import pytest
+from torch.distributed import TCPStore
+
+from gfgw_prod.launcher import regrouping
+from gfgw_prod.launcher.generations import MEETING, OVER, Generation, Offer, Round, built, here, missed, ready
+from gfgw_prod.launcher.regrouping import Regrouping, node_of
+
+A, B, C = "a_1_0", "b_2_0", "c_3_0"
+BOTH = {A, B}
+
+
+def members(*counts: tuple[str, int]) -> tuple[tuple[str, int], ...]:
+    return tuple((node, local) for node, ranks in counts for local in range(ranks))
+
+
+A0, B0, C1 = node_of(A, 0), node_of(B, 0), node_of(C, 1)
+
+
+@pytest.fixture
+def store(monkeypatch: pytest.MonkeyPatch) -> TCPStore:
+    """That of a rendezvous. Launchers are asked once whether they are there, and believed to be away at once."""
+    monkeypatch.setattr(regrouping, "ANSWER_SECONDS", 0.0)
+    monkeypatch.setattr(regrouping, "ABSENT_SECONDS", -1.0)
+    monkeypatch.setitem(os.environ, MEETING, "")
+    return TCPStore("localhost", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=20))
+
+
+def launchers(store: TCPStore, *, fewest: int = 1, multiple: int = 1) -> tuple[Regrouping, Regrouping, Round]:
+    """Those of two nodes with two ranks each, which all hold the state."""
+    a, b = (Regrouping(store, "localhost", "job", name, 2, fewest) for name in (A, B))
+    a.begin_round("first", [0, 1], 4)
+    assert a.look(BOTH) is None
+    b.begin_round("first", [2, 3], 4)
+    seen = a.look(BOTH)
+    assert seen == Generation(0, members((A0, 2), (B0, 2)))
+    offer = Offer.read(os.environ[MEETING])
+    assert offer is not None
+    ranks = Round(store, offer.prefix)
+    hold_state(ranks, seen, multiple)
+    return a, b, ranks
+
+
+def hold_state(ranks: Round, generation: Generation, multiple: int = 1) -> None:
+    for rank in range(len(generation.members)):
+        ranks.keys.set(here(generation.number, rank), "")
+        ranks.keys.set(ready(generation.number, rank), str(multiple))
+
+
+def test_nobody_is_lost_while_all_launchers_answer(store: TCPStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    a, b, ranks = launchers(store)
+    ranks.keys.set(missed(0), "")
+    monkeypatch.setattr(regrouping, "ANSWER_SECONDS", 60.0)
+    a.look(BOTH)
+    b.look(BOTH)
+    monkeypatch.setattr(regrouping, "ANSWER_SECONDS", 0.0)
+    assert a.look(BOTH) is None
+    assert ranks.newest(0) == 0
+
+
+def test_node_whose_launcher_does_not_answer_is_gone_on_without(store: TCPStore) -> None:
+    a, b, ranks = launchers(store)
+    ranks.keys.set(missed(0), "")
+    assert a.look(BOTH) == Generation(1, members((A0, 2)), is_after_loss=True)
+    assert b.look(BOTH) is not None
+    assert b.is_left_out
+    assert not a.is_left_out
+
+
+def test_node_that_has_left_the_rendezvous_is_gone_on_without(store: TCPStore) -> None:
+    a, _, _ = launchers(store)
+    assert a.look({A}) == Generation(1, members((A0, 2)), is_after_loss=True)
+
+
+def test_launcher_that_is_not_at_the_rendezvous_itself_decides_nothing(store: TCPStore) -> None:
+    a, _, _ = launchers(store)
+    assert a.look(set()) is None
+
+
+@pytest.mark.parametrize(("fewest", "multiple"), [(2, 1), (1, 4), (1, 0)])
+def test_all_restart_where_the_rest_cannot_go_on(store: TCPStore, fewest: int, multiple: int) -> None:
+    """Too few nodes, half of a copy of the generator, or ranks whose number cannot change."""
+    a, _, _ = launchers(store, fewest=fewest, multiple=multiple)
+    assert a.look({A}) is None
+
+
+def test_nobody_goes_on_when_a_rank_makes_no_more_steps(store: TCPStore) -> None:
+    a, _, ranks = launchers(store)
+    ranks.keys.set(OVER, "")
+    assert a.look({A}) is None
+    assert not a.can_go_on()
+
+
+def test_ranks_do_not_wait_for_a_node_that_is_lost_while_they_meet(store: TCPStore) -> None:
+    a, _, ranks = launchers(store)
+    assert a.replace() is not None
+    assert a.look({A}) is not None
+    assert a.is_forming()
+    assert ranks.is_over()
+
+
+def test_of_two_launchers_with_a_lost_rank_one_begins_the_next_generation(store: TCPStore) -> None:
+    a, b, _ = launchers(store)
+    assert a.can_go_on()
+    assert b.can_go_on()
+    offer = Offer.read((a.replace() or {})[MEETING])
+    assert offer is not None
+    assert (offer.generation, offer.node, offer.is_new) == (1, A0, True)
+    b.replace()  # the same generation
+    assert not b.can_go_on()  # until its ranks have met
+
+
+def test_node_joins_when_its_ranks_are_ready(store: TCPStore) -> None:
+    a, _, ranks = launchers(store)
+    c = Regrouping(store, "localhost", "job", C, 1, 1)
+    assert c.may_join()
+    assert c.first_free == 4
+    c.begin_joining()
+    assert c.look({*BOTH, C}) is None
+    ranks.keys.set(built((C1, 0)), "")
+    joined = c.look({*BOTH, C})
+    assert joined == Generation(1, members((A0, 2), (B0, 2), (C1, 1)))
+    assert a.look({*BOTH, C}) == joined
+    assert joined.ranks_on(C1) == {0: 4}
+
+
+def test_node_does_not_join_ranks_that_hold_no_state(store: TCPStore) -> None:
+    c = Regrouping(store, "localhost", "job", C, 1, 1)
+    assert not c.may_join()
+    a, _, _ = launchers(store, multiple=2)
+    assert not c.may_join()  # half of a copy of the generator
+    assert a.replace() is not None
+    assert not Regrouping(store, "localhost", "job", C, 2, 1).may_join()  # its ranks have not met
+
+
+def test_node_that_comes_again_takes_the_place_of_its_earlier_ranks(store: TCPStore) -> None:
+    _, b, ranks = launchers(store)
+    assert b.may_join()
+    assert b.first_free == 2
+    b.begin_joining()
+    for local in range(2):
+        ranks.keys.set(built((node_of(B, 1), local)), "")
+    assert b.look(BOTH) == Generation(1, members((A0, 2), (node_of(B, 1), 2)), is_after_loss=True)
