@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -15,12 +16,12 @@ from benchmarks.gpu.check import Place, run_parts, write
 from benchmarks.gpu.parts import PARTS
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; by default all")
     parser.add_argument("--out", type=Path, default=Path("gpu-check.json"), help="file for the rows")
     parser.add_argument("--small", action="store_true", help="small sizes also on a GPU")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if unknown := [name for name in options.parts if name not in PARTS]:
         parser.error(f"unknown part {unknown[0]}; there are: {', '.join(PARTS)}")
     on_gpu = torch.cuda.is_available()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping
@@ -73,9 +71,3 @@ def run_parts(parts: Mapping[str, Part], place: Place, show: Callable[[Row], Non
 def write(rows: Iterable[Row], file: Path) -> None:
     """Keep the rows as JSON."""
     file.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n", encoding="utf-8")
-
-
-def gfgw(*arguments: str, check: bool = True) -> str:
-    """Output of a command of the package in a process of its own."""
-    command = [sys.executable, "-m", "gfgw_prod", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=check, timeout=SECONDS).stdout

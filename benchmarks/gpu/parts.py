@@ -10,14 +10,16 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch.nn.functional import normalize
 
-from benchmarks.gpu.check import ROOT, Part, Place, Row, gfgw
+from benchmarks.gpu.check import ROOT, Part, Place, Row
 from benchmarks.gpu.full_size import Steps, local_config, synchronise
 from benchmarks.gpu.variants import VARIANTS
+from gfgw_prod.checkpoint.finding import find_checkpoints
 from gfgw_prod.checkpoint.staging import Stage
 from gfgw_prod.distributed.arithmetic import set_arithmetic, set_tf32
 from gfgw_prod.distributed.world import World
@@ -25,6 +27,7 @@ from gfgw_prod.evaluation.distances import Moments, frechet_distance
 from gfgw_prod.settings import reading
 from gfgw_prod.training.state import CONSTANT, training_state
 from gfgw_prod.transport.fgw import fused_gromov_wasserstein
+from gfgw_prod.weights.digest import weights_digest
 
 FIRST_VERSION = "7.8 to 8.2"  # seconds for 1,000 images on an A100, of the method's first version
 SMALL = {  # of the large networks, for a test
@@ -47,9 +50,17 @@ def versions(place: Place) -> Iterator[Row]:
     yield Row("versions", "python", sys.version.split()[0])
     on_gpu = place.device.type == "cuda"
     yield Row("versions", "device", torch.cuda.get_device_name(place.device) if on_gpu else "cpu")
-    for finding in json.loads(gfgw("doctor", "--json", check=False)):
+    command = [sys.executable, "-m", "gfgw_prod", "doctor", "--json"]
+    for finding in json.loads(subprocess.run(command, cwd=ROOT, capture_output=True, check=False).stdout):
         if finding["state"] != "ok":
             yield Row("doctor", finding["check"], finding["detail"][:60], None if finding["state"] == "note" else False)
+
+
+def digest_of(run_dir: Path) -> str:
+    """``weights_sha256`` of a run's newest checkpoint, which must be whole."""
+    newest = find_checkpoints(run_dir)[-1]
+    assert newest.problem() is None, newest
+    return weights_digest(newest.read_tensors("generator.", "ema."))
 
 
 def variants(place: Place) -> Iterator[Row]:
@@ -95,8 +106,7 @@ def digits(place: Place) -> Iterator[Row]:
         code = process.wait(timeout=240)
         yield Row("digits", f"{name}: exit code", code, code == 0)
         yield Row("digits", f"{name}: seconds", time.monotonic() - started)
-        found = json.loads(gfgw("inspect", str(run_dir), "--json"))["checkpoints"]
-        digests[name] = found[-1]["weights_sha256"]
+        digests[name] = digest_of(run_dir)
     same = digests["undisturbed"] == digests["killed"]
     yield Row("digits", "killed and resumed: the same weights", same, same)
     lines = (place.directory / "undisturbed" / "stats.jsonl").read_text(encoding="utf-8").splitlines()
@@ -173,7 +183,7 @@ def ranks(place: Place) -> Iterator[Row]:
         code = subprocess.run(command, cwd=ROOT, env=quiet, capture_output=True, timeout=180, check=False).returncode
         yield Row("ranks", f"{strategy}: exit code", code, code == 0)
         if code == 0:
-            digests.append(json.loads(gfgw("inspect", str(run_dir), "--json"))["checkpoints"][-1]["weights_sha256"])
+            digests.append(digest_of(run_dir))
     if len(digests) == 2:
         yield Row("ranks", "ddp and fsdp: the same weights", digests[0] == digests[1], digests[0] == digests[1])
 

@@ -29,7 +29,7 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         "train": {"kept_passes": 0, "one_step_share": 1.0},
         "generator": {"channels_last": False},
     },
-    "attention": {"generator": {"attention_resolutions": [4]}},
+    "attention": {"generator": {"attention_resolutions": [8]}},
     "fp16": {"train": {"precision": "fp16"}},
     "bf16": {"train": {"precision": "bf16"}},
     "tf32": {"train": {"precision": "tf32"}},

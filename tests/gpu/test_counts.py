@@ -34,8 +34,9 @@ def test_step_waits_twice(preset: str, most_launches: int) -> None:
 @pytest.mark.slow
 def test_dry_run_estimates_the_memory() -> None:
     # Of a step at t = 1, which keeps its passes.
-    found = counted_step("cifar10", {"train": {"batch_size": 128, "one_step_share": 1.0}})
-    changes = ("--train.batch-size", "128", "--train.one-step-share", "1")
+    smaller = {"train": {"batch_size": 64, "one_step_share": 1.0}, "generator": {"num_blocks": 2}}
+    found = counted_step("cifar10", smaller)
+    changes = ("--train.batch-size", "64", "--train.one-step-share", "1", "--generator.num-blocks", "2")
     printed = runs.printed_by("train", "--config", "cifar10", *changes, "--dry-run", "--json")
     estimated = json.loads(printed)["memory_bytes_per_rank"]
     on_device = sum(size for part, size in estimated.items() if part != "table")

@@ -46,7 +46,7 @@ ARGUMENTS: tuple[list[str], ...] = (
         ["--features", "inception"], ["--features", "timm:resnet18"], ["--features", "timm:nothing"],
         ["--features", "timm:a/b"], ["--weights", "@/file"], ["--metrics", "fid", "--inception", "@/garbage"],
         ["--metrics", "fid", "--inception", "@/none"], ["--metrics", "fid", "--inception", ""], ["--metrics",
-        "fd-dinov2", "--dinov2", "@/file"], ["--device", "cuda"], ["--json=1"], ["--out", "o"],
+        "fd-dinov2", "--dinov2", "@/none"], ["--device", "cuda"], ["--json=1"], ["--out", "o"],
         *(["--samples", each] for each in ("@/none", "@/file", "@/loop", "@/garbage", "@/fifo", "@/empty")))),
     *(["export", "@/reference", "--format", "safetensors", "--out", each] for each in
       ("@/empty", "@/file/x", "@/loop", "x" * 5000, "", "/proc/x", "/dev/null", "@/fifo", "/", "/dev/full")),

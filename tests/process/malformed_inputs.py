@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import cycle
 from typing import Any
 
 import yaml
@@ -15,7 +16,7 @@ from .malformed_settings import LEAVES, SECTIONS, misspelt, nested, wrong_option
 from .malformed_surroundings import ENVIRONMENTS, FILES, SURROUNDINGS, TOGETHER
 
 SEED = 20_240_229
-IN_FILES, ON_COMMAND_LINES, MISSPELT = 230, 150, 80
+IN_FILES, ON_COMMAND_LINES, MISSPELT = 200, 130, 70
 ALONE = ["train", "--config", str(runs.DIGITS), "--telemetry.progress", "off"]
 # Variables that must make no difference; each case sets two of them. ``None`` removes one.
 NOISE: tuple[tuple[str, str | None], ...] = (
@@ -87,10 +88,9 @@ def _values_in_files(numbers: random.Random) -> Iterator[Case]:
     for name, value in _spread(every, IN_FILES, numbers):
         content = _dumped(nested(name, value, numbers.choice("_-")))
         yield Case("values in files", ["train", "--config", "settings.yaml"], {"settings.yaml": content})
-    for section in SECTIONS:
-        for value in (5, "digits", [], [{}], True, None, 0.5):
-            content = _dumped({section: value})
-            yield Case("values in files", ["train", "--config", "settings.yaml"], {"settings.yaml": content})
+    for section, value in zip(2 * SECTIONS, cycle((5, "digits", [], [{}], True, None, 0.5)), strict=False):
+        content = _dumped({section: value})
+        yield Case("values in files", ["train", "--config", "settings.yaml"], {"settings.yaml": content})
 
 
 def _values_on_command_lines(numbers: random.Random) -> Iterator[Case]:

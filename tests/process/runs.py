@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +28,7 @@ from . import forks
 ROOT = Path(__file__).parents[2]
 DIGITS = ROOT / "configs" / "digits.yaml"
 ELASTIC = ROOT / "launch" / "elastic.sh"
+WRITES_DOWN = Path(__file__).with_name("writes_down.sh")  # in place of an interpreter
 GFGW = (sys.executable, "-m", "gfgw_prod")
 # Options of a launcher that meets no other.
 MEETS_ITSELF = ("--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", "--local-addr", "localhost")
@@ -148,7 +150,8 @@ def start(
 ) -> subprocess.Popen[str]:
     """Start a process. Its output waits for ``outcome_of``, or goes to a file: an unread pipe fills up.
 
-    A program of this repository is forked from a process that has imported what it needs.
+    A program of this repository is forked from a process that has imported what it needs, and so is the launcher that
+    launch/elastic.sh starts.
 
     Args:
         anew: start an interpreter, as the test is about that, or about variables that it reads.
@@ -161,9 +164,34 @@ def start(
         "stdout": output or subprocess.PIPE,
         "stderr": output or subprocess.PIPE,
     }
-    if anew or not is_ours(command) or sys.platform != "linux":
+    if anew or sys.platform != "linux":
+        return subprocess.Popen(command, text=True, **how)
+    if tuple(command[:2]) == ("bash", str(ELASTIC)) and how["env"]["PYTHON"] == sys.executable:
+        script, command = launcher_of(command, how)
+        if script is not None:
+            return script
+    if not is_ours(command):
         return subprocess.Popen(command, text=True, **how)
     return forks.Forked(server or fork_server(), command, **how)
+
+
+def launcher_of(command: Sequence[str], how: dict[str, Any]) -> tuple[subprocess.Popen[str] | None, list[str]]:
+    """What launch/elastic.sh would start, and in ``how`` the environment; or the script itself, if it has refused."""
+    with tempfile.NamedTemporaryFile() as written:
+        environment = {**how["env"], "PYTHON": str(WRITES_DOWN), "WRITTEN": written.name}
+        script = subprocess.Popen(command, text=True, **{**how, "env": environment})
+        script.wait()
+        count, *parts = written.read().decode().split("\0")[:-1] or [""]
+    if not count:
+        return script, []
+    for stream in (script.stdout, script.stderr):
+        if stream is not None:
+            stream.close()
+    variables = dict(each.split("=", 1) for each in parts[int(count) :])
+    variables["PYTHON"] = sys.executable
+    del variables["WRITTEN"]
+    how["env"] = variables
+    return None, [sys.executable, *parts[: int(count)]]
 
 
 def is_ours(command: Sequence[str]) -> bool:

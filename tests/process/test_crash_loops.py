@@ -67,6 +67,7 @@ def test_run_that_is_preempted_through_any_rank_while_it_starts_goes_on(tmp_path
     os.kill(runs.workers_of(agent.pid)[1], signal.SIGTERM)
     outcome = runs.outcome_of(agent)
     assert outcome.code == PREEMPTED, outcome.stderr
+    assert "restart" not in outcome.stderr
     assert counted(run_dir) == {"step": 0, "starts": 0}
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.gpu.__main__ import main
 from benchmarks.gpu.check import Place, Row, run_parts
 from benchmarks.gpu.parts import PARTS
 from benchmarks.gpu.variants import VARIANTS
@@ -29,10 +30,10 @@ def test_every_part_passes_and_is_kept(tmp_path: Path) -> None:
     assert all(value > 0 for value in figures.values())
 
 
-def test_unknown_part_is_refused() -> None:
-    outcome = runs.execute([*CHECK, "sped"], cwd=runs.ROOT)
-    assert outcome.code == 2
-    assert "unknown part sped; there are: versions" in outcome.stderr
+def test_unknown_part_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["sped"])
+    assert "unknown part sped; there are: versions" in capsys.readouterr().err
 
 
 def test_part_that_raises_is_a_failed_row_and_the_next_ones_run() -> None:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
-
-import pytest
 
 from gfgw_prod.process.exit_codes import PREEMPTED
 from gfgw_prod.process.signals import SAME_REQUEST_SECONDS
@@ -49,11 +46,10 @@ def test_single_process_saves_at_a_signal(reference: Path, tmp_path: Path) -> No
     )
 
 
-@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGINT], ids=lambda number: number.name)
-def test_launcher_waits_for_its_ranks_to_save(reference: Path, tmp_path: Path, number: signal.Signals) -> None:
+def test_interrupted_launcher_waits_for_its_ranks_to_save(reference: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     assert_saves_at_a_signal_and_resumes(
-        run_dir, reference, runs.elastic(run_dir, *SLOWLY), lambda agent: os.kill(agent, number)
+        run_dir, reference, runs.elastic(run_dir, *SLOWLY), lambda agent: os.kill(agent, signal.SIGINT)
     )
 
 
@@ -105,18 +101,6 @@ def test_rank_signalled_before_its_first_line_ends_the_job(tmp_path: Path) -> No
     outcome = runs.outcome_of(agent, limit_seconds=60)
     assert outcome.code == PREEMPTED, outcome.stderr
     assert "restart" not in outcome.stderr
-
-
-def test_rank_signalled_while_it_starts_and_waits_for_its_peer_ends_the_job(tmp_path: Path) -> None:
-    copy = copies.while_encoding(tmp_path, "__import__('os').environ['RANK'] == '0' and __import__('time').sleep(600)")
-    run_dir = tmp_path / "run"
-    agent = runs.start(runs.elastic(run_dir), copy | {"NPROC": "2"})
-    runs.wait_until((run_dir / "stacks" / "rank-1.txt").exists, agent)
-    os.kill(runs.workers_of(agent.pid)[0], signal.SIGUSR1)
-    outcome = runs.outcome_of(agent, limit_seconds=60)
-    assert outcome.code == PREEMPTED, outcome.stderr
-    assert "restart" not in outcome.stderr
-    assert json.loads((run_dir / "starts.json").read_text()) == {"step": 0, "starts": 0}
 
 
 def test_preempted_job_does_not_wait_for_a_slow_upload(reference: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from . import runs
 
 SHORT = (
-    *("--config", "digits", "--train.total-kimg", "0.256", "--evaluation.every-kimg", "0"),
+    *("--train.total-kimg", "0.256", "--evaluation.every-kimg", "0"),
     *("--generator.model-channels", "8", "--telemetry.progress", "off"),
 )
 
@@ -35,7 +35,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place / "packages"
 
 
-def test_wheel_trains_a_preset_in_an_empty_directory(installed: Path, tmp_path: Path) -> None:
+def test_wheel_trains_the_default_preset_in_an_empty_directory(installed: Path, tmp_path: Path) -> None:
     extra = {"PYTHONPATH": str(installed)}
     where = (sys.executable, "-c", "import gfgw_prod; print(gfgw_prod.__file__)")
     assert runs.execute(where, extra, tmp_path).stdout.strip() == f"{installed}/gfgw_prod/__init__.py"
@@ -44,16 +44,11 @@ def test_wheel_trains_a_preset_in_an_empty_directory(installed: Path, tmp_path: 
     assert (tmp_path / "runs/digits/samples.png").is_file()
 
 
-def test_digits_are_trained_without_a_file_of_settings(installed: Path, tmp_path: Path) -> None:
-    options = ("--train.total-kimg", "0.512", "--evaluation.every-kimg", "0", "--telemetry.progress", "off")
-    trained = runs.execute((*runs.GFGW, "train", *options), {"PYTHONPATH": str(installed)}, tmp_path)
-    assert trained.code == 0, trained.stderr
-    assert (tmp_path / "runs/digits/samples.png").is_file()
-
-
 def test_launch_script_of_the_wheel_trains_a_preset(installed: Path, tmp_path: Path) -> None:
     script = str(installed / "gfgw_prod/launch/elastic.sh")
-    trained = runs.execute((script, *SHORT), {"PYTHONPATH": str(installed), "NPROC": "1"}, tmp_path)
+    trained = runs.execute(
+        (script, "--config", "digits", *SHORT), {"PYTHONPATH": str(installed), "NPROC": "1"}, tmp_path
+    )
     assert trained.code == 0, trained.stderr
     assert (tmp_path / "runs/digits/samples.png").is_file()
 
