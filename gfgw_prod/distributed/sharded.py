@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -67,14 +68,15 @@ class Sharded:
             if isinstance(module, FSDPModule):
                 module.set_force_sum_reduction_for_comms(True)
                 module.set_gradient_divide_factor(1.0)
-                gather, plain = _timed_collectives(world, replicas)
+                gather, reducer = _timed_collectives(world, replicas)
                 module.set_custom_all_gather(gather)
-                if not self._exact:
-                    module.set_custom_reduce_scatter(plain)
-                else:
+                if self._exact:
                     reducer = _tree_reduce_scatter(world, assignment, group, replicas)
-                    module.set_custom_reduce_scatter(reducer)
                     self._reducers.append(reducer)
+                if shards > 1:
+                    module.set_custom_reduce_scatter(reducer)
+                else:  # since torch 2.10, FSDP calls no reduce-scatter within one rank
+                    module.set_all_reduce_hook(partial(_reduce_in_place, reducer, group))
 
     def end(self) -> None:
         """Free the module, which holds the groups of its ranks. Its parameters stay."""
@@ -169,6 +171,11 @@ def _tree_reduce_scatter(
             return total if replicas is None else world.all_gather(total, replicas).flatten()
 
     return TreeReduceScatter()
+
+
+def _reduce_in_place(reducer: Any, group: dist.ProcessGroup, gradient: Tensor) -> None:
+    """FSDP2's hook on a copy's gradient ``(n,)``, where the copy is one rank's."""
+    reducer(gradient, gradient.clone(), group, dist.ReduceOp.SUM)
 
 
 def _timed_collectives(world: World, replicas: dist.ProcessGroup | None) -> tuple[Any, Any]:

@@ -26,6 +26,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.graph import _engine_run_backward
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -118,7 +119,11 @@ class GpuTensor(Tensor):
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func is Tensor.backward:  # what it computes again comes here too
-            return torch.autograd.backward(args[0], kwargs.pop("gradient", None), **kwargs)
+            # Not by ``torch.autograd.backward``, which since torch 2.15 comes here itself.
+            given = torch.ones_like(args[0]) if (gradient := kwargs.get("gradient")) is None else gradient
+            kept, created = (bool(kwargs.get(name)) for name in ("retain_graph", "create_graph"))
+            how = {"allow_unreachable": True, "accumulate_grad": True}
+            return _engine_run_backward((args[0],), (given,), kept, created, (), **how)
         with torch._C.DisableTorchFunctionSubclass():
             if func is Tensor.cpu:
                 return _moved(args[0], "cpu")

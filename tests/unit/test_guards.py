@@ -1,6 +1,7 @@
 """What may change when a run is resumed, and what may not."""
 
 import copy
+import re
 from typing import Any
 
 import pytest
@@ -104,7 +105,7 @@ def test_other_frozen_weights_are_refused(facts: dict[str, Any]) -> None:
 def test_other_package_version_is_named(facts: dict[str, Any]) -> None:
     older = copy.deepcopy(facts)
     older["packages"]["torch"] = "2.0.0"
-    with pytest.raises(UserError, match=r"package torch '2\.0\.0' -> '2\.9\.1"):
+    with pytest.raises(UserError, match=re.escape(f"package torch '2.0.0' -> '{facts['packages']['torch']}'")):
         accept_changes(older, facts)
 
 
