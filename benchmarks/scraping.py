@@ -154,7 +154,7 @@ def step_seconds(run: Run, stream: Iterator[CellRows], seconds: float) -> float:
     while (took := time.perf_counter() - began) < seconds:
         with run.reporter.own_time:
             found = run.checked_step(run.step, stream)
-        run.step, steps = run.step + 1, steps + 1
+        run.kept.step, steps = run.step + 1, steps + 1
         run.reporter.record(run.step, run.images, found)
     return took / steps
 

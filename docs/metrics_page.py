@@ -24,9 +24,9 @@ begins at zero. Counters "in the whole run" continue after a restart. Values are
 label has a few fixed values.
 
 Cost of scraping, as a share of one core (`make bench ARGS=scraping`, on a busy machine): one scraper takes 0.1 %; two
-hundred take 0.4 to 0.6 % at one request every ten seconds, 3.4 % at one every second, and 29 % without pause. A page is
-rendered at most once a second. A step of the digits run took 0.99 times as long with two hundred scrapers and a
-malformed request a second as without (0.88 to 1.07 in five turns): no measurable effect.
+hundred take 1.2 % at one request every ten seconds, and 8 % at one every second. A page is rendered at most once a
+second. With two hundred scrapers every ten seconds and a malformed request a second, a step of the digits run took 0.82
+times as long as without (0.60 to 1.27 in five turns): no effect beyond the noise of that machine.
 
 During a step a metric costs eight readings of the host's clock. Numbers on the device are fetched only for a record.
 What to do about an unusual value: [runbook.md](runbook.md).

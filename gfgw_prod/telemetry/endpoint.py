@@ -20,7 +20,6 @@ from prometheus_client.process_collector import ProcessCollector
 from gfgw_prod.process.exit_codes import UserError
 from gfgw_prod.telemetry.health import Health
 
-PROMPT_SECONDS = 0.002  # a request complete within this time is answered without a thread
 FRESH_SECONDS = 1.0  # for which a page of metrics is reused: many scrapers cost as much as one
 LONGEST_SECONDS = 10.0  # of a connection, however slow its client
 MOST_CONNECTIONS = 512  # at once; further ones are refused
@@ -125,7 +124,6 @@ class _Server(socketserver.ThreadingTCPServer):
     def __init__(self, family: socket.AddressFamily, place: Any, responder: _Responder):
         self.address_family, self._responder = family, responder
         self._since: dict[socket.socket, float] = {}  # open connections; single dict operations are atomic
-        self._rest: dict[socket.socket, bytes] = {}  # unsent parts of responses
         super().__init__(place, socketserver.BaseRequestHandler)
 
     def verify_request(self, request: Any, client_address: Any) -> bool:
@@ -135,35 +133,13 @@ class _Server(socketserver.ThreadingTCPServer):
         self._since[request] = time.monotonic()
         return True
 
-    def process_request(self, request: Any, client_address: Any) -> None:
-        """Answer a prompt client at once; start a thread, which costs several times more, only for a slow one."""
-        request.settimeout(PROMPT_SECONDS)
-        head = b""
-        with suppress(TimeoutError):
-            head = request.recv(LONGEST_HEAD, socket.MSG_PEEK)
-        if not END.search(head):
-            super().process_request(request, client_address)
-            return
-        request.recv(len(head))
-        response = self._responder.respond(head)
-        request.setblocking(False)
-        with suppress(BlockingIOError):
-            response = response[request.send(response) :]
-        if response:
-            self._rest[request] = response
-            super().process_request(request, client_address)
-        else:
-            self.shutdown_request(request)
-
     def finish_request(self, request: Any, client_address: Any) -> None:
-        """In a thread: receive the rest of the request, and send the rest of the response."""
+        """Answer a request, in a thread."""
         request.settimeout(LONGEST_SECONDS)
-        if (response := self._rest.pop(request, None)) is None:
-            head = b""
-            while not END.search(head) and len(head) <= LONGEST_HEAD and (more := request.recv(LONGEST_HEAD)):
-                head += more
-            response = self._responder.respond(head)
-        request.sendall(response)
+        head = b""
+        while not END.search(head) and len(head) <= LONGEST_HEAD and (more := request.recv(LONGEST_HEAD)):
+            head += more
+        request.sendall(self._responder.respond(head))
 
     def shutdown_request(self, request: Any) -> None:
         """Close a connection."""
