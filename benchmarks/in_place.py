@@ -41,7 +41,7 @@ def threads() -> set[Path]:
 def rank_main() -> None:
     world = World.start("cpu", threads=1, timeout_seconds=120)
     before = threads()
-    where = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), "benchmark"
+    where = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), "benchmark", "benchmark"
     Membership(world, Offer(*where, generation=0, node="benchmark", fewest_nodes=1, is_new=False))
     listening = threads() - before
     if world.is_main:

@@ -19,11 +19,11 @@ from torch.distributed.elastic.rendezvous.api import RendezvousClosedError, Rend
 from gfgw_prod.launcher import log
 from gfgw_prod.launcher.endings import describe_failures, final_code_of, preempted_if_killed_early, stop_signal_in
 from gfgw_prod.launcher.forks import ForkServer
-from gfgw_prod.launcher.generations import Generation
+from gfgw_prod.launcher.generations import Generation, launcher_of
 from gfgw_prod.launcher.job_exit_code import JobExitCode
 from gfgw_prod.launcher.joining import Joining
 from gfgw_prod.launcher.nodes import Nodes
-from gfgw_prod.launcher.regrouping import Regrouping, launcher_of, members_named, take_numbers
+from gfgw_prod.launcher.regrouping import Regrouping, members_named, take_numbers
 from gfgw_prod.launcher.torch_changes import stop_signals_deferred
 from gfgw_prod.launcher.workers import SAVE_SECONDS, IdleWorkers, end_workers, is_stopped
 from gfgw_prod.process import clock, first_report, save_in_flight

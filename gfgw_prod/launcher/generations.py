@@ -24,6 +24,7 @@ class Offer:
 
     Attributes:
         host, port, prefix: of the store.
+        keeper: the launcher that has the store; if it ends, no generation begins any more.
         generation: with which the rank begins; of a rank that joins, the newest without it.
         node: that of the rank.
         fewest_nodes: with which the job goes on.
@@ -33,6 +34,7 @@ class Offer:
     host: str
     port: int
     prefix: str
+    keeper: str
     generation: int
     node: str
     fewest_nodes: int
@@ -84,6 +86,16 @@ def done(generation: int, rank: int) -> str:
 def built(member: Member) -> str:
     """The key that says that a rank that joins is ready to be let in."""
     return f"built/{member[0]}/{member[1]}"
+
+
+def node_of(launcher: str, number: int) -> str:
+    """The name of a node in generations: its launcher, and how often that has joined."""
+    return f"{launcher}.{number}"
+
+
+def launcher_of(node: str) -> str:
+    """The launcher of a node."""
+    return node.rpartition(".")[0]
 
 
 @dataclass(frozen=True)

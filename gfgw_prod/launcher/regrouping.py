@@ -20,10 +20,13 @@ from gfgw_prod.launcher.generations import (
     answered,
     built,
     here,
+    launcher_of,
     missed,
+    node_of,
 )
 
 RUNNING = "running"  # the key of the prefix of the present round
+KEEPER = "keeper"  # the key of the launcher that hosts the rendezvous
 ANSWER_SECONDS = 1.0  # for the launchers of all nodes to say that they are there, when a rank misses another
 ABSENT_SECONDS = 2.0  # what this node knows of the rendezvous may be a second old
 
@@ -44,6 +47,7 @@ class Regrouping:
         assert isinstance(store, TCPStore)
         self._store, self._host, self._name = store, host, f"gfgw.generations.{run_id}"
         self._job = PrefixStore(self._name, store)
+        self._keeper = self._job.compare_set(KEEPER, "", launcher).decode()  # the first, which has just made the store
         self._launcher, self._ranks, self._fewest_nodes = launcher, ranks, fewest_nodes
         self.node = node_of(launcher, 0)
         self._round = Round(store, self._name)
@@ -191,7 +195,7 @@ class Regrouping:
         return {node for node in current.nodes if not self._round.keys.check([answered(current.number, node)])}
 
     def _offer(self, generation: int, *, is_new: bool) -> str:
-        where = self._host, self._store.port, self._round.prefix
+        where = self._host, self._store.port, self._round.prefix, self._keeper
         return Offer(*where, generation, self.node, self._fewest_nodes, is_new).text()
 
 
@@ -214,13 +218,3 @@ def take_numbers(generation: Generation, node: str, group: Any, environments: di
         worker.world_size = worker.role_world_size = world_size
         numbers = {"RANK": rank, "WORLD_SIZE": world_size, "GROUP_WORLD_SIZE": len(generation.nodes)}
         environments[worker.local_rank].update({name: str(number) for name, number in numbers.items()})
-
-
-def node_of(launcher: str, number: int) -> str:
-    """The name of a node in generations: its launcher, and how often that has joined."""
-    return f"{launcher}.{number}"
-
-
-def launcher_of(node: str) -> str:
-    """The launcher of a node."""
-    return node.rpartition(".")[0]

@@ -28,6 +28,7 @@ from gfgw_prod.launcher.generations import (
     built,
     done,
     here,
+    launcher_of,
     missed,
     ready,
 )
@@ -140,7 +141,8 @@ class Membership:
         present = self._present()
         following = present.followed(leaving, is_after_loss=False)
         enough = len(following.nodes) >= self._offer.fewest_nodes
-        return enough and self._round.may_have(present, len(following.members))
+        can_meet = self._offer.keeper not in map(launcher_of, leaving)
+        return enough and can_meet and self._round.may_have(present, len(following.members))
 
     def part(self, leaving: Collection[str]) -> None:
         """Have the ranks of these nodes leave, and the others go on. All ranks call it, and then meet no more.

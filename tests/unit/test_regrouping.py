@@ -9,8 +9,8 @@ import pytest
 from torch.distributed import TCPStore
 
 from gfgw_prod.launcher import regrouping
-from gfgw_prod.launcher.generations import MEETING, OVER, Generation, Offer, Round, built, here, missed, ready
-from gfgw_prod.launcher.regrouping import Regrouping, node_of
+from gfgw_prod.launcher.generations import MEETING, OVER, Generation, Offer, Round, built, here, missed, node_of, ready
+from gfgw_prod.launcher.regrouping import Regrouping
 
 A, B, C = "a_1_0", "b_2_0", "c_3_0"
 BOTH = {A, B}
@@ -111,7 +111,7 @@ def test_of_two_launchers_with_a_lost_rank_one_begins_the_next_generation(store:
     assert b.can_go_on()
     offer = Offer.read((a.replace() or {})[MEETING])
     assert offer is not None
-    assert (offer.generation, offer.node, offer.is_new) == (1, A0, True)
+    assert (offer.generation, offer.node, offer.is_new, offer.keeper) == (1, A0, True, A)
     b.replace()  # the same generation
     assert not b.can_go_on()  # until its ranks have met
 
