@@ -15,6 +15,7 @@ from torch.distributed.tensor import DTensor
 
 from gfgw_prod.data.stream import CellRows
 from gfgw_prod.distributed.checksums import checksum
+from gfgw_prod.distributed.shards import local
 from gfgw_prod.distributed.world import World
 from gfgw_prod.process.exit_codes import HardwareError
 from gfgw_prod.process.standard_streams import Warned
@@ -30,6 +31,7 @@ MOST_COMPUTATIONS = 5  # of one step, until two agree
 STAGES = ("features of generated images", "matching", "dual", "losses", "gradient", "sum of gradients", "gradient norm")
 FEATURES, MATCHING, DUAL, LOSSES, GRADIENT, SUM, NORM = range(7)
 OWN = {FEATURES, LOSSES, GRADIENT}
+SHARDED = ("generator.", "ema.", "optimizer.")  # how names of tensors begin that FSDP spreads over ranks
 
 
 @dataclass(frozen=True)
@@ -137,14 +139,24 @@ class CheckedStep:
         }
 
     def check_replicas(self, state: Mapping[str, Tensor]) -> None:
-        """Compare what every rank holds whole, before it is saved. Collective.
+        """Compare what every rank holds whole, and shards that several ranks hold, before they are saved. Collective.
 
         Raises:
             HardwareError: if ranks differ.
         """
-        if self._world.world_size > 1:
-            whole = [tensor.to(self._world.device) for tensor in state.values() if not isinstance(tensor, DTensor)]
-            self._refuse_different(self._world.all_gather(checksum(whole)).tolist(), "weights, moments or duals")
+        if self._world.world_size == 1:
+            return
+        whole = [tensor.to(self._world.device) for tensor in state.values() if not isinstance(tensor, DTensor)]
+        by_rank = self._world.all_gather(checksum(whole)).tolist()
+        self._refuse_different(by_rank, "weights, moments or duals")
+        spread = self._step.parallel.shards
+        if spread is not None and spread.count < self._world.world_size:
+            own = [
+                local(each) for name, each in state.items() if name.startswith(SHARDED) and isinstance(each, DTensor)
+            ]
+            by_rank = self._world.all_gather(checksum(own)).tolist()
+            for shard in range(spread.count):
+                self._refuse_different(by_rank[shard :: spread.count], "weights or moments", shard, spread.count)
 
     def _compute_until_two_agree(self, first: StepResult, rows: Sequence[CellRows]) -> StepResult:
         """Compute the step again until two computations agree; the last one's gradient is left in ``.grad``."""
@@ -175,11 +187,12 @@ class CheckedStep:
             wrong = f"{who} computed the {stage} wrongly, then correctly; the weights are not affected"
             self._log(Warned(f"step {step + 1}: {wrong}, but check that hardware"))
 
-    def _refuse_different(self, by_rank: list[int], what: str) -> None:
-        usual = max(set(by_rank), key=by_rank.count)
-        others = [f"{rank} on {self._hosts[rank]}" for rank, found in enumerate(by_rank) if found != usual]
+    def _refuse_different(self, values: list[int], what: str, first: int = 0, stride: int = 1) -> None:
+        """Refuse values of ranks, from the first one on, that are not all the same."""
+        usual, ranks = max(set(values), key=values.count), range(first, self._world.world_size, stride)
+        others = [f"{rank} on {self._hosts[rank]}" for rank, found in zip(ranks, values, strict=True) if found != usual]
         if others:
-            whose = ", ".join(others) if len(others) * 2 < len(by_rank) else "half of the ranks or more"
+            whose = ", ".join(others) if len(others) * 2 < len(values) else "half of the ranks or more"
             raise HardwareError(f"{what} that must be the same on all ranks differ on {whose}; check that hardware")
 
     def _numbers(self, result: StepResult) -> tuple[tuple[float, float], bool]:

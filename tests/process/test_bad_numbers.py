@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from ..chaos.job import INSIDE
-from . import runs
+from . import copies, runs
 
 AUDIT = ("--resilience.audit-every-steps", "1")
 ONCE = "computed the {} wrongly, then correctly; the weights are not affected"
@@ -61,3 +61,20 @@ def test_rank_that_computes_wrongly_once_is_named_and_leaves_no_trace(
         assert told[-1] == [0, 1]
     assert runs.digests(run_dir)[runs.STEPS] == runs.digests(reference)[runs.STEPS]
     assert runs.losses(run_dir) == runs.losses(reference)
+
+
+def test_replicas_of_a_shard_that_differ_are_not_saved(reference: Path, tmp_path: Path) -> None:
+    run_dir, once = tmp_path / "run", tmp_path / "once"
+    copy = copies.in_step(
+        tmp_path,
+        "import os, torch",
+        f"strikes = self.world.rank == 1 and self.step == 3 and not os.path.exists('{once}')",
+        "weight = next(iter(self.training.optimizer.parameters.values())).to_local() if strikes else None",
+        f"strikes and (open('{once}', 'w'), weight.view(torch.int32).view(-1)[0].bitwise_xor_(1 << 20))",
+    )
+    replicas = ("--distributed.strategy", "fsdp", "--distributed.shard-ranks", "1")
+    outcome = runs.execute(runs.elastic(run_dir, *replicas), copy | {"NPROC": "2"})
+    assert outcome.code == 0, outcome.stderr
+    assert "weights or moments that must be the same on all ranks differ" in outcome.stderr
+    assert "restart 1 of 3" in outcome.stderr
+    assert runs.digests(run_dir)[runs.STEPS] == runs.digests(reference)[runs.STEPS]
