@@ -40,7 +40,10 @@ class Nodes:
             here = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks[0]} to {ranks[-1]}"
             start = "joins ranks that run" if in_place else "all ranks start"
             log(f"{start} on {self._listed(self._members)}; {here} of {world_size} on this one")
-        return last not in (frozenset(), self._members)
+        others = last not in (frozenset(), self._members)
+        if in_place:  # some of them may wait to be let in themselves
+            self._members = frozenset()
+        return others
 
     def present(self) -> frozenset[str]:
         """Names of the nodes that take part in the rendezvous."""
@@ -57,7 +60,7 @@ class Nodes:
             state = self._holder.state
             now = frozenset(node for node in state.participants if str(node) in launchers)
             gone = {node for node in self._members if str(node) not in launchers}
-            fewer, more = "is lost" if is_after_loss else "leaves", now - self._members
+            fewer, more = "is lost" if is_after_loss else "leaves", now - self._members if self._members else set()
             news = [f"{self._listed(nodes)} {what}" for nodes, what in ((gone, fewer), (more, "joins")) if nodes]
             if news:
                 log(f"{', '.join(news)}; the run goes on with {ranks}")

@@ -72,7 +72,8 @@ class Regrouping:
             if self._job.check([RUNNING]):
                 running = Round(self._store, self._job.get(RUNNING).decode())
                 current = running.read(running.newest(0)) if running.is_known() else None
-                if current and running.may_have(current, len(self._joined(current).members)):
+                others = {*map(launcher_of, current.nodes)} - {self._launcher} if current else set()
+                if current and others and running.may_have(current, len(self._joined(current).members)):
                     self._round, self.current = running, current
                     return True
         return False

@@ -39,6 +39,7 @@ from gfgw_prod.process.standard_streams import log
 from gfgw_prod.settings.config import Config
 
 NOTICE_SECONDS = 3.0  # for a launcher to begin a generation after a loss; else there is none, and all restart
+PATIENCE_SECONDS = 5.0  # for ranks to meet; then launchers say whether their nodes are there
 FOREVER = timedelta(days=1000)
 
 
@@ -186,7 +187,11 @@ class Membership:
             elif not self.is_new:
                 self._give_up("the others go on without this rank")
             everyone = [here(self.generation, rank) for rank in range(len(present.members))]
+            began, asked = time.monotonic(), False
             while not self._go_to_newest():  # one more may be lost before it comes
+                if not asked and time.monotonic() - began > PATIENCE_SECONDS:
+                    asked = True
+                    self._round.keys.set(missed(self.generation), "")
                 if self._member in present.members and self._round.keys.check(everyone):
                     return self._world, PrefixStore(f"group/{self.generation}", self._round.keys)
                 if self._round.is_over():

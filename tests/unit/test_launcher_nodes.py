@@ -106,6 +106,21 @@ def test_lost_node_leaves_room_at_once_when_the_others_go_on(capsys: pytest.Capt
     assert not nodes.begin_round([0], 2)
 
 
+def test_node_that_joins_leaves_others_that_wait_to_be_let_in_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    shared = Shared()
+    handler = handler_of(shared, 3)
+    nodes, this = Nodes(handler), handler._this_node
+    shared.state.participants, shared.state.complete = dict.fromkeys((this, OTHER, THIRD), 0), True
+    shared.state.last_heartbeats = dict.fromkeys((this, OTHER, THIRD), datetime.now(UTC))
+    handler.num_nodes_waiting()
+    nodes.begin_round([1], 2, in_place=True)
+    assert capsys.readouterr().err.count("joins ranks that run on 3 nodes") == 1
+    nodes.follow({str(this), str(OTHER)}, "2 ranks on 2 nodes", is_after_loss=False)
+    nodes.follow({str(this), str(OTHER), str(THIRD)}, "3 ranks on 3 nodes", is_after_loss=False)
+    assert capsys.readouterr().err.endswith("1 node (b [8]) joins; the run goes on with 3 ranks on 3 nodes\n")
+    assert len(nodes.present()) == 3
+
+
 def test_node_comes_to_ranks_that_run_or_waits_like_others(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dynamic_rendezvous, "_RendezvousJoinOp", dynamic_rendezvous._RendezvousJoinOp)
     shared, runs = Shared(), [False]

@@ -147,3 +147,15 @@ def test_node_that_comes_again_takes_the_place_of_its_earlier_ranks(store: TCPSt
     for local in range(2):
         ranks.keys.set(built((node_of(B, 1), local)), "")
     assert b.look(BOTH) == Generation(1, members((A0, 2), (node_of(B, 1), 2)), is_after_loss=True)
+
+
+def test_node_whose_ranks_were_the_only_ones_has_nobody_to_join(store: TCPStore) -> None:
+    a = Regrouping(store, "localhost", "job", A, 1, 1)
+    a.begin_round("first", [0], 1)
+    alone = a.look({A})
+    assert alone is not None
+    offer = Offer.read(os.environ[MEETING])
+    assert offer is not None
+    hold_state(Round(store, offer.prefix), alone)
+    assert not a.may_join()
+    assert Regrouping(store, "localhost", "job", B, 1, 1).may_join()
