@@ -12,9 +12,16 @@ class Pace:
 
     The time to the end of the run is estimated from all steps after the first record of this start, with everything
     between them: evaluations, pictures, saves.
+
+    Args:
+        mean: seconds from one step to the next before this start, if known; else 0.
+
+    Attributes:
+        mean: the same of this start, once it has two records.
     """
 
-    def __init__(self, step: int, last_step: int, batch_size: int):
+    def __init__(self, step: int, last_step: int, batch_size: int, mean: float = 0.0):
+        self.mean = mean
         self._last_step, self._batch_size = last_step, batch_size
         self._then, self._step = time.monotonic(), step
         self._origin: tuple[float, int] | None = None  # time and step of the first record; earlier steps are slower
@@ -35,9 +42,10 @@ class Pace:
         self._then, self._step = now, step
         self._origin = self._origin or (now, step)
         began, first = self._origin
-        mean = (now - began) / (step - first) if step > first else seconds
+        if step > first:
+            self.mean = (now - began) / (step - first)
         return {
             "speed/step_seconds": seconds,
             "speed/images_per_second": self._batch_size / max(seconds, 1e-9),
-            "run/eta_seconds": mean * (self._last_step - step),
+            "run/eta_seconds": (self.mean or seconds) * (self._last_step - step),
         }

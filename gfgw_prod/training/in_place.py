@@ -41,6 +41,7 @@ def kept_after(error: BaseException, run: Run) -> bool:
         on_stop_request(partial(setattr, run.kept, "told_to_stop", True))
     kept, checked = run.kept, run.checked_step
     kept.spent, kept.shard_before = run.reporter.productive_seconds(), kept.shard
+    kept.step_seconds = run.reporter.step_seconds()
     kept.computed, kept.verdict, kept.measured = checked.computed, checked.verdict, checked.measured
     kept.training.end()
     if kept.copies is not None:
@@ -66,6 +67,7 @@ def go_on(run: Run) -> None:
         _take_shares(run, share)
         run.checked_step.check_replicas(kept.state())
     run.first_step = kept.step
+    kept.step_seconds = max(world.all_gather_object(kept.step_seconds))  # a new rank knows none
     same_run.accept_rank_differences(world.all_gather_object(kept.facts), kept.facts, kept.step)
     assert run.membership is not None
     news = _news(ranks, world.world_size, is_after_loss=run.membership.is_after_loss)

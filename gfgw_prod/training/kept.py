@@ -37,6 +37,7 @@ class Kept:
         built_at, saved_at: when this start of the run was built, and last saved, by this rank's clock.
         step: completed steps; ``NO_STEP`` if this rank is new.
         spent: seconds in steps that the state had behind it when a rank was lost.
+        step_seconds: from one step to the next until then, if known.
         shard_before: part of the generator that this rank had when ranks came or went.
         copies: of shares of the state, if no two ranks have the same.
         has_rows: whether this rank has its part of the bank.
@@ -51,6 +52,7 @@ class Kept:
     saved_at: float
     step: int
     spent: float = 0.0
+    step_seconds: float = 0.0
     shard_before: int = 0
     copies: PeerCopies | None = None
     has_rows: bool = True

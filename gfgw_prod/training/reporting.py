@@ -158,13 +158,17 @@ class Reporter:
                 registered=open_sinks(self.config.telemetry.sinks, self.dir, settings, step),
             )
 
-    def begin(self, step: int, training: TrainingStep, checked_step: CheckedStep) -> None:
-        """Begin training after ``step`` steps: time counts from here on."""
+    def begin(self, step: int, training: TrainingStep, checked_step: CheckedStep, step_seconds: float = 0.0) -> None:
+        """Begin training after ``step`` steps: time counts from here on.
+
+        Args:
+            step_seconds: from one step to the next until now, if that is known; else 0.
+        """
         self._training, self._checked_step = training, checked_step
         self._first_step, self._started = step, time.monotonic()
         self._flops = FlopsRate(self.config, training.objective, training.table, self.world)
         size = self.config.train.batch_size
-        self._pace = Pace(step, self.config.total_steps, size)
+        self._pace = Pace(step, self.config.total_steps, size, step_seconds)
         if self._meter is not None:
             self._meter.close()
         self._meter = self._new_meter("training", self.config.total_steps * size, "images")
@@ -252,6 +256,10 @@ class Reporter:
     def productive_seconds(self) -> float:
         """Time so far in steps whose result was kept, by this rank's clock."""
         return self._productive_before + self.own_time.spent
+
+    def step_seconds(self) -> float:
+        """Seconds from one step to the next, if known; else 0."""
+        return self._pace.mean
 
     def manifest_facts(self) -> dict[str, Any]:
         """Facts for a checkpoint's manifest, on rank 0: this start, and time so far in steps whose result was kept."""

@@ -165,7 +165,7 @@ class Run:
         """
         config, telemetry = self.config, self.config.telemetry
         stream = self.stream(config.total_steps)
-        self.reporter.begin(self.step, self.training, self.checked_step)
+        self.reporter.begin(self.step, self.training, self.checked_step, self.kept.step_seconds)
         recorded = config.train.profile_steps if self.world.is_main else 0
         profiler = StepProfiler(self.step, recorded, self.dir / "profile", self.reporter.log)
         self.stop.install_handlers()

@@ -91,6 +91,9 @@ def test_time_to_the_end_counts_from_the_first_record(monkeypatch: pytest.Monkey
     now[0] = 200.0
     values = pace.values(31)
     assert (values["speed/step_seconds"], values["run/eta_seconds"]) == (2, 7 * 80)
+    goes_on = Pace(step=31, last_step=111, batch_size=32, mean=pace.mean)  # with another rank
+    now[0] = 300.0
+    assert goes_on.values(32)["run/eta_seconds"] == 7 * 79
 
 
 def test_probes_say_how_long_a_run_still_takes() -> None:
