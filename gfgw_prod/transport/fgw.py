@@ -48,13 +48,17 @@ def solve(
     else:
         geometry = Cosine(x, columns, p, row_labels, noise_term=options.noise_term)
     sinkhorn, outer = Sinkhorn(columns, p), _OuterIteration(options)
-    state = geometry.initial_state() if start.state is None else start.state  # S, (d, d)
+    # S, (d, d), and X W Yᵀ / ε, (n, m)
+    if start.g is None and start.state is None:
+        state, logits = geometry.cold_start(lam, epsilon)
+    else:
+        state = geometry.initial_state() if start.state is None else start.state
+        logits = geometry.logits(state, lam, epsilon)
     if start.g is None:
         sinkhorn.start(None, halvings=max(math.ceil(math.log2(FIRST_EPSILON / epsilon)), 0))
     else:
         sinkhorn.start(start.g / epsilon)
     while True:
-        logits = geometry.logits(state, lam, epsilon)  # X W Yᵀ / ε, (n, m)
         error: Tensor | float = 0.0
         if options.dual_balance is not None:
             sinkhorn.run_once(logits, dual_balance=options.dual_balance)
@@ -66,6 +70,7 @@ def solve(
         if outer.is_over(error, _relative_change(state, last_state)):
             break
         sinkhorn.start(sinkhorn.potentials()[1])
+        logits = geometry.logits(state, lam, epsilon)
     status = Status(
         outer.count,
         sinkhorn.iterations,

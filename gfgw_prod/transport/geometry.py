@@ -34,7 +34,17 @@ class Cosine:
         """``X W Yᵀ / ε`` with ``W = (1-λ) I + 4λ S`` (eq. 3)."""
         weight = state * (4 * structure_weight / epsilon)  # W / ε, (d, d)
         weight.diagonal().add_((1 - structure_weight) / epsilon)
-        queries = self.x @ weight  # (n, d)
+        return self._logits_of(self.x @ weight, epsilon)
+
+    def cold_start(self, structure_weight: float, epsilon: float) -> tuple[Tensor, Logits]:
+        """``initial_state`` and its logits, without a product of matrices, as the state is of rank one. Collective."""
+        mean_x, mean_y = self.x.T @ self.p, self._mean(self.columns.mass)
+        linear, structure = (1 - structure_weight) / epsilon, 4 * structure_weight / epsilon
+        queries = torch.addr(self.x, self.x @ mean_x, mean_y, beta=linear, alpha=structure)
+        return torch.outer(mean_x, mean_y), self._logits_of(queries, epsilon)
+
+    def _logits_of(self, queries: Tensor, epsilon: float) -> Logits:
+        """``queries Yᵀ`` for queries ``(n, d)``, with the noise term."""
         if self.noise_term is not None:
             queries += self.noise_term / epsilon
         return Logits(
@@ -85,6 +95,10 @@ class Euclidean:
     def logits(self, state: Tensor, structure_weight: float, epsilon: float) -> Logits:
         cost = (1 - structure_weight) * self.cost - 4 * structure_weight * state  # (n, N)
         return Logits(self.columns, self.row_labels, lambda block, out: torch.div(cost[:, block], -epsilon, out=out))
+
+    def cold_start(self, structure_weight: float, epsilon: float) -> tuple[Tensor, Logits]:
+        state = self.initial_state()
+        return state, self.logits(state, structure_weight, epsilon)
 
     def state_of(self, coupling: Sinkhorn) -> Tensor:
         seen = coupling.conditional_matmul(lambda block: self.cost_y[block], len(self.cost_y))  # T C2 / p, (n, N)

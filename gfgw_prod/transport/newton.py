@@ -75,6 +75,6 @@ def _gram(rows: Tensor) -> Tensor:
     gram = rows.new_zeros(len(rows), len(rows))
     height = -(-len(rows) // 4)
     for start in range(0, len(rows), height):
-        strip = slice(start, start + height)
-        gram[strip, start:] = rows[strip] @ rows[start:].T
+        stop = start + height
+        gram[:stop, start:stop] = rows[:stop] @ rows[start:stop].T
     return gram

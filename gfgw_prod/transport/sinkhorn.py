@@ -28,7 +28,7 @@ LARGEST_ERROR = 2.5  # with exact columns an L1 error is at most 2; a larger one
 SMALLEST_LOG = -50.0  # smaller exponents give 0: products of denormal numbers would be 10x slower
 RATIO_BITS = 45  # fixed-point bits of row sums over p, which are near 1
 MASS_BITS = 40  # fixed-point bits of row sums of the kernel, which lie in [1/N, N]
-HALVING_ITERATIONS = 6  # Sinkhorn iterations before ε is halved
+HALVING_ITERATIONS = 4  # Sinkhorn iterations before ε is halved
 FOLD_EVERY = 8  # iterations between folds of the scalings into g, where the host may not read whether one is due
 HESSIAN_EVERY = 2  # iterations between Hessians, where the host may not read whether one is due
 SLOW = 12  # more remaining iterations than this cost more than a Hessian
@@ -170,7 +170,10 @@ class Sinkhorn:
         parts = []
         for kernel, block in zip(self._kernel, self.columns.blocks, strict=True):
             y = values(block)
-            parts.append(kernel @ torch.mul(self._v[block, None], y, out=self._scratch(y.shape)))
+            if len(self.p) < width:  # the smaller factor takes the scalings
+                parts.append(torch.mul(kernel, self._v[block], out=self._scratch(kernel.shape)) @ y)
+            else:
+                parts.append(kernel @ torch.mul(self._v[block, None], y, out=self._scratch(y.shape)))
         return self.columns.sum(parts, self.p.new_empty(len(self.p), width), RATIO_BITS, self._w[:, None])
 
     def column_mass(self) -> Tensor:

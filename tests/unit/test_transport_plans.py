@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from gfgw_prod.transport import Plan, Start, fused_gromov_wasserstein
+from gfgw_prod.transport.columns import Columns
+from gfgw_prod.transport.geometry import Cosine
 
 from ..features import marginal, unit_rows
 
@@ -168,3 +170,15 @@ def test_bad_input_is_refused(given_input: tuple) -> None:
     x, y, p, q, options = given_input
     with pytest.raises(ValueError, match=r"x and y|must|together|class"):
         solve(x, y, p, q, **options)
+
+
+def test_cold_start_begins_at_the_independent_coupling() -> None:
+    x, y = unit_rows(5, 4, seed=0), unit_rows(7, 4, seed=1)
+    p, q = x.new_full((5,), 1 / 5), x.new_full((7,), 1 / 7)
+    geometry = Cosine(x, Columns(y, q), p, None, noise_term=0.1 * x)
+    state, logits = geometry.cold_start(0.3, 0.05)
+    torch.testing.assert_close(state, x.T @ torch.outer(p, q) @ y)
+    found, expected = x.new_empty(2, 5, 7)
+    logits.into(slice(0, 7), found)
+    geometry.logits(state, 0.3, 0.05).into(slice(0, 7), expected)
+    torch.testing.assert_close(found, expected)
