@@ -32,7 +32,7 @@ def match_with(
     labels: Tensor,
     uniforms: Tensor,
     step: int,
-    noise_term: Tensor | None = None,
+    noise: Tensor | None = None,
 ) -> Match:
     s = matcher.settings
     return matcher.match(
@@ -43,5 +43,5 @@ def match_with(
         step=step,
         epsilon=s.epsilon,
         structure_weight=s.structure_weight,
-        noise_term=noise_term,
+        noise=noise,
     )

@@ -6,6 +6,14 @@ from typing import Any
 
 FRESH: dict[str, Any] = {"dual": "fresh"}
 SUBSET = {**FRESH, "scope": "subset", "subset_rows": 256}
+FITTED = {
+    "dual": "fitted",
+    "noise_weight": 0.0,
+    "epsilon": 0.01,
+    "epsilon_end": 0.01,
+    "structure_weight": 0.0,
+    "structure_weight_end": 0.0,
+}
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "sample": {"transport": {"target": "sample"}},
     "barycentric": {"transport": {"target": "barycentric"}},
@@ -14,6 +22,7 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "subset": {"transport": SUBSET},
     "subset, persistent": {"transport": {"scope": "subset", "subset_rows": 256}},
     "fixed": {"transport": {**FRESH, "iterations": "fixed", "outer_iterations": 2, "inner_iterations": 10}},
+    "fitted": {"transport": FITTED},
     "euclidean": {"transport": {**SUBSET, "geometry": "euclidean", "noise_weight": 0.0}},
     "pot": {
         "transport": {**SUBSET, "backend": "pot", "noise_weight": 0.0, "epsilon": 0.1, "epsilon_end": 0.1},

@@ -23,12 +23,13 @@ def compare(
 ) -> Found:
     """Run each label for the same CPU time with every seed; print each result on stderr at once."""
     alike = {label: _without_rate(*request) for label, request in requests.items()}
-    costs = processes.ask("time", requests={alike[label]: request for label, request in requests.items()}, data=data)
+    costs = processes.ask("costs", requests={alike[label]: request for label, request in requests.items()}, data=data)
 
     def run_one(label: str, seed: int) -> dict[str, float]:
         name, changes = requests[label]
-        steps = max(round(seconds / costs[alike[label]]), 1)
-        found = processes.ask(
+        fitting, step = costs[alike[label]]
+        steps = max(round((seconds - fitting) / step), 1)
+        found: dict[str, float] = processes.ask(
             "run", name=name, data=data, steps=steps, seed=seed, changes=changes, fully=fully and seed == 0
         )
         print(json.dumps({"data": data, "method": label, "seed": seed, **found}), file=sys.stderr, flush=True)

@@ -62,7 +62,7 @@ def estimate(config: Config, *, ranks: int, as_json: bool) -> int:
         # Passes kept until they have targets are in memory together.
         "activations": activations * max(kept, 1) + casts,
         # Features of each row, the step that last used it as a target, and a persistent potential.
-        "bank": held * (dim * FLOAT_BYTES + ID_BYTES + (FLOAT_BYTES if config.transport.dual == "persistent" else 0)),
+        "bank": held * (dim * FLOAT_BYTES + ID_BYTES + (FLOAT_BYTES if config.transport.dual != "fresh" else 0)),
         # Packed images are mapped into memory, which the system can reclaim. Labels are not.
         "table": rows * (ID_BYTES + (0 if config.data.source == "packed" else math.prod(shape))),
         "coupling": (2 * config.train.batch_size * coupled + gathered * dim) * FLOAT_BYTES,

@@ -37,8 +37,10 @@ class TransportSettings(Section):
     geometry: Literal["cosine", "euclidean"] = setting(
         "cosine", "distance of features; euclidean is dense, for scope subset"
     )
-    dual: Literal["fresh", "persistent"] = setting(
-        "fresh", "solve for the bank's potential in every batch, or keep it and correct it at each step"
+    dual: Literal["fresh", "persistent", "fitted"] = setting(
+        "fresh",
+        "solve for the bank's potential in every batch; or keep it and correct it at each step; or couple noise itself "
+        "with the bank, by a potential fitted before the first step",
     )
     dual_balance: Fraction = setting(
         0.95, "per-batch column correction with dual persistent: 1 is a full Sinkhorn column step, 0 is none"
@@ -51,8 +53,24 @@ class TransportSettings(Section):
             raise ValueError("geometry euclidean needs dense distances; use scope subset")
         if self.dual == "persistent" and self.geometry != "cosine":
             raise ValueError("dual persistent needs geometry cosine; use that, or dual fresh")
+        if self.dual == "fitted" and self.target != "independent":
+            fixed = (
+                ("scope", "full"),
+                ("target", "argmax"),
+                ("geometry", "cosine"),
+                ("backend", "native"),
+                ("noise_weight", 0.0),
+            )
+            steady = ("structure_weight", 0.0), ("structure_weight_end", 0.0), ("epsilon_end", self.epsilon)
+            if wrong := [f"{name} {value}" for name, value in fixed + steady if getattr(self, name) != value]:
+                raise ValueError(f"dual fitted couples noise alone, at one epsilon; it needs {', '.join(wrong)}")
         if self.noise_weight and (self.geometry != "cosine" or self.backend == "pot"):
             raise ValueError("noise_weight needs geometry cosine and backend native")
         if self.backend == "pot" and (self.dual, self.iterations) != ("fresh", "adaptive"):
             raise ValueError("backend pot needs dual fresh and iterations adaptive; use those, or backend native")
         return self
+
+    @property
+    def noise_counts(self) -> bool:
+        """Whether a slot's noise takes part in the coupling."""
+        return bool(self.noise_weight) or self.dual == "fitted"

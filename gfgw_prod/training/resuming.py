@@ -48,6 +48,7 @@ def resume(run: Run) -> None:
         encode_bank(training, show, cache)
         with watch.paused():  # other ranks may take longer, and have watches of their own
             world.barrier()
+        training.matcher.fit(lambda done: watch.progress("fitting the coupling"))
     run.health.enter_phase("starting: making ready for the first step")
     run.saver.preallocate(run.state())
     reporter.write_file(file_to_write(run.dir), partial(reading.write_yaml, recorded(config)))

@@ -102,9 +102,9 @@ class TrainingStep:
     def _generate(self, inputs: StepInputs) -> list[Samples]:
         """Turn the noise of each cell into images in one step, and the images into features.
 
-        A step with t < 1 may match by features of the noise itself; then no image is generated.
+        A step with t < 1 may match by the noise itself; then no image is generated.
         """
-        if self._is_consistency(inputs) and self.config.consistency.coupled_by == "noise":
+        if self._is_consistency(inputs) and self.config.couples_by_noise:
             return [Samples(self._features_of_noise(cell)) for cell in inputs.cells]
         # At t = 1 the first ``kept`` passes keep their graph until the targets are known; the others run again then.
         kept = self.config.train.kept_passes if inputs.one_step and not self._boundary_is_learnt else 0
@@ -138,7 +138,7 @@ class TrainingStep:
             step=inputs.step,
             epsilon=schedules.epsilon,
             structure_weight=schedules.structure_weight,
-            noise_term=self._noise_term(cells),
+            noise=self._noise_directions(cells),
         )
         for tensor in match.dual_inputs:
             finite = finite & tensor.isfinite().all()
@@ -223,14 +223,13 @@ class TrainingStep:
         """Features ``(b, d)`` of a cell's noise, taken for images."""
         return self.objective.features(cell.noise)
 
-    def _noise_term(self, cells: Sequence[Cell]) -> Tensor | None:
-        """Vectors ``(B, d)`` added to the queries, so that similar noise gets similar targets; ``None`` if off."""
-        weight = self.config.transport.noise_weight
-        if not weight:
+    def _noise_directions(self, cells: Sequence[Cell]) -> Tensor | None:
+        """Unit vectors ``(B, d)`` of the batch's noise among the bank's rows; ``None`` if the coupling ignores it."""
+        if not self.config.transport.noise_counts:
             return None
         noise = torch.cat([cell.normal("noise", self.table.image_shape, self.world.device) for cell in cells])
         directions = normalize(noise.flatten(1), dim=1)
-        return weight * pad(directions, (0, self.matcher.bank.dim - directions.shape[1]))
+        return pad(directions, (0, self.matcher.bank.dim - directions.shape[1]))
 
     def _targets(self, inputs: StepInputs, match: Match) -> Iterator[Tensor]:
         """The images ``(b, c, h, w)`` that each turn's cell regresses onto."""

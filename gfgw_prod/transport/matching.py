@@ -20,6 +20,7 @@ from gfgw_prod.transport.columns import Columns
 from gfgw_prod.transport.coupling import Options, Start
 from gfgw_prod.transport.dual import PersistentDual
 from gfgw_prod.transport.fgw import solve
+from gfgw_prod.transport.fitted import FittedDual
 from gfgw_prod.transport.plan import Plan
 from gfgw_prod.transport.pot import DensePlan, solve_with_pot
 from gfgw_prod.transport.usage import Usage
@@ -91,20 +92,35 @@ class Matcher:
         self._bank_labels, self._num_classes, self._values = bank_labels, num_classes, values
         # Also where the bank is: copied once.
         self._labels = None if bank_labels is None else to_device(bank_labels, bank.world.device)
+        self._seed = seed
         self._draws = KeyedOrder(seed, bank.total, stream="bank")
         self._subset_rows = min(settings.subset_rows, bank.total)
         self.usage = Usage(bank.total, bank.world)
-        self.dual: PersistentDual | None = None
-        if settings.dual == "persistent" and settings.target != "independent":
+        self.dual: PersistentDual | FittedDual | None = None
+        if settings.target != "independent" and settings.dual == "persistent":
             self.dual = PersistentDual(bank.total, bank.dim, settings.dual_epochs, bank.world)
+        elif settings.target != "independent" and settings.dual == "fitted":
+            self.dual = FittedDual(bank.total, bank.world)
 
     def tensors(self) -> dict[str, Tensor]:
         """What a checkpoint must hold."""
         duals = self.dual.tensors() if self.dual else {}
         return {"last_used": self.usage.state()} | {f"dual.{name}": tensor for name, tensor in duals.items()}
 
+    def fit(self, on_class: Callable[[int], None] = lambda done: None) -> None:
+        """Fit the potential to noise, where the settings ask for it; the bank must be encoded. Collective."""
+        if isinstance(self.dual, FittedDual):
+            self.dual.fit(
+                self.bank,
+                self._bank_labels,
+                width=self._values.width,
+                epsilon=self.settings.epsilon,
+                seed=self._seed,
+                on_class=on_class,
+            )
+
     def changing(self) -> dict[str, RowTable]:
-        """The tables that steps change, by the names of their tensors."""
+        """The tables that are not a function of the data alone, by the names of their tensors."""
         return {"last_used": self.usage.last} | ({"dual.potential": self.dual.potential} if self.dual else {})
 
     def match(
@@ -117,7 +133,7 @@ class Matcher:
         step: int,
         epsilon: float,
         structure_weight: float,
-        noise_term: Tensor | None = None,
+        noise: Tensor | None = None,
     ) -> Match:
         """Find targets for generated features ``(B, d)``. Collective: all ranks give the same.
 
@@ -126,21 +142,27 @@ class Matcher:
             slot_labels: class ids ``(B,)`` of the slots.
             uniforms: numbers ``(B,)`` in [0, 1) that ``target: sample`` draws with.
             epsilon, structure_weight: ε and λ of this step.
-            noise_term: vectors ``(B, d)`` whose products with bank rows are added to the similarity.
+            noise: directions of the slots' noise, unit vectors ``(B, d)`` in the space of the bank's rows, if similar
+                noise shall get similar targets.
         """
         labels = None if self._bank_labels is None else to_device(slot_labels, features.device)
         if self.settings.target == "independent":
             return Match(to_device(slot_rows, features.device), self.bank.rows(slot_rows), features, labels)
 
+        if isinstance(self.dual, FittedDual):
+            assert noise is not None
+            rows = self.dual.targets(self.bank, noise, labels, self._labels)
+            return Match(rows, self.bank.rows(rows), features, labels)
+
         # Couple.
         candidates = self._candidates(step, slot_rows, slot_labels)
         columns = self._columns(features, labels, candidates)
-        options = self._options(epsilon, structure_weight, noise_term)
+        options = self._options(epsilon, structure_weight, noise)
         p = features.new_full((len(features),), 1 / len(features))
         start = Start() if self.dual is None else self.dual.start(candidates, first=step == 0)
         coupling = BACKENDS[self.settings.backend](features, p, columns, options, labels, start)
 
-        # What the persistent dual would learn, should the step count.
+        # What a persistent dual would learn, should the step count.
         update_dual: Callable[[], None] | None = None
         dual_inputs: tuple[Tensor, ...] = ()
         if self.dual is not None:
@@ -193,7 +215,7 @@ class Matcher:
         labels = None if labels is None else labels[own]
         return Columns(bank.local, mass[own], labels, bank.block_rows, bank.start, bank.world)
 
-    def _options(self, epsilon: float, structure_weight: float, noise_term: Tensor | None) -> Options:
+    def _options(self, epsilon: float, structure_weight: float, noise: Tensor | None) -> Options:
         s = self.settings
         return Options(
             structure_weight=structure_weight,
@@ -203,7 +225,7 @@ class Matcher:
             max_inner_iterations=s.inner_iterations,
             tolerance=s.tolerance,
             fixed_iterations=s.iterations == "fixed",
-            noise_term=noise_term,
+            noise_term=None if noise is None else s.noise_weight * noise,
             dual_balance=None if self.dual is None else s.dual_balance,
         )
 

@@ -16,16 +16,30 @@ HALVINGS = 5  # from 32 times the ε of the worker
 
 
 def couple(path: Path, *, ranks: int, rows: int) -> dict[str, Any]:
-    """The worker's results by dual, target and step."""
+    """The worker's couplings by dual, target and step; and what it fitted."""
     done = runs.execute_ranks(ranks, [sys.executable, "-m", f"{__package__}.transport_worker", str(path), str(rows)])
     assert done.code == 0, done.stderr
     return torch.load(path, weights_only=False)
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, Any]]:
+def results(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, Any]]:
     directory = tmp_path_factory.mktemp("sharded")
     return {ranks: couple(directory / f"{ranks}.pt", ranks=ranks, rows=1900) for ranks in (1, 2, 4)}
+
+
+@pytest.fixture(scope="module")
+def found(results: dict[int, dict[str, Any]]) -> dict[int, dict[str, Any]]:
+    return {ranks: each["couplings"] for ranks, each in results.items()}
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_fitted_potential_and_its_targets_are_the_same_bits_on_any_number_of_ranks(
+    results: dict[int, dict[str, Any]], ranks: int
+) -> None:
+    alone, shared = results[1]["fitted"], results[ranks]["fitted"]
+    assert alone["potential"].count_nonzero() == len(alone["potential"])
+    assert all(torch.equal(alone[name], shared[name]) for name in alone)
 
 
 @pytest.mark.parametrize("ranks", [2, 4])
@@ -69,5 +83,5 @@ def test_bytes_sent_are_those_of_the_formula(found: dict[int, dict[str, Any]]) -
 
 
 def test_a_larger_bank_sends_no_more_an_iteration(found: dict[int, dict[str, Any]], tmp_path: Path) -> None:
-    for name, what in couple(tmp_path / "large.pt", ranks=2, rows=5000).items():
+    for name, what in couple(tmp_path / "large.pt", ranks=2, rows=5000)["couplings"].items():
         assert what["sent"] == bytes_of(name, what["status"]), name

@@ -18,6 +18,8 @@ from ..matching import match_with, matcher_with
 
 ROWS, SLOTS, CLASSES, STEPS = int(sys.argv[2]), 48, 3, 3
 
+UNSTRUCTURED = {"structure_weight": 0.0, "structure_weight_end": 0.0}
+
 
 def images(count: int, seed: int) -> torch.Tensor:
     return torch.randint(0, 17, (count, 1, 8, 8), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
@@ -58,8 +60,16 @@ def main() -> None:
                     "status": match.coupling.status,
                     "sent": sent,
                 }
+    settings = TransportSettings(scope="full", dual="fitted", epsilon=0.01, epsilon_end=0.01, **UNSTRUCTURED)
+    matcher = matcher_with(settings, bank, table, seed=1, conditional=True)
+    matcher.fit()
+    noise, uniforms = normalize(extractor(images(SLOTS, 9).float() / 8 - 1)), torch.zeros(SLOTS)
+    match = match_with(matcher, noise, slots, slots % CLASSES, uniforms, 0, noise)
+    assert matcher.dual is not None
+    potential = matcher.dual.potential.rows(torch.arange(ROWS))
     if world.is_main:
-        torch.save(found, sys.argv[1])
+        fitted = {"rows": match.rows, "features": match.features, "potential": potential}
+        torch.save({"couplings": found, "fitted": fitted}, sys.argv[1])
     world.stop()
 
 

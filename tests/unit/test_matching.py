@@ -143,6 +143,7 @@ def test_share_of_the_bank_counts_targets_of_the_last_epoch(alone: World) -> Non
 def test_noise_that_weighs_enough_chooses_the_targets_nearest_to_it(table: Table, alone: World) -> None:
     noise = torch.randn(SLOTS, 1, 4, 4, generator=torch.Generator().manual_seed(6))
     nearest = (noise.flatten(1) @ PixelFeatures((1, 4, 4))(table.rows(torch.arange(60))).T).argmax(dim=1)
+    directions = torch.nn.functional.normalize(noise.flatten(1), dim=1)
     free = {
         "scope": "full",
         "dual": "persistent",
@@ -153,10 +154,9 @@ def test_noise_that_weighs_enough_chooses_the_targets_nearest_to_it(table: Table
     labels, uniforms = torch.zeros(SLOTS, dtype=torch.long), torch.rand(SLOTS)
 
     def rows(weight: float) -> Tensor:
-        matcher = matcher_of(table, alone, **free)
+        matcher = matcher_of(table, alone, noise_weight=weight, **free)
         slots = torch.arange(SLOTS)
-        noise_term = weight * torch.nn.functional.normalize(noise.flatten(1), dim=1)
-        return match_with(matcher, generated(), slots, labels, uniforms, 0, noise_term).rows
+        return match_with(matcher, generated(), slots, labels, uniforms, 0, directions).rows
 
     assert torch.equal(rows(100.0), nearest)
     assert not torch.equal(rows(0.0), nearest)

@@ -265,6 +265,7 @@ def test_environment_does_not_leak_into_a_run(monkeypatch: pytest.MonkeyPatch) -
         ({"backend": "pot", "dual": "persistent"}, "backend native"),
         ({"backend": "pot", "iterations": "fixed"}, "backend native"),
         ({"noise_weight": 1.0, "backend": "pot"}, "noise_weight needs"),
+        ({"dual": "fitted", "target": "sample", "epsilon": 0.1, "epsilon_end": 0.1}, "needs scope full, target argmax"),
     ],
 )
 def test_choices_that_do_not_go_together_are_refused(transport: dict, hint: str) -> None:
@@ -278,6 +279,11 @@ def test_choices_that_do_not_go_together_are_refused(transport: dict, hint: str)
     ("section", "settings", "hint"),
     [
         ("consistency", {"coupled_by": "noise"}, "needs consistency.coupled_by samples"),
+        (
+            "transport",
+            {"dual": "fitted", "scope": "full", "epsilon_end": 0.1, "structure_weight": 0, "structure_weight_end": 0},
+            "needs transport.dual fresh or persistent",
+        ),
         ("generator", {"correlation": 0.5, "exact_boundary": False}, "needs generator.exact_boundary"),
     ],
 )
