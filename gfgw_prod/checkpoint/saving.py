@@ -152,12 +152,17 @@ class Saver:
                 raise self._error
             self._act_on_outcome()
 
-    def wait_after_error(self) -> None:
-        """Give a save in flight some time to end. Without its peers it may never end."""
+    def wait_after_error(self) -> bool:
+        """Give a save in flight some time to end. Without its peers it may never end.
+
+        Returns:
+            Whether the save is lost.
+        """
         deadline = time.monotonic() + LAST_SECONDS
         for thread in (self._preallocating, self._thread):
             if thread is not None:
                 thread.join(max(deadline - time.monotonic(), 0.0))
+        return self._error is not None
 
     def finish(self, stop_requested: Callable[[], bool] = lambda: False) -> None:
         """Wait for the save and the upload in flight, and release the claims. Raises as ``join`` does.

@@ -61,7 +61,7 @@ def estimate(config: Config, *, ranks: int, as_json: bool) -> int:
         "frozen": sum(p.numel() for network in frozen for p in network.parameters()) * FLOAT_BYTES,
         # Passes kept until they have targets are in memory together.
         "activations": activations * max(kept, 1) + casts,
-        # Features of each row, the step that last used it as a target, and a persistent potential.
+        # Features of each row, the step that last used it as a target, and a potential that is kept.
         "bank": held * (dim * FLOAT_BYTES + ID_BYTES + (FLOAT_BYTES if config.transport.dual != "fresh" else 0)),
         # Packed images are mapped into memory, which the system can reclaim. Labels are not.
         "table": rows * (ID_BYTES + (0 if config.data.source == "packed" else math.prod(shape))),
@@ -121,6 +121,8 @@ def _coupled_rows(config: Config, rows: int, held: int) -> tuple[int, int]:
     if config.transport.scope == "subset":
         drawn = min(config.transport.subset_rows, rows)
         return drawn, drawn
+    if config.transport.is_fitted:
+        return min(held, rows_per_block(rows)), 0
     return (held, 0) if config.transport.backend == "native" else (rows, rows)
 
 

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 
 from torch.distributed import PrefixStore, Store
 
+MOST = "most"  # the key of the largest number of ranks that the run can have
 OVER = "over"  # the key that says that a rank makes no more steps: from now on no generation begins
 MEETING = "GFGW_GENERATIONS"  # an ``Offer`` to a rank, as JSON
 
@@ -185,4 +186,5 @@ class Round:
     def may_have(self, generation: Generation, ranks: int) -> bool:
         """Whether the ranks of a generation, which hold the state, could be followed by so many."""
         multiple = self.multiple(generation)
-        return multiple is not None and multiple > 0 and ranks > 0 and ranks % multiple == 0
+        fits = multiple is not None and multiple > 0 and ranks > 0 and ranks % multiple == 0
+        return fits and ranks <= int(self.keys.get(MOST))

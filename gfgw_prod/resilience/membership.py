@@ -20,6 +20,7 @@ from gfgw_prod.distributed.lost_group import connections, leave_lost_groups
 from gfgw_prod.distributed.world import World
 from gfgw_prod.launcher.generations import (
     MEETING,
+    MOST,
     OVER,
     Generation,
     Offer,
@@ -90,12 +91,13 @@ class Membership:
         """Whether this rank joins others, and replaces none."""
         return self.is_new and self._member not in self._present().members
 
-    def hold_state(self, step: int, multiple: int) -> None:
+    def hold_state(self, step: int, multiple: int, most: int) -> None:
         """Say that this rank has the state of the run: the others can go on without a rank that is lost from now on.
 
         Args:
             step: completed steps when the last rank was lost.
             multiple: of which the number of ranks must be one; 0 if it cannot change.
+            most: the largest number of ranks.
 
         Raises:
             SystemExit: as after a crash, if the one before was lost in this step too: perhaps the step kills a rank.
@@ -107,11 +109,13 @@ class Membership:
                 raise SystemExit(CRASHED)
             self._began_at = step
         self.is_new = False
+        self._round.keys.set(MOST, str(most))
         self._round.keys.set(ready(self.generation, self._world.rank), str(multiple))
 
     def end(self) -> None:
         """Say that this rank makes no more steps."""
-        self._round.keys.set(OVER, "")
+        with suppress(DistError):  # the store is gone, and with it all who could join
+            self._round.keys.set(OVER, "")
 
     def leave_for_newer(self) -> None:
         """Raise ``RegroupedError`` if a newer generation has begun than that of this rank."""
@@ -139,11 +143,13 @@ class Membership:
 
     def goes_on_without(self, leaving: Collection[str]) -> bool:
         """Whether the run could go on without these nodes."""
-        present = self._present()
-        following = present.followed(leaving, is_after_loss=False)
-        enough = len(following.nodes) >= self._offer.fewest_nodes
-        can_meet = self._offer.keeper not in map(launcher_of, leaving)
-        return enough and can_meet and self._round.may_have(present, len(following.members))
+        with suppress(DistError):  # the store is gone
+            present = self._present()
+            following = present.followed(leaving, is_after_loss=False)
+            enough = len(following.nodes) >= self._offer.fewest_nodes
+            can_meet = self._offer.keeper not in map(launcher_of, leaving)
+            return enough and can_meet and self._round.may_have(present, len(following.members))
+        return False
 
     def part(self, leaving: Collection[str]) -> None:
         """Have the ranks of these nodes leave, and the others go on. All ranks call it, and then meet no more.
@@ -189,7 +195,8 @@ class Membership:
             everyone = [here(self.generation, rank) for rank in range(len(present.members))]
             began, asked = time.monotonic(), False
             while not self._go_to_newest():  # one more may be lost before it comes
-                if not asked and time.monotonic() - began > PATIENCE_SECONDS:
+                # A rank that waits to be let in misses nobody.
+                if not asked and self._member in present.members and time.monotonic() - began > PATIENCE_SECONDS:
                     asked = True
                     self._round.keys.set(missed(self.generation), "")
                 if self._member in present.members and self._round.keys.check(everyone):

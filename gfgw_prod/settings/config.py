@@ -76,7 +76,7 @@ class Config(BaseSettings):
         of_pixels = {  # settings that compare noise or a constant with pixels, and their values without that
             "features.pixel_constant 0": self.features.pixel_constant,
             "transport.noise_weight 0": self.transport.noise_weight,
-            "transport.dual fresh or persistent": self.transport.dual == "fitted",
+            "transport.dual fresh or persistent": self.transport.is_fitted,
             "consistency.coupled_by samples": self.consistency.coupled_by == "noise",
         }
         if self.features.extractor != "pixels" and any(of_pixels.values()):
@@ -92,7 +92,7 @@ class Config(BaseSettings):
     @property
     def couples_by_noise(self) -> bool:
         """Whether a step of consistency knows its targets without generating images."""
-        return self.consistency.coupled_by == "noise" or self.transport.dual == "fitted"
+        return self.consistency.coupled_by == "noise" or self.transport.is_fitted
 
     @property
     def total_steps(self) -> int:

@@ -39,8 +39,8 @@ class TransportSettings(Section):
     )
     dual: Literal["fresh", "persistent", "fitted"] = setting(
         "fresh",
-        "solve for the bank's potential in every batch; or keep it and correct it at each step; or couple noise itself "
-        "with the bank, by a potential fitted before the first step",
+        "solve for the bank's potential in every batch; or keep it and correct it at each step; or, fitted, couple "
+        "noise instead of generated images, by a potential that is fitted to noise before the first step",
     )
     dual_balance: Fraction = setting(
         0.95, "per-batch column correction with dual persistent: 1 is a full Sinkhorn column step, 0 is none"
@@ -53,7 +53,7 @@ class TransportSettings(Section):
             raise ValueError("geometry euclidean needs dense distances; use scope subset")
         if self.dual == "persistent" and self.geometry != "cosine":
             raise ValueError("dual persistent needs geometry cosine; use that, or dual fresh")
-        if self.dual == "fitted" and self.target != "independent":
+        if self.is_fitted:
             fixed = (
                 ("scope", "full"),
                 ("target", "argmax"),
@@ -73,4 +73,9 @@ class TransportSettings(Section):
     @property
     def noise_counts(self) -> bool:
         """Whether a slot's noise takes part in the coupling."""
-        return bool(self.noise_weight) or self.dual == "fitted"
+        return bool(self.noise_weight) or self.is_fitted
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether noise alone is coupled, by a potential that is fitted before the first step."""
+        return self.dual == "fitted" and self.target != "independent"

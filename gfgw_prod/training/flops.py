@@ -86,7 +86,7 @@ def flops_per_image(config: Config, objective: Objective, shape: tuple[int, int,
 
     one_step = train + max(compare, extract)
     if config.consistency.stages:
-        matched = extract if config.consistency.coupled_by == "noise" else generate + extract
+        matched = extract if config.couples_by_noise else generate + extract
         earlier = matched + generate + train
     else:
         earlier = generate + extract + train + compare

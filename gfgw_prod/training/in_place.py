@@ -37,8 +37,9 @@ def kept_after(error: BaseException, run: Run) -> bool:
     if run.membership.is_after_loss:
         exit_on_stop_signals(PREEMPTION)  # until all ranks are back, there is nobody to save with
     else:
-        run.kept.told_to_stop = run.stop.requested_here
+        run.kept.told_to_stop = False
         on_stop_request(partial(setattr, run.kept, "told_to_stop", True))
+        run.kept.told_to_stop |= run.stop.requested_here
     kept, checked = run.kept, run.checked_step
     kept.spent, kept.shard_before = run.reporter.productive_seconds(), kept.shard
     kept.step_seconds = run.reporter.step_seconds()

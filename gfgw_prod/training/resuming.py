@@ -25,7 +25,8 @@ def resume(run: Run) -> None:
         by_rank = world.all_gather_object(kept.facts)
     if found is not None:
         kept.step = run.first_step = run.reached = found.step
-    for change in world.on_all_ranks(lambda: _accept_changes(run, found, by_rank)):
+    changes = world.on_all_ranks(lambda: _accept_changes(run, found, by_rank))
+    for change in changes:
         reporter.log(f"run.allow_changes: going on with {change}")
     cache = world.on_all_ranks(lambda: BankCache.of(config, kept.facts, reporter.log_from_any_rank))
     parameters = sum(p.numel() for p in training.parallel.module.parameters())
@@ -35,6 +36,8 @@ def resume(run: Run) -> None:
     if found is not None:
         with run.unwatched(f"resuming from {found.name}"):
             found.load(run.state(), world)
+            if changes:  # perhaps of what the potential was fitted with
+                training.matcher.fit()
             world.barrier()
         run.saver.resume_from(found)
         reporter.log(f"resumed at {run.images / 1000:.1f} kimg")
@@ -48,7 +51,8 @@ def resume(run: Run) -> None:
         encode_bank(training, show, cache)
         with watch.paused():  # other ranks may take longer, and have watches of their own
             world.barrier()
-        training.matcher.fit(lambda done: watch.progress("fitting the coupling"))
+        with run.unwatched("starting: fitting the coupling"):
+            training.matcher.fit()
     run.health.enter_phase("starting: making ready for the first step")
     run.saver.preallocate(run.state())
     reporter.write_file(file_to_write(run.dir), partial(reading.write_yaml, recorded(config)))

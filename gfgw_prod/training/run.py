@@ -172,7 +172,7 @@ class Run:
         self.stop.requested_here |= self.kept.told_to_stop
         if self.membership is not None:
             self.kept.make_safe(self.reporter.productive_seconds())
-            self.membership.hold_state(self.reached, self.kept.ranks_multiple)
+            self.membership.hold_state(self.reached, self.kept.ranks_multiple, config.cells)
         self.holds_state = True
         while self.step < config.total_steps and not self.stop.time_is_up:
             watch.progress(f"in step {self.step + 1}")
@@ -303,7 +303,8 @@ class Run:
             return set()
         told = self.world.all_gather_object(self.membership.node if self.stop.requested_here else "")
         leaving = {*told} - {""}
-        return leaving if self.world.broadcast(self.membership.goes_on_without(leaving)) else set()
+        go_on = self.world.is_main and self.membership.goes_on_without(leaving)
+        return leaving if self.world.broadcast(go_on) else set()
 
     def _roll_back(self) -> None:
         """Load the state from before the bad steps, and go on after them: they are skipped.

@@ -59,7 +59,11 @@ def first_lines(config: Config, start: dict[str, Any], table: Table, parameters:
     ranks, nodes = start["ranks"], start["nodes"]
     backend = f"; {start['backend']}, {config.distributed.strategy}" if start["backend"] else ""
     source, coupling = config.data, config.transport
-    scope = "no coupling" if coupling.target == "independent" else f"{coupling.scope} scope"
+    coupled = f"{coupling.scope} scope, {coupling.target} targets"
+    if coupling.target == "independent":
+        coupled = "none, independent targets"
+    elif coupling.is_fitted:
+        coupled = "noise with all images, fitted before the first step"
     begins = f"resumes from {resumes}" if resumes else "begins"
     ends, total = config.optimizer.decay_kimg, config.train.total_kimg
     rate = config.optimizer.lr * config.optimizer.final_lr_ratio
@@ -78,7 +82,7 @@ def first_lines(config: Config, start: dict[str, Any], table: Table, parameters:
         *([idle] if cores_idle else []),
         f"data: {source.source}{f' {source.path}' if source.path else ''}, {len(table):,} images of "
         f"{' x '.join(map(str, table.image_shape))}, {_count(table.num_classes, 'class', 'classes')}",
-        f"generator: {parameters:,} parameters; coupling: {scope}, {coupling.target} targets",
+        f"generator: {parameters:,} parameters; coupling: {coupled}",
         f"run: {config.run.dir} {begins}; {config.train.total_kimg:g} kimg in {config.total_steps:,} steps",
         *([lengthened] if resumes and ends < total else []),
     ]

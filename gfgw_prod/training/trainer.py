@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from gfgw_prod.distributed.torchrun import rank_environment
 from gfgw_prod.distributed.world import World
 from gfgw_prod.process.exit_codes import FINISHED, PREEMPTED
@@ -52,7 +54,9 @@ def train(config: Config) -> int:
                 return FINISHED if complete else PREEMPTED
             except BaseException as error:
                 kept = run.kept if kept_after(error, run) else None
-                run.saver.wait_after_error()
+                if run.saver.wait_after_error() and kept is not None:
+                    run.reporter.log("a checkpoint was not finished, as ranks came or went")
+                    kept.saved_at = -math.inf
                 if membership is None or kept is None or run.saver.is_saving():
                     raise
             finally:

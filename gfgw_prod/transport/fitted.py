@@ -10,7 +10,6 @@ costs no pass of a network.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -21,52 +20,56 @@ from gfgw_prod.distributed.row_table import RowTable
 from gfgw_prod.distributed.transfers import to_device
 from gfgw_prod.distributed.world import World
 from gfgw_prod.features.bank import FeatureBank
+from gfgw_prod.process.exit_codes import UserError
 
 STEPS = 100  # of stochastic gradient ascent; the potential is the average of the second half
 ROWS_PER_COLUMN = 1 / 8  # rows of noise in a step, between these bounds
-FEWEST_ROWS, MOST_ROWS = 128, 1024
+FEWEST_ROWS, MOST_ROWS = 128, 2048
+LARGEST_CLASS = round(MOST_ROWS / ROWS_PER_COLUMN)  # rows; with more, the noise would not reach every row often enough
 RATE, SLOWS_FROM = 2.0, 10  # the rate of step k is RATE / sqrt(1 + k / SLOWS_FROM), in units of epsilon
 
 
 class FittedDual:
-    """The potential of every bank row, by global row id, in units of the cost. Training does not change it."""
+    """The potential of every bank row, by global row id, in units of the cost. Training does not change it.
 
-    def __init__(self, total: int, world: World):
+    Args:
+        labels: class ids ``(total,)`` of the rows, on the CPU, if noise couples with rows of its own class only.
+
+    Raises:
+        UserError: if a class has too many rows.
+    """
+
+    def __init__(self, total: int, labels: Tensor | None, world: World):
         self.potential = RowTable(total, (), world)
+        self._classes = (
+            [torch.arange(total)]
+            if labels is None
+            else [(labels == number).nonzero()[:, 0] for number in labels.unique()]
+        )
+        if (largest := max(map(len, self._classes))) > LARGEST_CLASS:
+            limit = f"transport.dual fitted takes at most {LARGEST_CLASS:,} images of a class"
+            raise UserError(f"{limit}, and here are {largest:,}; use dual persistent, or fresh with scope subset")
 
     @torch.no_grad()
-    def fit(
-        self,
-        bank: FeatureBank,
-        labels: Tensor | None,
-        *,
-        width: int,
-        epsilon: float,
-        seed: int,
-        on_class: Callable[[int], None] = lambda done: None,
-    ) -> None:
+    def fit(self, bank: FeatureBank, *, width: int, epsilon: float, seed: int) -> None:
         """Fit the potential to noise: the rows of a class get equal shares of it. Collective.
 
         Ranks share the classes. Each class is fitted by one rank, so the number of ranks does not change the bits.
 
         Args:
-            labels: class ids ``(N,)`` of the bank's rows, on the CPU, if noise couples with rows of its own class only.
             width: number of pixel values; the bank's first columns.
-            on_class: gets the number of classes that this rank has fitted.
         """
-        world = bank.world
-        classes = (
-            [torch.arange(bank.total)]
-            if labels is None
-            else [(labels == number).nonzero()[:, 0] for number in labels.unique()]
-        )
+        world, classes = bank.world, self._classes
         fitted = torch.zeros(bank.total, device=world.device)
-        for number, ids in enumerate(classes):
-            rows = bank.rows(ids)[:, :width]
-            if number % world.world_size == world.rank:
-                stream = random_stream(seed, "dual", number)
-                fitted[to_device(ids, world.device)] = _fitted(rows, epsilon, stream)
-            on_class(number + 1)
+        for first in range(0, len(classes), world.world_size):
+            # Fetch a class for each rank, then fit: a rank that fits would keep the others waiting.
+            own, rows = first + world.rank, None
+            for number in range(first, min(first + world.world_size, len(classes))):
+                fetched = bank.rows(classes[number])
+                rows = fetched[:, :width] if number == own else rows
+            if rows is not None:
+                ids = to_device(classes[own], world.device)
+                fitted[ids] = _fitted(rows, epsilon, random_stream(seed, "dual", own))
         self.potential.fill(0, world.all_reduce_sum(fitted.view(torch.int32)).view(torch.float32))
 
     def targets(self, bank: FeatureBank, noise: Tensor, mine: Tensor | None, of_rows: Tensor | None) -> Tensor:
@@ -93,7 +96,7 @@ class FittedDual:
 
     def tensors(self) -> dict[str, Tensor]:
         """Tensors to checkpoint."""
-        return {"potential": self.potential.state()}
+        return {"fitted": self.potential.state()}
 
 
 def _fitted(rows: Tensor, epsilon: float, stream: torch.Generator) -> Tensor:

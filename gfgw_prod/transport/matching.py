@@ -99,29 +99,28 @@ class Matcher:
         self.dual: PersistentDual | FittedDual | None = None
         if settings.target != "independent" and settings.dual == "persistent":
             self.dual = PersistentDual(bank.total, bank.dim, settings.dual_epochs, bank.world)
-        elif settings.target != "independent" and settings.dual == "fitted":
-            self.dual = FittedDual(bank.total, bank.world)
+        elif settings.is_fitted:
+            self.dual = FittedDual(bank.total, bank_labels, bank.world)
 
     def tensors(self) -> dict[str, Tensor]:
         """What a checkpoint must hold."""
         duals = self.dual.tensors() if self.dual else {}
         return {"last_used": self.usage.state()} | {f"dual.{name}": tensor for name, tensor in duals.items()}
 
-    def fit(self, on_class: Callable[[int], None] = lambda done: None) -> None:
+    def fit(self) -> None:
         """Fit the potential to noise, where the settings ask for it; the bank must be encoded. Collective."""
         if isinstance(self.dual, FittedDual):
             self.dual.fit(
                 self.bank,
-                self._bank_labels,
                 width=self._values.width,
                 epsilon=self.settings.epsilon,
                 seed=self._seed,
-                on_class=on_class,
             )
 
     def changing(self) -> dict[str, RowTable]:
         """The tables that are not a function of the data alone, by the names of their tensors."""
-        return {"last_used": self.usage.last} | ({"dual.potential": self.dual.potential} if self.dual else {})
+        name = "dual.fitted" if isinstance(self.dual, FittedDual) else "dual.potential"
+        return {"last_used": self.usage.last} | ({name: self.dual.potential} if self.dual else {})
 
     def match(
         self,

@@ -68,7 +68,7 @@ def built(tmp_path: Path) -> Kept:
         _nested({name[2:].replace("-", "_"): value for name, value in settings.items()}),
     )
     world = World.prepared("cpu", 1)
-    return Kept.built_alone(config, world, print)
+    return Kept.built_alone(config, world, print, with_bank=True)
 
 
 def _nested(flat: dict[str, str]) -> dict[str, dict[str, str]]:

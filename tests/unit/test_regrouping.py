@@ -9,7 +9,19 @@ import pytest
 from torch.distributed import TCPStore
 
 from gfgw_prod.launcher import regrouping
-from gfgw_prod.launcher.generations import MEETING, OVER, Generation, Offer, Round, built, here, missed, node_of, ready
+from gfgw_prod.launcher.generations import (
+    MEETING,
+    MOST,
+    OVER,
+    Generation,
+    Offer,
+    Round,
+    built,
+    here,
+    missed,
+    node_of,
+    ready,
+)
 from gfgw_prod.launcher.regrouping import Regrouping
 
 A, B, C = "a_1_0", "b_2_0", "c_3_0"
@@ -32,7 +44,9 @@ def store(monkeypatch: pytest.MonkeyPatch) -> TCPStore:
     return TCPStore("localhost", 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=20))
 
 
-def launchers(store: TCPStore, *, fewest: int = 1, multiple: int = 1) -> tuple[Regrouping, Regrouping, Round]:
+def launchers(
+    store: TCPStore, *, fewest: int = 1, multiple: int = 1, most: int = 8
+) -> tuple[Regrouping, Regrouping, Round]:
     """Those of two nodes with two ranks each, which all hold the state."""
     a, b = (Regrouping(store, "localhost", "job", name, 2, fewest) for name in (A, B))
     a.begin_round("first", [0, 1], 4)
@@ -43,11 +57,12 @@ def launchers(store: TCPStore, *, fewest: int = 1, multiple: int = 1) -> tuple[R
     offer = Offer.read(os.environ[MEETING])
     assert offer is not None
     ranks = Round(store, offer.prefix)
-    hold_state(ranks, seen, multiple)
+    hold_state(ranks, seen, multiple, most)
     return a, b, ranks
 
 
-def hold_state(ranks: Round, generation: Generation, multiple: int = 1) -> None:
+def hold_state(ranks: Round, generation: Generation, multiple: int = 1, most: int = 8) -> None:
+    ranks.keys.set(MOST, str(most))
     for rank in range(len(generation.members)):
         ranks.keys.set(here(generation.number, rank), "")
         ranks.keys.set(ready(generation.number, rank), str(multiple))
@@ -137,6 +152,12 @@ def test_node_does_not_join_ranks_that_hold_no_state(store: TCPStore) -> None:
     assert not c.may_join()  # half of a copy of the generator
     assert a.replace() is not None
     assert not Regrouping(store, "localhost", "job", C, 2, 1).may_join()  # its ranks have not met
+
+
+@pytest.mark.parametrize(("most", "may"), [(4, False), (5, True)])
+def test_node_does_not_join_with_more_ranks_than_there_is_work_for(store: TCPStore, most: int, may: bool) -> None:
+    launchers(store, most=most)
+    assert Regrouping(store, "localhost", "job", C, 1, 1).may_join() == may
 
 
 def test_node_that_comes_again_takes_the_place_of_its_earlier_ranks(store: TCPStore) -> None:
