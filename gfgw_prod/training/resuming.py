@@ -36,8 +36,6 @@ def resume(run: Run) -> None:
     if found is not None:
         with run.unwatched(f"resuming from {found.name}"):
             found.load(run.state(), world)
-            if changes:  # perhaps of what the potential was fitted with
-                training.matcher.fit()
             world.barrier()
         run.saver.resume_from(found)
         reporter.log(f"resumed at {run.images / 1000:.1f} kimg")
@@ -51,6 +49,7 @@ def resume(run: Run) -> None:
         encode_bank(training, show, cache)
         with watch.paused():  # other ranks may take longer, and have watches of their own
             world.barrier()
+    if found is None or changes:  # perhaps of what the potential was fitted with
         with run.unwatched("starting: fitting the coupling"):
             training.matcher.fit()
     run.health.enter_phase("starting: making ready for the first step")

@@ -6,7 +6,7 @@ A block is the same columns for every number of ranks, and the results of blocks
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -51,6 +51,25 @@ class Columns:
         else:
             largest = torch.stack(parts).amax(dim=0) if parts else torch.full_like(like, -torch.inf)
         return largest if self.world is None else self.world.all_reduce_max(largest)
+
+    def argmax(self, scores: Iterable[tuple[slice, Tensor]], like: Tensor) -> Tensor:
+        """The column with each row's largest score, by global id, ``(n,)``; the lowest id of several. Collective.
+
+        Args:
+            scores: blocks of this rank's columns, with ``(n, b)`` each.
+            like: tensor ``(n,)`` with the dtype and device of the scores.
+        """
+        best = torch.full_like(like, -torch.inf)
+        ids = torch.zeros(len(like), dtype=torch.int64, device=like.device)
+        for block, values in scores:
+            value, column = values.max(dim=1)
+            better = value > best
+            best = torch.where(better, value, best)
+            ids = torch.where(better, self.first + block.start + column, ids)
+        if self.world is None:
+            return ids
+        rank = self.world.all_gather(best).argmax(dim=0)  # (n,) the rank with each row's best column
+        return self.world.all_gather(ids).gather(0, rank[None])[0]
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ costs no pass of a network.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ from gfgw_prod.distributed.transfers import to_device
 from gfgw_prod.distributed.world import World
 from gfgw_prod.features.bank import FeatureBank
 from gfgw_prod.process.exit_codes import UserError
+from gfgw_prod.transport.columns import Columns, Logits
 
 STEPS = 100  # of stochastic gradient ascent; the potential is the average of the second half
 ROWS_PER_COLUMN = 1 / 8  # rows of noise in a step, between these bounds
@@ -72,27 +74,24 @@ class FittedDual:
                 fitted[ids] = _fitted(rows, epsilon, random_stream(seed, "dual", own))
         self.potential.fill(0, world.all_reduce_sum(fitted.view(torch.int32)).view(torch.float32))
 
-    def targets(self, bank: FeatureBank, noise: Tensor, mine: Tensor | None, of_rows: Tensor | None) -> Tensor:
+    def targets(self, noise: Tensor, columns: Columns, labels: Tensor | None) -> Tensor:
         """The row ``(n,)`` that each direction of noise ``(n, d)`` is coupled with, by global id. Collective.
 
         Args:
-            mine, of_rows: class ids of the noise, ``(n,)``, and of the bank's rows, ``(N,)``, on the bank's device.
+            columns: the bank's rows.
+            labels: class ids ``(n,)`` of the noise, if the columns have some.
         """
-        best = noise.new_full((len(noise),), -torch.inf)
-        ids = torch.zeros(len(noise), dtype=torch.int64, device=noise.device)
-        for first in range(bank.start, bank.end, bank.block_rows):
-            block = slice(first, min(first + bank.block_rows, bank.end))
-            own = slice(block.start - bank.start, block.stop - bank.start)
-            scores = torch.addmm(self.potential.local[own], noise, bank.local[own].T)
-            if mine is not None and of_rows is not None:
-                scores.masked_fill_(mine[:, None] != of_rows[block][None, :], -torch.inf)
-            value, column = scores.max(dim=1)
-            ids = torch.where(value > best, first + column, ids)
-            best = torch.maximum(best, value)
-        if bank.world.world_size == 1:
-            return ids
-        rank = bank.world.all_gather(best).argmax(dim=0)  # (n,) the rank with each one's best row
-        return bank.world.all_gather(ids).gather(0, rank[None])[0]
+        g = self.potential.local
+        scores = Logits(
+            columns, labels, lambda block, out: torch.addmm(g[block], noise, columns.features[block].T, out=out)
+        )
+
+        def by_block() -> Iterator[tuple[slice, Tensor]]:
+            for block in columns.blocks:
+                scores.into(block, out := noise.new_empty(len(noise), block.stop - block.start))
+                yield block, out
+
+        return columns.argmax(by_block(), noise[:, 0])
 
     def tensors(self) -> dict[str, Tensor]:
         """Tensors to checkpoint."""

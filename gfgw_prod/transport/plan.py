@@ -58,18 +58,7 @@ class Plan:
 
     def argmax(self) -> Tensor:
         """Each row's heaviest column by global id, ``(n,)``; the lowest id of several."""
-        p, columns = self.solver.p, self.solver.columns
-        best = p.new_full((len(p),), -1.0)
-        ids = torch.zeros(len(p), dtype=torch.int64, device=p.device)
-        for block, weights in self.solver.conditional_blocks():
-            value, column = weights.max(dim=1)
-            better = value > best
-            best = torch.where(better, value, best)
-            ids = torch.where(better, columns.first + block.start + column, ids)
-        if columns.world is None:
-            return ids
-        rank = columns.world.all_gather(best).argmax(dim=0)  # (n,) the rank with each row's heaviest column
-        return columns.world.all_gather(ids).gather(0, rank[None])[0]
+        return self.solver.columns.argmax(self.solver.conditional_blocks(), self.solver.p)
 
     def sample(self, uniforms: Tensor) -> Tensor:
         """Draw a column per row, by global id, from ``T_ij / p_i`` by inverse transform of ``uniforms (n,)``.
