@@ -1,7 +1,7 @@
-"""A way into a rendezvous that is complete: its ranks take in those of a node that comes later, and none restarts.
+"""Join a rendezvous that is already complete: its ranks admit those of the late node, and none restarts.
 
-torch has nodes that come later wait until all others have left the rendezvous, for which they stop their ranks. All
-here depends on torch's insides.
+In torch, a late node waits until the others stop their ranks and leave the rendezvous. This module replaces the join
+operation of torch's dynamic rendezvous, so it depends on private names of torch.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ from collections.abc import Callable
 from torch.distributed.elastic.rendezvous import dynamic_rendezvous
 from torch.distributed.elastic.rendezvous.dynamic_rendezvous import _Action, _RendezvousContext, _RendezvousJoinOp
 
-LONGEST_SECONDS = 10.0  # until ranks can take others in, which they cannot while they start or replace a lost one
+LONGEST_SECONDS = 10.0  # to wait for ranks that admit none yet, because they start or replace a lost one
 
 
 class Joining:
-    """How this node has come into the rendezvous.
+    """How this node joined the rendezvous.
 
     Args:
-        may_join: whether ranks run that take others in.
-        is_possible: whether there may be such ranks at all.
+        may_join: whether ranks are training that admit this node's now.
+        is_possible: whether joining in place is possible in this job at all.
 
     Attributes:
-        is_in_place: whether it has come to ranks that run, and not to a round of all nodes.
+        is_in_place: whether this node joined ranks that were training, not a new round of all nodes.
     """
 
     def __init__(self, may_join: Callable[[], bool], *, is_possible: bool):
@@ -32,7 +32,7 @@ class Joining:
         dynamic_rendezvous._RendezvousJoinOp = self._operation  # type: ignore[assignment, misc]
 
     def _operation(self) -> Callable[[_RendezvousContext, float], _Action]:
-        """What torch calls once a second until this node has come in."""
+        """Make the join operation, which torch calls once a second until this node is a participant."""
         usual, limit = _RendezvousJoinOp(), time.monotonic() + LONGEST_SECONDS
         self.is_in_place = False
 

@@ -1,4 +1,4 @@
-"""The launcher's side of generations: it replaces lost ranks, goes on without lost nodes, and joins ranks that run."""
+"""The launcher's side of generations: replace lost ranks, continue without lost nodes, join ranks that are training."""
 
 from __future__ import annotations
 
@@ -25,41 +25,44 @@ from gfgw_prod.launcher.generations import (
     node_of,
 )
 
-RUNNING = "running"  # the key of the prefix of the present round
-KEEPER = "keeper"  # the key of the launcher that hosts the rendezvous
-ANSWER_SECONDS = 1.0  # for the launchers of all nodes to say that they are there, when a rank misses another
-ABSENT_SECONDS = 2.0  # what this node knows of the rendezvous may be a second old
+RUNNING = "running"  # key: the prefix of the current round
+KEEPER = "keeper"  # key: the launcher that hosts the rendezvous store
+ANSWER_SECONDS = 1.0  # for the launchers of all nodes to answer after a rank reported a lost connection
+ABSENT_SECONDS = 2.0  # before a node counts as gone: this node's view of the rendezvous may be a second old
 
 
 class Regrouping:
-    """What this launcher knows of the generations of its ranks, and does to them.
+    """One launcher's view of the generations of the job's ranks, and its changes to them.
 
     Args:
-        store: of the rendezvous.
-        host: at which ranks reach it.
-        launcher: name of this launcher, which no other has.
-        ranks: of this node.
-        fewest_nodes: with which the job goes on.
-        current: the newest generation, as far as this launcher has looked; ``None`` before all nodes have started.
+        store: the store of the rendezvous.
+        host: address at which ranks reach the store.
+        launcher: unique name of this launcher.
+        ranks: number of ranks on this node.
+        fewest_nodes: smallest number of nodes with which the job continues.
+
+    Attributes:
+        current: the newest generation that this launcher has seen; ``None`` before all nodes have started.
+        node: name of this node in generations.
     """
 
     def __init__(self, store: Store, host: str, run_id: str, launcher: str, ranks: int, fewest_nodes: int):
         assert isinstance(store, TCPStore)
         self._store, self._host, self._name = store, host, f"gfgw.generations.{run_id}"
         self._job = PrefixStore(self._name, store)
-        self._keeper = self._job.compare_set(KEEPER, "", launcher).decode()  # the first, which has just made the store
+        self._keeper = self._job.compare_set(KEEPER, "", launcher).decode()  # the first launcher: it made the store
         self._launcher, self._ranks, self._fewest_nodes = launcher, ranks, fewest_nodes
         self.node = node_of(launcher, 0)
         self._round = Round(store, self._name)
         self.current: Generation | None = None
         self._met = 0  # the last generation whose ranks have met
-        self._joins = False  # this node's ranks are not let in yet
+        self._joins = False  # whether this node's ranks still wait to be admitted
         self._joined_times = 0
         self._missed_at: float | None = None
         self._absent: dict[str, float] = {}  # nodes that have left the rendezvous, and since when
 
     def begin_round(self, name: str, ranks: Collection[int], world_size: int) -> None:
-        """All ranks are about to start, in a round of this name; these are on this node."""
+        """Begin a round of this name, in which all ranks start; ``ranks`` are those of this node."""
         self._round, self.current = Round(self._store, f"{self._name}.{name}"), None
         self._met, self._joins, self._missed_at = 0, False, None
         self._round.first(self.node, [*ranks], world_size)
@@ -67,7 +70,7 @@ class Regrouping:
         os.environ[MEETING] = self._offer(0, is_new=False)
 
     def may_join(self) -> bool:
-        """Whether ranks run that can take in those of this node, which then ``begin_joining``."""
+        """Whether other ranks are training that can admit those of this node (then call ``begin_joining``)."""
         with suppress(DistError):
             if self._job.check([RUNNING]):
                 running = Round(self._store, self._job.get(RUNNING).decode())
@@ -79,7 +82,7 @@ class Regrouping:
         return False
 
     def begin_joining(self) -> None:
-        """This node's ranks are about to start, and are let in when they are ready."""
+        """Prepare to start this node's ranks; ``look`` admits them to the training ranks once they are ready."""
         assert self.current is not None
         self._joined_times += 1
         self.node = node_of(self._launcher, self._joined_times)
@@ -88,26 +91,26 @@ class Regrouping:
 
     @property
     def first_free(self) -> int:
-        """The number of the first rank of this node, if it is let in now."""
+        """Number of this node's first rank, if the node were admitted now."""
         assert self.current is not None
         return len(self._joined(self.current).members) - self._ranks
 
     @property
     def is_left_out(self) -> bool:
-        """Whether the others go on without this node."""
+        """Whether the other nodes continue without this one."""
         return self.current is not None and not self._joins and self.node not in self.current.nodes
 
     def look(self, present: Collection[str]) -> Generation | None:
-        """Let ranks of this node in that are ready, and go on without lost nodes.
+        """Admit ranks of this node that are ready, and drop lost nodes.
 
         Args:
-            present: launchers that take part in the rendezvous.
+            present: launchers that participate in the rendezvous.
 
         Returns:
-            The newest generation, if it is new to this launcher.
+            The newest generation if this launcher had not seen it, else ``None``.
         """
         before = self.current
-        with suppress(DistError):  # the rendezvous is gone, which others notice
+        with suppress(DistError):  # the rendezvous store is gone, which torch's agent notices
             if self._follow() is not None:
                 self._let_in()
                 self._go_on_without_lost(present)
@@ -115,7 +118,7 @@ class Regrouping:
         return None if self.current is before else self.current
 
     def can_go_on(self) -> bool:
-        """Whether all ranks hold the state, or did until they were lost."""
+        """Whether every rank of the current generation has reported that it holds the state."""
         return (
             not self._joins
             and (current := self._follow()) is not None
@@ -124,7 +127,7 @@ class Regrouping:
         )
 
     def is_forming(self) -> bool:
-        """Whether a generation has begun whose ranks have not met yet, here or on other nodes."""
+        """Whether the current generation's ranks, on any node, have not all met yet."""
         with suppress(DistError):
             current = self._follow()
             if current is None or self._joins:
@@ -136,9 +139,10 @@ class Regrouping:
         return False
 
     def replace(self) -> dict[str, str] | None:
-        """Begin a generation with other processes for lost ranks. Returns what they need in their environment.
+        """Begin a generation in which new processes replace lost ranks.
 
-        ``None`` if another generation has begun meanwhile.
+        Returns:
+            Environment variables for the new processes; ``None`` if another generation has begun meanwhile.
         """
         assert self.current is not None
         following = self.current.followed(is_after_loss=True)
@@ -163,7 +167,7 @@ class Regrouping:
             self._joins = not self._round.begin(following)
 
     def _joined(self, current: Generation) -> Generation:
-        """The generation with this node's ranks, in place of others that it had before."""
+        """The next generation with this node's ranks, which replace those that it had before."""
         stale = {node for node in current.nodes if launcher_of(node) == self._launcher}
         return current.followed(stale, [(self.node, local) for local in range(self._ranks)], is_after_loss=bool(stale))
 
@@ -176,17 +180,17 @@ class Regrouping:
         enough = len(following.nodes) >= self._fewest_nodes
         if lost and enough and self._round.may_have(current, len(following.members)):
             self._round.begin(following)
-        elif lost and self.is_forming():  # all ranks of this generation would wait for those of lost nodes
+        elif lost and self.is_forming():  # its ranks would wait for those of the lost nodes
             self._round.keys.set(OVER, "")
 
     def _away(self, current: Generation, present: Collection[str]) -> set[str]:
-        """Nodes that have left the rendezvous, or have not answered there for long."""
+        """Nodes that have been absent from the rendezvous for ``ABSENT_SECONDS``."""
         now, absent = time.monotonic(), {node for node in current.nodes if launcher_of(node) not in present}
         self._absent = {node: self._absent.get(node, now) for node in absent}
         return {node for node, since in self._absent.items() if now - since > ABSENT_SECONDS}
 
     def _silent(self, current: Generation) -> set[str]:
-        """If a rank misses another: nodes whose launchers do not answer. This one answers."""
+        """Nodes whose launchers do not answer after a rank reported a lost connection; answer for this node."""
         if not self._round.keys.check([missed(current.number)]):
             return set()
         self._round.keys.set(answered(current.number, self.node), "")
@@ -201,16 +205,16 @@ class Regrouping:
 
 
 def members_named(members: Collection[Member]) -> str:
-    """How a log names a number of ranks and their nodes."""
+    """Numbers of ranks and nodes for a log line, such as ``4 ranks on 2 nodes``."""
     ranks, nodes = len(members), len({node for node, _ in members})
     return f"{ranks} {'rank' if ranks == 1 else 'ranks'} on {nodes} {'node' if nodes == 1 else 'nodes'}"
 
 
 def take_numbers(generation: Generation, node: str, group: Any, environments: dict[int, dict[str, str]]) -> None:
-    """Give the ranks of a node the numbers that they have in a generation, and their replacements too.
+    """Give the workers of a node, and processes that will replace them, their rank numbers in a generation.
 
     Args:
-        group: torch's ``WorkerGroup``, whose types leave no room for a number of nodes.
+        group: torch's ``WorkerGroup``; untyped because its type lacks ``group_world_size``.
     """
     ranks, world_size = generation.ranks_on(node), len(generation.members)
     group.group_world_size = len(generation.nodes)

@@ -1,6 +1,6 @@
-"""This rank's membership in a run whose ranks come and go: hear of a new generation of ranks, and join it.
+"""A rank's side of generations: notice that a new generation of ranks has begun, and join its process group.
 
-The launcher's side, and what a generation is: ``launcher/generations.py``.
+``launcher/generations.py`` says what a generation is, ``launcher/regrouping.py`` is the launcher's side.
 """
 
 from __future__ import annotations
@@ -39,38 +39,38 @@ from gfgw_prod.process.restart_causes import RESTART_CAUSE, expected_ranks
 from gfgw_prod.process.standard_streams import log
 from gfgw_prod.settings.config import Config
 
-NOTICE_SECONDS = 3.0  # for a launcher to begin a generation after a loss; else there is none, and all restart
-PATIENCE_SECONDS = 5.0  # for ranks to meet; then launchers say whether their nodes are there
+NOTICE_SECONDS = 3.0  # for a launcher to begin a generation after a rank is lost; if none begins, all ranks restart
+PATIENCE_SECONDS = 5.0  # for the ranks of a generation to meet; then all launchers are asked whether they are alive
 FOREVER = timedelta(days=1000)
 
 
 class RegroupedError(Exception):
-    """A generation has begun, and this rank must leave the present group for it."""
+    """A new generation has begun: this rank must leave its process group."""
 
 
 class Membership:
-    """Use it from one thread.
+    """This rank's membership in the generations of its job. Use it from one thread.
 
     Attributes:
-        generation: to which this rank belongs or is about to.
-        is_new: whether this rank has no state yet: it was started in place of a lost one, or joins others.
+        generation: number of the generation that this rank belongs to or is about to join.
+        is_new: whether this rank has no state yet, because it replaces a lost rank or joins others.
     """
 
     def __init__(self, world: World, offer: Offer):
         self._world, self._offer, self._member = world, offer, (offer.node, world.local_rank)
         self._round = self._connected()
         self._lock = threading.Lock()
-        self._read: Generation | None = None  # the last one
+        self._read: Generation | None = None  # the generation that was read last
         self._began_at: int | None = None
         self._heard_of = self.generation = offer.generation
         self.is_new = offer.is_new
-        # Connected here: a socket that is made while a group is could be taken for one of that group's.
+        # Connect here: a socket opened while a process group is built could be mistaken for one of that group's.
         listener = threading.Thread(target=self._listen, args=(self._connected(),), name="membership", daemon=True)
         listener.start()
 
     @classmethod
     def offered(cls, config: Config, world: World) -> Membership | None:
-        """The membership that the launcher offers; ``None`` without one, and for a run that cannot go on in place."""
+        """The membership that the launcher offers; ``None`` if it offers none or the run cannot continue in place."""
         offer = Offer.read(os.environ.pop(MEETING, ""))
         possible = config.resilience.in_place and world.device.type == "cpu"
         stays_alone = world.world_size == 1 and (config.distributed.strategy != "ddp" or expected_ranks() == 1)
@@ -78,29 +78,29 @@ class Membership:
 
     @property
     def node(self) -> str:
-        """That of this rank."""
+        """Name of this rank's node."""
         return self._offer.node
 
     @property
     def is_after_loss(self) -> bool:
-        """Whether the present generation begins with a loss."""
+        """Whether the present generation follows the loss of a rank."""
         return self._present().is_after_loss
 
     @property
     def joins(self) -> bool:
-        """Whether this rank joins others, and replaces none."""
+        """Whether this rank joins the others instead of replacing a lost one."""
         return self.is_new and self._member not in self._present().members
 
     def hold_state(self, step: int, multiple: int, most: int) -> None:
-        """Say that this rank has the state of the run: the others can go on without a rank that is lost from now on.
+        """Publish that this rank holds the state of the run: from now on the run survives the loss of a rank.
 
         Args:
-            step: completed steps when the last rank was lost.
-            multiple: of which the number of ranks must be one; 0 if it cannot change.
+            step: completed steps when this generation began.
+            multiple: what the number of ranks must be a multiple of; 0 if it cannot change.
             most: the largest number of ranks.
 
         Raises:
-            SystemExit: as after a crash, if the one before was lost in this step too: perhaps the step kills a rank.
+            SystemExit: exit code 1, if the previous loss was in this step too: the step itself may kill ranks.
         """
         present = self._present()
         if present.is_after_loss or present.number == 0:
@@ -113,19 +113,19 @@ class Membership:
         self._round.keys.set(ready(self.generation, self._world.rank), str(multiple))
 
     def end(self) -> None:
-        """Say that this rank makes no more steps."""
-        with suppress(DistError):  # the store is gone, and with it all who could join
+        """Publish that this rank makes no more steps: no further generation begins."""
+        with suppress(DistError):  # the store is gone, so nobody can join
             self._round.keys.set(OVER, "")
 
     def leave_for_newer(self) -> None:
-        """Raise ``RegroupedError`` if a newer generation has begun than that of this rank."""
+        """Raise ``RegroupedError`` if a newer generation than this rank's has begun."""
         if self._heard_of > self.generation:
             raise RegroupedError
 
     def is_followed(self, told_to_stop: Callable[[], bool]) -> bool:
-        """Wait for the next generation after a lost connection. Whether there is one; if not, none begins any more.
+        """After a lost connection, wait for the next generation, and return whether one has begun.
 
-        A rank that is told to stop does not wait for others in the place of lost ones.
+        If not, no further generation begins. A rank that is told to stop does not wait for replacements of lost ranks.
         """
         deadline = time.monotonic() + NOTICE_SECONDS
         with suppress(DistError, RuntimeError):  # the launcher is gone
@@ -138,11 +138,11 @@ class Membership:
                     connections.shut_down()
                     return True
                 time.sleep(0.005)
-            self.end()  # nobody must be replaced or join who would wait for its peers
+            self.end()  # a rank that were replaced or joined now would wait for peers in vain
         return False
 
     def goes_on_without(self, leaving: Collection[str]) -> bool:
-        """Whether the run could go on without these nodes."""
+        """Whether the run could continue without these nodes."""
         with suppress(DistError):  # the store is gone
             present = self._present()
             following = present.followed(leaving, is_after_loss=False)
@@ -152,16 +152,16 @@ class Membership:
         return False
 
     def part(self, leaving: Collection[str]) -> None:
-        """Have the ranks of these nodes leave, and the others go on. All ranks call it, and then meet no more.
+        """Let the ranks of these nodes leave, and begin a generation of the others. Collective, the last of this group.
 
         Raises:
-            RegroupedError: on the nodes that go on.
+            RegroupedError: on the nodes that stay.
         """
         everyone = [done(self.generation, rank) for rank in range(self._world.world_size)]
         self._round.keys.set(everyone[self._world.rank], "")
         if self._offer.node in leaving:
             return
-        with suppress(DistError):  # one that is lost meanwhile is waited for in vain
+        with suppress(DistError):  # a rank that is lost meanwhile never answers
             self._round.keys.wait(everyone, timedelta(seconds=NOTICE_SECONDS / 2))
         following = self._present().followed(leaving, is_after_loss=False)
         if following.members[0] == self._member:
@@ -169,18 +169,21 @@ class Membership:
         raise RegroupedError
 
     def rejoin(self, timeout_seconds: int, hang_seconds: float) -> World:
-        """Leave the present process group, and join that of the newest generation."""
+        """Leave the current process group, and join that of the newest generation."""
         leave_lost_groups()
         world, meeting = self.meet(timeout_seconds)
         world.join(timeout_seconds, hang_seconds, meeting)
         return world
 
     def meet(self, timeout_seconds: int) -> tuple[World, Store]:
-        """Wait until all ranks of the newest generation are there. Returns their world, and the store for their group.
+        """Wait until all ranks of the newest generation are there.
+
+        Returns:
+            The world of that generation, and the store for its process group.
 
         Raises:
             RuntimeError: if a rank does not come in time.
-            SystemExit: as after a crash, if the run has ended meanwhile, or goes on without this rank.
+            SystemExit: exit code 1, if the run has ended meanwhile, or continues without this rank.
         """
         deadline = time.monotonic() + timeout_seconds
         if self.joins:
@@ -194,8 +197,8 @@ class Membership:
                 self._give_up("the others go on without this rank")
             everyone = [here(self.generation, rank) for rank in range(len(present.members))]
             began, asked = time.monotonic(), False
-            while not self._go_to_newest():  # one more may be lost before it comes
-                # A rank that waits to be let in misses nobody.
+            while not self._go_to_newest():  # another rank may be lost before all have met
+                # A rank that waits to be admitted has no peers to miss.
                 if not asked and self._member in present.members and time.monotonic() - began > PATIENCE_SECONDS:
                     asked = True
                     self._round.keys.set(missed(self.generation), "")
@@ -212,7 +215,7 @@ class Membership:
         raise SystemExit(CRASHED)
 
     def _take_number(self, present: Generation) -> None:
-        """Take the number that this rank has among those of a generation."""
+        """Adopt the rank number and world size that this rank has in a generation."""
         ranks, rank = len(present.members), present.members.index(self._member)
         if (rank, ranks) != (self._world.rank, self._world.world_size):
             self._world = replace(self._world, rank=rank, world_size=ranks)
@@ -227,7 +230,7 @@ class Membership:
         return self._read
 
     def _go_to_newest(self) -> bool:
-        """Whether there is a newer generation than this rank's."""
+        """Move on to the newest generation; whether that is a newer one than before."""
         before = self.generation
         with self._lock:
             self.generation = self._round.newest(self.generation)
@@ -239,7 +242,7 @@ class Membership:
         return Round(client, self._offer.prefix)
 
     def _listen(self, to: Round) -> None:
-        """Have the operations of the present group fail when there is a newer generation."""
+        """Watch for newer generations, and make the collectives of the current process group fail once one begins."""
         with suppress(DistError, RuntimeError):
             heard = self.generation
             while True:

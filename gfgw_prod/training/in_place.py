@@ -1,8 +1,8 @@
-"""A run that goes on in place when ranks are lost, join or leave: each keeps what it has, and takes what it lacks.
+"""Continue a run in place when ranks are lost, join or leave: each keeps what it has, and fetches what it lacks.
 
-A rank that stays keeps all but its process groups, what holds them, and tables of which it now has another part. A new
-rank builds alone what the others have, and takes its share of the state from one that has the same: from a replica, or
-from the rank that has a copy of it.
+A rank that stays keeps everything except its process groups, the objects that hold them, and the tables whose shard
+changes with the number of ranks. A new rank builds the networks on its own, and receives its share of the state from a
+replica, or from the rank that keeps a copy of that share.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from gfgw_prod.training.run import Run
 
 
 def kept_after(error: BaseException, run: Run) -> bool:
-    """Whether a run goes on after an error, as ranks were lost or come or go. What it holds of the group is freed."""
+    """Whether a run continues in place after an error that a change of ranks caused. If so, free its process group."""
     lost = isinstance(error, RuntimeError) and lost_connection(error) is not None
     if run.membership is None or not (lost or isinstance(error, RegroupedError)) or not run.holds_state:
         return False
     if not run.membership.is_followed(lambda: run.stop.requested_here):
         return False
     if run.membership.is_after_loss:
-        exit_on_stop_signals(PREEMPTION)  # until all ranks are back, there is nobody to save with
+        exit_on_stop_signals(PREEMPTION)  # until all ranks are back, no checkpoint can be saved
     else:
         run.kept.told_to_stop = False
         on_stop_request(partial(setattr, run.kept, "told_to_stop", True))
@@ -51,12 +51,12 @@ def kept_after(error: BaseException, run: Run) -> bool:
 
 
 def go_on(run: Run) -> None:
-    """Have a run go on with the ranks that it has now. Collective.
+    """Continue a run with the ranks of the new generation. Collective.
 
-    It goes on after the last step that any rank has made, or after that of the newest copies.
+    It continues after the last step that any rank has completed, or after that of the newest copies.
     """
     kept, world = run.kept, run.world
-    with watch.paused():  # a new rank may take longer, and has a watch of its own
+    with watch.paused():  # waits for new ranks, which have watchdogs of their own
         run.reached = _settle_last_step(run)
         ranks = kept.training.world.world_size
         share, bank = kept.share(), kept.training.matcher.bank
@@ -84,7 +84,7 @@ def go_on(run: Run) -> None:
 
 
 def _news(before: int, now: int, *, is_after_loss: bool) -> str:
-    """What has happened to the ranks of a run, whose number was another before."""
+    """A log line's words for a change of the number of ranks."""
     if before == now:
         return "a lost rank was replaced"
     fewer = "were lost" if is_after_loss else "left"
@@ -92,10 +92,10 @@ def _news(before: int, now: int, *, is_after_loss: bool) -> str:
 
 
 def _settle_last_step(run: Run) -> int:
-    """Settle the last step here if another rank has done so: if any has, all had computed it. Collective.
+    """Apply or skip the last computed step here if another rank has: all ranks have computed it then. Collective.
 
     Returns:
-        The number of steps that ranks have made.
+        The largest number of completed steps of any rank.
     """
     kept = run.kept
     by_rank = run.world.all_gather_object((kept.step, kept.spent, kept.verdict))
@@ -111,10 +111,10 @@ def _settle_last_step(run: Run) -> int:
 
 
 def _take_rows(run: Run, earlier: FeatureBank | None) -> None:
-    """Bring this rank's part of the bank together, if the parts of some ranks have changed. Collective.
+    """Assemble this rank's shard of the bank, if that of any rank has changed. Collective.
 
     Args:
-        earlier: the part that this rank has had, if any.
+        earlier: the bank with this rank's previous shard, if it has one.
     """
     kept, bank = run.kept, run.training.matcher.bank
     if any(run.world.all_gather_object(earlier is not bank)) and not bank.take_rows(earlier):
@@ -123,13 +123,13 @@ def _take_rows(run: Run, earlier: FeatureBank | None) -> None:
 
 
 def _take_shares(run: Run, before: list[Tensor]) -> None:
-    """Bring all ranks to the newest step of which every part of the state is left. Collective.
+    """Bring all ranks to the newest step of which every shard of the state survives. Collective.
 
     Args:
-        before: this rank's share of the state, when ranks came or went.
+        before: this rank's share of the state before the change of ranks.
 
     Raises:
-        SystemExit: as after a crash, if there is no such step.
+        SystemExit: exit code 1, if there is no such step.
     """
     kept, world = run.kept, run.world
     held = world.all_gather_object(kept.held())

@@ -1,4 +1,4 @@
-"""What a rank has of a run, and keeps when another one is lost: what was built, and the state."""
+"""What a rank keeps of a run when other ranks are lost, join or leave: what was built, and the state."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ from gfgw_prod.training.step_data import StepResult
 
 @dataclass
 class Kept:
-    """What a rank has of a run.
+    """One rank's part of a run that outlives its process group.
 
     Attributes:
-        facts: of the run, as in a manifest.
-        built_at, saved_at: when this start of the run was built, and last saved, by this rank's clock.
+        facts: facts of the run, as a manifest has them.
+        built_at, saved_at: times of the build and of the last save, by this rank's monotonic clock.
         step: completed steps; ``NO_STEP`` if this rank is new.
-        spent: seconds in steps that the state had behind it when a rank was lost.
-        step_seconds: from one step to the next until then, if known.
-        shard_before: part of the generator that this rank had when ranks came or went.
-        copies: of shares of the state, if no two ranks have the same.
-        has_rows: whether this rank has its part of the bank.
-        told_to_stop: whether a stop signal came while ranks came or went.
-        computed, verdict, measured: what ``CheckedStep`` has of the last step.
+        spent: productive seconds that led to the state, as of the last change of ranks.
+        step_seconds: seconds per step before that change, or 0 if unknown.
+        shard_before: index of this rank's shard of the generator before that change.
+        copies: copies of shares of the state, if no two ranks hold the same share.
+        has_rows: whether this rank has its shard of the bank.
+        told_to_stop: whether a stop signal came during a change of ranks.
+        computed, verdict, measured: those of ``CheckedStep`` for the last step.
     """
 
     training: TrainingStep
@@ -63,17 +63,17 @@ class Kept:
 
     @classmethod
     def of(cls, training: TrainingStep, step: int = 0) -> Kept:
-        """A run that was just built."""
+        """The part of a run that was just built."""
         config, now = training.config, time.monotonic()
         facts = same_run.run_facts(config, training.table, training.objective.frozen, training.world.device)
         return cls(training, NumberGuard(config.resilience), facts, built_at=now, saved_at=now, step=step)
 
     @classmethod
     def built_alone(cls, config: Config, world: World, log: Callable[[str], None], *, with_bank: bool) -> Kept:
-        """What a new rank can have before it has met the others.
+        """What a new rank can build before it has met the others.
 
         Args:
-            with_bank: whether it has to find the rows of its part of the bank; else other ranks have them.
+            with_bank: whether to read or encode its shard of the bank too; if not, other ranks send it.
         """
         alone = World(0, 1, world.device)
         table = open_table(config.data, alone, log, "off")
@@ -84,7 +84,7 @@ class Kept:
         return kept
 
     def find_rows(self, log: Callable[[str], None]) -> None:
-        """Read this rank's part of the bank from a checkpoint, or encode it."""
+        """Read this rank's shard of the bank from a checkpoint, or encode it."""
         config = self.training.config
         if (rows := _bank_in_checkpoint(config)) is not None:
             self.training.matcher.bank.fill(0, rows)
@@ -92,7 +92,7 @@ class Kept:
             encode_bank(self.training, cache=BankCache.of(config, self.facts, log))
 
     def state(self) -> dict[str, Tensor]:
-        """What steps change, by name, as this rank has it."""
+        """The tensors that steps change, by name; of sharded ones, this rank's shard."""
         state = training_state(self.training, guard=self.guard.tensors())
         for name, table in self.training.matcher.changing().items():
             if table.whole is not None:
@@ -100,29 +100,29 @@ class Kept:
         return {name: tensor for name, tensor in state.items() if name not in CONSTANT}
 
     def share(self) -> list[Tensor]:
-        """This rank's part of what steps change, in place, without names."""
+        """This rank's local tensors of ``state``, not copied, in its order."""
         return [local(tensor) for tensor in self.state().values()]
 
     @property
     def shard(self) -> int:
-        """Which part of the generator this rank has; ranks with the same part have the same state."""
+        """Index of this rank's shard of the generator; ranks with the same shard have the same state."""
         spread = self.training.parallel.shards
         return 0 if spread is None else spread.own
 
     @property
     def shards(self) -> int:
-        """The number of such parts."""
+        """Number of shards of the generator."""
         spread = self.training.parallel.shards
         return 1 if spread is None else spread.count
 
     def make_safe(self, spent: float) -> None:
-        """See to it that no rank's loss loses a part of the state from now on. Collective.
+        """Make every part of the state redundant, so that the loss of a rank loses none. Collective.
 
-        Where several ranks have the same shard of the generator, each also keeps a whole copy of what steps change in
-        tables that are spread over ranks.
+        Where several ranks have the same shard of the generator, each keeps a full copy of the sharded tables that
+        steps change. Otherwise each rank's share is copied to a neighbour.
 
         Args:
-            spent: seconds in steps that the state has behind it.
+            spent: productive seconds that led to the state.
         """
         config = self.training.config
         if self._has_replicas:
@@ -136,27 +136,27 @@ class Kept:
             self.copies.wait()
 
     def copy_if_due(self, spent: Callable[[], float]) -> None:
-        """Renew the copies at their interval, where there are any. Collective."""
+        """Renew the copies at their interval, if this run keeps any. Collective."""
         if self.copies is not None and self.copies.is_due(self.step):
             self.copies.make(self.step, self.share(), spent())
 
     def finish_copies(self) -> None:
-        """Wait for copies on their way. Collective."""
+        """Wait for copies in flight. Collective."""
         if self.copies is not None:
             self.copies.wait()
 
     @property
     def has_whole_tables(self) -> bool:
-        """Whether ``make_safe`` has added whole copies of tables to this rank's share."""
+        """Whether ``make_safe`` has added full copies of tables to this rank's share."""
         return any(table.whole is not None for table in self._tables)
 
     def make_room(self) -> None:
-        """Make room for whole copies of tables, which others have."""
+        """Allocate full copies of the tables, which other ranks send."""
         for table in self._tables:
             table.whole = table.local.new_zeros(table.total, *table.local.shape[1:])
 
     def fill_tables(self) -> None:
-        """Take this rank's rows of tables from the whole copies, where there are any, and drop those not needed."""
+        """Fill this rank's shard of each table from its full copy, if there is one; drop copies that are not needed."""
         for table in self._tables:
             if table.whole is not None:
                 table.fill(0, table.whole)
@@ -169,31 +169,33 @@ class Kept:
 
     @property
     def _has_replicas(self) -> bool:
-        """Whether several ranks have the same shard of the generator, or all of it."""
+        """Whether several ranks have the same shard of the generator, as under DDP and HSDP."""
         return self.shards < max(self.training.world.world_size, 2)
 
     @property
     def ranks_multiple(self) -> int:
-        """Of what the number of ranks is a multiple; 0 if it cannot change without a restart."""
+        """What the number of ranks must be a multiple of; 0 if it cannot change without a restart."""
         return self.shards if self._has_replicas else 0
 
     def held(self) -> dict[tuple[int, int], float]:
-        """What this rank could give or take when ranks came or went: seconds spent, by step and shard."""
+        """The states that this rank can offer after a change of ranks: productive seconds by step and shard."""
         if self.step == NO_STEP:
             return {}
         copies = {} if self.copies is None else self.copies.held()
         return {**copies, (self.step, self.shard_before): self.spent}
 
     def manifest_facts(self) -> dict[str, Any]:
-        """What the manifest of a checkpoint would say of the state."""
+        """Facts of the state, as the manifest of a checkpoint has them."""
         return {PRODUCTIVE: self.spent, **self.guard.counts()}
 
 
 def choose(held: Sequence[Collection[tuple[int, int]]], shards: int) -> tuple[int, list[int]] | None:
-    """The newest step of which ranks have every shard, and from whom each rank takes its own; itself if it can.
+    """The newest step of which every shard survives, and the rank that each rank takes its shard from.
+
+    A rank that has its shard takes it from itself.
 
     Args:
-        held: by rank, steps and shards that it has.
+        held: by rank, the steps and shards that it has.
     """
     for step in sorted({step for each in held for step, _ in each}, reverse=True):
         holders = [[rank for rank, each in enumerate(held) if (step, shard) in each] for shard in range(shards)]

@@ -1,10 +1,9 @@
-"""A potential fitted to noise: couples the noise distribution with the whole data set, before training.
+"""Semi-discrete optimal transport from the noise distribution to the whole data set, solved before training.
 
-A batch that is coupled afresh must cover all columns by itself. With few slots of a class, each slot then takes a large
-share of the class, and its target says little about its noise. Here the potential of the semi-discrete problem is known
-beforehand, so each slot takes its own target, whatever else is in the batch (Mousavi-Hosseini et al. 2025, "Flow
-Matching with Semidiscrete Couplings"; docs/mathematics.md, eq. 10). Noise is drawn without the generator, so fitting
-costs no pass of a network.
+A batch that is coupled on its own must cover all columns. With few slots of a class, each slot then takes a large share
+of the class, and its target depends little on its noise. Here the potential of the semi-discrete problem is known
+beforehand, so a slot's target depends on its noise alone (Mousavi-Hosseini et al. 2025, "Flow Matching with
+Semidiscrete Couplings"; docs/mathematics.md, eq. 10). Fitting draws noise, and needs no pass of a network.
 """
 
 from __future__ import annotations
@@ -24,21 +23,21 @@ from gfgw_prod.features.bank import FeatureBank
 from gfgw_prod.process.exit_codes import UserError
 from gfgw_prod.transport.columns import Columns, Logits
 
-STEPS = 100  # of stochastic gradient ascent; the potential is the average of the second half
-ROWS_PER_COLUMN = 1 / 8  # rows of noise in a step, between these bounds
-FEWEST_ROWS, MOST_ROWS = 128, 2048
-LARGEST_CLASS = round(MOST_ROWS / ROWS_PER_COLUMN)  # rows; with more, the noise would not reach every row often enough
+STEPS = 100  # of stochastic gradient ascent; the potential is the average over the second half
+ROWS_PER_COLUMN = 1 / 8  # noise samples per step and column
+FEWEST_ROWS, MOST_ROWS = 128, 2048  # bounds on the noise samples of a step
+LARGEST_CLASS = round(MOST_ROWS / ROWS_PER_COLUMN)  # columns; with more, too few noise samples would reach each column
 RATE, SLOWS_FROM = 2.0, 10  # the rate of step k is RATE / sqrt(1 + k / SLOWS_FROM), in units of epsilon
 
 
 class FittedDual:
-    """The potential of every bank row, by global row id, in units of the cost. Training does not change it.
+    """The fitted potential of every bank row, by global row id, in units of the cost. Training does not change it.
 
     Args:
-        labels: class ids ``(total,)`` of the rows, on the CPU, if noise couples with rows of its own class only.
+        labels: class ids ``(total,)`` of the rows, on the CPU, if noise is coupled within its class only.
 
     Raises:
-        UserError: if a class has too many rows.
+        UserError: if a class has more than ``LARGEST_CLASS`` rows.
     """
 
     def __init__(self, total: int, labels: Tensor | None, world: World):
@@ -54,12 +53,13 @@ class FittedDual:
 
     @torch.no_grad()
     def fit(self, bank: FeatureBank, *, width: int, epsilon: float, seed: int) -> None:
-        """Fit the potential to noise: the rows of a class get equal shares of it. Collective.
+        """Fit the potential, so that the rows of a class receive equal shares of the noise. Collective.
 
-        Ranks share the classes. Each class is fitted by one rank, so the number of ranks does not change the bits.
+        The classes are divided among the ranks. Each is fitted by one rank, so the result does not depend on their
+        number.
 
         Args:
-            width: number of pixel values; the bank's first columns.
+            width: number of pixel values, which are the first columns of the bank.
         """
         world, classes = bank.world, self._classes
         fitted = torch.zeros(bank.total, device=world.device)
@@ -75,11 +75,11 @@ class FittedDual:
         self.potential.fill(0, world.all_reduce_sum(fitted.view(torch.int32)).view(torch.float32))
 
     def targets(self, noise: Tensor, columns: Columns, labels: Tensor | None) -> Tensor:
-        """The row ``(n,)`` that each direction of noise ``(n, d)`` is coupled with, by global id. Collective.
+        """Global ids ``(n,)`` of the bank rows that directions of noise ``(n, d)`` are coupled with. Collective.
 
         Args:
             columns: the bank's rows.
-            labels: class ids ``(n,)`` of the noise, if the columns have some.
+            labels: class ids ``(n,)`` of the noise, if the columns have class ids.
         """
         g = self.potential.local
         scores = Logits(
@@ -99,7 +99,7 @@ class FittedDual:
 
 
 def _fitted(rows: Tensor, epsilon: float, stream: torch.Generator) -> Tensor:
-    """The potential ``(m,)`` with which noise has the columns ``rows (m, d)`` as targets equally often.
+    """The potential ``(m,)`` with which each of the columns ``rows (m, d)`` is the target equally often.
 
     Averaged stochastic gradient ascent (Genevay et al. 2016, "Stochastic optimization for large-scale optimal
     transport", algorithm 2).
