@@ -30,7 +30,7 @@ from gfgw_prod.transport import fused_gromov_wasserstein
 from gfgw_prod.transport.columns import Columns
 from gfgw_prod.transport.coupling import Options
 from gfgw_prod.transport.fgw import solve
-from gfgw_prod.transport.matching import Matcher, RowValues
+from gfgw_prod.transport.matching import Matcher
 
 SLOTS, DIM, LAMBDA, EPSILON, TOLERANCE = 256, 384, 0.125, 0.05, 1e-4
 ROUNDS, REPEATS = 5, 9
@@ -205,7 +205,6 @@ def duals() -> None:
                 bank_labels=table.labels,
                 num_classes=table.num_classes,
                 seed=0,
-                values=RowValues(64, lambda ids: table.rows(ids).flatten(1)),
             )
             steps = 5 * len(table) // 128
             counts, inner, started = torch.zeros(len(table)), 0, time.perf_counter()

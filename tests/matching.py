@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
-
 from torch import Tensor
 
 from gfgw_prod.data.sources import Table
 from gfgw_prod.features.bank import FeatureBank
 from gfgw_prod.settings.transport import TransportSettings
-from gfgw_prod.transport.matching import Match, Matcher, RowValues
+from gfgw_prod.transport.matching import Match, Matcher
 
 
 def matcher_with(
@@ -21,7 +19,6 @@ def matcher_with(
         bank_labels=table.labels if conditional else None,
         num_classes=table.num_classes,
         seed=seed,
-        values=RowValues(math.prod(table.image_shape), lambda ids: table.rows(ids).flatten(1)),
     )
 
 

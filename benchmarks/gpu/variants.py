@@ -16,7 +16,6 @@ FITTED = {
 }
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "sample": {"transport": {"target": "sample"}},
-    "barycentric": {"transport": {"target": "barycentric"}},
     "independent": {"transport": {"target": "independent"}},
     "fresh": {"transport": FRESH},
     "subset": {"transport": SUBSET},

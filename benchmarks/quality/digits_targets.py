@@ -40,7 +40,7 @@ PLAIN = {
 }
 SCHEDULES = ("train.total-kimg", "optimizer.decay-kimg", "transport.epsilon-kimg", "transport.structure-weight-kimg")
 CHOICES = [
-    *itertools.product(("argmax", "sample", "barycentric"), ("subset", "full"), ("fresh", "persistent")),
+    *itertools.product(("argmax", "sample"), ("subset", "full"), ("fresh", "persistent")),
     ("independent", "full", "fresh"),
 ]
 

@@ -6,6 +6,7 @@ what a step minimises. Schedules are scaled to the length of the run.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -75,7 +76,7 @@ class Ours:
         step = build(config, world, table, lambda line: None)
         encode_bank(step)
         started = time.process_time()
-        step.matcher.fit()
+        step.matcher.fit(math.prod(table.image_shape))
         self.fitting_seconds = time.process_time() - started
         self.sampler, self.ema, self._step = step.parallel.module, step.ema, step
         self._stream: Iterator[CellRows] = cell_stream(

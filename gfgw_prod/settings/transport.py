@@ -13,7 +13,7 @@ class TransportSettings(Section):
     scope: Literal["subset", "full"] = setting("subset", "couple with bank rows drawn each step, or the whole bank")
     subset_rows: Count = setting(2048, "bank rows drawn per step in subset scope, rows")
     backend: Literal["native", "pot"] = setting("native", "solver")
-    target: Literal["argmax", "sample", "barycentric", "independent"] = setting(
+    target: Literal["argmax", "sample", "independent"] = setting(
         "argmax", "how a row of the plan chooses its target; independent uses no plan"
     )
     structure_weight: Fraction = setting(0.1, "lambda, weight of the Gromov-Wasserstein term, at the start")

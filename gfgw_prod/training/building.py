@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import torch
@@ -24,7 +23,7 @@ from gfgw_prod.training.objective import Objective
 from gfgw_prod.training.optimizer import AdamW
 from gfgw_prod.training.precision import Precision, compile_networks
 from gfgw_prod.training.step import TrainingStep
-from gfgw_prod.transport.matching import Matcher, RowValues
+from gfgw_prod.transport.matching import Matcher
 
 
 def build(
@@ -113,7 +112,6 @@ def _matcher(config: Config, table: Table, bank: FeatureBank) -> Matcher:
         bank_labels=table.labels if config.generator.conditional else None,
         num_classes=table.num_classes,
         seed=config.seed,
-        values=RowValues(math.prod(table.image_shape), lambda ids: table.rows(ids).flatten(1)),
     )
 
 

@@ -65,8 +65,6 @@ class Feed:
 
     def targets(self, match: Match, slots_by_turn: Sequence[slice]) -> Iterator[Tensor]:
         """Start fetching the target images ``(b, c, h, w)`` in [-1, 1] of each turn's slots; yields them in order."""
-        if match.mixed is not None:
-            return iter([match.mixed[slots].unflatten(1, self._table.image_shape) for slots in slots_by_turn])
         rows = match.rows.cpu()  # where the data set is: one of the two waits for the device in a step
 
         def fetch(slots: slice) -> Tensor:

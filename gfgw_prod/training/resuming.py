@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import Any
 
@@ -51,7 +52,7 @@ def resume(run: Run) -> None:
             world.barrier()
     if found is None or changes:  # perhaps of what the potential was fitted with
         with run.unwatched("starting: fitting the coupling"):
-            training.matcher.fit()
+            training.matcher.fit(math.prod(training.table.image_shape))
     run.health.enter_phase("starting: making ready for the first step")
     run.saver.preallocate(run.state())
     reporter.write_file(file_to_write(run.dir), partial(reading.write_yaml, recorded(config)))

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from gfgw_prod.data.stream import KeyedOrder
 from gfgw_prod.distributed.row_table import RowTable
@@ -37,11 +36,10 @@ BACKENDS: dict[str, Solver] = {"native": solve, "pot": solve_with_pot}
 class Match:
     """Targets of a step's ``B`` slots. It changes nothing until ``Matcher.accept``."""
 
-    rows: Tensor  # (B,), row ids of the targets; of a mixture, its heaviest row
+    rows: Tensor  # (B,), row ids of the targets
     features: Tensor  # (B, d), unit feature rows of the targets
     generated: Tensor  # (B, d), the features that were matched
     labels: Tensor | None = None  # (B,), class ids, where slots match rows of their own class only
-    mixed: Tensor | None = None  # (B, w), means of row values, where targets are barycentres
     coupling: Plan | DensePlan | None = None
     update_dual: Callable[[], None] | None = None
     dual_inputs: tuple[Tensor, ...] = ()  # what ``update_dual`` will use; checked to be finite
@@ -60,14 +58,6 @@ class Match:
         }
 
 
-@dataclass(frozen=True)
-class RowValues:
-    """What barycentric targets average: ``of`` gives ``(m, width)`` for row ids ``(m,)``, entries in [-1, 1]."""
-
-    width: int
-    of: Callable[[Tensor], Tensor]
-
-
 class Matcher:
     """Couples a step's generated features with the bank. Targets are the same on every rank.
 
@@ -75,7 +65,6 @@ class Matcher:
         bank_labels: class ids of the bank's rows, ``(N,)``, if slots may match rows of their own class only.
         num_classes: of the data set.
         seed: of the rows that subset scope draws.
-        values: of the rows, for barycentric targets.
     """
 
     def __init__(
@@ -86,10 +75,9 @@ class Matcher:
         bank_labels: Tensor | None,
         num_classes: int,
         seed: int,
-        values: RowValues,
     ):
         self.settings, self.bank = settings, bank
-        self._bank_labels, self._num_classes, self._values = bank_labels, num_classes, values
+        self._bank_labels, self._num_classes = bank_labels, num_classes
         # Also where the bank is: copied once.
         self._labels = None if bank_labels is None else to_device(bank_labels, bank.world.device)
         self._seed = seed
@@ -107,15 +95,14 @@ class Matcher:
         duals = self.dual.tensors() if self.dual else {}
         return {"last_used": self.usage.state()} | {f"dual.{name}": tensor for name, tensor in duals.items()}
 
-    def fit(self) -> None:
-        """Fit the potential to noise, where the settings ask for it; the bank must be encoded. Collective."""
+    def fit(self, width: int) -> None:
+        """Fit the potential to noise, where the settings ask for it; the bank must be encoded. Collective.
+
+        Args:
+            width: number of pixel values of an image.
+        """
         if isinstance(self.dual, FittedDual):
-            self.dual.fit(
-                self.bank,
-                width=self._values.width,
-                epsilon=self.settings.epsilon,
-                seed=self._seed,
-            )
+            self.dual.fit(self.bank, width=width, epsilon=self.settings.epsilon, seed=self._seed)
 
     def changing(self) -> dict[str, RowTable]:
         """The tables that are not a function of the data alone, by the names of their tensors."""
@@ -172,11 +159,7 @@ class Matcher:
         # Choose a target per slot.
         chosen = coupling.sample(uniforms) if self.settings.target == "sample" else coupling.argmax()
         rows = chosen if candidates is None else to_device(candidates, chosen.device)[chosen]
-        if self.settings.target == "barycentric":
-            target_features, mixed = self._barycentres(coupling, columns, candidates)
-        else:
-            target_features, mixed = self.bank.rows(rows), None
-        return Match(rows, target_features, features, labels, mixed, coupling, update_dual, dual_inputs)
+        return Match(rows, self.bank.rows(rows), features, labels, coupling, update_dual, dual_inputs)
 
     def accept(self, match: Match, images: int) -> None:
         """Record the rows as targets of the step that ends at ``images`` images seen, and update the dual."""
@@ -231,17 +214,3 @@ class Matcher:
     def _class_counts(self, labels: Tensor) -> Tensor:
         """Number of labels of each class, ``(classes,)``. ``bincount`` would have the host wait for the largest."""
         return labels.new_zeros(self._num_classes).index_add_(0, labels, torch.ones_like(labels))
-
-    def _barycentres(
-        self, coupling: Plan | DensePlan, columns: Columns, candidates: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """Each slot's mean of unit features ``(B, d)``, at unit norm, and of row values ``(B, w)``."""
-        d = self.bank.dim
-
-        def side_by_side(block: slice) -> Tensor:
-            ids = torch.arange(columns.first + block.start, columns.first + block.stop)
-            values = self._values.of(ids if candidates is None else candidates[ids])
-            return torch.cat([columns.features[block], to_device(values, columns.features.device)], dim=1)
-
-        means = coupling.barycentre(side_by_side, d + self._values.width)
-        return normalize(means[:, :d], dim=1), means[:, d:]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -84,21 +83,6 @@ class Plan:
             chosen = torch.where((left >= 0) & (left < mass), column, chosen)
             left = left - mass
         return chosen if world is None else world.all_reduce_sum(chosen)
-
-    def barycentre(self, values: Callable[[slice], Tensor], width: int) -> Tensor:
-        """Each row's mean of ``values``, ``(n, width)``, under ``T_ij / p_i``.
-
-        Args:
-            values: gives ``(b, width)`` for a slice of this rank's columns, entries of absolute value at most 1000.
-        """
-        p = self.solver.p
-
-        def with_ones(block: slice) -> Tensor:
-            wanted = values(block).to(p)
-            return torch.cat([wanted, wanted.new_ones(len(wanted), 1)], dim=1)
-
-        total = self.solver.conditional_matmul(with_ones, width + 1)  # the last column is the row's mass
-        return total[:, :-1] / total[:, -1:].clamp_min(torch.finfo(p.dtype).tiny)
 
     def objective(self) -> float:
         """``(1-λ)<M, T> + λ Σ (C1_ik - C2_jl)² T_ij T_kl - ε H(T)``."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,9 +34,6 @@ class DensePlan:
         cumulative = self.conditional().double().cumsum(dim=1)
         thresholds = uniforms.to(cumulative)[:, None] * cumulative[:, -1:]
         return torch.searchsorted(cumulative, thresholds, right=True)[:, 0].clamp_max(self.matrix.shape[1] - 1)
-
-    def barycentre(self, values: Callable[[slice], Tensor], width: int) -> Tensor:
-        return self.conditional() @ values(slice(0, self.matrix.shape[1])).to(self.matrix)
 
     def sharpness(self) -> float:
         entropy, rows, columns = (

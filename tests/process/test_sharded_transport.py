@@ -11,7 +11,7 @@ import torch
 
 from . import runs
 
-SLOTS, DIM, PIXELS = 48, 64, 64
+SLOTS, DIM = 48, 64
 HALVINGS = 5  # from 32 times the ε of the worker
 
 
@@ -71,8 +71,7 @@ def bytes_of(name: str, status: Any) -> int:
     else:
         solver += 8 * n * status.inner_iterations + (8 * d if step == "0" else 0)
     choice = 16 * n if target == "sample" else 12 * n
-    fetched = 8 * n * (d + PIXELS + 1) if target == "barycentric" else 4 * n * d
-    return solver + choice + fetched
+    return solver + choice + 4 * n * d
 
 
 def test_bytes_sent_are_those_of_the_formula(found: dict[int, dict[str, Any]]) -> None:

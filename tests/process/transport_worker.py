@@ -33,7 +33,7 @@ def main() -> None:
     bank.encode(table, extractor, 128, on_block=lambda rows: None)
     found = {}
     for dual in ("fresh", "persistent"):
-        for target in ("argmax", "sample", "barycentric"):
+        for target in ("argmax", "sample"):
             settings = TransportSettings(
                 scope="full", dual=dual, target=target, epsilon=0.004, epsilon_end=0.004, structure_weight=0.3
             )
@@ -52,7 +52,7 @@ def main() -> None:
                 found[f"{dual} {target} {step}"] = {
                     "rows": match.rows,
                     "features": match.features,
-                    "images": table.rows(match.rows) if match.mixed is None else match.mixed,
+                    "images": table.rows(match.rows),
                     "f": match.coupling.potentials.f,
                     "g": torch.cat(pieces),
                     "state": match.coupling.state,
@@ -62,7 +62,7 @@ def main() -> None:
                 }
     settings = TransportSettings(scope="full", dual="fitted", epsilon=0.01, epsilon_end=0.01, **UNSTRUCTURED)
     matcher = matcher_with(settings, bank, table, seed=1, conditional=True)
-    matcher.fit()
+    matcher.fit(64)
     noise, uniforms = normalize(extractor(images(SLOTS, 9).float() / 8 - 1)), torch.zeros(SLOTS)
     match = match_with(matcher, noise, slots, slots % CLASSES, uniforms, 0, noise)
     assert matcher.dual is not None

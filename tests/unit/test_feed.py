@@ -37,14 +37,6 @@ def test_targets_come_turn_by_turn_whoever_fetches_them(tables: list[Table], alo
         assert torch.equal(torch.cat(found), tables[0].rows(ROWS[[4, 5, 6, 7, 0, 1, 2, 3]]))
 
 
-def test_mixtures_need_no_fetching(tables: list[Table], alone: World) -> None:
-    mixed = torch.rand(8, 64, generator=torch.Generator().manual_seed(0))
-    found = list(
-        Feed(tables[0], 1, alone).targets(Match(ROWS, torch.zeros(8, 64), torch.zeros(8, 64), mixed=mixed), TURNS)
-    )
-    assert torch.equal(torch.cat(found), mixed[[4, 5, 6, 7, 0, 1, 2, 3]].view(8, 1, 8, 8))
-
-
 class Slow(Table):
     """A table whose rows take a quarter of a second."""
 

@@ -49,13 +49,13 @@ def test_fitted_potential_uses_all_rows_equally(digits: Table, alone: World, con
         return float((counts * len(digits) / NOISE - 1).abs().mean())
 
     assert unevenness() > 0.8
-    matcher.fit()
+    matcher.fit(64)
     assert unevenness() < 0.5
 
 
 def test_targets_are_of_the_noises_class_and_correlate_with_it(digits: Table, alone: World) -> None:
     matcher = matcher_of(digits, alone, conditional=True)
-    matcher.fit()
+    matcher.fit(64)
     rows, labels, noise = targets(matcher, digits)
     assert torch.equal(digits.labels[rows], labels)
     of_class = normalize(torch.nn.functional.one_hot(labels, 10).float().T, p=1, dim=1)
@@ -66,7 +66,7 @@ def test_targets_are_of_the_noises_class_and_correlate_with_it(digits: Table, al
 
 def test_targets_of_noise_do_not_depend_on_its_batch(digits: Table, alone: World) -> None:
     matcher = matcher_of(digits, alone, conditional=True)
-    matcher.fit()
+    matcher.fit(64)
     rows, labels, noise = targets(matcher, digits)
     few = torch.arange(5)
     assert torch.equal(match_with(matcher, noise[:5], few, labels[:5], few, 0, noise[:5]).rows, rows[:5])

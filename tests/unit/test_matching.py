@@ -65,17 +65,7 @@ def test_subset_larger_than_the_bank_is_the_bank(table: Table, alone: World) -> 
 @pytest.mark.parametrize("scope", ["full", "subset"])
 def test_target_features_are_those_of_the_chosen_rows(table: Table, alone: World, scope: str, target: str) -> None:
     match = match_of(table, alone, scope=scope, subset_rows=20, target=target)
-    assert match.mixed is None
     torch.testing.assert_close(match.features, PixelFeatures((1, 4, 4))(table.rows(match.rows)))
-
-
-def test_barycentric_targets_are_mixtures(table: Table, alone: World) -> None:
-    match = match_of(table, alone, scope="full", target="barycentric")
-    assert isinstance(match.coupling, Plan)
-    weights, images = match.coupling.conditional(), table.rows(torch.arange(60))
-    assert match.mixed is not None
-    torch.testing.assert_close(match.mixed, weights @ images.flatten(1), atol=1e-5, rtol=0)
-    torch.testing.assert_close(match.features.norm(dim=1), torch.ones(SLOTS))
 
 
 def test_argmax_prefers_a_generated_image_own_neighbour(table: Table, alone: World) -> None:
@@ -85,21 +75,17 @@ def test_argmax_prefers_a_generated_image_own_neighbour(table: Table, alone: Wor
     assert torch.equal(match.rows, rows)
 
 
-@pytest.mark.parametrize("target", ["argmax", "barycentric"])
 @pytest.mark.parametrize("scope", ["full", "subset"])
 @pytest.mark.parametrize("lam", [0.0, 0.3])
-def test_pot_backend_chooses_the_same_targets(table: Table, alone: World, lam: float, scope: str, target: str) -> None:
+def test_pot_backend_chooses_the_same_targets(table: Table, alone: World, lam: float, scope: str) -> None:
     options = {
         "scope": scope,
         "subset_rows": 30,
         "structure_weight": lam,
         "structure_weight_end": lam,
-        "target": target,
     }
     native, pot = (match_of(table, alone, backend=backend, **options) for backend in ("native", "pot"))
     assert torch.equal(native.rows, pot.rows)
-    if native.mixed is not None:
-        torch.testing.assert_close(native.mixed, pot.mixed, atol=1e-3, rtol=0)
     assert native.values()["transport/converged"] == pot.values()["transport/converged"] == 1
 
 
@@ -119,8 +105,8 @@ def test_conditional_slots_get_targets_of_their_class(
     assert torch.equal(table.labels[match.rows], torch.arange(SLOTS) % 3)
 
 
-def test_conditional_mixtures_hold_only_rows_of_the_slots_class(table: Table, alone: World) -> None:
-    coupling = match_of(table, alone, conditional=True, scope="full", target="barycentric").coupling
+def test_conditional_plans_hold_only_rows_of_the_slots_class(table: Table, alone: World) -> None:
+    coupling = match_of(table, alone, conditional=True, scope="full").coupling
     assert isinstance(coupling, Plan)
     other = (torch.arange(SLOTS) % 3)[:, None] != table.labels[None, :]
     assert coupling.conditional()[other].sum() == 0

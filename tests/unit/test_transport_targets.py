@@ -1,4 +1,4 @@
-"""Targets of a plan's rows: heaviest column, drawn column, mixture."""
+"""Targets of a plan's rows: heaviest column, drawn column."""
 
 import pytest
 import torch
@@ -52,11 +52,6 @@ def test_drawn_columns_have_mass_at_both_ends(uniform: float) -> None:
     assert columns.tolist() == [1 if uniform == 0 else 5] * 4
 
 
-def test_barycentres_are_means_under_the_conditional_distribution() -> None:
-    plan, values = plan_of(6, 9), torch.randn(9, 5, generator=torch.Generator().manual_seed(2))
-    torch.testing.assert_close(plan.barycentre(lambda block: values[block], 5), plan.conditional() @ values)
-
-
 def test_pots_plan_gives_the_same_targets() -> None:
     plan, x, y = plan_of(20, 30), unit_rows(20, 3, 0, torch.float32), unit_rows(30, 3, 1, torch.float32)
     options = Options(0.2, 0.3, max_outer_iterations=100, max_inner_iterations=5000, tolerance=1e-8)
@@ -67,6 +62,3 @@ def test_pots_plan_gives_the_same_targets() -> None:
     assert torch.equal(dense.argmax(), plan.argmax())
     assert torch.equal(dense.sample(uniforms), plan.sample(uniforms))
     assert dense.sharpness() == pytest.approx(plan.sharpness(), abs=1e-4)
-    torch.testing.assert_close(
-        dense.barycentre(lambda block: y[block], 3), plan.barycentre(lambda block: y[block], 3), atol=1e-4, rtol=0
-    )
