@@ -22,7 +22,7 @@ from gfgw_prod.training.building import build
 from gfgw_prod.training.checked_step import CheckedStep
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-ROWS = 50_000  # of a pack that is not at hand
+ROWS = 50_000  # of images that are not at hand
 
 
 def local_config(preset: str, changes: Mapping[str, Any], directory: Path) -> Config:
@@ -30,18 +30,18 @@ def local_config(preset: str, changes: Mapping[str, Any], directory: Path) -> Co
     settings = reading.read_yaml(CONFIGS / f"{preset}.yaml")
     local: dict[str, Any] = {"run": {"dir": str(directory / "run")}, "generator": {"pretrained": None}}
     config = reading.resolve(settings, changes)
-    if config.features.extractor == "dinov2" or config.loss.lpips:
+    if config.features.timm_network is not None or config.loss.lpips:
         files = directory / "dinov2.safetensors", directory / "vgg16.pth"
         dinov2, trunk = files if all(file.exists() for file in files) else draw_frozen(directory)
         local["loss"] = {"lpips_trunk": str(trunk)}
-        if config.features.extractor == "dinov2":
+        if config.features.timm_network is not None:
             local["features"] = {"weights": str(dinov2)}
     return reading.resolve(settings, local, changes)
 
 
 def random_table(config: Config, rows: int | None = None) -> Table:
     """Random images of the shape and, unless ``rows`` is given, the number of the data set."""
-    if config.data.source == "packed":
+    if config.data.source in ("packed", "folder"):
         side = config.data.image_size
         assert side is not None
         shape, classes, known = (3, side, side), 1000, ROWS
