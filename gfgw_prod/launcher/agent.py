@@ -35,6 +35,10 @@ from gfgw_prod.process.signals import PREEMPTION, STOP
 JOB_CODE_SECONDS = 5.0
 
 
+class NotAdmittedError(Exception):
+    """A rank of this node cannot join those that train, because its settings, data or machine differ from theirs."""
+
+
 class ExitCodeAgent(LocalElasticAgent):
     """torchrun's agent for local workers, which knows the exit codes that are final, here and on other nodes."""
 
@@ -69,6 +73,7 @@ class ExitCodeAgent(LocalElasticAgent):
         Raises:
             SignalException: a stop signal came. The workers had their grace period.
             RendezvousConnectionError: the node that hosts the rendezvous is gone. The workers have been stopped.
+            NotAdmittedError: the other nodes go on without this one. The workers have been stopped.
         """
         try:
             result = self.run()
@@ -176,6 +181,8 @@ class ExitCodeAgent(LocalElasticAgent):
     def _look_at_workers(self, worker_group: WorkerGroup) -> RunResult:
         self._looked_at = clock.now()  # before torch stops the peers of a failed worker, which it does within
         codes = self._exit_codes()
+        if BAD_INPUT in codes and self._regrouping.waits:
+            raise NotAdmittedError
         if (known := final_code_of((), codes)) is not None:
             self.job_code.set(known)  # before other nodes take the broken connections for a crash
         self._follow(self._regrouping.look(self._nodes.present()), worker_group)

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from torch.distributed import PrefixStore, Store
 
 MOST = "most"  # key: the largest number of ranks that the run can have
+FACTS = "facts"  # key: what determines the weights of the run, as JSON; a rank that joins compares its own
 OVER = "over"  # key, set once a rank makes no more steps: no further generation begins
 MEETING = "GFGW_GENERATIONS"  # environment variable: a rank's ``Offer`` as JSON
 

@@ -26,12 +26,12 @@ from torch.distributed.launcher.api import LaunchConfig
 from torch.distributed.run import config_from_args, get_args_parser
 
 from gfgw_prod.launcher import log
-from gfgw_prod.launcher.agent import ExitCodeAgent
+from gfgw_prod.launcher.agent import ExitCodeAgent, NotAdmittedError
 from gfgw_prod.launcher.endings import log_end
 from gfgw_prod.launcher.forks import ForkServer
 from gfgw_prod.launcher.its_run import may_take_in_ranks, settings_of_ranks, take_part
 from gfgw_prod.launcher.job_exit_code import JobExitCode
-from gfgw_prod.launcher.joining import Joining
+from gfgw_prod.launcher.joining import Joining, leave
 from gfgw_prod.launcher.nodes import Nodes
 from gfgw_prod.launcher.regrouping import Regrouping
 from gfgw_prod.launcher.torch_changes import NoLogFiles, fork_ranks, keep_ports
@@ -206,6 +206,9 @@ class Node:
             self.restarts_left, self.alone_since = agent._remaining_restarts, time.monotonic()
             os.environ[RESTART_CAUSE] = "membership"
             return None
+        except NotAdmittedError:
+            leave(rendezvous)
+            return BAD_INPUT
         rendezvous.shutdown()
         if self.hosting:
             # For every node that the rendezvous knows, also those that wait to join or are spare.

@@ -10,7 +10,13 @@ import time
 from collections.abc import Callable
 
 from torch.distributed.elastic.rendezvous import dynamic_rendezvous
-from torch.distributed.elastic.rendezvous.dynamic_rendezvous import _Action, _RendezvousContext, _RendezvousJoinOp
+from torch.distributed.elastic.rendezvous.dynamic_rendezvous import (
+    DynamicRendezvousHandler,
+    _Action,
+    _RendezvousContext,
+    _RendezvousExitOp,
+    _RendezvousJoinOp,
+)
 
 LONGEST_SECONDS = 10.0  # to wait for ranks that admit none yet, because they start or replace a lost one
 
@@ -52,3 +58,9 @@ class Joining:
             return action
 
         return join
+
+
+def leave(rendezvous: DynamicRendezvousHandler) -> None:
+    """Leave a rendezvous that goes on without this node. torch's ``shutdown`` would end it for all nodes."""
+    rendezvous._stop_heartbeats()
+    rendezvous._op_executor.run(_RendezvousExitOp(), time.monotonic() + LONGEST_SECONDS)

@@ -96,6 +96,11 @@ class Regrouping:
         return len(self._joined(self.current).members) - self._ranks
 
     @property
+    def waits(self) -> bool:
+        """Whether this node's ranks have started, and are not admitted yet."""
+        return self._joins
+
+    @property
     def is_left_out(self) -> bool:
         """Whether the other nodes continue without this one."""
         return self.current is not None and not self._joins and self.node not in self.current.nodes

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 import time
@@ -12,13 +13,14 @@ from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from torch.distributed import DistError, PrefixStore, Store, TCPStore
 
 from gfgw_prod.distributed.lost_group import connections, leave_lost_groups
 from gfgw_prod.distributed.world import World
 from gfgw_prod.launcher.generations import (
+    FACTS,
     MEETING,
     MOST,
     OVER,
@@ -86,18 +88,24 @@ class Membership:
         """Whether the present generation follows the loss of a rank."""
         return self._present().is_after_loss
 
+    def facts(self) -> dict[str, Any]:
+        """The facts of the run that this rank is new in."""
+        found: dict[str, Any] = json.loads(self._round.keys.get(FACTS))
+        return found
+
     @property
     def joins(self) -> bool:
         """Whether this rank joins the others instead of replacing a lost one."""
         return self.is_new and self._member not in self._present().members
 
-    def hold_state(self, step: int, multiple: int, most: int) -> None:
+    def hold_state(self, step: int, multiple: int, most: int, facts: dict[str, Any]) -> None:
         """Publish that this rank holds the state of the run: from now on the run survives the loss of a rank.
 
         Args:
             step: completed steps when this generation began.
             multiple: what the number of ranks must be a multiple of; 0 if it cannot change.
             most: the largest number of ranks.
+            facts: of the run, for ranks that join.
 
         Raises:
             SystemExit: exit code 1, if the previous loss was in this step too: the step itself may kill ranks.
@@ -110,6 +118,8 @@ class Membership:
             self._began_at = step
         self.is_new = False
         self._round.keys.set(MOST, str(most))
+        if self._world.is_main:
+            self._round.keys.set(FACTS, json.dumps(facts))
         self._round.keys.set(ready(self.generation, self._world.rank), str(multiple))
 
     def end(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -161,27 +161,27 @@ def require_length(config: Config, step: int) -> None:
         )
 
 
-def require_same_settings(by_rank: Sequence[dict[str, Any]]) -> None:
+def require_same_settings(by_rank: Mapping[int, dict[str, Any]]) -> None:
     """Check that all ranks of a job were started with the same settings.
 
     Raises:
         UserError: if not; the same on all ranks. It names the first such rank and what differs.
     """
-    first, *others = (flatten(settings) for settings in by_rank)
-    for rank, other in enumerate(others, start=1):
-        found = [name for name in sorted(first) if first[name] != other.get(name) and name not in PER_RANK]
+    (_, own), *others = ((rank, flatten(settings)) for rank, settings in by_rank.items())
+    for rank, other in others:
+        found = [name for name in sorted(own) if own[name] != other.get(name) and name not in PER_RANK]
         if found:
-            differences = "; ".join(f"{name} {first[name]!r} and {other.get(name)!r}" for name in found)
+            differences = "; ".join(f"{name} {own[name]!r} and {other.get(name)!r}" for name in found)
             raise UserError(f"ranks 0 and {rank} were started with different settings ({differences}); use the same")
 
 
-def accept_rank_differences(by_rank: Sequence[dict[str, Any]], facts: dict[str, Any], step: int) -> list[str]:
+def accept_rank_differences(by_rank: Mapping[int, dict[str, Any]], facts: dict[str, Any], step: int) -> list[str]:
     """Check the facts of all ranks. If differences are allowed, record them as ``accept_changes`` does and return them.
 
     Raises:
         UserError: if ``run.allow_changes`` is not set; it names the first rank that differs from rank 0, and how.
     """
-    by_difference = {rank: find_changes(by_rank[0], other) for rank, other in enumerate(by_rank)}
+    by_difference = {rank: find_changes(by_rank[0], other) for rank, other in by_rank.items()}
     found = [f"rank {rank}: {'; '.join(differences)}" for rank, differences in by_difference.items() if differences]
     if found and not facts["config"]["run"]["allow_changes"]:
         raise UserError(
@@ -191,6 +191,22 @@ def accept_rank_differences(by_rank: Sequence[dict[str, Any]], facts: dict[str, 
     if found and found not in [each["changes"] for each in facts["changes"]]:  # once, however often the job is resumed
         facts["changes"].append({"step": step, "changes": found})
     return found
+
+
+def require_fit(run: dict[str, Any], facts: dict[str, Any], rank: int) -> None:
+    """Check that a new rank computes the same weights as the ranks of a run, and adopt the changes that those accepted.
+
+    Args:
+        run: facts of the run.
+        facts: of the new rank.
+        rank: its number.
+
+    Raises:
+        UserError: if it would not; the run goes on without it.
+    """
+    require_same_settings({0: run["config"], rank: facts["config"]})
+    accept_rank_differences({0: run, rank: facts}, {**facts, "changes": []}, 0)
+    facts["changes"] = run["changes"]
 
 
 def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -69,7 +69,7 @@ def go_on(run: Run) -> None:
         run.checked_step.check_replicas(kept.state())
     run.first_step = kept.step
     kept.step_seconds = max(world.all_gather_object(kept.step_seconds))  # a new rank knows none
-    same_run.accept_rank_differences(world.all_gather_object(kept.facts), kept.facts, kept.step)
+    same_run.accept_rank_differences(dict(enumerate(world.all_gather_object(kept.facts))), kept.facts, kept.step)
     assert run.membership is not None
     news = _news(ranks, world.world_size, is_after_loss=run.membership.is_after_loss)
     run.reporter.introduce(kept.step, run.training.table, 0, "", in_place=news)

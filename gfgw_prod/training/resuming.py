@@ -64,4 +64,4 @@ def _accept_changes(run: Run, found: Checkpoint | None, by_rank: list[dict[str, 
     if found is not None:
         same_run.require_length(run.config, found.step)
     changes = [] if found is None else same_run.accept_changes(found.manifest, run.kept.facts)
-    return changes + same_run.accept_rank_differences(by_rank, run.kept.facts, run.step)
+    return changes + same_run.accept_rank_differences(dict(enumerate(by_rank)), run.kept.facts, run.step)

@@ -75,7 +75,7 @@ class Run:
         self.reporter = Reporter(config, world, startup, self.node)
 
         # Validate: all ranks have the same settings, and each has a cell.
-        same_run.require_same_settings(world.all_gather_object(config.model_dump(mode="json")))
+        same_run.require_same_settings(dict(enumerate(world.all_gather_object(config.model_dump(mode="json")))))
         if world.world_size > config.cells:
             raise UserError(
                 f"{world.world_size} ranks share {config.cells} cells; lower train.cell_size or start fewer (NPROC)"
@@ -172,7 +172,7 @@ class Run:
         self.stop.requested_here |= self.kept.told_to_stop
         if self.membership is not None:
             self.kept.make_safe(self.reporter.productive_seconds())
-            self.membership.hold_state(self.reached, self.kept.ranks_multiple, config.cells)
+            self.membership.hold_state(self.reached, self.kept.ranks_multiple, config.cells, self.kept.facts)
         self.holds_state = True
         while self.step < config.total_steps and not self.stop.time_is_up:
             watch.progress(f"in step {self.step + 1}")

@@ -9,6 +9,7 @@ from gfgw_prod.distributed.world import World
 from gfgw_prod.process.exit_codes import FINISHED, PREEMPTED
 from gfgw_prod.process.standard_streams import log, log_as_json
 from gfgw_prod.process.watchdog import watch
+from gfgw_prod.resilience import same_run
 from gfgw_prod.resilience.membership import Membership
 from gfgw_prod.resilience.starts import StartCounter
 from gfgw_prod.settings.config import Config
@@ -35,6 +36,7 @@ def train(config: Config) -> int:
     if membership is not None and membership.is_new:
         say = log if world.is_main else lambda line: None
         kept = Kept.built_alone(config, world, say, with_bank=not membership.joins)
+        same_run.require_fit(membership.facts(), kept.facts, world.rank)
     timeouts, meeting = (config.distributed.timeout_seconds, config.resilience.hang_seconds), None
     if membership is not None and membership.is_new:
         world, meeting = membership.meet(timeouts[0])

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from gfgw_prod.process.exit_codes import PREEMPTED
+from gfgw_prod.process.exit_codes import BAD_INPUT, PREEMPTED
 
 from . import copies, runs
 from .test_in_place import HSDP, assert_as_undisturbed, in_place
@@ -22,7 +22,15 @@ JOINS, KILLED_BY, COMES_AGAIN = 2, 4, 6
 class Nodes:
     """Launchers on this machine, of one job. The first hosts the rendezvous."""
 
-    def __init__(self, directory: Path, *options: str, ranks: int, last_call: int, steps: int = runs.STEPS):
+    def __init__(
+        self,
+        directory: Path,
+        *options: str,
+        ranks: int,
+        last_call: int,
+        steps: int = runs.STEPS,
+        waits: tuple[int, ...] = (JOINS, COMES_AGAIN),
+    ):
         self.run_dir = directory / "run"
         self._command = in_place(self.run_dir, *options, "--train.total-kimg", str(steps * runs.BATCH / 1000))
         self._port = runs.free_port()
@@ -37,15 +45,15 @@ class Nodes:
             "import os, time",
             "time.sleep(0.3)",
             f"while self.step == {KILLED_BY} and not os.path.exists('{self.goes_on}'): time.sleep(0.05)",
-            f"waits = self.step in {(JOINS, COMES_AGAIN)} and self.world.world_size == 1",
+            f"waits = self.step in {waits} and self.world.world_size == 1",
             "while waits and self.membership._heard_of == self.membership.generation: time.sleep(0.05)",
         )
         self._surroundings = copy | where | {"NNODES": "1:2", "NPROC": str(ranks)}
         self.first = self.start()
         runs.wait_until(lambda: runs.listens(self._port), self.first)
 
-    def start(self) -> subprocess.Popen[str]:
-        return runs.start(self._command, self._surroundings)
+    def start(self, *options: str) -> subprocess.Popen[str]:
+        return runs.start([*self._command, *options], self._surroundings)
 
     def wait_for(self, ranks: int) -> None:
         """Wait until so many ranks have made a step more than the last recorded one."""
@@ -115,4 +123,18 @@ def test_replica_of_a_sharded_generator_is_lost_with_its_node(reference: Path, t
     assert outcome.code == 0, outcome.stderr
     assert "ranks were lost: now 2, before 4" in outcome.stderr
     assert restarts_of(nodes.run_dir) == {"membership": 1}
+    assert_as_undisturbed(nodes.run_dir, reference)
+
+
+def test_node_with_other_settings_is_refused_and_the_others_go_on(reference: Path, tmp_path: Path) -> None:
+    nodes = Nodes(tmp_path, ranks=1, last_call=1, waits=())
+    nodes.wait_for(1)
+    refused = runs.outcome_of(nodes.start("--optimizer.clip-norm", "3"))
+    assert refused.code == BAD_INPUT, refused.stderr
+    assert "ranks 0 and 1 were started with different settings (optimizer.clip_norm" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    nodes.goes_on.touch()
+    outcome = runs.outcome_of(nodes.first)
+    assert outcome.code == 0, outcome.stderr
+    assert restarts_of(nodes.run_dir) == {}
     assert_as_undisturbed(nodes.run_dir, reference)

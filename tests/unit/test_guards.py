@@ -15,6 +15,7 @@ from gfgw_prod.resilience.same_run import (
     accept_rank_differences,
     arithmetic_of,
     flatten,
+    require_fit,
     run_facts,
 )
 from gfgw_prod.settings.reading import resolve, setting_names
@@ -167,14 +168,25 @@ def test_packages_that_compute_nothing_are_not_compared(table: Table) -> None:
 
 def test_rank_that_would_train_other_weights_is_named(facts: dict[str, Any]) -> None:
     other = copy.deepcopy(facts) | {"arithmetic": "NVIDIA H100"}
-    assert accept_rank_differences([facts, copy.deepcopy(facts)], facts, step=0) == []
+    assert accept_rank_differences({0: facts, 1: copy.deepcopy(facts)}, facts, step=0) == []
     with pytest.raises(UserError, match=r"rank 2: hardware '.+' -> 'NVIDIA H100'"):
-        accept_rank_differences([facts, facts, other], facts, step=0)
+        accept_rank_differences({0: facts, 1: facts, 2: other}, facts, step=0)
+
+
+def test_new_rank_of_another_run_is_refused_and_one_of_the_same_knows_its_changes(facts: dict[str, Any]) -> None:
+    accepted = [{"step": 3, "changes": ["rank 1: the contents of the data set"]}]
+    run, new = copy.deepcopy(facts) | {"changes": accepted}, copy.deepcopy(facts)
+    with pytest.raises(UserError, match=r"ranks 0 and 2 .*\(seed 0 and 1\)"):
+        require_fit(run, changed(new, "seed", 1), 2)
+    with pytest.raises(UserError, match=r"rank 2: hardware '.+' -> 'NVIDIA H100'"):
+        require_fit(run, new | {"arithmetic": "NVIDIA H100"}, 2)
+    require_fit(run, new, 2)
+    assert new["changes"] == accepted
 
 
 def test_allowed_mixture_is_recorded_once(facts: dict[str, Any]) -> None:
     allowed = changed(facts, "run.allow_changes", True)
-    by_rank = [allowed, copy.deepcopy(allowed) | {"data_fingerprint": "xyz"}]
+    by_rank = {0: allowed, 1: copy.deepcopy(allowed) | {"data_fingerprint": "xyz"}}
     assert accept_rank_differences(by_rank, allowed, step=3) == ["rank 1: the contents of the data set"]
     accept_rank_differences(by_rank, allowed, step=9)
     assert allowed["changes"] == [{"step": 3, "changes": ["rank 1: the contents of the data set"]}]

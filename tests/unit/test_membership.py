@@ -20,6 +20,7 @@ from gfgw_prod.resilience.membership import Membership, RegroupedError
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="finding a group's sockets needs /proc")
 A, B = node_of("a", 0), node_of("b", 0)
+FACTS = {"config": {"seed": 0}}
 NUMBERS = ("RANK", "WORLD_SIZE", "GROUP_WORLD_SIZE", "GFGW_RESTART_CAUSE")
 
 
@@ -50,7 +51,7 @@ def member(store: TCPStore, rank: int, node: str, *, is_new: bool = False, fewes
 def both(store: TCPStore, *, fewest: int = 1, multiple: int = 1) -> tuple[Membership, Membership]:
     pair = member(store, 0, A, fewest=fewest), member(store, 1, B, fewest=fewest)
     for each in pair:
-        each.hold_state(0, multiple, 8)
+        each.hold_state(0, multiple, 8, FACTS)
     return pair
 
 
@@ -95,7 +96,7 @@ def test_rank_that_joins_says_that_it_is_ready_and_waits_to_be_let_in(store: TCP
     world, _ = new.meet(20)
     assert (world.rank, world.world_size) == (2, 3)
     assert ranks.keys.check([built((c, 0))])
-    new.hold_state(5, 1, 8)
+    new.hold_state(5, 1, 8, FACTS)
     assert ranks.keys.check([ready(1, 2)])
     assert not new.is_new
 
@@ -107,10 +108,10 @@ def test_two_losses_in_one_step_restart_all_but_nodes_that_join_are_no_losses(st
         ranks.begin(ranks.read(number - 1).followed(is_after_loss=is_after_loss))
         assert first.is_followed(lambda: False)
         if number < 3:
-            first.hold_state(7, 1, 8)
+            first.hold_state(7, 1, 8, FACTS)
         else:
             with pytest.raises(SystemExit) as lost_again:
-                first.hold_state(7, 1, 8)
+                first.hold_state(7, 1, 8, FACTS)
             assert lost_again.value.code == CRASHED
 
 
