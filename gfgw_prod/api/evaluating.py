@@ -51,7 +51,6 @@ class Evaluation:
     features: str = "auto"
     num: int = 5000
     seed: int = 0
-    steps: int = 1
     raw: bool = False
     device: Literal["auto", "cpu", "cuda"] = "auto"
     data_path: Path | None = None
@@ -95,7 +94,6 @@ def evaluate(
     features: str = "auto",
     num: int = 5000,
     seed: int = 0,
-    steps: int = 1,
     raw: bool = False,
     device: Literal["auto", "cpu", "cuda"] = "auto",
     data_path: str | Path | None = None,
@@ -119,7 +117,7 @@ def evaluate(
     Raises:
         UserError: for an argument that is wrong, and missing weights, data or checkpoints; in one line.
     """
-    check_drawing(num, steps, seed, least=FEWEST)
+    check_drawing(num, seed, least=FEWEST)
     for each in metrics or ():
         if each not in METRICS:
             raise UserError(f"metrics should be among {', '.join(METRICS)}, not {each!r}")
@@ -132,7 +130,6 @@ def evaluate(
         features=checked_features(features, "features"),
         num=num,
         seed=seed,
-        steps=steps,
         raw=raw,
         device=device,
         data_path=None if data_path is None else Path(data_path),
@@ -246,8 +243,6 @@ def _measure(
             lambda: evaluator_of(
                 table,
                 num=evaluation.num,
-                steps=evaluation.steps,
-                least_time=0.0 if trained is None else trained.least_time,
                 conditional=config.generator.conditional,
             )
         )

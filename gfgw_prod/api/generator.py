@@ -18,7 +18,7 @@ from gfgw_prod.distributed.torchrun import RankEnvironment, rank_environment
 from gfgw_prod.process.exit_codes import UserError
 from gfgw_prod.process.standard_streams import printable
 from gfgw_prod.sampling.limits import check_drawing
-from gfgw_prod.sampling.sampler import CELL, Sampler, cycle_classes, sampling_times
+from gfgw_prod.sampling.sampler import CELL, Sampler, cycle_classes
 from gfgw_prod.sampling.trained import TrainedGenerator, read_trained
 
 Labels = int | str | Iterable[int | str] | Tensor
@@ -50,12 +50,11 @@ class Generator:
         size, classes = " x ".join(map(str, self.image_shape)), f"{self.num_classes} classes" * (self.num_classes > 0)
         return f"<Generator of {size}{', ' * bool(classes)}{classes}, step {self.step:,}, on {self._device}>"
 
-    def sample(self, num: int, labels: Labels | None = None, *, seed: int = 0, steps: int = 1) -> Tensor:
-        """Draw the images of ``gfgw sample --num NUM --classes LABELS --seed SEED --steps STEPS``, to the last bit.
+    def sample(self, num: int, labels: Labels | None = None, *, seed: int = 0) -> Tensor:
+        """Draw the images of ``gfgw sample --num NUM --classes LABELS --seed SEED``, to the last bit.
 
         Args:
             labels: class ids or names, used in turn; required if the generator has classes.
-            steps: predictions per image, with fresh noise between.
 
         Returns:
             ``(num, c, h, w)``, float32 in [-1, 1], on the generator's device.
@@ -63,7 +62,7 @@ class Generator:
         Raises:
             UserError: for an argument out of range, a class that does not exist, and classes that are missing.
         """
-        check_drawing(num, steps, seed)
+        check_drawing(num, seed)
         sampler = Sampler(
             self._network,
             self.image_shape,
@@ -71,7 +70,6 @@ class Generator:
             seed=seed,
             stream="sample",
             device=self._device,
-            times=sampling_times(steps, self._trained.least_time),
         )
         with torch.inference_mode(), self._own_arithmetic():
             return sampler.images(0, -(-num // CELL) * CELL)[:num]

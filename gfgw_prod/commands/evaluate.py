@@ -51,10 +51,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Measure the generator and print the figures, alone or on every rank of a launcher; return the exit code."""
-    check_drawing(options.num, options.steps, options.seed, least=FEWEST, prefix="--")
+    check_drawing(options.num, options.seed, least=FEWEST, prefix="--")
     options.features = checked_features(options.features, "--features")
-    if options.samples is not None and (options.num, options.steps, options.raw) != (NUM, 1, False):
-        raise UserError("--num, --steps and --raw are for samples of a generator; --samples are measured all")
+    if options.samples is not None and (options.num, options.raw) != (NUM, False):
+        raise UserError("--num and --raw are for samples of a generator; --samples are measured all")
     asked = None if options.metrics is None else metric_list(options.metrics)
     options.settings = None if options.config is None else resolve(read_yaml(options.config)).model_dump()
     rank_environment()  # refuses a malformed environment before torch is imported
@@ -76,7 +76,6 @@ def run(options: argparse.Namespace) -> int:
             **({} if options.samples is None else {"samples": str(options.samples)}),
             "num": measured.num,
             "seed": options.seed,
-            **({} if trained is None else {"steps": options.steps}),
             "data": measured.data,
             "features": measured.metrics.by_metric,
             "features_sha256": {name: space.digest() for name, space in measured.spaces.items()},

@@ -36,7 +36,6 @@ def curve_name(options: argparse.Namespace, metrics: MetricSpaces, other_data: s
     """
     spaces = {space for metric, space in metrics.by_metric.items() if metric not in FIXED_SPACES}
     parts = ["evaluate", f"num{options.num}", f"seed{options.seed}", *sorted(spaces)]
-    parts += [f"steps{options.steps}"] if options.steps > 1 else []
     parts += ["raw"] if options.raw else []
     parts += [f"data-{other_data[:8]}"] if other_data else []
     return "-".join(parts)

@@ -61,6 +61,5 @@ def add_drawing(parser: argparse.ArgumentParser, num: int) -> None:
     """Add the options of commands that draw samples; ``num`` is the default number."""
     parser.add_argument("--num", "-n", type=int, default=num, help=f"number of images (default: {num})")
     parser.add_argument("--seed", type=int, default=0, help="seed of the noise (default: 0)")
-    parser.add_argument("--steps", type=int, default=1, help="predictions per image, with fresh noise between (1)")
     add_raw(parser)
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU if present")

@@ -41,7 +41,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Draw images and write them, alone or on every rank of a launcher; return the exit code."""
-    check_drawing(options.num, options.steps, options.seed, prefix="--")
+    check_drawing(options.num, options.seed, prefix="--")
     check_range("--batch-size", options.batch_size, 1, MOST_SAMPLES)
     if options.out.suffix.lower() in NOT_A_DIRECTORY and not options.out.is_dir():
         raise UserError(f"--out should name a directory, not a file; {options.out} looks like one")
@@ -89,7 +89,7 @@ def class_list(text: str, names: Sequence[str] = ()) -> tuple[int, ...]:
 def _draw(trained: TrainedGenerator, options: argparse.Namespace, classes: tuple[int, ...], world: World) -> None:
     from gfgw_prod.process.meter import Meter
     from gfgw_prod.sampling.pictures import levels_of
-    from gfgw_prod.sampling.sampler import CELL, Sampler, batches, cycle_classes, sampling_times
+    from gfgw_prod.sampling.sampler import CELL, Sampler, batches, cycle_classes
 
     def write(action: Callable[[], T]) -> T | None:
         """Write on rank 0; a failure ends all ranks."""
@@ -110,7 +110,6 @@ def _draw(trained: TrainedGenerator, options: argparse.Namespace, classes: tuple
         seed=options.seed,
         stream="sample",
         device=world.device,
-        times=sampling_times(options.steps, trained.least_time),
     )
 
     try:

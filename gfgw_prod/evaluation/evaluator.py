@@ -25,7 +25,7 @@ from gfgw_prod.evaluation.neighbours import Progress
 from gfgw_prod.evaluation.spaces import Space
 from gfgw_prod.process.exit_codes import UserError
 from gfgw_prod.sampling.pictures import levels_of
-from gfgw_prod.sampling.sampler import CELL, Sampler, batches, sampling_times
+from gfgw_prod.sampling.sampler import CELL, Sampler, batches
 from gfgw_prod.settings.evaluation import FEWEST, EvaluationMetric, SpaceName
 
 BLOCK = 256  # images of one rank at a time
@@ -54,7 +54,6 @@ class Evaluator:
         spaces: every space of ``metrics``, on the world's device.
         num: samples of a generator.
         seed: of noise, classes and subsets.
-        least_time: lower end of the trained times, for samplers of several ``steps``.
         conditional: whether the generator takes classes; they are drawn with the frequencies of the data.
         on_progress: may raise, on all ranks alike, to abort.
 
@@ -71,16 +70,13 @@ class Evaluator:
         *,
         num: int = FEWEST,
         seed: int,
-        steps: int = 1,
-        least_time: float = 0.0,
         conditional: bool = False,
         on_progress: OnProgress = lambda *_: None,
     ):
         if len(table) < FEWEST:
             raise UserError(f"the data set has {len(table)} images; evaluation takes at least {FEWEST}")
         self._table, self._metrics, self._spaces, self._world = table, metrics, spaces, world
-        self._num, self._seed, self._times = num, seed, sampling_times(steps, least_time)
-        self._conditional, self._on_progress = conditional, on_progress
+        self._num, self._seed, self._conditional, self._on_progress = num, seed, conditional, on_progress
         self._order = KeyedOrder(seed, len(table), STREAM)
         self._data: dict[SpaceName, FeatureSet] | None = None
 
@@ -106,7 +102,6 @@ class Evaluator:
             seed=self._seed,
             stream=STREAM,
             device=self._world.device,
-            times=self._times,
             autocast=autocast,
         )
         asked = self._labels(torch.arange(self._num)) if self._conditional else None

@@ -5,13 +5,11 @@ from __future__ import annotations
 from gfgw_prod.process.exit_codes import UserError
 
 MOST_SAMPLES = 10_000_000
-MOST_STEPS = 1000
 
 
-def check_drawing(num: int, steps: int, seed: int, *, least: int = 1, prefix: str = "") -> None:
+def check_drawing(num: int, seed: int, *, least: int = 1, prefix: str = "") -> None:
     """Raise ``UserError`` if a number is out of range; ``prefix`` stands before names in messages, such as ``--``."""
     check_range(f"{prefix}num", num, least, MOST_SAMPLES)
-    check_range(f"{prefix}steps", steps, 1, MOST_STEPS)
     if not 0 <= seed < 2**63:
         raise UserError(f"{prefix}seed must be between 0 and 2**63 - 1, not {_shown(seed)}")
 

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from gfgw_prod.distributed.cells import random_stream
 from gfgw_prod.distributed.world import World
-from gfgw_prod.generator.precondition import interpolate
 
 CELL = 32  # images in one pass through a network
 LabelsOf = Callable[[Tensor], Tensor]
@@ -48,24 +47,14 @@ def batches(count: int, block: int, world: World) -> Iterator[Batch]:
         yield Batch(first, min(left, block * world.world_size), first + world.rank * block, size)
 
 
-def sampling_times(steps: int, least: float = 0.0) -> tuple[float, ...]:
-    """Times at which a sampler of ``steps`` steps predicts: evenly spaced from 1 down, above ``least``."""
-    return tuple(1 - (1 - least) * step / steps for step in range(steps))
-
-
 class Sampler:
-    """Draws numbered images from a generator.
-
-    With several times this is the multi-step sampler of consistency models (Song et al. 2023, algorithm 1): predict
-    clean images, add fresh noise up to the next time, predict again.
+    """Draws numbered one-step samples ``G(z, 1)``.
 
     Args:
-        generator: called as ``generator(x_t, t, labels)``.
+        generator: called as ``generator(noise, t, labels)``.
         labels_of: maps image numbers ``(n,)`` to class ids ``(n,)``.
-        stream: name of the noise stream. Image ``i`` starts from noise ``(seed, stream, i)``; noise
-            ``(seed, stream, i, k)`` is added before prediction ``k``.
-        times: in (0, 1], descending from 1.
-        autocast: context of every prediction.
+        stream: name of the noise stream. Image ``i`` has the noise ``(seed, stream, i)``.
+        autocast: context of every pass.
     """
 
     def __init__(
@@ -77,12 +66,10 @@ class Sampler:
         seed: int,
         stream: str,
         device: torch.device,
-        times: Sequence[float] = (1.0,),
         autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
     ):
         self._generator, self._shape, self._labels_of = generator.eval(), image_shape, labels_of
-        self._seed, self._stream, self._device, self._times = seed, stream, device, tuple(times)
-        self._autocast = autocast
+        self._seed, self._stream, self._device, self._autocast = seed, stream, device, autocast
 
     @torch.no_grad()
     def images(self, start: int, size: int) -> Tensor:
@@ -91,20 +78,11 @@ class Sampler:
 
     def _cell(self, numbers: range) -> Tensor:
         labels = self._labels_of(torch.tensor(numbers)).to(self._device)
-        images = self._predict(self._noise(numbers), self._times[0], labels)
-        for step, time in enumerate(self._times[1:], start=1):
-            mixed = interpolate(images, self._noise(numbers, step), images.new_full((len(images),), time))
-            images = self._predict(mixed, time, labels)
-        return images
-
-    def _noise(self, numbers: range, *step: int) -> Tensor:
-        """Noise drawn on the CPU, so that it is the same for every device."""
-        streams = (random_stream(self._seed, self._stream, number, *step) for number in numbers)
-        return torch.stack([torch.randn(self._shape, generator=stream) for stream in streams]).to(self._device)
-
-    def _predict(self, x_t: Tensor, time: float, labels: Tensor) -> Tensor:
+        # Noise is drawn on the CPU, so that it is the same for every device.
+        streams = (random_stream(self._seed, self._stream, number) for number in numbers)
+        noise = torch.stack([torch.randn(self._shape, generator=stream) for stream in streams]).to(self._device)
         with self._autocast():
-            images: Tensor = self._generator(x_t, x_t.new_full((len(x_t),), time), labels)
+            images: Tensor = self._generator(noise, noise.new_ones(len(noise)), labels)
         return images.float().clamp(-1, 1)
 
 

@@ -44,14 +44,6 @@ class TrainedGenerator:
         return resolve({section: self.config[section] for section in ("run", "generator")})
 
     @property
-    def least_time(self) -> float:
-        """Lower end of the trained times, below which a sampler of several steps should not go."""
-        try:
-            return float(self.config["time"]["stage2_range"][0])
-        except (KeyError, TypeError, ValueError, IndexError):  # an older version with other settings
-            return 0.0
-
-    @property
     def kind_of_weights(self) -> str:
         """The kind of weights in words."""
         return {"ema": "averaged weights", "raw": "weights as trained"}[self.weights]

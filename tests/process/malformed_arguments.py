@@ -36,13 +36,13 @@ ARGUMENTS: tuple[list[str], ...] = (
             "--seed", "1e3"])),
     *(["sample", "@/reference", "--out", "o", *rest] for rest in (
         ["--classes", ""], ["--classes", "10"], ["--classes", "0-99999"], ["--classes", "3-1"], ["--classes", "x"],
-        ["--classes", "-1"], ["--classes", "1,,2"], ["--classes", "9" * 5000], ["--steps", "0"], ["--steps", "1001"],
+        ["--classes", "-1"], ["--classes", "1,,2"], ["--classes", "9" * 5000],
         ["--batch-size", "0"], ["--batch-size", "x"], ["--grid", "--npz"], ["--device", "tpu"], ["--npz", "--out",
         "@/file/x"], ["--grid", "--num", "10001"], ["--device", "cuda"], ["-n", "0"])),
     *(["evaluate", place] for place in ("@/none", "@/file", "@/loop", "@/garbage", "", "x" * 5000, "\udcff", "nope://x")),
     *(["evaluate", "@/reference", *rest] for rest in (
         ["--metrics", ""], ["--metrics", "fd,psnr"], ["--metrics", "fid"], ["--metrics", "fd-dinov2"], ["--num", "9"],
-        ["--num", "1e9"], ["--num", "9" * 5000], ["--seed", "-1"], ["--steps", "0"], ["--features", "vgg"],
+        ["--num", "1e9"], ["--num", "9" * 5000], ["--seed", "-1"], ["--features", "vgg"],
         ["--features", "inception"], ["--features", "timm:resnet18"], ["--features", "timm:nothing"],
         ["--features", "timm:a/b"], ["--weights", "@/file"], ["--metrics", "fid", "--inception", "@/garbage"],
         ["--metrics", "fid", "--inception", "@/none"], ["--metrics", "fid", "--inception", ""], ["--metrics",
@@ -107,7 +107,6 @@ TOLD: tuple[tuple[list[str], tuple[str, ...]], ...] = (
     (["sample", "@", "--num", "0", "--out", "@/out"], ("--num", "at least 1")),
     (["sample", "@/reference", "--out", "@/out", "--classes", "3-1"], ("--classes", "1-3")),
     (["sample", "@/reference", "--out", "@/out.png", "--grid"], ("--out", "directory")),
-    (["sample", "@", "--out", "@/out", "--steps", "0"], ("--steps", "at least 1")),
     (["evaluate", "@"], ("@", "no checkpoint")),
     (["evaluate", "@", "--num", "9"], ("--num", "at least 10")),
     (["evaluate", "@", "--metrics", "fd,psnr"], ("--metrics", "psnr", "kid")),

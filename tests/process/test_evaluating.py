@@ -13,7 +13,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams import plugin_data_pb2
 
 from gfgw_prod.resilience.run_status import status_of
-from gfgw_prod.sampling.trained import read_trained
 from gfgw_prod.settings.evaluation import FIGURES
 from gfgw_prod.telemetry.catalogue import BY_TAG
 
@@ -85,7 +84,7 @@ def test_table_names_every_figure_and_its_features(measured: Path) -> None:
 
 
 def test_samples_are_the_same_files_on_any_ranks_in_any_batches(measured: Path, tmp_path: Path) -> None:
-    options = ("--num", "70", "--seed", "5", "--classes", "3,7-9", "--steps", "2")
+    options = ("--num", "70", "--seed", "5", "--classes", "3,7-9")
     variants = {
         "alone": ((), 1),
         "batches": (("--batch-size", "1"), 1),
@@ -108,4 +107,3 @@ def test_samples_are_the_same_files_on_any_ranks_in_any_batches(measured: Path, 
         for number, name in enumerate(sorted(alone)):
             with Image.open(tmp_path / "alone" / name) as image:
                 assert np.array_equal(np.asarray(image), kept["arr_0"][number].repeat(3, axis=-1))
-    assert read_trained(str(measured), raw=False).least_time == 0

@@ -104,15 +104,15 @@ def test_public_names_are_there_and_documented() -> None:
 
 
 def test_samples_are_those_of_the_command(file: Path, tmp_path: Path) -> None:
-    options = ("--num", "40", "--classes", "3,7", "--seed", "5", "--steps", "2", "--out", str(tmp_path / "out"))
+    options = ("--num", "40", "--classes", "3,7", "--seed", "5", "--out", str(tmp_path / "out"))
     assert cli.main(["sample", str(file), *options]) == 0
-    images = gfgw_prod.load_generator(file).sample(40, [3, 7], seed=5, steps=2)
+    images = gfgw_prod.load_generator(file).sample(40, [3, 7], seed=5)
     assert images.shape == (40, 1, 8, 8)
     for number, levels in enumerate(levels_of(images)):
         assert_array_equal(np.asarray(Image.open(tmp_path / "out" / f"{number:06d}.png"))[..., 0], levels[0])
     assert images.is_inference()
     assert gfgw_prod.load_generator(file).class_names == NAMES
-    assert torch.equal(gfgw_prod.load_generator(file).sample(40, ["three", 7], seed=5, steps=2), images)
+    assert torch.equal(gfgw_prod.load_generator(file).sample(40, ["three", 7], seed=5), images)
 
 
 def test_noise_is_mapped_to_images(file: Path, classless: Path) -> None:
@@ -136,7 +136,6 @@ REFUSED: dict[str, tuple[Callable[[Any], Any], str]] = {
     "a class too many for noise": (lambda g: g.from_noise(torch.zeros(1, 1, 8, 8), 10), "labels must be below 10, .*"),
     "another shape": (lambda g: g.from_noise(torch.zeros(1, 3, 8, 8), 0), r"noise must have the shape .*, not .*"),
     "no images": (lambda g: g.sample(0, 0), "num must be at least 1 and .*, not 0"),
-    "no steps": (lambda g: g.sample(1, 0, steps=0), "steps must be at least 1 and .*, not 0"),
     "a negative seed": (lambda g: g.sample(1, 0, seed=-1), "seed must be between 0 and .*, not -1"),
 }
 

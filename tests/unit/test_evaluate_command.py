@@ -158,7 +158,7 @@ def test_samples_from_files_are_measured_as_those_of_a_generator(
         ),
         (("--samples", str(file)), None),
         (("--samples", str(npz), "--config", str(settings)), "evaluate takes a run, or"),
-        (("--samples", str(npz), "--raw"), "--num, --steps and --raw are for samples of a generator"),
+        (("--samples", str(npz), "--raw"), "--num and --raw are for samples of a generator"),
     ):
         assert cli.main(["evaluate", str(file), "--metrics", "fd", *wrong]) == 2
         err = capsys.readouterr().err
@@ -168,11 +168,11 @@ def test_samples_from_files_are_measured_as_those_of_a_generator(
 
 def test_each_way_of_measuring_has_curves_of_its_own() -> None:
     def name(other_data: str = "", space: SpaceName = "pixels", **differs: Any) -> str:
-        options = argparse.Namespace(**{"num": 20, "seed": 0, "steps": 1, "raw": False, **differs})
+        options = argparse.Namespace(**{"num": 20, "seed": 0, "raw": False, **differs})
         return curve_name(options, MetricSpaces({"fd": space, "fid": "inception"}), other_data)
 
     assert name() == "evaluate-num20-seed0-pixels"
-    assert name(num=500, raw=True, steps=4) == "evaluate-num500-seed0-pixels-steps4-raw"
+    assert name(num=500, raw=True) == "evaluate-num500-seed0-pixels-raw"
     assert name(seed=3, space="dinov2") == "evaluate-num20-seed3-dinov2"
     assert name(other_data="0123456789") == "evaluate-num20-seed0-pixels-data-01234567"
 
