@@ -78,11 +78,6 @@ class Measurement:
     spaces: dict[SpaceName, Space]
     world: World
 
-    @property
-    def other_data(self) -> bool:
-        """Whether the generator was trained on other data."""
-        return self.data["trained_on_sha256"] not in (None, self.data["sha256"])
-
 
 def evaluate(
     place: str | Path | None = None,

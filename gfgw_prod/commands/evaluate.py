@@ -1,4 +1,4 @@
-"""The command ``evaluate``: how good samples are, of a trained generator or from files, as a table, JSON and curves."""
+"""The command ``evaluate``: how good samples are, of a trained generator or from files, as a table or JSON."""
 
 from __future__ import annotations
 
@@ -59,7 +59,6 @@ def run(options: argparse.Namespace) -> int:
     options.settings = None if options.config is None else resolve(read_yaml(options.config)).model_dump()
     rank_environment()  # refuses a malformed environment before torch is imported
     from gfgw_prod.api.evaluating import Evaluation, measure
-    from gfgw_prod.commands.evaluation_curves import add_to_curves, curve_name
 
     started = time.monotonic()
     names = {field.name for field in fields(Evaluation)} - {"metrics"}
@@ -67,9 +66,6 @@ def run(options: argparse.Namespace) -> int:
     if not measured.world.is_main:
         return FINISHED
     trained = measured.trained if options.samples is None else None  # whose samples these are
-    if trained is not None:
-        name = curve_name(options, measured.metrics, measured.data["sha256"] if measured.other_data else "")
-        add_to_curves(options.place, name, measured.figures, trained.images)
     if options.json:
         facts: dict[str, Any] = {
             **({} if trained is None else {name: getattr(trained, name) for name in OF_GENERATOR}),

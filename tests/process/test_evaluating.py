@@ -70,8 +70,6 @@ def test_figures_are_the_same_alone_on_several_ranks_and_while_training(measured
     lines = [line for line in outcomes[0].stderr.splitlines() if "are missing" in line]
     assert len(lines) == 2
     assert "weights-inception-2015-12-05-6726825d.pth" in lines[0]
-    curves = EventAccumulator(str(measured / "tensorboard" / f"evaluate-num{NUM}-seed0-pixels")).Reload()
-    assert curves.Scalars("evaluation/fd")[-1].value == pytest.approx(found["fd"])
 
 
 def test_table_names_every_figure_and_its_features(measured: Path) -> None:
@@ -79,8 +77,6 @@ def test_table_names_every_figure_and_its_features(measured: Path) -> None:
     for word in ("fd", "precision", "recall", "pixels", "weights as trained"):
         assert word in printed
     assert "kid" not in printed
-    curves = EventAccumulator(str(measured / "tensorboard" / "evaluate-num50-seed0-pixels-raw")).Reload()
-    assert "evaluation/fd" in curves.Tags()["scalars"]
 
 
 def test_samples_are_the_same_files_on_any_ranks_in_any_batches(measured: Path, tmp_path: Path) -> None:

@@ -1,8 +1,7 @@
-"""The command ``evaluate``: its data set, its files of weights, and its curves."""
+"""The command ``evaluate``: its data set, and its files of weights."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 from pathlib import Path
@@ -13,14 +12,12 @@ import pytest
 import torch
 
 from gfgw_prod.commands import cli
-from gfgw_prod.commands.evaluation_curves import curve_name
 from gfgw_prod.data.sources import load_table
-from gfgw_prod.evaluation.metric_spaces import MetricSpaces, choose_spaces
+from gfgw_prod.evaluation.metric_spaces import choose_spaces
 from gfgw_prod.evaluation.spaces import WeightFiles
 from gfgw_prod.generator import build_generator
 from gfgw_prod.sampling.trained import TrainedGenerator, to_safetensors
 from gfgw_prod.settings.data import DataSettings
-from gfgw_prod.settings.evaluation import SpaceName
 from gfgw_prod.settings.networks import DINOV2, GeneratorSettings
 from gfgw_prod.settings.reading import resolve
 from tests import image_files
@@ -164,17 +161,6 @@ def test_samples_from_files_are_measured_as_those_of_a_generator(
         err = capsys.readouterr().err
         assert err.count("\n") == 1
         assert err.startswith(f"gfgw: {line or f'--samples {file}: it is neither a folder of images nor an .npz'}")
-
-
-def test_each_way_of_measuring_has_curves_of_its_own() -> None:
-    def name(other_data: str = "", space: SpaceName = "pixels", **differs: Any) -> str:
-        options = argparse.Namespace(**{"num": 20, "seed": 0, "raw": False, **differs})
-        return curve_name(options, MetricSpaces({"fd": space, "fid": "inception"}), other_data)
-
-    assert name() == "evaluate-num20-seed0-pixels"
-    assert name(num=500, raw=True) == "evaluate-num500-seed0-pixels-raw"
-    assert name(seed=3, space="dinov2") == "evaluate-num20-seed3-dinov2"
-    assert name(other_data="0123456789") == "evaluate-num20-seed0-pixels-data-01234567"
 
 
 def test_built_in_data_has_no_path(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
