@@ -27,11 +27,6 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         "transport": {**SUBSET, "backend": "pot", "noise_weight": 0.0, "epsilon": 0.1, "epsilon_end": 0.1},
         "generator": {"conditional": False},
     },
-    "boundary as a loss": {
-        "generator": {"exact_boundary": False, "correlation": 0.0},
-        "train": {"one_step_share": 0.0},
-        "consistency": {"stages": 0, "coupled_by": "samples"},
-    },
     "recomputed blocks, dropout": {"generator": {"checkpoint_activations": True, "dropout": 0.1}},
     "no pass kept, contiguous": {
         "train": {"kept_passes": 0, "one_step_share": 1.0},

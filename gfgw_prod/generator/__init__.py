@@ -37,7 +37,7 @@ def build_generator(
     Images have the shape ``(channels, side, side)``; ``UserError`` if the side cannot be halved once per level.
     """
     classes = num_classes if settings.conditional else 0
-    own = {"exact_boundary", "conditional", "correlation", "pretrained"}  # all others are the network's
+    own = {"conditional", "correlation", "pretrained"}  # all others are the network's
     try:
         # On the meta device nothing is drawn, and another thread may be using the global generator.
         on_meta = torch.get_default_device().type == "meta"
@@ -45,9 +45,7 @@ def build_generator(
             network = SongUNet(image_shape[-1], image_shape[0], label_dim=classes, **settings.model_dump(exclude=own))
     except ValueError as error:
         raise UserError(str(error)) from None
-    return OneStepGenerator(
-        network, num_classes=classes, exact_boundary=settings.exact_boundary, correlation=settings.correlation
-    )
+    return OneStepGenerator(network, num_classes=classes, correlation=settings.correlation)
 
 
 def start_generator(

@@ -31,8 +31,7 @@ class OneStepGenerator(nn.Module):
     At ρ = 0 this is eq. 7 of Karras et al. 2022 (arXiv:2206.00364) for ``x_t / s`` at noise level σ. A coupling may
     correlate images with their noise by ρ > 0; then ``G(z, 1)`` contains a multiple of ``z``.
 
-    ``G(x, 0) = x`` holds by construction. With ``exact_boundary=False`` the output is ``F`` itself, and only the
-    boundary loss pulls it towards that condition.
+    The boundary condition ``G(x, 0) = x`` holds by construction.
 
     Args:
         network: ``F``, called as ``network(images, c_noise, one_hot_labels)``.
@@ -40,13 +39,10 @@ class OneStepGenerator(nn.Module):
         correlation: ρ, in [0, 1).
     """
 
-    def __init__(
-        self, network: nn.Module, *, num_classes: int = 0, exact_boundary: bool = True, correlation: float = 0.0
-    ):
+    def __init__(self, network: nn.Module, *, num_classes: int = 0, correlation: float = 0.0):
         super().__init__()
         self.network = network
         self.num_classes = num_classes
-        self.exact_boundary = exact_boundary
         self.correlation = correlation
 
     def coefficients(self, t: Tensor) -> Tensor:
@@ -72,8 +68,6 @@ class OneStepGenerator(nn.Module):
         if self.num_classes and labels is not None:
             one_hot = (labels[:, None] == torch.arange(self.num_classes, device=labels.device)).to(x_t.dtype)
         predicted: Tensor = self.network(x_t * c_in[:, None, None, None], c_noise, one_hot)
-        if not self.exact_boundary:
-            return predicted
         images: Tensor = c_skip[:, None, None, None] * x_t + c_out[:, None, None, None] * predicted
         return images
 

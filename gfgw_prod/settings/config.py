@@ -63,8 +63,6 @@ class Config(BaseSettings):
             low, high = getattr(self.time, name)
             if low >= high:
                 raise ValueError(f"time.{name} must be an increasing pair, not {low}, {high}")
-        if self.generator.correlation and not self.generator.exact_boundary:
-            raise ValueError("generator.correlation needs generator.exact_boundary true; or use 0")
         if (unused := self.data.unused()) is not None:
             raise ValueError(unused)
         if (self.features.extractor == "timm") != (self.features.network is not None):

@@ -25,7 +25,6 @@ class GeneratorSettings(Section):
     attention_resolutions: tuple[Count, ...] = setting((), "image sides with self-attention, pixels", max_length=16)
     dropout: BelowOne = setting(0.0, "dropout probability in residual blocks")
     conditional: Flag = setting(False, "condition on class labels")
-    exact_boundary: Flag = setting(True, "enforce G(x, 0) = x by construction")
     correlation: Real = setting(
         0.0, "correlation of noise and matched images that the preconditioning assumes; 0 is EDM's", ge=0, lt=1
     )

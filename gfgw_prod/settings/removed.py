@@ -10,6 +10,8 @@ REMOVED: dict[str, tuple[Any, ...]] = {
     "distributed.sync_each_turn": (False, True),  # it changed no weight
     "evaluation.seed": (0,),
     "features.views": (1,),
+    "generator.exact_boundary": (True,),
+    "loss.boundary": (1.0,),  # without effect where the boundary is exact
     "transport.anneal_from": (None,),
     "transport.marginal": ("balanced",),
 }

@@ -67,7 +67,6 @@ class LossSettings(Section):
     lpips: Weight = setting(0.0, "weight of LPIPS (VGG)")
     consistency: Weight = setting(1.0, "weight of the consistency loss (consistency.stages)")
     lpips_trunk: UserPath | None = setting(None, "VGG-16 weights of LPIPS; null: torchvision's, cached or downloaded")
-    boundary: Weight = setting(1.0, "weight of |G(x, 0) - x|² when the boundary is not exact")
 
     @property
     def compares_features(self) -> bool:

@@ -20,7 +20,7 @@ LOCAL, SAVED = "checkpoints on a local disk", "after the first save"
 STARTS = {"launcher": "under launch/elastic.sh", "bank": "a new run", "checkpoint": "a resumed run"}  # by phase
 EVALUATED = "with evaluation.every_kimg"
 TOTAL_AT_ONE, TOTAL_BEFORE = "total_at_one", "total_before"  # of steps at t = 1 and at t < 1
-LOSS_TERMS = ("flow", "feature", "structure", "energy", "lpips", "consistency", "boundary")
+LOSS_TERMS = ("flow", "feature", "structure", "energy", "lpips", "consistency")
 MEASURED = f"{EVALUATED}, those of evaluation.metrics"
 
 

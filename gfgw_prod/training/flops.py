@@ -90,8 +90,6 @@ def flops_per_image(config: Config, objective: Objective, shape: tuple[int, int,
         earlier = matched + generate + train
     else:
         earlier = generate + extract + train + compare
-    if not config.generator.exact_boundary and config.loss.boundary:
-        one_step, earlier = one_step + generate + train, earlier + train
     share = config.train.one_step_share
     return share * one_step + (1 - share) * earlier
 

@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from gfgw_prod.losses.boundary import boundary_loss
 from gfgw_prod.losses.energy import BatchFeatures, energy_loss
 from gfgw_prod.losses.feature import feature_loss
 from gfgw_prod.losses.flow import flow_distances, flow_loss
@@ -28,7 +27,6 @@ class Losses(NamedTuple):
     energy: Tensor
     lpips: Tensor
     consistency: Tensor
-    boundary: Tensor
 
 
 class Objective:
@@ -60,7 +58,6 @@ class Objective:
         matched: Tensor,
         *,
         features: Tensor | None = None,
-        at_zero: Tensor | None = None,
         batch: BatchFeatures | None = None,
     ) -> Losses:
         """Losses of predicted images ``(b, c, h, w)`` against their targets.
@@ -68,7 +65,6 @@ class Objective:
         Args:
             matched: bank features of the targets, ``(b, d)``.
             features: of the predicted images, ``(b, d)``, if they are known already.
-            at_zero: the generator's images of the targets at time 0, where the boundary condition is a loss.
             batch: features of the step's whole batch, if the predicted images are one-step samples.
         """
         w, terms = self.weights, {}
@@ -82,31 +78,18 @@ class Objective:
         if self.perceptual is not None:
             with self.precision.autocast():
                 terms["lpips"] = self.perceptual(predicted, target).float()
-        if at_zero is not None:
-            terms["boundary"] = boundary_loss(at_zero, target)
         return self._weighted(terms)
 
-    def between_times(
-        self,
-        predicted: Tensor,
-        nearer: Tensor,
-        apart: Tensor,
-        target: Tensor,
-        *,
-        huber: float,
-        at_zero: Tensor | None = None,
-    ) -> Losses:
+    def between_times(self, predicted: Tensor, nearer: Tensor, apart: Tensor, *, huber: float) -> Losses:
         """Losses of images ``(b, c, h, w)`` predicted at time t against those predicted at a nearer time.
 
         Args:
             nearer: the other prediction, without gradient.
             apart: noise between the two times, ``(b,)``. Distances are divided by it, which compares derivatives.
-            target, at_zero: as in ``__call__``.
         """
-        terms = {"consistency": (flow_distances(predicted, nearer, huber=huber, scales=1) / apart).mean()}
-        if at_zero is not None:
-            terms["boundary"] = boundary_loss(at_zero, target)
-        return self._weighted(terms)
+        return self._weighted(
+            {"consistency": (flow_distances(predicted, nearer, huber=huber, scales=1) / apart).mean()}
+        )
 
     def _weighted(self, terms: dict[str, Tensor]) -> Losses:
         zero = next(iter(terms.values())).new_zeros(())

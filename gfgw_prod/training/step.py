@@ -107,7 +107,7 @@ class TrainingStep:
         if self._is_consistency(inputs) and self.config.couples_by_noise:
             return [Samples(self._features_of_noise(cell)) for cell in inputs.cells]
         # At t = 1 the first ``kept`` passes keep their graph until the targets are known; the others run again then.
-        kept = self.config.train.kept_passes if inputs.one_step and not self._boundary_is_learnt else 0
+        kept = self.config.train.kept_passes if inputs.one_step else 0
         return [
             self._sample(turn, cell, one_step=inputs.one_step, keep=number < kept)
             for number, (turn, cell) in enumerate(zip(inputs.turns, inputs.cells, strict=True))
@@ -249,30 +249,18 @@ class TrainingStep:
         t = torch.ones(len(target)) if inputs.one_step else draw_times(config.time, turn.cell, inputs.images_seen)
         nearer = self._nearer(inputs, turn, cell, target, t) if self._is_consistency(inputs) else None
         with self.parallel.turn(turn), turn.cell.dropout(self.world.device):
-            predicted, features, at_zero = samples.images, samples.features_with_grad, None
+            predicted, features = samples.images, samples.features_with_grad
             if predicted is None:
-                predicted, at_zero = self._predict(target, cell, t)
+                x_t = interpolate(target, cell.noise, to_device(t, self.world.device))
+                predicted = self._pass(x_t, t, cell.labels)
             if nearer is None:
                 batch = BatchFeatures(match.generated, match.features, slots, match.labels) if inputs.one_step else None
-                losses = self.objective(
-                    predicted, target, match.features[slots], features=features, at_zero=at_zero, batch=batch
-                )
+                losses = self.objective(predicted, target, match.features[slots], features=features, batch=batch)
             else:
-                huber = config.consistency.huber
-                losses = self.objective.between_times(predicted, *nearer, target, huber=huber, at_zero=at_zero)
+                losses = self.objective.between_times(predicted, *nearer, huber=config.consistency.huber)
             # The mean over all cells of the step, of which this is one.
             self.precision.backward(losses.total, turn.weight / config.cells)
         return torch.stack([*losses, (target * cell.noise).mean() / SIGMA_DATA]).detach()
-
-    def _predict(self, target: Tensor, cell: CellInputs, t: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Images ``(b, c, h, w)`` predicted at times ``t (b,)``, and at time 0 where the boundary has to be learnt."""
-        x_t = interpolate(target, cell.noise, to_device(t, self.world.device))
-        if not self._boundary_is_learnt:
-            return self._pass(x_t, t, cell.labels), None
-        # One pass for both: FSDP reduces gradients once per pass.
-        both = torch.cat([x_t, target]), torch.cat([t, torch.zeros_like(t)]), cell.labels.repeat(2)
-        images, at_zero = self._pass(*both).chunk(2)
-        return images, at_zero
 
     @torch.no_grad()
     def _nearer(
@@ -301,11 +289,6 @@ class TrainingStep:
     def _is_consistency(self, inputs: StepInputs) -> bool:
         """Whether the step regresses on the generator's own prediction at a nearer time."""
         return self.config.consistency.stages > 0 and not inputs.one_step
-
-    @property
-    def _boundary_is_learnt(self) -> bool:
-        """Whether G(x, 0) = x is a loss and does not hold by construction."""
-        return not self.config.generator.exact_boundary and self.config.loss.boundary > 0
 
     def _parameters(self) -> list[Tensor]:
         return [p for p in self.optimizer.parameters.values() if p.requires_grad]

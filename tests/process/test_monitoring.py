@@ -192,7 +192,6 @@ def test_crashed_rank_and_lost_node_fire_alerts_within_a_minute_until_they_retur
         # The losses have no weight in this run, the figures no network.
         assert absent_from(watched.series()) == {
             "loss/lpips",
-            "loss/boundary",
             "evaluation/fid",
             "evaluation/fd_dinov2",
         }

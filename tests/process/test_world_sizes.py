@@ -73,12 +73,9 @@ def test_five_ranks_share_a_number_of_cells_that_five_does_not_divide(
     assert runs.records(tmp_path / "alone")[0]["run/idle_share"] == 0
 
 
-def test_several_buckets_and_a_boundary_penalty_train_the_weights_that_one_process_trains(tmp_path: Path) -> None:
+def test_several_buckets_train_the_weights_that_one_process_trains(tmp_path: Path) -> None:
     # More than a megabyte of gradients, which is what DDP puts into its first bucket.
-    options = (
-        *("--generator.model-channels", "40", "--generator.exact-boundary", "false", "--generator.correlation", "0"),
-        *("--data.flip", "false"),
-    )
+    options = ("--generator.model-channels", "40", "--data.flip", "false")
     runs.train(tmp_path / "alone", *options, steps=2)
     runs.train(tmp_path / "three", *options, steps=2, ranks=3)
     assert runs.digests(tmp_path / "three") == runs.digests(tmp_path / "alone")

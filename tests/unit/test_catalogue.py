@@ -33,7 +33,6 @@ SETTINGS: dict[str, Any] = {
         "num_blocks": 1,
         "attention_resolutions": [],
         "conditional": True,
-        "exact_boundary": False,
     },
     "features": {"extractor": "pixels"},
     "loss": {term: 0.1 for term in Losses._fields[1:] if term != "lpips"},

@@ -30,9 +30,8 @@ DIGITS = GeneratorSettings(
     model_channels=16, channel_mult=(1, 2), num_blocks=1, attention_resolutions=(), conditional=True, dropout=0.5
 )
 ATTENTION = GeneratorSettings(model_channels=8, channel_mult=(1, 2), num_blocks=1, attention_resolutions=(16,))
-PENALISED = GeneratorSettings(model_channels=8, channel_mult=(1,), num_blocks=1, exact_boundary=False)
-SHAPES = {"digits": (1, 8, 8), "attention": (3, 32, 32), "penalised": (1, 8, 8)}
-SETTINGS = {"digits": DIGITS, "attention": ATTENTION, "penalised": PENALISED}
+SHAPES = {"digits": (1, 8, 8), "attention": (3, 32, 32)}
+SETTINGS = {"digits": DIGITS, "attention": ATTENTION}
 CLASSES = 10
 
 

@@ -58,11 +58,6 @@ def test_generator_is_the_identity_on_data() -> None:
     assert torch.equal(perturbed(small(correlation=0.6))(x, torch.zeros(3)), x)
 
 
-def test_generator_without_exact_boundary_is_not_the_identity() -> None:
-    x = images()
-    assert not torch.allclose(perturbed(small(exact_boundary=False))(x, torch.zeros(3)), x, atol=0.1)
-
-
 def test_preconditioning_is_edms_at_sigma_t_over_s() -> None:
     generator, t = perturbed(small()), torch.tensor([0.1, 0.5, 0.9])
     x_t = images()

@@ -7,14 +7,12 @@ import torch
 from torch import nn
 
 from gfgw_prod.features.extractors import build_extractor
-from gfgw_prod.generator import build_generator
-from gfgw_prod.losses.boundary import boundary_loss
 from gfgw_prod.losses.energy import BatchFeatures, energy_loss
 from gfgw_prod.losses.feature import feature_loss
 from gfgw_prod.losses.flow import check_scales, flow_loss
 from gfgw_prod.losses.structure import structure_loss
 from gfgw_prod.process.exit_codes import UserError
-from gfgw_prod.settings.networks import FeatureSettings, GeneratorSettings
+from gfgw_prod.settings.networks import FeatureSettings
 
 from .. import features
 
@@ -94,14 +92,6 @@ def test_structure_loss_depends_on_distances_only() -> None:
 def test_structure_loss_of_two_rows() -> None:
     together, apart = torch.tensor([[1.0, 0.0], [1.0, 0.0]]), torch.eye(2)
     assert float(structure_loss(together, apart)) == pytest.approx(2 / 4)  # two of four entries differ by 1
-
-
-@pytest.mark.parametrize("exact", [True, False])
-def test_boundary_loss_is_zero_exactly_when_the_boundary_is_built_in(exact: bool) -> None:
-    settings = GeneratorSettings(model_channels=16, channel_mult=(1,), num_blocks=1, exact_boundary=exact)
-    images = noise(2, 1, 8, 8)
-    loss = boundary_loss(build_generator(settings, (1, 8, 8), 10, seed=0)(images, torch.zeros(2)), images)
-    assert bool(loss == 0) is exact
 
 
 @pytest.mark.parametrize("classes", [1, 3])

@@ -8,7 +8,7 @@ from gfgw_prod.process.exit_codes import UserError
 from gfgw_prod.settings.reading import resolve
 from gfgw_prod.settings.removed import REMOVED
 
-OTHER: dict[str, Any] = {"transport.anneal_from": 0.5, "transport.marginal": "semi_relaxed"}
+OTHER: dict[str, Any] = {"generator.exact_boundary": False, "transport.marginal": "semi_relaxed"}
 
 
 def recorded(name: str, value: Any) -> dict[str, Any]:

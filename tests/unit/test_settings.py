@@ -284,7 +284,6 @@ def test_choices_that_do_not_go_together_are_refused(transport: dict, hint: str)
             {"dual": "fitted", "scope": "full", "epsilon_end": 0.1, "structure_weight": 0, "structure_weight_end": 0},
             "needs transport.dual fresh or persistent",
         ),
-        ("generator", {"correlation": 0.5, "exact_boundary": False}, "needs generator.exact_boundary"),
     ],
 )
 def test_settings_of_another_way_of_training_are_refused(section: str, settings: dict, hint: str) -> None:
