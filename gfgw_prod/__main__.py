@@ -24,7 +24,7 @@ if "GFGW_FORK_SERVER" in os.environ:  # no other process waits for these imports
 
 from gfgw_prod.process.signals import PREEMPTION, exit_on_stop_signals
 
-if sys.argv[1:2] in (["train"], ["pack"]):  # other commands keep no state: a signal just ends them
+if sys.argv[1:2] == ["train"]:  # other commands keep no state: a signal just ends them
     exit_on_stop_signals(PREEMPTION)
 
 import threading

@@ -11,7 +11,6 @@ import os
 import sys
 from collections.abc import Sequence
 from types import ModuleType
-from typing import NamedTuple
 
 from gfgw_prod.distributed.torchrun import reports_for_node, write_error_file
 from gfgw_prod.process import first_report
@@ -20,30 +19,16 @@ from gfgw_prod.process.standard_streams import log, output_error
 from gfgw_prod.process.version import VERSION
 from gfgw_prod.settings.arguments import Parser, with_dashes
 
-
-class Command(NamedTuple):
-    """A command, implemented in the module of its name by ``add_options(parser)`` and ``run(options) -> exit code``.
-
-    ``run`` raises ``UserError`` for anything that the user can correct: options, settings, paths, missing files.
-    """
-
-    summary: str
-    after_interrupt: str = ""  # what the same command does next time, if it does not start over
-
-
+# Each command is implemented in the module of its name by ``add_options(parser)`` and ``run(options) -> exit code``.
+# ``run`` raises ``UserError`` for anything that the user can correct: options, settings, paths, missing files.
 COMMANDS = {
-    "train": Command(
-        "train or resume a run, alone or under torchrun", "; the same command resumes from the last checkpoint"
-    ),
-    "pack": Command(
-        "decode a data set once, into files that training maps into memory",
-        "; the same command resumes after the last complete file of the pack",
-    ),
-    "sample": Command("draw images from a checkpoint or an exported generator"),
-    "evaluate": Command("measure samples of a generator against the data set"),
-    "export": Command("write the generator as one file for other programs"),
-    "inspect": Command("list checkpoints with step, images and whether they are undamaged"),
-    "doctor": Command("check that this machine can train"),
+    "train": "train or resume a run, alone or under torchrun",
+    "pack": "decode a data set once, into files that training maps into memory",
+    "sample": "draw images from a checkpoint or an exported generator",
+    "evaluate": "measure samples of a generator against the data set",
+    "export": "write the generator as one file for other programs",
+    "inspect": "list checkpoints with step, images and whether they are undamaged",
+    "doctor": "check that this machine can train",
 }
 
 
@@ -86,7 +71,8 @@ def _exit_code(arguments: list[str]) -> int:
         log(f"gfgw: rank {os.environ.get('RANK', '0')} lost the connection to other ranks: {loss}", "warning")
         return CRASHED
     except KeyboardInterrupt:
-        log(f"gfgw: interrupted{COMMANDS[arguments[0]].after_interrupt}")
+        resumes = "; the same command resumes from the last checkpoint" if arguments[:1] == ["train"] else ""
+        log(f"gfgw: interrupted{resumes}")
         return INTERRUPTED
 
 
@@ -99,7 +85,7 @@ def parse(arguments: Sequence[str]) -> tuple[ModuleType, argparse.Namespace]:
         raise UserError(f"{problem}; name one of {', '.join(COMMANDS)} (see gfgw --help)")
     name, *rest = arguments
     command = importlib.import_module(f"gfgw_prod.commands.{name}")
-    summary = COMMANDS[name].summary
+    summary = COMMANDS[name]
     parser = Parser(prog=f"gfgw {name}", description=f"{summary[0].upper()}{summary[1:]}.")
     command.add_options(parser)
     options, unknown = parser.parse_known_args(with_dashes(rest))
@@ -116,6 +102,6 @@ def _overview() -> Parser:
     parser = Parser(prog="gfgw", description="Trainer of one-step image generators by GFGW flow matching.")
     parser.add_argument("--version", action="version", version=f"gfgw_prod {VERSION}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-    for name, command in COMMANDS.items():
-        commands.add_parser(name, help=command.summary)
+    for name, summary in COMMANDS.items():
+        commands.add_parser(name, help=summary)
     return parser

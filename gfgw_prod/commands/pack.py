@@ -9,8 +9,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from gfgw_prod.commands.options import add_config, add_json, path
-from gfgw_prod.process.exit_codes import FINISHED, PREEMPTED
-from gfgw_prod.process.standard_streams import log
+from gfgw_prod.process.exit_codes import FINISHED
 from gfgw_prod.sampling.limits import check_range
 from gfgw_prod.settings.reading import SETTINGS_HELP, add_settings, configuration
 
@@ -23,7 +22,7 @@ MOST_WORKERS, MOST_SHARD_ROWS = 1024, 1_000_000_000
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``pack``."""
-    parser.description = f"Packs the data set into OUT; what a killed process has packed is kept. {SETTINGS_HELP}"
+    parser.description = f"Packs the data set into OUT. {SETTINGS_HELP}"
     parser.usage = "gfgw pack OUT [--verify] [--config FILE] [--workers N] [--shard-rows N] [--json] [--data.X Y ...]"
     parser.add_argument("out", type=path, metavar="OUT", help="directory of the pack, new or of an unfinished one")
     parser.add_argument("--verify", action="store_true", help="hash a finished pack's files: exit code 2 if damaged")
@@ -35,12 +34,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Pack the data set, or verify a pack, and print what the pack holds; return the exit code.
-
-    A stop signal leaves a partial pack that the same command completes.
-    """
+    """Pack the data set, or verify a pack, and print what the pack holds; return the exit code."""
     from gfgw_prod.data.packs import Pack
-    from gfgw_prod.process.signals import StopRequestedError, stop_request_raises
 
     config = configuration(options)
     if options.verify:
@@ -52,13 +47,7 @@ def run(options: argparse.Namespace) -> int:
         check_range("--workers", options.workers, 0, MOST_WORKERS)
     if options.shard_rows is not None:
         check_range("--shard-rows", options.shard_rows, 1, MOST_SHARD_ROWS)
-    try:
-        with stop_request_raises():
-            made = _pack(options, config)
-    except StopRequestedError:
-        log("gfgw: told to stop; the same command resumes after the last complete file of the pack")
-        return PREEMPTED
-    _print(made, options.json)
+    _print(_pack(options, config), options.json)
     return FINISHED
 
 

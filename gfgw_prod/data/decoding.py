@@ -115,13 +115,13 @@ def fail_or_skip(
         log(Warned(f"skipped {name}: {why}"))
 
 
-def decode(listing: Listing, shape: Shape, *, first: int = 0, workers: int = 0) -> Iterator[Chunk]:
-    """Chunks of the items from ``first`` on, in order; with 0 ``workers`` they are decoded in this process.
+def decode(listing: Listing, shape: Shape, *, workers: int = 0) -> Iterator[Chunk]:
+    """Chunks of all items, in order; with 0 ``workers`` they are decoded in this process.
 
     Raises:
         UserError: if there is no shared memory for decoding processes, or one was killed.
     """
-    spans = [(begin, min(begin + CHUNK_ITEMS, len(listing))) for begin in range(first, len(listing), CHUNK_ITEMS)]
+    spans = [(begin, min(begin + CHUNK_ITEMS, len(listing))) for begin in range(0, len(listing), CHUNK_ITEMS)]
     decode_chunk = partial(_decode_chunk, listing.reader, shape, listing.invalid)
     if workers == 0:
         for span in spans:
@@ -145,8 +145,7 @@ def decode(listing: Listing, shape: Shape, *, first: int = 0, workers: int = 0) 
             yield waiting.popleft().result()
     except BrokenProcessPool:
         raise UserError(
-            "a process that decodes images was killed, perhaps for lack of memory; the same command resumes from what "
-            "is packed, and fewer --workers take less memory"
+            "a process that decodes images was killed, perhaps for lack of memory; fewer --workers take less"
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)

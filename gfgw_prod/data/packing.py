@@ -1,19 +1,20 @@
-"""``gfgw pack``: decodes a source into a pack, with several processes. A packing that was killed can be resumed."""
+"""``gfgw pack``: decodes a source into a pack, with several processes. One that was cut short is begun anew."""
 
 from __future__ import annotations
 
 import fcntl
 import hashlib
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gfgw_prod.data.decoding import OnError, common_shape, decode, fail_or_skip
 from gfgw_prod.data.listing import Listing
-from gfgw_prod.data.packs import INDEX, LABELS, Pack, Shard, fingerprint_of
+from gfgw_prod.data.packs import INDEX, LABELS, Pack, fingerprint_of
 from gfgw_prod.data.shard_writer import ShardWriter
 from gfgw_prod.process.durable import write_whole
 from gfgw_prod.process.exit_codes import UserError, reason_of
@@ -33,7 +34,7 @@ def pack(
     workers: int = 0,
     shard_rows: int | None = None,
 ) -> Pack:
-    """Pack a source into ``directory``, or resume a packing that was killed.
+    """Pack a source into ``directory``, which is new or holds an unfinished pack.
 
     Args:
         advance: receives how many more items are done.
@@ -50,32 +51,29 @@ def pack(
     for note in listing.notes:
         log(note)
     rows = shard_rows or max(SHARD_BYTES // int(np.prod(shape)), 1)
-    made_of = {"identity": listing.identity, "shape": list(shape), "shard_rows": rows}
     try:
         with _locked(directory):
             if os.path.isfile(directory / INDEX):  # another process has finished it
                 (directory / LOCK).unlink(missing_ok=True)
                 return _finished_pack(listing, directory, log, on_error)
-            writer = ShardWriter(directory, rows, made_of)
-            writer.resume(log)
-            if on_error == "fail":  # the killed packing may have skipped some
-                fail_or_skip(listing, [each for shard in writer.shards for each in shard.invalid], on_error, log)
-            advance(writer.next_item)
-            try:
-                for chunk in decode(listing, shape, first=writer.next_item, workers=workers):
+            for name in os.listdir(directory):
+                if name.lstrip(".").startswith(("images-", LABELS, INDEX)):  # of a packing that was cut short
+                    os.unlink(directory / name)
+            items: list[NDArray[np.int64]] = []  # of the rows
+            invalid: list[tuple[int, str]] = []
+            with closing(ShardWriter(directory, rows)) as writer:
+                for chunk in decode(listing, shape, workers=workers):
                     fail_or_skip(listing, chunk.invalid, on_error, log)
-                    writer.add(chunk)
+                    writer.add(chunk.rows)
+                    items.append(chunk.items)
+                    invalid += chunk.invalid
                     advance(chunk.end - chunk.begin)
-                writer.finish_shard(len(listing))
-            finally:
-                writer.close()
-            packed = _finish(listing, writer, shape)
-            writer.remove_indexes()
+                writer.finish_shard()
+            packed = _finish(listing, writer, shape, listing.labels[np.concatenate(items)], invalid)
             (directory / LOCK).unlink()
             return packed
     except OSError as error:
-        problem = f"{directory} cannot be written ({reason_of(error)})"
-        raise UserError(f"{problem}; the same command resumes from there") from None
+        raise UserError(f"{directory} cannot be written ({reason_of(error)}); make room, or name another") from None
 
 
 def _finished_pack(listing: Listing, directory: Path, log: Callable[[str], None], on_error: OnError) -> Pack:
@@ -112,10 +110,14 @@ def _locked(directory: Path) -> Iterator[None]:
         yield
 
 
-def _finish(listing: Listing, writer: ShardWriter, shape: tuple[int, int, int]) -> Pack:
-    """Write the labels, then the index."""
-    invalid = [each for shard in writer.shards for each in shard.invalid] + writer.invalid
-    labels = np.concatenate([listing.labels[shard.items()] for shard in writer.shards])
+def _finish(
+    listing: Listing,
+    writer: ShardWriter,
+    shape: tuple[int, int, int],
+    labels: NDArray[np.int64],
+    invalid: Sequence[tuple[int, str]],
+) -> Pack:
+    """Write the class ids of the rows, then the index, which names the invalid items."""
     label_bytes = labels.astype("<i8").tobytes()
     write_whole(writer.directory / LABELS, label_bytes)
     packed = Pack(
@@ -126,7 +128,7 @@ def _finish(listing: Listing, writer: ShardWriter, shape: tuple[int, int, int]) 
         num_classes=listing.num_classes,
         fingerprint=fingerprint_of(writer.row_digest, labels, shape, listing.peak, listing.num_classes),
         shard_rows=writer.shard_rows,
-        shards=tuple(Shard(shard.file, shard.rows, shard.sha256) for shard in writer.shards),
+        shards=tuple(writer.shards),
         labels_sha256=hashlib.sha256(label_bytes).hexdigest(),
         identity=listing.identity,
         skipped=tuple((listing.names[item], why) for item, why in invalid),

@@ -35,7 +35,7 @@ CODES = (
     ),
     Code(
         INTERRUPTED,
-        "Ctrl-C to a command without a launcher; `train` and `pack` resume from what is saved",
+        "Ctrl-C to a command without a launcher; `train` resumes from what is saved",
         "as for a crash",
     ),
     Code(

@@ -1,7 +1,7 @@
 """What a stop signal does in each phase of a process; the table is in docs/faults.md. Imports nothing heavy.
 
 - starting: ``exit_on_stop_signals``;
-- training and packing: ``on_stop_request``;
+- training: ``on_stop_request``;
 - exit code decided: ``ignore_stop_signals``;
 - launcher with running ranks: ``launcher.torch_changes.stop_signals_deferred``.
 """
@@ -85,22 +85,6 @@ def on_stop_request(act: Callable[[], None]) -> None:
             exit_preempted()
 
     set_stop_handlers(dict.fromkeys(PREEMPTION, handle))
-
-
-@contextmanager
-def stop_request_raises() -> Iterator[None]:
-    """Within, a stop request raises ``StopRequestedError`` in the main thread."""
-
-    def stop() -> None:
-        raise StopRequestedError
-
-    before = {number: signal.getsignal(number) for number in PREEMPTION}
-    on_stop_request(stop)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler or signal.SIG_DFL)
 
 
 def ignore_stop_signals() -> None:

@@ -86,11 +86,11 @@ def test_invalid_images_are_named_once_and_the_run_continues_without_them(files:
     assert ended.stderr.count(f"skipped {image_files.name_of(7)}: is empty") == 1
 
 
-def test_killed_packing_leaves_no_processes_and_can_be_resumed(files: Path, tmp_path: Path) -> None:
+def test_killed_packing_leaves_no_processes_and_the_same_command_packs(files: Path, tmp_path: Path) -> None:
     source = ("--data.source", "zip", "--data.path", str(files / "digits.zip"), *GREY, "--shard-rows", "30")
     command = [*runs.GFGW, "pack", str(tmp_path / "pack"), *source, "--workers", "2"]
     process = runs.start(command)
-    runs.wait_until(lambda: list((tmp_path / "pack").glob("images-*.json")), process)
+    runs.wait_until(lambda: list((tmp_path / "pack").glob("images-*.bin")), process)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     process.send_signal(signal.SIGKILL)
     assert runs.outcome_of(process).code == -signal.SIGKILL
@@ -115,22 +115,3 @@ def _runs(pid: str) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
-def test_stopped_packing_says_so_in_one_line_and_can_be_resumed(
-    number: signal.Signals, files: Path, tmp_path: Path
-) -> None:
-    source = ("--data.source", "zip", "--data.path", str(files / "digits.zip"), *GREY, "--shard-rows", "50")
-    command = [*runs.GFGW, "pack", str(tmp_path / "pack"), *source, "--workers", "1", "--telemetry.progress", "off"]
-    process = runs.start(command)
-    runs.wait_until(lambda: list((tmp_path / "pack").glob("images-*.json")), process)
-    process.send_signal(number)
-    outcome = runs.outcome_of(process)
-    assert outcome.code in (0, {signal.SIGINT: 130, signal.SIGTERM: 75}[number])  # it may have come too late
-    if outcome.code:
-        [line] = outcome.stderr.splitlines()
-        assert line.endswith("; the same command resumes after the last complete file of the pack")
-        again = runs.execute(command)
-        assert again.code == 0
-        assert "resuming after" in again.stderr
