@@ -20,7 +20,7 @@ RUN = (
     ".venv/bin/gfgw inspect runs/digits",
     ".venv/bin/gfgw inspect runs",
     ".venv/bin/gfgw sample runs/digits --num 100 --grid --out runs/digits/more-samples",
-    ".venv/bin/gfgw sample runs/digits --num 50000 --npz --out samples",
+    ".venv/bin/gfgw sample runs/digits --num 50000 --out samples",
     ".venv/bin/gfgw evaluate runs/digits --metrics fd,pr,coverage,memorisation",
     ".venv/bin/torchrun --standalone --nproc_per_node=2 -m gfgw_prod evaluate runs/digits -n 50000 --json",
     ".venv/bin/gfgw export runs/digits --format safetensors --out runs/digits.safetensors",

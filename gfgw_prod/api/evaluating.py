@@ -98,7 +98,7 @@ def evaluate(
 
     Args:
         place: run directory, one of its checkpoints, or a ``.safetensors`` file of ``gfgw export``.
-        samples: a folder of images or an ``.npz``, measured in place of the generator's, against the same data.
+        samples: a folder of images, measured in place of the generator's, against the same data.
         config: settings that name the data and the features, for ``samples`` without a ``place``.
         halves: also compare two halves of the data; their figures are named ``halves_fd`` and so on.
         metrics: some of fd, kid, pr, coverage, memorisation, fid, fd-dinov2; ``None`` is all that have their weights.

@@ -27,7 +27,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``evaluate``."""
     add_place(parser, GENERATOR, optional=True)
     add_config(parser)
-    parser.add_argument("--samples", type=path, metavar="DIR|NPZ", help="measure these images instead of drawing any")
+    parser.add_argument("--samples", type=path, metavar="DIR", help="measure these images instead of drawing any")
     parser.add_argument("--halves", action="store_true", help="also measure a half of the data against the other")
     parser.add_argument("--metrics", metavar="LIST", help=f"of {','.join(METRICS)} (default: all that have weights)")
     parser.add_argument(

@@ -16,12 +16,12 @@ from gfgw_prod.sampling.limits import MOST_SAMPLES, check_drawing, check_range
 
 if TYPE_CHECKING:
     from gfgw_prod.distributed.world import World
-    from gfgw_prod.sampling.files import Form, ImageWriter
+    from gfgw_prod.sampling.files import ImageWriter
     from gfgw_prod.sampling.trained import TrainedGenerator
 
 MOST_IN_A_GRID = 10_000
 MOST_CLASSES = 100_000
-NOT_A_DIRECTORY = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".npz", ".npy")
+NOT_A_DIRECTORY = (".png", ".jpg", ".jpeg", ".webp", ".gif")
 T = TypeVar("T")
 
 
@@ -30,9 +30,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_place(parser)
     add_drawing(parser, num=64)
     parser.add_argument("--out", type=path, required=True, metavar="DIR", help="directory for the images")
-    form = parser.add_mutually_exclusive_group()
-    form.add_argument("--grid", action="store_true", help="one picture of all images instead of a file each")
-    form.add_argument("--npz", action="store_true", help="one samples.npz: arr_0 uint8 (n, h, w, c), arr_1 classes")
+    parser.add_argument("--grid", action="store_true", help="one picture of all images instead of a file each")
     parser.add_argument(
         "--classes", metavar="LIST", help="classes to cycle through, ids or names, as in 0,3-5,flags (default: all)"
     )
@@ -56,7 +54,7 @@ def run(options: argparse.Namespace) -> int:
         classes = class_list(options.classes, trained.class_names)
         trained.check_classes(classes, "--classes")
     if options.grid and options.num > MOST_IN_A_GRID:
-        raise UserError(f"--num must be at most {MOST_IN_A_GRID:,} for a grid, not {options.num}; use --npz")
+        raise UserError(f"--num must be at most {MOST_IN_A_GRID:,} for a grid, not {options.num}")
     settings = resolve({"run": trained.config["run"]}, {"run": {"device": options.device}}).run
     with World.joined(settings.device, settings.threads, trained.settings.distributed.timeout_seconds) as world:
         _draw(trained, options, classes, world)
@@ -111,18 +109,12 @@ def _draw(trained: TrainedGenerator, options: argparse.Namespace, classes: tuple
         stream="sample",
         device=world.device,
     )
-
-    try:
-        with Meter("drawing samples", options.num, "images", enabled=world.is_main) as meter:
-            for batch in batches(options.num, -(-options.batch_size // CELL) * CELL, world):
-                levels = batch.gather(levels_of(sampler.images(batch.start, batch.size)), world).cpu()
-                write(partial(writer.add, batch.first, levels) if writer else lambda: None)
-                meter.advance_to(batch.first + batch.count)
-        written = write(writer.close if writer else lambda: None)
-    except BaseException:
-        if writer is not None:
-            writer.discard()
-        raise
+    with Meter("drawing samples", options.num, "images", enabled=world.is_main) as meter:
+        for batch in batches(options.num, -(-options.batch_size // CELL) * CELL, world):
+            levels = batch.gather(levels_of(sampler.images(batch.start, batch.size)), world).cpu()
+            write(partial(writer.add, batch.first, levels) if writer else lambda: None)
+            meter.advance_to(batch.first + batch.count)
+    written = write(writer.close if writer else lambda: None)
     if written is not None:
         print(written)
 
@@ -130,7 +122,7 @@ def _draw(trained: TrainedGenerator, options: argparse.Namespace, classes: tuple
 def _open(options: argparse.Namespace, trained: TrainedGenerator, classes: tuple[int, ...]) -> ImageWriter:
     import torch
 
-    from gfgw_prod.sampling.files import image_writer
+    from gfgw_prod.sampling.files import Grid, Pngs
     from gfgw_prod.sampling.pictures import MOST_COLUMNS
     from gfgw_prod.sampling.sampler import cycle_classes
 
@@ -139,10 +131,8 @@ def _open(options: argparse.Namespace, trained: TrainedGenerator, classes: tuple
     except OSError as error:
         raise UserError(f"--out {options.out} cannot be made a directory ({error.strerror})") from None
     conditional = trained.settings.generator.conditional
+    if options.grid:
+        shown = min(len(classes), MOST_COLUMNS, options.num) if conditional else 0
+        return Grid(options.out, columns=shown if shown > 1 else max(round(options.num**0.5), 1))
     labels = cycle_classes(classes)(torch.arange(options.num)) if conditional else None
-    form: Form = "npz" if options.npz else "grid" if options.grid else "png"
-    shown = min(len(classes), MOST_COLUMNS, options.num) if conditional else 0
-    columns = shown if shown > 1 else max(round(options.num**0.5), 1)
-    return image_writer(
-        form, options.out, options.num, labels, trained.image_shape, columns=columns, class_names=trained.class_names
-    )
+    return Pngs(options.out, options.num, labels, trained.class_names)

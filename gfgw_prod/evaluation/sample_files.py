@@ -2,33 +2,28 @@
 
 from __future__ import annotations
 
-import os
-import zipfile
-import zlib
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from gfgw_prod.data.sources import Table, load_table
 from gfgw_prod.distributed.cells import random_stream
-from gfgw_prod.process.exit_codes import UserError, one_line
+from gfgw_prod.process.exit_codes import UserError
 from gfgw_prod.settings.data import DataSettings
 from gfgw_prod.settings.evaluation import FEWEST
 
 
 def read_samples(place: Path, data: Table) -> Table:
-    """Read samples of the form of a data set: a folder of images as ``data.source folder`` takes it, or an ``.npz``.
+    """Read samples from a folder of images, as ``data.source folder`` takes it; ``gfgw sample`` writes such a folder.
 
-    The ``.npz`` is that of ``gfgw sample --npz``: ``arr_0`` ``(n, h, w, c)``, uint8, and class ids ``arr_1`` ``(n,)``,
-    if there are any. Where folders and data both name their classes, samples get the ids of the data.
+    Where folders and data both name their classes, samples get the ids of the data.
 
     Raises:
         UserError: if they cannot be read, are too few, or have another shape or other classes than the data.
     """
     try:
-        found = _read_folder(place, data) if os.path.isdir(place) else _read_npz(place)
+        found = _read_folder(place, data)
         if found.image_shape != data.image_shape:
             raise UserError(f"its images (c, h, w) are {found.image_shape}, those of the data set {data.image_shape}")
         if len(found) < FEWEST:
@@ -62,23 +57,3 @@ def _read_folder(place: Path, data: Table) -> Table:
         raise UserError(f"the data set has no class {unknown[0]!r}")
     ids = torch.tensor([data.class_names.index(name) for name in found.class_names])
     return Table(found.images, ids[found.labels], found.peak, data.num_classes)
-
-
-def _read_npz(place: Path) -> Table:
-    if not os.path.isfile(place) or not zipfile.is_zipfile(place):
-        raise UserError("it is neither a folder of images nor an .npz")
-    try:
-        with np.load(place, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in ("arr_0", "arr_1") if name in file}
-    except (OSError, ValueError, EOFError, MemoryError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
-        raise UserError(f"it cannot be read: {one_line(error, 200)}") from None
-    images, labels = arrays.get("arr_0"), arrays.get("arr_1")
-    if images is None or images.dtype != np.uint8 or images.ndim != 4:
-        raise UserError("arr_0 should hold the images, uint8 (n, h, w, c)")
-    ids = torch.zeros(len(images), dtype=torch.int64)
-    if labels is not None:
-        if labels.dtype.kind not in "iu" or labels.shape != (len(images),) or labels.min(initial=0) < 0:
-            raise UserError("arr_1 should hold the class ids, whole numbers (n,)")
-        ids = torch.from_numpy(labels.astype(np.int64))
-    classes = 1 if labels is None or not len(ids) else int(ids.max()) + 1
-    return Table(torch.from_numpy(images).permute(0, 3, 1, 2), ids, 255, classes)

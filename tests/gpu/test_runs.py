@@ -99,13 +99,13 @@ def test_dinov2_and_lpips_in_bf16() -> None:
 def test_commands(run_dir: Path, tmp_path: Path) -> None:
     with pretended_gpu():
         runs.printed_by(
-            *("sample", str(run_dir), "--device", "cuda", "--num", "20", "--npz"),
+            *("sample", str(run_dir), "--device", "cuda", "--num", "20"),
             *("--out", str(tmp_path / "samples")),
         )
         figures = runs.printed_by(
             *("evaluate", str(run_dir), "--device", "cuda", "--num", "64", "--metrics", runs.METRICS, "--json")
         )
-    assert (tmp_path / "samples" / "samples.npz").exists()
+    assert (tmp_path / "samples" / "000019.png").exists()
     assert "memorisation" in figures
 
 

@@ -37,7 +37,7 @@ ARGUMENTS: tuple[list[str], ...] = (
     *(["sample", "@/reference", "--out", "o", *rest] for rest in (
         ["--classes", ""], ["--classes", "10"], ["--classes", "0-99999"], ["--classes", "3-1"], ["--classes", "x"],
         ["--classes", "-1"], ["--classes", "1,,2"], ["--classes", "9" * 5000],
-        ["--batch-size", "0"], ["--batch-size", "x"], ["--grid", "--npz"], ["--device", "tpu"], ["--npz", "--out",
+        ["--batch-size", "0"], ["--batch-size", "x"], ["--device", "tpu"], ["--grid", "--out",
         "@/file/x"], ["--grid", "--num", "10001"], ["--device", "cuda"], ["-n", "0"])),
     *(["evaluate", place] for place in ("@/none", "@/file", "@/loop", "@/garbage", "", "x" * 5000, "\udcff", "nope://x")),
     *(["evaluate", "@/reference", *rest] for rest in (

@@ -3,8 +3,8 @@
 import itertools
 import json
 import resource
-import time
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,7 @@ from gfgw_prod.distributed.cells import random_stream
 from gfgw_prod.distributed.world import World
 from gfgw_prod.generator import build_generator
 from gfgw_prod.process.exit_codes import UserError
-from gfgw_prod.sampling.files import image_writer
+from gfgw_prod.sampling.files import Grid, ImageWriter, Pngs
 from gfgw_prod.sampling.pictures import (
     columns_of,
     draw_samples,
@@ -111,36 +111,11 @@ def test_batches_hold_every_image_once() -> None:
         assert numbers == list(range(count))
 
 
-def test_npz_holds_images_and_classes_and_is_the_same_bytes_every_time(tmp_path: Path) -> None:
-    levels = torch.arange(5 * 3 * 2 * 4, dtype=torch.uint8).view(5, 3, 2, 4)
-    labels, content = torch.arange(5) % 3, []
-    for name in ("first", "second"):
-        (tmp_path / name).mkdir()
-        writer = image_writer("npz", tmp_path / name, 5, labels, (3, 2, 4))
-        writer.add(0, levels[:2])
-        writer.add(2, levels[2:])
-        assert not (tmp_path / name / "samples.npz").exists()
-        content.append(Path(writer.close()).read_bytes())
-        time.sleep(0.01)
-    assert content[0] == content[1]
-    with np.load(tmp_path / "first" / "samples.npz") as kept:
-        assert np.array_equal(kept["arr_0"], levels.permute(0, 2, 3, 1).numpy())
-        assert kept["arr_0"].dtype == np.uint8
-        assert kept["arr_1"].tolist() == [0, 1, 2, 0, 1]
-
-
-def test_npz_of_images_without_classes_holds_none(tmp_path: Path) -> None:
-    writer = image_writer("npz", tmp_path, 2, None, (1, 2, 2))
-    writer.add(0, torch.zeros(2, 1, 2, 2, dtype=torch.uint8))
-    with np.load(writer.close()) as kept:
-        assert list(kept) == ["arr_0"]
-
-
 @pytest.mark.parametrize("labels", [torch.tensor([2, 0, 1, 2, 0]), None])
 def test_pngs_are_a_data_set_of_the_same_images_and_classes(labels: Tensor | None, tmp_path: Path) -> None:
     levels = torch.arange(5 * 3 * 4 * 4, dtype=torch.uint8).view(5, 3, 4, 4)
     (tmp_path / "dataset.json").write_text('{"labels": [["000007.png", 1]]}')  # of an earlier command
-    writer = image_writer("png", tmp_path, 5, labels, (3, 4, 4))
+    writer = Pngs(tmp_path, 5, labels)
     writer.add(0, levels[:2])
     writer.add(2, levels[2:])
     assert writer.close() == f"5 images in {tmp_path}"
@@ -151,7 +126,7 @@ def test_pngs_are_a_data_set_of_the_same_images_and_classes(labels: Tensor | Non
 
 def test_pictures_of_an_earlier_command_do_not_stay_in_a_data_set(tmp_path: Path) -> None:
     def write(count: int) -> None:
-        writer = image_writer("png", tmp_path, count, torch.zeros(count, dtype=torch.int64), (1, 2, 2))
+        writer = Pngs(tmp_path, count, torch.zeros(count, dtype=torch.int64))
         assert not (tmp_path / "dataset.json").exists()
         writer.add(0, torch.zeros(count, 1, 2, 2, dtype=torch.uint8))
         writer.close()
@@ -170,23 +145,23 @@ def test_pictures_of_an_earlier_command_do_not_stay_in_a_data_set(tmp_path: Path
 def test_labels_of_a_data_set_in_the_directory_are_kept(content: str, tmp_path: Path) -> None:
     (tmp_path / "dataset.json").write_text(content)
     with pytest.raises(UserError, match=r"--out .* holds the dataset\.json of another data set"):
-        image_writer("png", tmp_path, 2, None, (3, 4, 4))
+        Pngs(tmp_path, 2)
     assert (tmp_path / "dataset.json").read_text() == content
 
 
-@pytest.mark.parametrize("form", ["png", "grid", "npz"])
-def test_files_that_cannot_be_written_to_their_end_are_removed(form: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("writer_in", [lambda place: Pngs(place, 2), lambda place: Grid(place, 1)], ids=["png", "grid"])
+def test_files_that_cannot_be_written_to_their_end_are_removed(
+    writer_in: Callable[[Path], ImageWriter], tmp_path: Path
+) -> None:
     noise = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    writer = image_writer(form, tmp_path, 2, None, (3, 64, 64))
+    writer = writer_in(tmp_path)
 
     def write() -> None:
         writer.add(0, noise)
         writer.close()
 
-    with at_most(resource.RLIMIT_FSIZE, 4000):
-        with pytest.raises(OSError, match="too large"):
-            write()
-        writer.discard()
+    with at_most(resource.RLIMIT_FSIZE, 4000), pytest.raises(OSError, match="too large"):
+        write()
     assert list(tmp_path.iterdir()) == []
 
 
@@ -247,7 +222,7 @@ def test_classes_are_asked_for_by_id_or_name() -> None:
 
 
 def test_names_of_classes_stand_in_the_labels_of_samples(tmp_path: Path) -> None:
-    writer = image_writer("png", tmp_path, 2, torch.tensor([1, 0]), (1, 2, 2), class_names=("cats", "dogs"))
+    writer = Pngs(tmp_path, 2, torch.tensor([1, 0]), ("cats", "dogs"))
     writer.add(0, torch.zeros(2, 1, 2, 2, dtype=torch.uint8))
     writer.close()
     content = json.loads((tmp_path / "dataset.json").read_text())
