@@ -7,11 +7,14 @@ from typing import Any
 
 # Setting: the values under which a run is the same today. Another value is refused as unknown.
 REMOVED: dict[str, tuple[Any, ...]] = {
+    "consistency.ratio": (2.0,),
     "distributed.sync_each_turn": (False, True),  # it changed no weight
     "evaluation.seed": (0,),
+    "features.pool": (None,),
     "features.views": (1,),
     "generator.exact_boundary": (True,),
     "loss.boundary": (1.0,),  # without effect where the boundary is exact
+    "time.freedom": (4,),
     "transport.anneal_from": (None,),
     "transport.marginal": ("balanced",),
 }

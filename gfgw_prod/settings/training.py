@@ -29,7 +29,6 @@ class TimeSettings(Section):
 
     location: Real = setting(0.0, "location of the logit-Student-t distribution of t", ge=-100, le=100)
     scale: Real = setting(1.0, "scale of the logit-Student-t distribution of t", gt=0, le=100)
-    freedom: Whole = setting(4, "degrees of freedom of the logit-Student-t distribution of t", ge=1, le=1000)
     stage1_kimg: NonNegative = setting(0.0, "length of the first stage, kimg")
     stage1_range: TimeRange = setting((0.7, 1.0), "range of t in the first stage")
     stage2_range: TimeRange = setting((0.0, 1.0), "range of t in the second stage")
@@ -41,12 +40,11 @@ class ConsistencySettings(Section):
     stages: Whole = setting(
         0,
         "number of stages of consistency training: a step at t < 1 regresses on the generator's output "
-        "at a less noisy time r < t of the same line, which each stage moves closer to t; 0: regress on the image",
+        "at a less noisy time r < t of the same line, which each stage moves to half the distance; 0: on the image",
         ge=0,
         le=12,
     )
     kimg: Positive = setting(Share(), "length of all stages together, kimg; the last one then continues")
-    ratio: Real = setting(2.0, "factor by which the distance between the two times shrinks per stage", gt=1, le=4)
     huber: Real = setting(0.001, "pseudo-Huber radius per pixel, units of [-1, 1] images", gt=0, le=1e3)
     coupled_by: Literal["samples", "noise"] = setting(
         "samples",

@@ -12,6 +12,8 @@ from gfgw_prod.generator.precondition import SIGMA_RANGE
 from gfgw_prod.settings.schedule import time_range
 from gfgw_prod.settings.training import ConsistencySettings, TimeSettings
 
+FREEDOM = 4  # degrees of freedom of the distribution of t
+RATIO = 2.0  # by which each stage of consistency divides the distance between the two times
 SMALLEST = 1e-6  # of noise between two times, which a loss is divided by
 
 
@@ -20,8 +22,8 @@ def draw_times(settings: TimeSettings, cell: Cell, images_seen: int) -> Tensor:
     low, high = time_range(settings, images_seen)
     stream = cell.stream("time")
     normal = torch.randn(cell.size, generator=stream)
-    chi_square = torch.randn(cell.size, settings.freedom, generator=stream).square().sum(dim=1)
-    student = normal / (chi_square / settings.freedom).sqrt()
+    chi_square = torch.randn(cell.size, FREEDOM, generator=stream).square().sum(dim=1)
+    student = normal / (chi_square / FREEDOM).sqrt()
     return low + (high - low) * torch.sigmoid(settings.location + settings.scale * student)
 
 
@@ -34,6 +36,6 @@ def nearer_times(settings: ConsistencySettings, t: Tensor, images_seen: int) -> 
     done = images_seen / (settings.kimg * 1000)
     stage = min(math.floor(done * settings.stages), settings.stages - 1)
     sigma = (t / (1 - t)).clamp_max(SIGMA_RANGE[1])  # the network sees no more
-    gap = sigma * ((1 + 8 * torch.sigmoid(-sigma)) / settings.ratio ** (1 + stage)).clamp_max(1)
+    gap = sigma * ((1 + 8 * torch.sigmoid(-sigma)) / RATIO ** (1 + stage)).clamp_max(1)
     sigma_near = sigma - gap
     return sigma_near / (1 + sigma_near), gap.clamp_min(SMALLEST)

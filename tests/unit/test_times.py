@@ -63,7 +63,7 @@ def test_times_are_the_cells_own() -> None:
 
 
 def test_nearer_times_are_the_hand_formula() -> None:
-    settings = ConsistencySettings(stages=4, kimg=1.0, ratio=2.0)
+    settings = ConsistencySettings(stages=4, kimg=1.0)
     t = torch.tensor([0.5, 0.9])  # noise levels 1 and 9
     for images, shrink in ((0, 2), (249, 2), (250, 4), (999, 16), (5_000, 16)):  # four stages; the last stays
         r, apart = nearer_times(settings, t, images)
@@ -77,7 +77,7 @@ def test_nearer_times_are_the_hand_formula() -> None:
 def test_nearer_times_of_any_time_are_nearer_and_finite() -> None:
     t = torch.tensor([0.0, 1e-7, 1e-3, 0.5, 0.999999, 1.0])
     for stages in (1, 12):
-        r, apart = nearer_times(ConsistencySettings(stages=stages, kimg=1.0, ratio=4.0), t, 10**9)
+        r, apart = nearer_times(ConsistencySettings(stages=stages, kimg=1.0), t, 10**9)
         assert ((r >= 0) & (r <= t)).all()
         assert (apart > 0).all()
         assert apart.isfinite().all()
