@@ -15,6 +15,7 @@ from gfgw_prod.process.restart_causes import CAUSES, Cause
 
 FILE = "ledger.json"
 WRITE_SECONDS = 5.0  # between writes of the position
+PRODUCTIVE = "productive_seconds"  # a fact of a checkpoint's manifest
 NUMBERS = ("began", "paused_seconds", "lost_images", "noted", "images")
 End = Literal["open", "told to stop", "finished", "error"]  # how a start ended, as the file has it
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Literal, get_args
 
 from gfgw_prod.process import clock
@@ -40,6 +41,13 @@ class Startup:
     def total(self) -> float:
         """Seconds of all phases so far."""
         return sum(self._seconds.values())
+
+    def end(self, log: Callable[[str], None]) -> dict[str, float]:
+        """End the last phase, and log a long start. Returns seconds by tag of the catalogue."""
+        self.done("first_step")
+        if self.total > LONG_SECONDS:
+            log(str(self))
+        return self.values()
 
     def values(self) -> dict[str, float]:
         """Seconds by tag of the catalogue."""

@@ -18,11 +18,11 @@ from gfgw_prod.distributed.world import World
 from gfgw_prod.features.bank_cache import BankCache
 from gfgw_prod.resilience import same_run
 from gfgw_prod.resilience.bad_numbers import NumberGuard
+from gfgw_prod.resilience.ledger import PRODUCTIVE
 from gfgw_prod.resilience.peer_copies import NO_STEP, PeerCopies
 from gfgw_prod.settings.config import Config
 from gfgw_prod.training.building import build, encode_bank
 from gfgw_prod.training.checked_step import NONE_YET, Measured
-from gfgw_prod.training.reporting import PRODUCTIVE
 from gfgw_prod.training.state import CONSTANT, training_state
 from gfgw_prod.training.step import TrainingStep
 from gfgw_prod.training.step_data import StepResult

@@ -14,19 +14,17 @@ from torch import Tensor
 
 from gfgw_prod.checkpoint.run_directory import HISTORY
 from gfgw_prod.data.sources import Table
-from gfgw_prod.distributed.torchrun import rank_environment
 from gfgw_prod.distributed.world import World
-from gfgw_prod.generator.ema import Ema
 from gfgw_prod.process import restart_causes
 from gfgw_prod.process.durable import clear_partials
-from gfgw_prod.process.exit_codes import PREEMPTED, reason_of
+from gfgw_prod.process.exit_codes import reason_of
 from gfgw_prod.process.meter import Meter
 from gfgw_prod.process.stacks import keep_stacks_of_hung_ranks
 from gfgw_prod.process.standard_streams import Warned, log, log_times
 from gfgw_prod.process.watchdog import watch
 from gfgw_prod.resilience.bad_numbers import COUNT_NAMES
-from gfgw_prod.resilience.ledger import End, Ledger
-from gfgw_prod.sampling import pictures
+from gfgw_prod.resilience.ledger import PRODUCTIVE, End, Ledger
+from gfgw_prod.sampling.pictures import write_png
 from gfgw_prod.settings.config import Config
 from gfgw_prod.settings.schedule import schedules_at
 from gfgw_prod.telemetry.build import build_labels
@@ -34,16 +32,14 @@ from gfgw_prod.telemetry.node import Node
 from gfgw_prod.telemetry.pace import Pace
 from gfgw_prod.telemetry.registered import open_sinks
 from gfgw_prod.telemetry.sinks import Sink, Telemetry, Value, Values, last_recorded_step
-from gfgw_prod.telemetry.startup import LONG_SECONDS, Startup
+from gfgw_prod.telemetry.startup import Startup
 from gfgw_prod.training.checked_step import CheckedStep
 from gfgw_prod.training.flops import FlopsRate
-from gfgw_prod.training.grids import Grids
 from gfgw_prod.training.rank_metrics import RankMetrics
-from gfgw_prod.training.start import append_to_history, command, describe_start, first_lines, last_lines
+from gfgw_prod.training.start import append_to_history, describe_start, first_lines, last_lines, stop_lines
 from gfgw_prod.training.step import TrainingStep
 from gfgw_prod.training.step_data import StepResult
 
-PRODUCTIVE = "productive_seconds"  # a fact of a checkpoint's manifest
 CLOSE_SECONDS = 10.0  # for a sink to send what it has, when the process is about to be killed
 
 
@@ -59,8 +55,7 @@ class Reporter:
         self._ranks = RankMetrics(world, self.hosts, config.resilience.straggler_ratio, self.log)
         self.own_time = self._ranks.own_time
         self.evaluates: list[str] = []  # what evaluations measure, a line each
-        self.fd_in = ""  # the space in which evaluations measure fd
-        self.measured = ""  # by the last evaluation, in words
+        self.fd_in = self.measured = ""  # the space in which evaluations measure fd; the last figures, in words
         self._start: dict[str, Any] = {}  # what this start is, on rank 0
         self._plan = {  # for a dashboard to compare the rest with
             "run/planned_images": config.total_steps * config.train.batch_size,
@@ -84,12 +79,12 @@ class Reporter:
 
     def write_file(self, path: Path, write: Callable[[Path], None]) -> None:
         """Write a file for people, on rank 0. If that fails, log it and go on."""
-        if self.world.is_main:
-            try:
+        try:
+            if self.world.is_main:
                 path.parent.mkdir(exist_ok=True)
                 write(path)
-            except OSError as error:
-                self.log(Warned(f"{path} could not be written ({reason_of(error)}); the run goes on"))
+        except OSError as error:
+            self.log(Warned(f"{path} could not be written ({reason_of(error)}); the run goes on"))
 
     def keep_stacks(self) -> None:
         """Keep the stacks that hung ranks of the last start wrote, and record the hang as the cause of this start."""
@@ -107,10 +102,9 @@ class Reporter:
         """Log the lines that say what this start is.
 
         Args:
-            step: completed steps.
-            parameters: of the generator.
+            parameters: number of the generator's parameters.
             resumes: name of the checkpoint that the run resumes from; empty for a new run.
-            in_place: what has happened to its ranks, if the run goes on with others and has not started anew.
+            in_place: how its ranks have changed, if the run continues in place instead of starting.
         """
         log_times()
         if self.world.is_main:
@@ -204,7 +198,7 @@ class Reporter:
             values |= self._ledger.values(self.own_time.spent)
         if self._first_record:
             self._first_record = False
-            values |= self._startup_values()
+            values |= self._startup.end(self.log if self.config.telemetry.progress != "off" else lambda line: None)
         self.record_values(step, images, values)
         if self._meter is not None:
             kind = " at t = 1" if result.one_step else ""
@@ -230,6 +224,12 @@ class Reporter:
         """Record values by tag of the catalogue."""
         self._telemetry.record(step, images, values)
 
+    def show_picture(self, images: int, tag: str, picture: Tensor, *files: str) -> None:
+        """Record a picture ``(3, h, w)`` of bytes, and write it to files in the run directory."""
+        for name in files:
+            self.write_file(self.dir / name, partial(write_png, picture))
+        self._telemetry.picture(images, tag, picture)
+
     @contextmanager
     def evaluating(self) -> Iterator[None]:
         """Within, an evaluation runs: its time belongs to the run, but to no step."""
@@ -240,18 +240,6 @@ class Reporter:
         finally:
             if self._ledger is not None:
                 self._ledger.exclude(time.monotonic() - started)
-
-    def show_data(self, grids: Grids) -> None:
-        """Write a grid of real images to a file and record it, beside those of samples to come."""
-        if self.world.is_main:
-            if note := grids.note():
-                self.log(note)
-            self._show(0, "data", grids.of_data(), "data.png")
-
-    def draw_samples(self, images: int, grids: Grids, ema: Ema) -> None:
-        """Draw a grid of samples, write it to a file and record it. Collective."""
-        grid = grids.of_samples(ema, self.world)
-        self._show(images, "samples", grid, f"samples/kimg-{images / 1000:09.1f}.png", "samples.png")
 
     def productive_seconds(self) -> float:
         """Time so far in steps whose result was kept, by this rank's clock."""
@@ -270,13 +258,8 @@ class Reporter:
     def stopped(self, images: int) -> None:
         """Log that the run has stopped on request, with its state saved."""
         self._end = "told to stop"
-        launched = rank_environment()
-        stopped = f"told to stop at {images / 1000:.1f} kimg; all is saved"
-        if launched is not None and launched.local_world_size < restart_causes.expected_ranks():
-            self.log(f"{stopped}; the launchers say what follows")  # they may stop ranks to take in a node
-        else:
-            self.log(f"{stopped} (exit code {PREEMPTED})")
-            self.log(f"go on:      {command()}")
+        for line in stop_lines(images):
+            self.log(line)
 
     def finished(self, step: int) -> None:
         """Close all output, then log a summary: what the run has made, and what to do next."""
@@ -298,11 +281,6 @@ class Reporter:
             self._telemetry.close(CLOSE_SECONDS if self._end == "told to stop" else None)
         self._node.close()
 
-    def _show(self, images: int, tag: str, grid: Tensor, *files: str) -> None:
-        for name in files:
-            self.write_file(self.dir / name, partial(pictures.write_png, grid))
-        self._telemetry.picture(images, tag, grid)
-
     def _new_meter(self, title: str, total: int, unit: str) -> Meter:
         return Meter(title, total, unit, mode=self.config.telemetry.progress, enabled=self.world.is_main)
 
@@ -320,10 +298,3 @@ class Reporter:
         }
         saved_at = max(manifest.get("saved_at", began), began)  # time before this start is no risk of loss
         return self._node.sinks(saved_at, known, build_labels(self.world.device) | {"run": str(self.dir)})
-
-    def _startup_values(self) -> dict[str, float]:
-        """Time of this start by phase; a long one is logged."""
-        self._startup.done("first_step")
-        if self._startup.total > LONG_SECONDS and self.config.telemetry.progress != "off":
-            self.log(str(self._startup))
-        return self._startup.values()

@@ -41,7 +41,7 @@ def resume(run: Run) -> None:
         run.saver.resume_from(found)
         reporter.log(f"resumed at {run.images / 1000:.1f} kimg")
     else:
-        reporter.show_data(run.grids)
+        run.grids.show_data(reporter)
 
         def show(rows: int) -> None:
             watch.progress("encoding the bank")

@@ -17,7 +17,6 @@ from gfgw_prod.data.stream import CellRows
 from gfgw_prod.distributed.torchrun import reports_for_node
 from gfgw_prod.distributed.world import World
 from gfgw_prod.process.exit_codes import UserError
-from gfgw_prod.process.signals import ignore_stop_signals
 from gfgw_prod.process.standard_streams import Warned
 from gfgw_prod.process.watchdog import watch
 from gfgw_prod.resilience import preemption, same_run
@@ -37,6 +36,7 @@ from gfgw_prod.training.periodic_evaluation import PeriodicEvaluation
 from gfgw_prod.training.profiling import StepProfiler
 from gfgw_prod.training.reporting import Reporter
 from gfgw_prod.training.state import CONSTANT, training_state
+from gfgw_prod.training.stopping import save_and_stop
 
 
 class Run:
@@ -181,7 +181,7 @@ class Run:
             if self.membership is not None:
                 self.membership.leave_for_newer()
             if self.stop.requested_anywhere():
-                self._save_and_stop()
+                save_and_stop(self)
                 return False
 
             # Evaluate? A stop signal interrupts it.
@@ -210,18 +210,19 @@ class Run:
                 self.reporter.record_step(self.step, self.images, self.checked_step.measure(result))
             if last or self._is_due(telemetry.samples_every_kimg):
                 with self.training.precision.autocast():
-                    self.reporter.draw_samples(self.images, self.grids, self.training.ema)
+                    self.grids.show_samples(self.reporter, self.images, self.training.ema)
             if last or self._is_due(config.checkpoint.every_kimg) or self.stop.save_is_due:
-                self._save()
+                self.save()
             self._record_saves()
-        self._make_no_more_steps()
+        self.end_steps()
         while self.saver.saved_step != self.step:  # retry a failed last save; too many failures raise
-            self._save()
+            self.save()
             self.saver.join()
         self.saver.finish(lambda: self.stop.requested_here)
         return True
 
-    def _make_no_more_steps(self, *, of_all: bool = True) -> None:
+    def end_steps(self, *, of_all: bool = True) -> None:
+        """Make no more steps: from now on this rank gives its state to no other, and, with ``of_all``, none joins."""
         self.holds_state = False
         if self.membership is not None and of_all:
             self.membership.end()
@@ -245,7 +246,7 @@ class Run:
             yield
 
     def _end_feed(self) -> None:
-        self.training.feed.close()  # of the present process group
+        self.training.feed.close()  # that of the current process group
 
     def _is_due(self, interval_kimg: float) -> bool:
         return schedule.is_due(interval_kimg, self.config.train.batch_size, self.images)
@@ -259,7 +260,8 @@ class Run:
         """Whether this start has trained as long as the settings allow, by this rank's clock."""
         return 0 < self.config.train.max_minutes * 60 <= time.monotonic() - self.kept.built_at
 
-    def _save(self) -> None:
+    def save(self) -> None:
+        """Save the state in the background. Collective."""
         state, self.kept.saved_at = self.state(), time.monotonic()
         self.checked_step.check_replicas(state)
         facts = {
@@ -274,37 +276,6 @@ class Run:
     def _record_saves(self) -> None:
         for step, images, values in self.saver.take_metrics():
             self.reporter.record_values(step, images, values)
-
-    def _save_and_stop(self) -> None:
-        """Save the state, and stop: here if this node is told to and others go on without it, or else everywhere.
-
-        All save before nodes leave: a scheduler that stops a whole job may signal one after the other.
-
-        Raises:
-            RegroupedError: if this node goes on.
-        """
-        self.health.enter_phase("told to stop: saving")
-        others_go_on = bool(self._leaving())
-        if not others_go_on:
-            self._make_no_more_steps()
-        self._save()
-        self.saver.finish(lambda: True)
-        if self.membership is not None and others_go_on:
-            if leaving := self._leaving():
-                self.membership.part(leaving)
-            self._make_no_more_steps(of_all=not leaving)
-        if self.world.world_size > 1:  # the launcher signals the other ranks once one exits
-            ignore_stop_signals()
-        self.reporter.stopped(self.images)
-
-    def _leaving(self) -> set[str]:
-        """The nodes that are told to stop by now, if the others can go on without them. Collective."""
-        if self.membership is None:
-            return set()
-        told = self.world.all_gather_object(self.membership.node if self.stop.requested_here else "")
-        leaving = {*told} - {""}
-        go_on = self.world.is_main and self.membership.goes_on_without(leaving)
-        return leaving if self.world.broadcast(go_on) else set()
 
     def _roll_back(self) -> None:
         """Load the state from before the bad steps, and go on after them: they are skipped.
@@ -323,4 +294,4 @@ class Run:
             self.kept.make_safe(self.reporter.productive_seconds())
         self.holds_state = True
         self.reporter.log(Warned(f"{problem}: rolled back to the state of {found.name}; step {self.step + 1} is next"))
-        self._save()
+        self.save()

@@ -19,6 +19,8 @@ import torch.distributed as dist
 from gfgw_prod.data.sources import Table
 from gfgw_prod.distributed.torchrun import rank_environment
 from gfgw_prod.distributed.world import World
+from gfgw_prod.process.exit_codes import PREEMPTED
+from gfgw_prod.process.restart_causes import expected_ranks
 from gfgw_prod.settings.config import Config
 from gfgw_prod.telemetry.build import build_labels
 
@@ -111,6 +113,14 @@ def last_lines(config: Config, step: int, steps: int, seconds: float, measured: 
         f"samples:    {program('gfgw')} sample {shlex.quote(str(run_dir))} --num 100 --grid --out {out}",
         f"go on:      {go_on}",
     ]
+
+
+def stop_lines(images: int) -> list[str]:
+    """The lines of a run that has stopped on request after so many images."""
+    stopped, launched = f"told to stop at {images / 1000:.1f} kimg; all is saved", rank_environment()
+    if launched is not None and launched.local_world_size < expected_ranks():
+        return [f"{stopped}; the launchers say what follows"]  # they may stop ranks to take in a node
+    return [f"{stopped} (exit code {PREEMPTED})", f"go on:      {command()}"]
 
 
 def command(total_kimg: float | None = None) -> str:
