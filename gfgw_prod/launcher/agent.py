@@ -25,7 +25,7 @@ from gfgw_prod.launcher.joining import Joining
 from gfgw_prod.launcher.nodes import Nodes
 from gfgw_prod.launcher.regrouping import Regrouping, members_named, take_numbers
 from gfgw_prod.launcher.torch_changes import stop_signals_deferred
-from gfgw_prod.launcher.workers import SAVE_SECONDS, IdleWorkers, end_workers, is_stopped
+from gfgw_prod.launcher.workers import SAVE_SECONDS, IdleWorkers, end_workers, is_stopped, start_again
 from gfgw_prod.process import clock, first_report, save_in_flight
 from gfgw_prod.process.exit_codes import BAD_INPUT, CRASH_LOOP, CRASHED, FINISHED, PREEMPTED
 from gfgw_prod.process.restart_causes import RESTART_CAUSE, Cause, of_exit_codes
@@ -228,10 +228,7 @@ class ExitCodeAgent(LocalElasticAgent):
         self._remaining_restarts -= 1
         self._pass_on_cause()
         for local in lost:
-            handler = self._pcontext.subprocess_handlers[local]
-            command = (self._pcontext.entrypoint, *self._pcontext.args[local])
-            handler.proc = handler._popen(command, {**os.environ, **self._pcontext.envs[local], **new})
-            worker_group.workers[local].id = handler.proc.pid
+            worker_group.workers[local].id = start_again(self._pcontext, local, new)
         return True
 
     def _judge_failure(self, result: RunResult, failed: Mapping[int, int], worker_group: WorkerGroup) -> RunResult:

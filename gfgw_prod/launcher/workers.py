@@ -1,15 +1,17 @@
-"""Workers that do not end by themselves: peers of a crashed one, and stopped ones."""
+"""Worker processes: end them, find those that do not end by themselves, start one again."""
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from torch.distributed.elastic.multiprocessing.api import SubprocessContext
 from torch.distributed.elastic.multiprocessing.subprocess_handler import SubprocessHandler
 
 from gfgw_prod.process import save_in_flight
@@ -40,6 +42,19 @@ def end_workers(handlers: Sequence[SubprocessHandler], death_sig: signal.Signals
                 handler.proc.kill()
                 handler.proc.wait()
         time.sleep(0.01)
+
+
+def start_again(context: SubprocessContext, local: int, environment: Mapping[str, str]) -> int:
+    """Start a worker in the place of one that has ended; return its process id.
+
+    Args:
+        local: local rank of the worker.
+        environment: variables that it gets beside those of the one before.
+    """
+    handler = context.subprocess_handlers[local]
+    command = context.entrypoint, *context.args[local]
+    handler.proc = handler._popen(command, {**os.environ, **context.envs[local], **environment})
+    return int(handler.proc.pid)
 
 
 class IdleWorkers:
