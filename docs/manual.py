@@ -6,6 +6,7 @@ import re
 import sys
 import types
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -13,8 +14,10 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from gfgw_prod.process.exit_codes import CODES
-from gfgw_prod.resilience.same_run import is_free
+from gfgw_prod.resilience.same_run import flatten, is_free
 from gfgw_prod.settings.config import Config
+from gfgw_prod.settings.presets import presets
+from gfgw_prod.settings.reading import read_yaml, setting_names
 from gfgw_prod.settings.types import as_written
 
 SETTINGS_HEAD = """\
@@ -32,6 +35,9 @@ A run stores all its settings in its `config.yaml`; if you keep a file of your o
 One kimg is 1,000 images. A resumed run may change *free* settings: they do not affect the weights, or they name data or
 files of weights, which have fingerprints of their own. Any other change is refused unless `run.allow_changes` is set
 ([determinism.md](determinism.md)).
+
+There are {total} settings. The last column names the presets (`configs/`) that set one. {unset} are set by no preset:
+their defaults hold in all of them, and the column links the page that says when to set them.
 """
 CODES_HEAD = """\
 # Exit codes
@@ -42,12 +48,16 @@ All commands and both launchers exit with one of these codes. Under `launch/elas
 code of the node that ended it; a node that gets a stop signal exits alone.
 [faults.md](faults.md#what-a-stop-signal-does) has what a stop signal does in each phase.
 """
+DOCS = Path(__file__).parent
+GENERATED = {"settings.md", "metrics.md"}
 WORDS = {bool: "true or false", int: "whole number", float: "number", str: "text", Path: "path"}
 
 
 def settings_page() -> str:
     """All settings with type, range, default and description, as Markdown."""
-    parts = [SETTINGS_HEAD, "## At the top\n", *_table("", {"seed": Config.model_fields["seed"]})]
+    names = list(setting_names())
+    head = SETTINGS_HEAD.format(total=len(names), unset=sum(not presets_that_set(name) for name in names))
+    parts = [head, "## At the top\n", *_table("", {"seed": Config.model_fields["seed"]})]
     for name, field in Config.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             title = field.description or ""
@@ -64,14 +74,40 @@ def exit_codes_page() -> str:
 
 
 def _table(prefix: str, fields: dict[str, FieldInfo]) -> Iterator[str]:
-    yield "| setting | value | default | what it does | |"
-    yield "|---|---|---|---|---|"
+    yield "| setting | value | default | what it does | | presets, or page |"
+    yield "|---|---|---|---|---|---|"
     for name, field in fields.items():
         full = prefix + name
         value = _type(field.annotation, field.metadata)
         free = "free " if is_free(full) else ""
         description = (field.description or "").replace("|", "\\|")
-        yield f"| `{full}` | {value} | {_written(field.default)} | {description} | {free}|"
+        setting = presets_that_set(full)
+        where = "all" if len(setting) == len(presets()) else ", ".join(setting) or _link(page_that_explains(full))
+        yield f"| `{full}` | {value} | {_written(field.default)} | {description} | {free}| {where} |"
+
+
+def presets_that_set(name: str) -> list[str]:
+    """The presets whose file sets a setting."""
+    return [preset for preset, settings in _presets().items() if name in settings]
+
+
+def page_that_explains(name: str) -> str:
+    """The hand-written page that names a setting most often; empty if none does."""
+    written = re.escape(name).replace("_", "[-_]")
+    pattern = re.compile(rf"(?<![\w.]){written}\b" if "." in name else rf"`{written}`|--{written}\b")
+    found = {page.name: len(pattern.findall(page.read_text(encoding="utf-8"))) for page in sorted(DOCS.glob("*.md"))}
+    return max(
+        (page for page in found if found[page] and page not in GENERATED), key=lambda page: found[page], default=""
+    )
+
+
+@cache
+def _presets() -> dict[str, set[str]]:
+    return {name: {*flatten(read_yaml(file))} for name, file in presets().items()}
+
+
+def _link(page: str) -> str:
+    return f"[{page}]({page})" if page else ""
 
 
 def _type(annotation: Any, constraints: list[Any]) -> str:

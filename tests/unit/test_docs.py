@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from docs.manual import PAGES as MADE
+from docs.manual import page_that_explains, presets_that_set
 from gfgw_prod.process import exit_codes
 from gfgw_prod.settings.reading import setting_names
 from gfgw_prod.telemetry.catalogue import CATALOGUE
@@ -53,9 +54,14 @@ def test_pages_made_from_code_are_current(name: str) -> None:
 
 
 def test_every_setting_is_on_its_page_with_its_meaning() -> None:
-    rows = re.findall(r"^\| `([a-z0-9_.]+)` \| (.+) \| (.+) \| (.+) \| (free)? ?\|$", MADE["settings"](), re.M)
+    rows = re.findall(r"^\| `([a-z0-9_.]+)` \| (.+) \| (.+) \| (.+) \| (free)? ?\| .* \|$", MADE["settings"](), re.M)
     assert [name for name, *_ in rows] == list(setting_names())
     assert all(len(told) > 5 and "none" not in default.lower() for _, _, default, told, _ in rows)
+
+
+@pytest.mark.parametrize("name", [name for name in setting_names() if not presets_that_set(name)])
+def test_setting_that_no_preset_sets_is_explained_on_a_page(name: str) -> None:
+    assert page_that_explains(name)
 
 
 def test_every_exit_code_is_on_its_page() -> None:
