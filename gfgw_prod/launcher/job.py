@@ -29,13 +29,13 @@ from gfgw_prod.launcher import log
 from gfgw_prod.launcher.agent import ExitCodeAgent, NotAdmittedError
 from gfgw_prod.launcher.endings import log_end
 from gfgw_prod.launcher.forks import ForkServer
-from gfgw_prod.launcher.its_run import may_take_in_ranks, settings_of_ranks, take_part
 from gfgw_prod.launcher.job_exit_code import JobExitCode
 from gfgw_prod.launcher.joining import Joining, leave
 from gfgw_prod.launcher.nodes import Nodes
 from gfgw_prod.launcher.regrouping import Regrouping
 from gfgw_prod.launcher.torch_changes import NoLogFiles, fork_ranks, keep_ports
-from gfgw_prod.process import clock, held_file
+from gfgw_prod.launcher.trained_run import may_take_in_ranks, settings_of_ranks, take_part
+from gfgw_prod.process import clock, settings_snapshot
 from gfgw_prod.process.exit_codes import BAD_INPUT, CRASHED, PREEMPTED, UserError
 from gfgw_prod.process.home import expand_home
 from gfgw_prod.process.leaving import AGENT_PID
@@ -79,7 +79,7 @@ def _code_of_node(options: argparse.Namespace, forks: ForkServer | None, *, has_
             raise UserError(f"--rdzv-backend must be c10d, not {options.rdzv_backend!r}")
         config, entrypoint, arguments = config_from_args(options)
         assert isinstance(entrypoint, str)
-        held_file.hold(arguments, lambda text: settings_file(expand_home(text)))
+        settings_snapshot.take(arguments, lambda text: settings_file(expand_home(text)))
         if (settings := settings_of_ranks(arguments)) is not None:
             take_part(settings, config.run_id)
         if not has_files:

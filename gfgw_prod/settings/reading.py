@@ -17,7 +17,7 @@ from pydantic_settings import CliSettingsSource, SettingsError
 
 from gfgw_prod.process.durable import write_whole
 from gfgw_prod.process.exit_codes import UserError, one_line
-from gfgw_prod.process.held_file import MOST_BYTES, held
+from gfgw_prod.process.settings_snapshot import MOST_BYTES, snapshot_of
 from gfgw_prod.settings.config import Config
 from gfgw_prod.settings.presets import settings_file
 from gfgw_prod.settings.removed import without_removed
@@ -118,7 +118,7 @@ def layers_of(options: argparse.Namespace) -> tuple[dict[str, Any], dict[str, An
         UserError: if the file cannot be read.
     """
     file = options.config or settings_file()
-    return read_yaml(file, held(file)), parsed(options)
+    return read_yaml(file, snapshot_of(file)), parsed(options)
 
 
 def reject_unknown(arguments: Sequence[str]) -> None:

@@ -30,13 +30,13 @@ from gfgw_prod.settings.schedule import schedules_at
 from gfgw_prod.telemetry.build import build_labels
 from gfgw_prod.telemetry.node import Node
 from gfgw_prod.telemetry.pace import Pace
-from gfgw_prod.telemetry.registered import open_sinks
+from gfgw_prod.telemetry.registered_sinks import open_sinks
 from gfgw_prod.telemetry.sinks import Sink, Telemetry, Value, Values, last_recorded_step
 from gfgw_prod.telemetry.startup import Startup
 from gfgw_prod.training.checked_step import CheckedStep
 from gfgw_prod.training.flops import FlopsRate
+from gfgw_prod.training.log_lines import append_to_history, describe_start, first_lines, last_lines, stop_lines
 from gfgw_prod.training.rank_metrics import RankMetrics
-from gfgw_prod.training.start import append_to_history, describe_start, first_lines, last_lines, stop_lines
 from gfgw_prod.training.step import TrainingStep
 from gfgw_prod.training.step_data import StepResult
 

@@ -13,7 +13,7 @@ from gfgw_prod.resilience import same_run
 from gfgw_prod.resilience.membership import Membership
 from gfgw_prod.resilience.starts import StartCounter
 from gfgw_prod.settings.config import Config
-from gfgw_prod.telemetry.registered import find_sinks
+from gfgw_prod.telemetry.registered_sinks import find_sinks
 from gfgw_prod.telemetry.startup import Startup
 from gfgw_prod.training.in_place import go_on, kept_after
 from gfgw_prod.training.kept import Kept

@@ -10,7 +10,7 @@ import pytest
 
 from gfgw_prod.commands import cli
 from gfgw_prod.process.exit_codes import UserError
-from gfgw_prod.telemetry.registered import find_sinks, open_sinks
+from gfgw_prod.telemetry.registered_sinks import find_sinks, open_sinks
 from gfgw_prod.telemetry.sinks import JsonLines, Telemetry
 
 CODE = """

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gfgw_prod.commands import cli
-from gfgw_prod.process import held_file
+from gfgw_prod.process import settings_snapshot
 from gfgw_prod.process.exit_codes import UserError
 from gfgw_prod.settings.config import Config
 from gfgw_prod.settings.presets import settings_file
@@ -131,7 +131,7 @@ def test_job_goes_on_with_the_file_that_its_launcher_read(
     file.write_text("seed: 1\ndata: {label_column: é}\n")
     other.write_text("seed: 2\n")
     words = ["--config=c.yaml"] if joined else ["--config", "./c.yaml"]
-    held_file.hold(["-m", "gfgw_prod", "train", "--config", "missing.yaml", *words], Path)
+    settings_snapshot.take(["-m", "gfgw_prod", "train", "--config", "missing.yaml", *words], Path)
     file.write_text("seed: 3\n")
     assert configuration(options_of(*words, "--data.label-column=null", "--data.source=parquet")).seed == 1
     file.unlink()
@@ -141,11 +141,11 @@ def test_job_goes_on_with_the_file_that_its_launcher_read(
 
 def test_a_preset_is_held_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "environb", {})
-    held_file.hold(["train", "--config", "digits"], settings_file)
-    assert held_file.held(settings_file("digits")) == settings_file("digits").read_bytes()
-    held_file.hold([], settings_file)
-    held_file.hold(["train", "--config", "no-preset"], settings_file)
-    assert held_file.held(settings_file("digits")) is None
+    settings_snapshot.take(["train", "--config", "digits"], settings_file)
+    assert settings_snapshot.snapshot_of(settings_file("digits")) == settings_file("digits").read_bytes()
+    settings_snapshot.take([], settings_file)
+    settings_snapshot.take(["train", "--config", "no-preset"], settings_file)
+    assert settings_snapshot.snapshot_of(settings_file("digits")) is None
 
 
 @pytest.mark.parametrize("content", [None, b"x" * 200_000, b"seed: 1\0"], ids=["missing", "too long", "no text"])
@@ -155,7 +155,7 @@ def test_file_that_is_no_file_of_settings_is_left_to_the_ranks(
     monkeypatch.setattr(os, "environb", {})
     if content is not None:
         (tmp_path / "c.yaml").write_bytes(content)
-    held_file.hold(["--config", str(tmp_path / "c.yaml")], Path)
-    assert held_file.held(tmp_path / "c.yaml") is None
+    settings_snapshot.take(["--config", str(tmp_path / "c.yaml")], Path)
+    assert settings_snapshot.snapshot_of(tmp_path / "c.yaml") is None
     with pytest.raises(UserError, match="--config"):
         configuration(options_of("--config", str(tmp_path / "c.yaml")))

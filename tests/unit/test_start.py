@@ -14,7 +14,7 @@ import pytest
 from gfgw_prod.commands import cli
 from gfgw_prod.process.standard_streams import Warned, log, log_as_json, log_times
 from gfgw_prod.telemetry import build
-from gfgw_prod.training.start import command
+from gfgw_prod.training.log_lines import command
 
 from ..process import runs
 

@@ -1,4 +1,4 @@
-"""The file of settings as a job's launcher read it: restarted ranks must not see what was edited meanwhile.
+"""A snapshot of the settings file, taken by a job's launcher: restarted ranks must not see later edits.
 
 The launcher passes path and content to its ranks in an environment variable.
 """
@@ -9,17 +9,18 @@ from pathlib import Path
 
 from gfgw_prod.process.exit_codes import UserError
 
-MOST_BYTES = 100_000  # of a file of settings; one with every setting has 4,000. A variable takes 131,072
-_VARIABLE = b"GFGW_HELD_FILE"
+MOST_BYTES = 100_000  # of a settings file; one with every setting has 4,000. A variable takes 131,072
+_VARIABLE = b"GFGW_SETTINGS_SNAPSHOT"
 
 
-def hold(arguments: Sequence[str], find: Callable[[str], Path], option: str = "--config") -> None:
-    """Read the file that the last ``option`` means, for the processes that are started from now on.
+def take(arguments: Sequence[str], find: Callable[[str], Path], option: str = "--config") -> None:
+    """Take a snapshot of the file that the last ``option`` names, for processes that are started from now on.
 
-    A file that cannot be read, or is no file of settings, is left for the ranks to complain about.
+    None is taken of a file that cannot be read or is no settings file: the ranks report that.
 
     Args:
-        find: the file that a value of the option means, or its absence; ``UserError`` or ``ValueError`` if none.
+        find: returns the file for a value of the option, empty if it is not given; ``UserError`` or ``ValueError`` if
+            there is none.
     """
     os.environb.pop(_VARIABLE, None)
     following = zip(arguments, [*arguments[1:], ""], strict=False)
@@ -36,8 +37,8 @@ def hold(arguments: Sequence[str], find: Callable[[str], Path], option: str = "-
         os.environb[_VARIABLE] = _prefix(path) + content
 
 
-def held(path: str | os.PathLike[str]) -> bytes | None:
-    """Content of a file if the launcher holds it, else ``None``."""
+def snapshot_of(path: str | os.PathLike[str]) -> bytes | None:
+    """Content of a file in the launcher's snapshot; ``None`` if the snapshot is of no or another file."""
     value, prefix = os.environb.get(_VARIABLE, b""), _prefix(path)
     return value[len(prefix) :] if value.startswith(prefix) else None
 

@@ -1,4 +1,4 @@
-"""What the launcher itself does with the run that its ranks train: it logs in the run's form, and keeps its lock."""
+"""The run that this launcher's ranks train: read its settings, log in its format, hold the lock of its directory."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TRAINS = ["-m", "gfgw_prod", "train"]
 
 
 def settings_of_ranks(words: Sequence[str]) -> Config | None:
-    """The settings of the ranks with this command; ``None`` if they train nothing, or will refuse it in their words."""
+    """The settings of ranks with this command; ``None`` if they do not train, or will refuse the command themselves."""
     begins = next((at for at in range(len(words)) if [*words[at : at + 3]] == TRAINS), None)
     if begins is None or {"--dry-run", "--dry_run", "--help", "-h"} & {*words}:
         return None
@@ -35,14 +35,14 @@ def settings_of_ranks(words: Sequence[str]) -> Config | None:
 
 
 def may_take_in_ranks(config: Config) -> bool:
-    """Whether ranks with these settings may take in others while they run; they themselves have the last word."""
+    """Whether ranks with these settings may admit others while they train; the ranks themselves decide."""
     replicated = config.distributed.strategy == "ddp" or config.distributed.shard_ranks > 0
     on_cpu = config.run.device == "cpu" or not torch.cuda.is_available()
     return config.resilience.in_place and replicated and on_cpu
 
 
 def take_part(config: Config, job: str) -> None:
-    """Log as the ranks do, and hold the lock of their run from when it is free until this process ends."""
+    """Log in the format of the ranks, and hold the lock of their run directory until this process ends."""
     if config.telemetry.log_format == "json":
         log_as_json(str(config.run.dir))
     threading.Thread(target=hold_for_job, args=(config.run.dir, job), name="run-lock", daemon=True).start()

@@ -1,4 +1,4 @@
-"""What a start of a run says of itself: its first and last lines, its entry in ``history.jsonl``, how to go on."""
+"""Log lines at the beginning and end of a start, its entry in ``history.jsonl``, and the command that continues it."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def append_to_history(start: dict[str, Any], path: Path) -> None:
 
 
 def first_lines(config: Config, start: dict[str, Any], table: Table, parameters: int, resumes: str) -> list[str]:
-    """The lines that say what this start is.
+    """The log lines at the beginning of a start: versions, ranks, data, network, run.
 
     Args:
         parameters: of the generator.
@@ -91,7 +91,7 @@ def first_lines(config: Config, start: dict[str, Any], table: Table, parameters:
 
 
 def last_lines(config: Config, step: int, steps: int, seconds: float, measured: str) -> list[str]:
-    """The lines at the end of a start that trained to its end: what it made, and what to do next.
+    """The log lines of a start that has trained to its end: what it made, and what to do next.
 
     Args:
         step: completed steps of the run.
