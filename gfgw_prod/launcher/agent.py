@@ -40,7 +40,7 @@ class NotAdmittedError(Exception):
 
 
 class ExitCodeAgent(LocalElasticAgent):
-    """torchrun's agent for local workers, which knows the exit codes that are final, here and on other nodes."""
+    """torchrun's agent for local workers, which acts on their exit codes, and on those of other nodes."""
 
     def __init__(
         self,
@@ -68,7 +68,7 @@ class ExitCodeAgent(LocalElasticAgent):
         self._idle = IdleWorkers()
 
     def run_job(self) -> int:
-        """Run the workers to the end of the job. Returns its exit code.
+        """Run the workers to the end of the job; return its exit code.
 
         Raises:
             SignalException: a stop signal came. The workers had their grace period.
@@ -202,7 +202,7 @@ class ExitCodeAgent(LocalElasticAgent):
         return result
 
     def _follow(self, generation: Generation | None, worker_group: WorkerGroup) -> None:
-        """Take the numbers that the ranks of this node have in a new generation."""
+        """Adopt the rank numbers of this node's workers in a new generation."""
         if generation is not None and self._regrouping.node in generation.nodes:
             assert isinstance(self._pcontext, SubprocessContext)
             launchers, ranks = {launcher_of(node) for node in generation.nodes}, members_named(generation.members)
@@ -210,7 +210,7 @@ class ExitCodeAgent(LocalElasticAgent):
             take_numbers(generation, self._regrouping.node, worker_group, self._pcontext.envs)
 
     def _replace_lost(self, worker_group: WorkerGroup) -> bool:
-        """Start a rank in the place of each that was lost, if the others can go on; else leave it to torch."""
+        """Start a worker in the place of each that was lost, if the others can continue; else leave it to torch."""
         lost = {local: code for local, worker in enumerate(self._workers()) if (code := worker.poll()) is not None}
         if (
             {*lost.values()} & {FINISHED, BAD_INPUT, CRASH_LOOP, PREEMPTED, *(-stop for stop in PREEMPTION)}

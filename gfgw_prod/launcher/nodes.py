@@ -1,4 +1,4 @@
-"""The other nodes of a job, as its rendezvous shows them: the launcher says who comes, who is lost, who takes part."""
+"""Log lines about a job's nodes, as the rendezvous shows them: who joins, who is lost, what it waits for."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MOST_NAMED = 16  # nodes in a line
 
 
 class Nodes:
-    """Watches the rendezvous whenever torch looks there, every few seconds. It says nothing in a job of one node."""
+    """Watches the rendezvous whenever torch polls it, every few seconds. It logs nothing in a job of one node."""
 
     def __init__(self, handler: DynamicRendezvousHandler):
         assert isinstance(handler._state_holder, _BackendRendezvousStateHolder)
@@ -30,10 +30,10 @@ class Nodes:
             self._sync, self._holder.sync = self._holder.sync, self._sync_and_tell  # type: ignore[method-assign]
 
     def begin_round(self, ranks: Sequence[int], world_size: int, *, in_place: bool = False) -> bool:
-        """A round begins with these ranks on this node. Returns whether the last one had other nodes.
+        """Log that a round begins with these ranks on this node. Returns whether the last round had other nodes.
 
         Args:
-            in_place: whether the ranks of the other nodes run already.
+            in_place: whether this node joins ranks that are training.
         """
         last, self._members, self._said = self._members, frozenset(self._holder.state.participants), ""
         if self._several:
@@ -46,15 +46,15 @@ class Nodes:
         return others
 
     def present(self) -> frozenset[str]:
-        """Names of the nodes that take part in the rendezvous."""
+        """Names of the nodes that participate in the rendezvous."""
         return frozenset(map(str, self._holder.state.participants))
 
     def follow(self, launchers: Collection[str], ranks: str, *, is_after_loss: bool) -> None:
-        """These launchers' ranks go on together. Others that took part leave room at the rendezvous at once.
+        """Follow a new generation, of the ranks of these launchers: remove other nodes from the rendezvous at once.
 
         Args:
-            ranks: their number, in words.
-            is_after_loss: whether others are lost, or else have left.
+            ranks: number of ranks and nodes, in words.
+            is_after_loss: whether the removed nodes are lost; if not, they have left in order.
         """
         with self._handler._heartbeat_lock:
             state = self._holder.state
@@ -83,7 +83,7 @@ class Nodes:
         return written
 
     def _awaited(self, state: _RendezvousState, this: _NodeDesc) -> str:
-        """What is waited for at the rendezvous; empty if nothing is."""
+        """What the rendezvous waits for, in words; empty if for nothing."""
         settings, there = self._handler.settings, state.participants
         fewest, most = settings.min_nodes, settings.max_nodes
         if this in there and state.complete:

@@ -1,8 +1,8 @@
-"""Copies of ranks' shares of the state, in main memory of the next rank, for ranks whose share no other has.
+"""Copies of each rank's share of the state in main memory of the next rank, where no two ranks hold the same share.
 
-Every few steps a rank copies its own share, and exchanges copies with its neighbours on a ring while it makes the next
-steps. If a rank is lost, all go back to the newest step of which there are copies: the others take their own ones, and
-the new rank takes that which the next rank has.
+Every few steps a rank copies its share, and sends the copy to the next rank of a ring during the following steps. If a
+rank is lost, all return to the newest step with complete copies: the survivors restore their own copies, and the new
+rank receives that of its predecessor from the next rank.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ NO_STEP = -1
 
 @dataclass
 class _Pair:
-    """Copies of one step: of this rank's share, and of the share of the rank before it."""
+    """Copies of one step: this rank's share, and the share of the previous rank on the ring."""
 
     own: Packed
     before: Tensor
     step: int = NO_STEP
     spent: float = 0.0
-    is_whole: bool = False  # whether the second has arrived
+    is_whole: bool = False  # whether the previous rank's share has arrived
 
 
 class PeerCopies:
-    """The two newest pairs of copies: one may be on its way. Collective.
+    """The two newest pairs of copies, one of which may be in flight. Collective.
 
     Args:
-        share: this rank's.
+        share: local tensors of this rank's share.
         timeout_seconds: longest wait for another rank.
     """
 
@@ -56,13 +56,13 @@ class PeerCopies:
         return step % self._every == 0
 
     def make(self, step: int, share: Sequence[Tensor], spent: float) -> None:
-        """Copy this rank's share, and begin to exchange copies. Collective.
+        """Copy this rank's share, and begin to send it. Collective.
 
         Args:
-            spent: seconds in steps that the state has behind it.
+            spent: productive seconds that led to the state.
         """
         self.wait()
-        self._world.barrier()  # all have the last copies, so the older ones may be overwritten
+        self._world.barrier()  # every rank has the newer copies, so the older ones may be overwritten
         self._older, self._newer = self._newer, self._older
         pair, ranks = self._newer, self._world.world_size
         pair.is_whole, pair.step, pair.spent = False, step, spent
@@ -71,14 +71,14 @@ class PeerCopies:
         self._received = dist.irecv(pair.before, (self._world.rank - 1) % ranks, self._group)
 
     def wait(self) -> None:
-        """Wait for the exchange of copies."""
+        """Wait for the copies in flight."""
         self._receive()
         if self._sent is not None:
             self._sent.wait()
             self._sent = None
 
     def end(self) -> None:
-        """Free the process group, in which a rank was lost. What has arrived stays."""
+        """Free the process group after the loss of a rank. Copies that have arrived stay."""
         with suppress(RuntimeError):
             self._receive()
         with suppress(RuntimeError):
@@ -86,7 +86,7 @@ class PeerCopies:
         self._sent = self._group = None
 
     def held(self) -> dict[tuple[int, int], float]:
-        """What this rank has: seconds spent, by step and rank."""
+        """The shares that this rank can restore: productive seconds by step and rank."""
         found = {}
         for pair in (self._older, self._newer):
             if pair.step != NO_STEP:
@@ -100,7 +100,7 @@ class PeerCopies:
         return self._at(step).own
 
     def before(self, step: int) -> Tensor:
-        """The bytes of the copy of the share of the rank before this one."""
+        """The bytes of the previous rank's share after a step."""
         return self._at(step).before
 
     def _at(self, step: int) -> _Pair:

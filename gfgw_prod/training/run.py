@@ -44,13 +44,13 @@ class Run:
     (``resuming.py``), or ``go_on`` (``in_place.py``) if the run goes on with other ranks.
 
     Args:
-        membership: of this rank, if ranks may come and go.
-        kept: what this rank has already, if it goes on with other peers.
+        membership: of this rank in generations, if ranks may join and leave.
+        kept: what this rank has built already, if it continues with other peers.
 
     Attributes:
-        first_step: completed steps when this rank was started or took its peers.
-        reached: completed steps of any rank then; more than ``first_step`` if the run goes on from copies.
-        holds_state: whether this rank can give the state to another.
+        first_step: completed steps when this rank was started or its peers changed.
+        reached: completed steps of any rank then; more than ``first_step`` if the run continues from copies.
+        holds_state: whether this rank can send the state to another.
     """
 
     def __init__(
@@ -177,7 +177,7 @@ class Run:
         while self.step < config.total_steps and not self.stop.time_is_up:
             watch.progress(f"in step {self.step + 1}")
 
-            # Have ranks come or gone? Stop?
+            # Has a new generation begun? Stop?
             if self.membership is not None:
                 self.membership.leave_for_newer()
             if self.stop.requested_anywhere():
