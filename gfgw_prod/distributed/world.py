@@ -202,12 +202,12 @@ class World:
                 dist.all_reduce(value, dist.ReduceOp.MAX)
         return value
 
-    def give(self, tensor: Tensor, to: int) -> None:
+    def send(self, tensor: Tensor, to: int) -> None:
         """Give a tensor to another rank, which calls ``take``."""
         with self.traffic.waiting(tensor):
             dist.send(tensor, to)
 
-    def take(self, tensor: Tensor, source: int) -> None:
+    def receive(self, tensor: Tensor, source: int) -> None:
         """Overwrite a tensor with what another rank gives."""
         with self.traffic.waiting():
             dist.recv(tensor, source)

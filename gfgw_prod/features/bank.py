@@ -78,8 +78,8 @@ class FeatureBank(RowTable):
             if room is not None and found is not None:
                 room.copy_(found)
             elif room is not None and giver is not None:
-                self.world.take(room, giver)
+                self.world.receive(room, giver)
             elif found is not None:
-                self.world.give(found, taker)
+                self.world.send(found, taker)
             has_all &= giver is not None or not is_taker
         return has_all

@@ -161,7 +161,7 @@ class Membership:
             return enough and can_meet and self._round.may_have(present, len(following.members))
         return False
 
-    def part(self, leaving: Collection[str]) -> None:
+    def let_leave(self, leaving: Collection[str]) -> None:
         """Let the ranks of these nodes leave, and begin a generation of the others. Collective, the last of this group.
 
         Raises:

@@ -150,12 +150,12 @@ def _take_shares(run: Run, before: list[Tensor]) -> None:
             continue
         if world.rank == rank:
             received = Packed(share)
-            world.take(received.bytes, giver)
+            world.receive(received.bytes, giver)
             received.unpack(share)
         elif world.rank == giver and rank % kept.shards == kept.shard_before:
-            world.give(Packed(before).pack(before).bytes, rank)
+            world.send(Packed(before).pack(before).bytes, rank)
         elif world.rank == giver:
             assert kept.copies is not None
-            world.give(kept.copies.before(step), rank)
+            world.send(kept.copies.before(step), rank)
     kept.step, kept.spent, kept.copies = step, held[source][step, kept.shard], None
     kept.fill_tables()

@@ -80,8 +80,8 @@ class Objective:
                 terms["lpips"] = self.perceptual(predicted, target).float()
         return self._weighted(terms)
 
-    def between_times(self, predicted: Tensor, nearer: Tensor, apart: Tensor, *, huber: float) -> Losses:
-        """Losses of images ``(b, c, h, w)`` predicted at time t against those predicted at a nearer time.
+    def consistency(self, predicted: Tensor, nearer: Tensor, apart: Tensor, *, huber: float) -> Losses:
+        """Consistency loss of images ``(b, c, h, w)`` predicted at time t against those predicted at a nearer time.
 
         Args:
             nearer: the other prediction, without gradient.

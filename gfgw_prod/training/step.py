@@ -248,7 +248,7 @@ class TrainingStep:
                 batch = BatchFeatures(match.generated, match.features, slots, match.labels) if inputs.one_step else None
                 losses = self.objective(predicted, target, match.features[slots], features=features, batch=batch)
             else:
-                losses = self.objective.between_times(predicted, *nearer, huber=config.consistency.huber)
+                losses = self.objective.consistency(predicted, *nearer, huber=config.consistency.huber)
             # The mean over all cells of the step, of which this is one.
             self.precision.backward(losses.total, turn.weight / config.cells)
         return torch.stack([*losses, (target * cell.noise).mean() / SIGMA_DATA]).detach()

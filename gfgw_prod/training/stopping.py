@@ -26,7 +26,7 @@ def save_and_stop(run: Run) -> None:
     run.saver.finish(lambda: True)
     if run.membership is not None and others_continue:
         if leaving := _leaving(run):
-            run.membership.part(leaving)
+            run.membership.let_leave(leaving)
         run.end_steps(of_all=not leaving)
     if run.world.world_size > 1:  # the launcher signals the other ranks once one exits
         ignore_stop_signals()

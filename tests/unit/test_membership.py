@@ -71,9 +71,9 @@ def test_node_may_not_leave_where_the_others_cannot_go_on(store: TCPStore, fewes
 
 def test_ranks_that_stay_get_new_numbers(store: TCPStore) -> None:
     first, second = both(store)
-    first.part({A})  # it leaves, and needs the others no more
+    first.let_leave({A})  # it leaves, and needs the others no more
     with pytest.raises(RegroupedError):
-        second.part({A})
+        second.let_leave({A})
     assert second.is_followed(lambda: True)  # a stop signal does not keep it from going on
     world, _ = second.meet(20)
     assert (world.rank, world.world_size) == (0, 1)
