@@ -203,12 +203,12 @@ class World:
         return value
 
     def send(self, tensor: Tensor, to: int) -> None:
-        """Give a tensor to another rank, which calls ``take``."""
+        """Send a tensor to another rank, which calls ``receive``."""
         with self.traffic.waiting(tensor):
             dist.send(tensor, to)
 
     def receive(self, tensor: Tensor, source: int) -> None:
-        """Overwrite a tensor with what another rank gives."""
+        """Overwrite a tensor with what another rank sends."""
         with self.traffic.waiting():
             dist.recv(tensor, source)
 
