@@ -90,7 +90,7 @@ def list_checkpoints(place: str) -> list[Entry]:
 
 
 def entries_at(place: str) -> list[Entry]:
-    """As ``list_checkpoints``, and none if there is none."""
+    """Like ``list_checkpoints``, but empty if there is none."""
     return [_open_or_explain(storage, name) for storage, names in _storages_at(place) for name in names]
 
 

@@ -187,7 +187,7 @@ class Saver:
             self._committer.release()
 
     def close(self) -> None:
-        """Have the thread of uploads end after the newest one, without waiting for it."""
+        """Let the upload thread end after the newest checkpoint, without waiting for it."""
         if self._uploader is not None:
             self._uploader.finish()
 

@@ -39,7 +39,7 @@ def set_tf32(on: bool) -> None:
 
 @contextmanager
 def tf32() -> Iterator[None]:
-    """Within, products of float32 are rounded to TF32."""
+    """Context in which products of float32 are rounded to TF32."""
     set_tf32(True)
     try:
         yield

@@ -30,14 +30,14 @@ class Connections:
 
     @contextmanager
     def noted(self) -> Iterator[None]:
-        """Within, groups are made; their sockets are noted."""
+        """Context in which process groups are made; their sockets are recorded."""
         before = _sockets()
         yield
         with self._lock:
             self._made |= {number: inode for number, inode in _sockets().items() if before.get(number) != inode}
 
     def shut_down(self) -> None:
-        """Have every operation of the groups fail, here and at the peers. In any thread."""
+        """Make every operation of the groups fail, here and at the peers. Safe in any thread."""
         with self._lock:
             now, made, self._made = _sockets(), self._made, {}
             for number, inode in made.items():

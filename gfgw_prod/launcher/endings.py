@@ -1,4 +1,4 @@
-"""How ranks and jobs end: what exit codes of ranks mean for the job, and what the launcher says of them."""
+"""The ends of ranks and jobs: what exit codes of ranks mean for the job, and the launcher's log lines about them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ WHAT_FOLLOWS = {
 
 
 def log_end(code: int) -> None:
-    """Say with which exit code this launcher ends, and what follows."""
+    """Log the exit code of this launcher, and what follows."""
     follows = WHAT_FOLLOWS.get(code, "a crash; the same command resumes from the last checkpoint")
     log(f"exit code {code}: {follows}", "info" if code in (FINISHED, PREEMPTED) else "error")
 

@@ -95,7 +95,7 @@ def fork_server_for(launcher_arguments: Sequence[str]) -> ForkServer | None:
 
 @contextmanager
 def adopting() -> Iterator[None]:
-    """Within, processes whose parent ends become children of this process, if it is an ancestor."""
+    """Context in which this process is a subreaper: orphaned descendants become its children."""
     prctl = ctypes.CDLL(None).prctl
     prctl(PR_SET_CHILD_SUBREAPER, 1)
     try:

@@ -68,7 +68,7 @@ def _bind(family: socket.AddressFamily, address: str) -> socket.socket:
 
 @contextmanager
 def stop_signals_deferred() -> Iterator[None]:
-    """Within, only note a stop signal; at the end raise SignalException for it. From then on, signals raise at once.
+    """Context in which a stop signal is only noted; SignalException is raised at its end, and at once after that.
 
     For operations that an exception must not break off:
 

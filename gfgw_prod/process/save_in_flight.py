@@ -1,4 +1,4 @@
-"""How a launcher knows that one of its ranks is writing a checkpoint. Imports nothing heavy.
+"""Lets a launcher know whether one of its ranks is writing a checkpoint. Imports nothing heavy.
 
 While a rank saves, it holds a shared lock on an unnamed file of the launcher. The lock ends with the rank.
 """
@@ -22,7 +22,7 @@ def _file() -> int:
 
 
 def allow_saves() -> None:
-    """Have the ranks that this launcher starts from now on show when they save."""
+    """Let the ranks that this launcher starts from now on show when they save."""
     with suppress(AttributeError, OSError):  # no Linux
         _file()
 
@@ -41,7 +41,7 @@ def is_any_saving() -> bool:
 
 @contextmanager
 def saving() -> Iterator[None]:
-    """Within, this rank saves. Without our launcher, nothing happens."""
+    """Context in which this rank saves. Without effect if our launcher did not start it."""
     try:
         file = os.open(os.environ.get(FILE, ""), os.O_RDWR | os.O_CLOEXEC)
     except OSError:

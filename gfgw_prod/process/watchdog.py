@@ -36,7 +36,7 @@ class Watch:
 
     @contextmanager
     def over(self, limit_seconds: float, run_dir: Path, rank: int) -> Iterator[None]:
-        """Within, exit if this rank makes no progress for ``limit_seconds``.
+        """Context in which this process exits if its rank makes no progress for ``limit_seconds``.
 
         Its stacks go to the run directory, or to standard error if no file can be made there.
         """
@@ -72,7 +72,7 @@ class Watch:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Within, there is no limit: for work that takes as long as a network or a disk takes."""
+        """Context without a limit, for work that takes as long as a network or a disk takes."""
         with self._lock:
             self._pauses += 1
             if self._limit:

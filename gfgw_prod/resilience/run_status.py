@@ -1,4 +1,4 @@
-"""How a run stands, from the files of its directory: while it trains, and afterwards."""
+"""State and position of a run, read from the files of its directory: while it trains, and afterwards."""
 
 from __future__ import annotations
 

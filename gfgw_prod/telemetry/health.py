@@ -28,7 +28,7 @@ class Health:
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Within, samples are measured: no steps are made, and nothing is wrong."""
+        """Context of an evaluation: no steps are made, and that is no fault."""
         before, self._doing = self._doing, "evaluating"
         try:
             yield

@@ -28,7 +28,7 @@ class Pace:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Within, time does not count."""
+        """Context whose time does not count."""
         started = time.monotonic()
         try:
             yield

@@ -232,7 +232,7 @@ class Reporter:
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
-        """Within, an evaluation runs: its time belongs to the run, but to no step."""
+        """Context of an evaluation, whose time belongs to the run, but to no step."""
         started = time.monotonic()
         try:
             with self._health.evaluating(), self._pace.paused():

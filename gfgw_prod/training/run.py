@@ -240,7 +240,7 @@ class Run:
 
     @contextmanager
     def unwatched(self, phase: str) -> Iterator[None]:
-        """Within, this rank waits for a disk or a network, and the watchdog is paused."""
+        """Context in which this rank waits for a disk or a network, and the watchdog is paused."""
         self.health.enter_phase(phase)
         with watch.paused():
             yield

@@ -88,7 +88,7 @@ EDM = {
 
 @contextmanager
 def obtain(published: PublishedFile, given: Path | None, log: Callable[[str], None]) -> Iterator[Path]:
-    """Within, the path of the user's file or, without one, of the published file, which is downloaded if needed.
+    """Context with the path of the user's file or, without one, of the published file, which is downloaded if needed.
 
     Args:
         given: the user's file. It may differ from the published one, which is logged at the end unless its use failed.

@@ -52,7 +52,7 @@ def check_driver(version: str) -> Finding:
 
 
 def without_gpu(driver: str | None, visible: str | None) -> Finding:
-    """Say why torch sees no GPU."""
+    """Explain why torch sees no GPU."""
     if driver is None:
         advice = "on a machine with GPUs, install driver 570.26 or newer; start a container with --gpus all"
         return Finding("gpu", "note", "none: training runs on the CPU", advice)
