@@ -94,7 +94,7 @@ def make_base(directory: Path) -> None:
     if podman("image", "exists", BASE, check=False).returncode == 0:
         return
     tree, archive = directory / "rootfs", directory / "rootfs.tar"
-    do("debootstrap", "--variant=minbase", "bookworm", str(tree), limit_seconds=600)
+    debian.bootstrap("bookworm", tree)
     do("tar", "-C", str(tree), "-cf", str(archive), ".")
     podman("import", str(archive), BASE)
 

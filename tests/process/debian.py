@@ -33,5 +33,23 @@ def require(what: str, commands: Sequence[str], packages: Sequence[str], *, need
         pytest.skip(f"{what} could not be installed")
 
 
+def bootstrap(release: str, root: Path, *options: str) -> None:
+    """Make a minimal Debian in a directory. Downloads may fail twice: what is there is not downloaded again."""
+    attempt(("debootstrap", "--variant=minbase", *options, release, str(root)))
+
+
+def attempt(command: Sequence[str], tries: int = 3) -> None:
+    """Run a command that downloads something until it succeeds."""
+    for _ in range(tries):
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=600, check=False
+        )
+        if done.returncode == 0:
+            return
+    raise AssertionError(
+        f"exit code {done.returncode}: {' '.join(command)}\n{done.stdout[-1000:]}\n{done.stderr[-3000:]}"
+    )
+
+
 def _are_there(commands: Sequence[str]) -> bool:
     return all(map(shutil.which, commands))

@@ -41,8 +41,7 @@ class Debian:
         self.root, self.work = root, root / "work"
         uv = Path(sys.executable).with_name("uv")
         self.cache = subprocess.run((uv, "cache", "dir"), capture_output=True, text=True, check=True).stdout.strip()
-        packages = "--include=python3,python3-venv,ca-certificates"
-        self._do("debootstrap", "--variant=minbase", packages, RELEASE, str(root))
+        debian.bootstrap(RELEASE, root, "--include=python3,python3-venv,ca-certificates")
         self.work.mkdir()
         wheel = (sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(self.work))
         self._do(*wheel)

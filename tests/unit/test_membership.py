@@ -14,7 +14,7 @@ from torch.distributed import TCPStore
 
 from gfgw_prod.distributed.lost_group import Connections
 from gfgw_prod.distributed.world import World
-from gfgw_prod.launcher.generations import Offer, Round, built, here, node_of, ready
+from gfgw_prod.launcher.generations import OVER, Offer, Round, built, here, node_of, ready
 from gfgw_prod.process.exit_codes import CRASHED
 from gfgw_prod.resilience.membership import Membership, RegroupedError
 
@@ -48,10 +48,16 @@ def member(store: TCPStore, rank: int, node: str, *, is_new: bool = False, fewes
     return Membership(World(rank, 2, torch.device("cpu")), offer)
 
 
+def wait_for(store: TCPStore, *keys: str) -> None:
+    """Wait for keys that a rank has just set: the store does not acknowledge that, and each rank has its connection."""
+    Round(store, "round").keys.wait([*keys], timedelta(seconds=20))
+
+
 def both(store: TCPStore, *, fewest: int = 1, multiple: int = 1) -> tuple[Membership, Membership]:
     pair = member(store, 0, A, fewest=fewest), member(store, 1, B, fewest=fewest)
     for each in pair:
         each.hold_state(0, multiple, 8, FACTS)
+    wait_for(store, ready(0, 0), ready(0, 1))
     return pair
 
 
@@ -61,6 +67,7 @@ def test_node_may_leave_unless_too_few_are_left_or_it_has_the_store(store: TCPSt
     assert not first.goes_on_without({A})  # the others could not meet
     assert not first.goes_on_without({A, B})
     second.end()
+    wait_for(store, OVER)
     assert not first.goes_on_without({B})
 
 
@@ -95,9 +102,9 @@ def test_rank_that_joins_says_that_it_is_ready_and_waits_to_be_let_in(store: TCP
         ranks.keys.set(here(1, rank), "")
     world, _ = new.meet(20)
     assert (world.rank, world.world_size) == (2, 3)
-    assert ranks.keys.check([built((c, 0))])
+    wait_for(store, built((c, 0)))
     new.hold_state(5, 1, 8, FACTS)
-    ranks.keys.wait([ready(1, 2)], timedelta(seconds=20))  # set by another client, whose write may still be on its way
+    wait_for(store, ready(1, 2))
     assert not new.is_new
 
 
@@ -120,4 +127,4 @@ def test_rank_that_is_told_to_stop_does_not_wait_for_another_in_place_of_a_lost_
     ranks = Round(store, "round")
     ranks.begin(ranks.read(0).followed(is_after_loss=True))
     assert not first.is_followed(lambda: True)
-    assert ranks.is_over()
+    wait_for(store, OVER)
