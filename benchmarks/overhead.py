@@ -22,7 +22,7 @@ from gfgw_prod.resilience.bad_numbers import NumberGuard
 from gfgw_prod.settings import reading
 from gfgw_prod.settings.config import Config
 from gfgw_prod.telemetry.health import Health
-from gfgw_prod.telemetry.node import Node
+from gfgw_prod.telemetry.node import NodeTelemetry
 from gfgw_prod.telemetry.startup import Startup
 from gfgw_prod.training.building import build
 from gfgw_prod.training.checked_step import CheckedStep
@@ -63,7 +63,7 @@ class FullSize:
         self.training: TrainingStep = build(self.config, self.world, table, lambda line: None)
         bank = self.training.matcher.bank.local
         bank.copy_(torch.nn.functional.normalize(torch.randn(bank.shape, generator=torch.Generator().manual_seed(0))))
-        node = Node(self.config.telemetry, Health(600, lambda: 0.0), is_first=True)
+        node = NodeTelemetry(self.config.telemetry, Health(600, lambda: 0.0), is_first=True)
         self.reporter = Reporter(self.config, self.world, Startup(), node)
         (directory / "run").mkdir()
         self.reporter.open(0, {}, damaged=0)

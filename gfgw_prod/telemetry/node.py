@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from gfgw_prod.telemetry.endpoint import Endpoint
 
 
-class Node:
-    """The HTTP endpoint of a node, which its first rank opens if ``telemetry.prometheus_port`` is set.
+class NodeTelemetry:
+    """What a node shows over HTTP. Its first rank opens the endpoint if ``telemetry.prometheus_port`` is set.
 
     Args:
         health: what `/live` and `/ready` answer.

@@ -28,7 +28,7 @@ from gfgw_prod.sampling.pictures import write_png
 from gfgw_prod.settings.config import Config
 from gfgw_prod.settings.schedule import schedules_at
 from gfgw_prod.telemetry.build import build_labels
-from gfgw_prod.telemetry.node import Node
+from gfgw_prod.telemetry.node import NodeTelemetry
 from gfgw_prod.telemetry.pace import Pace
 from gfgw_prod.telemetry.registered_sinks import open_sinks
 from gfgw_prod.telemetry.sinks import Sink, Telemetry, Value, Values, last_recorded_step
@@ -46,7 +46,7 @@ CLOSE_SECONDS = 10.0  # for a sink to send what it has, when the process is abou
 class Reporter:
     """Output of rank 0, except per-rank lines."""
 
-    def __init__(self, config: Config, world: World, startup: Startup, node: Node):
+    def __init__(self, config: Config, world: World, startup: Startup, node: NodeTelemetry):
         self.config, self.world, self.dir = config, world, config.run.dir
         self._node, self._health, self._startup = node, node.health, startup
         by_rank = world.all_gather_object((socket.gethostname(), restart_causes.take_from_launcher()))

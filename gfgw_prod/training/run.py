@@ -26,7 +26,7 @@ from gfgw_prod.resilience.starts import StartCounter
 from gfgw_prod.settings import schedule
 from gfgw_prod.settings.config import Config
 from gfgw_prod.telemetry.health import Health
-from gfgw_prod.telemetry.node import Node
+from gfgw_prod.telemetry.node import NodeTelemetry
 from gfgw_prod.telemetry.startup import Startup
 from gfgw_prod.training.building import build
 from gfgw_prod.training.checked_step import CheckedStep
@@ -71,7 +71,7 @@ class Run:
         self.health = Health(config.resilience.hang_seconds, watch.silence)
         if kept is not None:
             self.health.enter_phase("going on with other ranks")
-        self.node = Node(config.telemetry, self.health, is_first=reports_for_node())
+        self.node = NodeTelemetry(config.telemetry, self.health, is_first=reports_for_node())
         self.reporter = Reporter(config, world, startup, self.node)
 
         # Validate: all ranks have the same settings, and each has a cell.

@@ -21,7 +21,7 @@ from gfgw_prod.telemetry.catalogue import BY_TAG, CATALOGUE
 from gfgw_prod.telemetry.exposition import AGE, BUILD, Live, Prometheus
 from gfgw_prod.telemetry.health import Health
 from gfgw_prod.telemetry.layout import CHARTS, COMPARED_METRICS, COMPARED_SETTINGS
-from gfgw_prod.telemetry.node import Node
+from gfgw_prod.telemetry.node import NodeTelemetry
 from gfgw_prod.telemetry.sinks import JsonLines, Telemetry, TensorBoard, last_recorded_step
 from gfgw_prod.telemetry.startup import Startup
 from gfgw_prod.training.reporting import Reporter
@@ -174,7 +174,7 @@ def test_age_counts_from_the_last_save(registry: CollectorRegistry) -> None:
 
 def test_checkpoint_age_of_a_resumed_run_counts_from_this_start(tmp_path: Path, alone: World) -> None:
     config = reading.resolve({"run": {"dir": str(tmp_path)}, "telemetry": {"prometheus_port": free_port()}})
-    node = Node(config.telemetry, Health(600, lambda: 0.0), is_first=True)
+    node = NodeTelemetry(config.telemetry, Health(600, lambda: 0.0), is_first=True)
     reporter = Reporter(config, alone, Startup(), node)
     node.listen()
     reporter.open(7, {"saved_at": time.time() - 1e6}, damaged=0)
