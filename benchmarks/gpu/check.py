@@ -12,6 +12,9 @@ from typing import Any
 
 import torch
 
+from gfgw_prod.checkpoint.finding import find_checkpoints
+from gfgw_prod.weights.digest import weights_digest
+
 ROOT = Path(__file__).parents[2]
 SECONDS = 480  # of the whole check
 
@@ -66,6 +69,13 @@ def run_parts(parts: Mapping[str, Part], place: Place, show: Callable[[Row], Non
             add(Row(name, type(error).__name__, str(error).splitlines()[0][:80] if str(error) else "", False))
         add(Row(name, "seconds of this part", time.monotonic() - began))
     return rows
+
+
+def digest_of(run_dir: Path) -> str:
+    """``weights_sha256`` of a run's newest checkpoint, which must be whole."""
+    newest = find_checkpoints(run_dir)[-1]
+    assert newest.problem() is None, newest
+    return weights_digest(newest.read_tensors("generator.", "ema."))
 
 
 def write(rows: Iterable[Row], file: Path) -> None:

@@ -10,16 +10,15 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch.nn.functional import normalize
 
-from benchmarks.gpu.check import ROOT, Part, Place, Row
+from benchmarks.gpu.check import ROOT, Part, Place, Row, digest_of
 from benchmarks.gpu.full_size import Steps, local_config, synchronise
+from benchmarks.gpu.replaced import replaced
 from benchmarks.gpu.variants import VARIANTS
-from gfgw_prod.checkpoint.finding import find_checkpoints
 from gfgw_prod.checkpoint.staging import Stage
 from gfgw_prod.distributed.arithmetic import set_arithmetic, set_tf32
 from gfgw_prod.distributed.world import World
@@ -27,7 +26,6 @@ from gfgw_prod.evaluation.distances import Moments, frechet_distance
 from gfgw_prod.settings import reading
 from gfgw_prod.training.state import CONSTANT, training_state
 from gfgw_prod.transport.fgw import fused_gromov_wasserstein
-from gfgw_prod.weights.digest import weights_digest
 
 FIRST_VERSION = "7.8 to 8.2"  # seconds for 1,000 images on an A100, of the method's first version
 SMALL = {  # of the large networks, for a test
@@ -54,13 +52,6 @@ def versions(place: Place) -> Iterator[Row]:
     for finding in json.loads(subprocess.run(command, cwd=ROOT, capture_output=True, check=False).stdout):
         if finding["state"] != "ok":
             yield Row("doctor", finding["check"], finding["detail"][:60], None if finding["state"] == "note" else False)
-
-
-def digest_of(run_dir: Path) -> str:
-    """``weights_sha256`` of a run's newest checkpoint, which must be whole."""
-    newest = find_checkpoints(run_dir)[-1]
-    assert newest.problem() is None, newest
-    return weights_digest(newest.read_tensors("generator.", "ema."))
 
 
 def variants(place: Place) -> Iterator[Row]:
@@ -259,5 +250,5 @@ def tf32(place: Place) -> Iterator[Row]:
 
 
 PARTS: dict[str, Part] = {
-    part.__name__: part for part in (versions, variants, digits, audits, speed, solver, saving, ranks, tf32)
+    part.__name__: part for part in (versions, variants, digits, audits, speed, solver, saving, ranks, replaced, tf32)
 }

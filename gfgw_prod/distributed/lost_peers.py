@@ -6,17 +6,20 @@ import re
 
 from torch.distributed import DistError
 
+from gfgw_prod.distributed.lost_group import GroupLostError
 from gfgw_prod.process.exit_codes import one_line
 
 LOST = (
     r"closed by peer|reset by peer|broken pipe|connection refused|was likely closed|remote process exit|no route to"
-    r"|already in use|timed out|timeout"
+    r"|already in use|timed out|timeout|was aborted"
 )
 
 
 def lost_connection(error: RuntimeError) -> str | None:
     """What happened to the connection, on one line; ``None`` if the error is of another kind."""
     message = one_line(error)
+    if isinstance(error, GroupLostError):
+        return message
     # NCCL and the store raise types of their own; gloo raises RuntimeError and names its source file.
     if not (isinstance(error, DistError) or "/gloo/" in message) or not re.search(LOST, message, re.I):
         return None

@@ -19,9 +19,10 @@ from torch.distributed.rendezvous import rendezvous
 
 from gfgw_prod.distributed.arithmetic import set_arithmetic
 from gfgw_prod.distributed.devices import choose_device, require_same_device_type
-from gfgw_prod.distributed.lost_group import connections
+from gfgw_prod.distributed.lost_group import connections, groups_not_split
 from gfgw_prod.distributed.torchrun import RankEnvironment, rank_environment
 from gfgw_prod.distributed.traffic import Traffic
+from gfgw_prod.distributed.transfers import to_device
 from gfgw_prod.process.exit_codes import UserError
 
 if TYPE_CHECKING:
@@ -140,7 +141,7 @@ class World:
         from torch.distributed.device_mesh import init_device_mesh
 
         shape = copies, self.world_size // copies
-        with _silent_output(), connections.noted():
+        with _silent_output(), connections.noted(), groups_not_split():
             return init_device_mesh(self.device.type, shape, mesh_dim_names=("replica", "shard"))
 
     def stop(self) -> None:
@@ -174,6 +175,7 @@ class World:
         if self.world_size > 1:
             with self.traffic.waiting():
                 dist.barrier()
+            self.require_peers()
 
     def all_gather(self, value: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
         """Stack equal-shaped tensors of all ranks, or of a group, by rank: ``(...)`` -> ``(ranks, ...)``."""
@@ -205,12 +207,15 @@ class World:
     def send(self, tensor: Tensor, to: int) -> None:
         """Send a tensor to another rank, which calls ``receive``."""
         with self.traffic.waiting(tensor):
-            dist.send(tensor, to)
+            dist.send(to_device(tensor, self.device), to)
 
     def receive(self, tensor: Tensor, source: int) -> None:
         """Overwrite a tensor with what another rank sends."""
         with self.traffic.waiting():
-            dist.recv(tensor, source)
+            received = tensor if tensor.device == self.device else torch.empty_like(tensor, device=self.device)
+            dist.recv(received, source)
+            if received is not tensor:
+                tensor.copy_(received)
 
     def broadcast(self, value: T, group: dist.ProcessGroup | None = None) -> T:
         """Return rank 0's value on all ranks, over a background group if one is given."""
@@ -220,6 +225,7 @@ class World:
         device = self.device if group is None else torch.device("cpu")
         with self._timed(group):
             dist.broadcast_object_list(box, src=0, group=group, device=device)
+        self.require_peers()
         return box[0]
 
     def all_gather_object(self, value: T, group: dist.ProcessGroup | None = None) -> list[T]:
@@ -229,7 +235,25 @@ class World:
         values: list[T] = [value] * self.world_size
         with self._timed(group):
             dist.all_gather_object(values, value, group=group)
+        self.require_peers()
         return values
+
+    def require_peers(self, *, wait: bool = False) -> None:
+        """Raise if the process group was shut down, and what came from other ranks may be worth nothing.
+
+        Operations over gloo raise themselves; over NCCL the host may read what an aborted one has left. So call this
+        between reading what came from other ranks and doing what cannot be undone.
+
+        Args:
+            wait: for all that the device has to do; else the host must have waited.
+
+        Raises:
+            GroupLostError: if so.
+        """
+        if self.device.type == "cuda" and self.world_size > 1:
+            if wait:
+                torch.cuda.synchronize()
+            connections.require_whole()
 
     def on_all_ranks(self, action: Callable[[], T]) -> T:
         """Call ``action`` on every rank and return its result; if it fails on any rank, raise on all. Collective.

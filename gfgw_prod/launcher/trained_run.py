@@ -37,8 +37,8 @@ def settings_of_ranks(words: Sequence[str]) -> Config | None:
 def may_take_in_ranks(config: Config) -> bool:
     """Whether ranks with these settings may admit others while they train; the ranks themselves decide."""
     replicated = config.distributed.strategy == "ddp" or config.distributed.shard_ranks > 0
-    on_cpu = config.run.device == "cpu" or not torch.cuda.is_available()
-    return config.resilience.in_place and replicated and on_cpu
+    on_gpu = config.run.device != "cpu" and torch.cuda.is_available()
+    return config.resilience.goes_on_in_place(on_gpu=on_gpu) and replicated
 
 
 def take_part(config: Config, job: str) -> None:

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 from torch.distributed import DistError, PrefixStore, Store, TCPStore
 
-from gfgw_prod.distributed.lost_group import connections, leave_lost_groups
+from gfgw_prod.distributed.lost_group import connections, leave_lost_groups, prepare_for_aborts
 from gfgw_prod.distributed.world import World
 from gfgw_prod.launcher.generations import (
     FACTS,
@@ -74,9 +74,13 @@ class Membership:
     def offered(cls, config: Config, world: World) -> Membership | None:
         """The membership that the launcher offers; ``None`` if it offers none or the run cannot continue in place."""
         offer = Offer.read(os.environ.pop(MEETING, ""))
-        possible = config.resilience.in_place and world.device.type == "cpu"
+        possible = config.resilience.goes_on_in_place(on_gpu=world.device.type == "cuda")
         stays_alone = world.world_size == 1 and (config.distributed.strategy != "ddp" or expected_ranks() == 1)
-        return None if offer is None or not possible or stays_alone else cls(world, offer)
+        if offer is None or not possible or stays_alone:
+            return None
+        if world.device.type == "cuda":
+            prepare_for_aborts()
+        return cls(world, offer)
 
     @property
     def node(self) -> str:
@@ -212,7 +216,7 @@ class Membership:
                 if not asked and self._member in present.members and time.monotonic() - began > PATIENCE_SECONDS:
                     asked = True
                     self._round.keys.set(missed(self.generation), "")
-                if self._member in present.members and self._round.keys.check(everyone):
+                if self._member in present.members and self._round.keys.check(everyone) and self._may_begin():
                     return self._world, PrefixStore(f"group/{self.generation}", self._round.keys)
                 if self._round.is_over():
                     self._give_up("the run ended while ranks came or went; all restart")
@@ -246,13 +250,21 @@ class Membership:
             self.generation = self._round.newest(self.generation)
         return self.generation > before
 
+    def _may_begin(self) -> bool:
+        """Whether this rank knows of no newer generation than its own. If so, mark the groups to come as whole."""
+        with self._lock:
+            is_newest = self._heard_of <= self.generation
+            if is_newest:
+                connections.begin_anew()
+        return is_newest
+
     def _connected(self) -> Round:
         where = self._offer.host, self._offer.port
         client = TCPStore(*where, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=600))
         return Round(client, self._offer.prefix)
 
     def _listen(self, to: Round) -> None:
-        """Watch for newer generations, and make the collectives of the current process group fail once one begins."""
+        """Watch for newer generations, and end the collectives of the current process group once one begins."""
         with suppress(DistError, RuntimeError):
             heard = self.generation
             while True:

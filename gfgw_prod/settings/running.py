@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from gfgw_prod.settings.types import (
+    AutoFlag,
     Count,
     Flag,
     NonNegative,
@@ -65,9 +66,10 @@ class ResilienceSettings(Section):
     skips_before_rollback: Count = setting(
         5, "skipped steps in a row after which the run returns to a checkpoint; the second time it ends"
     )
-    in_place: Flag = setting(
-        True,
-        "go on when ranks are lost, join or leave (on CPUs, under the elastic launcher); else all restart",
+    in_place: AutoFlag = setting(
+        "auto",
+        "go on when ranks are lost, join or leave (under the elastic launcher), else all restart; auto: on CPUs, as it "
+        "has not run on GPUs yet",
     )
     peer_copy_every_steps: Whole = setting(
         5,
@@ -81,6 +83,10 @@ class ResilienceSettings(Section):
         gt=1,
         le=1e9,
     )
+
+    def goes_on_in_place(self, *, on_gpu: bool) -> bool:
+        """Whether ranks on such devices go on in place."""
+        return self.in_place == "true" or (self.in_place == "auto" and not on_gpu)
 
 
 class TelemetrySettings(Section):

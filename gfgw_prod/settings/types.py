@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -55,6 +55,10 @@ def _as_flag(value: object) -> object:
     return value
 
 
+def _as_choice(value: object) -> object:
+    return as_written(value) if isinstance(value, bool) else value.lower() if isinstance(value, str) else value
+
+
 # Every number has bounds. Upper bounds are far beyond useful values, but safe to compute with.
 Whole = Annotated[int, BeforeValidator(_reject_bool)]
 Real = Annotated[float, BeforeValidator(_reject_bool)]
@@ -62,6 +66,7 @@ Text = Annotated[str, BeforeValidator(_as_file_name)]
 UserPath = Annotated[Path, BeforeValidator(_as_path)]
 Place = Annotated[str, BeforeValidator(_as_place)]  # a directory or a URL, or nothing
 Flag = Annotated[bool, BeforeValidator(_as_flag)]
+AutoFlag = Annotated[Literal["auto", "true", "false"], BeforeValidator(_as_choice)]
 Count = Annotated[Whole, Field(ge=1, le=1_000_000)]
 Positive = Annotated[Real, Field(gt=0, le=1e9)]
 NonNegative = Annotated[Real, Field(ge=0, le=1e9)]

@@ -106,6 +106,7 @@ class CheckedStep:
         if recorded:
             self.measure(result)
         self._step.clock.lap("check")
+        self._world.require_peers()
         self.settle(result, numbers)
         return result
 
@@ -124,7 +125,9 @@ class CheckedStep:
     def measure(self, result: StepResult) -> dict[str, float]:
         """Metrics of a step by catalogue tag. Collective, unless they are taken already."""
         if self.measured[0] != result.step:
-            self.measured = result.step, result.values(self._world, self._step.parallel.assignment)
+            values = result.values(self._world, self._step.parallel.assignment)
+            self._world.require_peers()
+            self.measured = result.step, values
         return self.measured[1]
 
     def values(self) -> dict[str, float | Sequence[float]]:
@@ -163,7 +166,9 @@ class CheckedStep:
             watch.progress(f"computing step {first.step + 1} again")
             again = self._step.compute(first.step, rows)
             checksums = self._checksums(again)
-            if any(old.first_difference(checksums) is None for old in seen):
+            agree = any(old.first_difference(checksums) is None for old in seen)
+            self._world.require_peers()
+            if agree:
                 self._count_errors(first.step, checksums, seen)
                 # Without sharding every rank holds the whole sum of gradients.
                 for stage in (MATCHING, NORM, *([SUM] if self._step.parallel.replicated else [])):

@@ -41,6 +41,7 @@ class Grids:
     def show_samples(self, reporter: Reporter, images: int, ema: Ema) -> None:
         """Draw, write and record a grid of samples. Collective."""
         grid = self._of_samples(ema, reporter.world)
+        reporter.world.require_peers()
         reporter.show_picture(images, "samples", grid, f"samples/kimg-{images / 1000:09.1f}.png", "samples.png")
 
     def _of_data(self) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from gfgw_prod.checkpoint.choosing import quarantined
 from gfgw_prod.checkpoint.finding import checkpoints_in
+from gfgw_prod.distributed.lost_group import connections
 from gfgw_prod.distributed.lost_peers import lost_connection
 from gfgw_prod.distributed.packed import Packed
 from gfgw_prod.features.bank import FeatureBank
@@ -29,8 +30,7 @@ from gfgw_prod.training.run import Run
 
 def kept_after(error: BaseException, run: Run) -> bool:
     """Whether a run continues in place after an error that a change of ranks caused. If so, free its process group."""
-    lost = isinstance(error, RuntimeError) and lost_connection(error) is not None
-    if run.membership is None or not (lost or isinstance(error, RegroupedError)) or not run.holds_state:
+    if run.membership is None or not _is_of_lost_group(error, run) or not run.holds_state:
         return False
     if not run.membership.is_followed(lambda: run.stop.requested_here):
         return False
@@ -48,6 +48,14 @@ def kept_after(error: BaseException, run: Run) -> bool:
     if kept.copies is not None:
         kept.copies.end()
     return True
+
+
+def _is_of_lost_group(error: BaseException, run: Run) -> bool:
+    """Whether a change of ranks caused an error."""
+    if run.world.device.type == "cuda" and not connections.are_whole:
+        return isinstance(error, Exception)  # an aborted collective leaves arbitrary numbers, which may raise anything
+    lost = isinstance(error, RuntimeError) and lost_connection(error) is not None
+    return lost or isinstance(error, RegroupedError)
 
 
 def go_on(run: Run) -> None:

@@ -128,6 +128,7 @@ class Kept:
         if self._has_replicas:
             for table in self._tables:
                 table.whole = table.gathered(table.local).clone()
+            self.training.world.require_peers(wait=True)
         else:
             if self.copies is None:
                 every, timeout = config.resilience.peer_copy_every_steps, config.distributed.timeout_seconds

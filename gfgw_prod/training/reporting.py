@@ -199,6 +199,7 @@ class Reporter:
         if self._first_record:
             self._first_record = False
             values |= self._startup.end(self.log if self.config.telemetry.progress != "off" else lambda line: None)
+        self.world.require_peers()
         self.record_values(step, images, values)
         if self._meter is not None:
             kind = " at t = 1" if result.one_step else ""

@@ -27,6 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.graph import _engine_run_backward
+from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -201,6 +202,13 @@ class PretendedGpu(TorchDispatchMode):
             return self._collective(func, name, args, kwargs, tensors, leaves)
         device = kwargs.get("device")
         to_device = device is not None and torch.device(device).type == "cuda"
+        if name.startswith("_foreach_copy_") and 0 < len(ours) < len(tensors):  # one by one between devices
+            for target, source in zip(args[0], args[1], strict=True):
+                self.run(torch.ops.aten.copy_.default, (target, source), {})
+            return None
+        if to_device and isinstance(args[0], DTensor):  # this rank's part of another one like it
+            own = self.run(func, (args[0]._local_tensor, *args[1:]), kwargs)
+            return DTensor(own, args[0]._spec, requires_grad=False)
         if not ours and not to_device:
             return _on_cpu(func, name, args, kwargs)
         if device is not None:

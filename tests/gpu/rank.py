@@ -1,9 +1,19 @@
-"""One of several ranks on pretended GPUs, with gloo in the place of NCCL: ``python -m tests.gpu.rank train ...``."""
+"""One of several ranks on pretended GPUs, with gloo in the place of NCCL: ``python -m tests.gpu.rank train ...``.
+
+As over NCCL, no operation fails when a peer is lost: it waits until the group is shut down, ends without an error, and
+leaves numbers that look right. Only the next one raises.
+
+``DIES_AT="RANK NUMBER FILE"`` has a rank die in its maximum of that number, unless the file exists.
+"""
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,11 +23,18 @@ from torch.distributed import device_mesh, distributed_c10d
 
 from gfgw_prod.commands.cli import main
 from gfgw_prod.distributed import world
+from gfgw_prod.distributed.lost_group import connections
+from gfgw_prod.distributed.lost_peers import lost_connection
 
 from .driver import pretended_gpu
 from .pretended import CUDA, PretendedGpu
 
 GROUPS: list[str] = []  # backends of the groups that were made
+OPERATIONS = (
+    *("all_reduce", "all_gather_into_tensor", "all_to_all_single", "all_gather_object", "broadcast_object_list"),
+    *("barrier", "send", "recv"),
+)
+LONGEST_SECONDS = 120.0  # for launchers to begin a generation without a lost rank
 
 
 def stand_in_for_nccl(patch: pytest.MonkeyPatch, gpu: PretendedGpu) -> None:
@@ -29,6 +46,7 @@ def stand_in_for_nccl(patch: pytest.MonkeyPatch, gpu: PretendedGpu) -> None:
         assert backend == "nccl"
         assert device_id == CUDA  # with it, NCCL connects at once, and barriers know their device
         GROUPS.append(backend)
+        gpu.gloo.clear()  # names of groups of before, which are given anew
         start("gloo", **options)
 
     def make_group(*args: Any, backend: str | None = None, **options: Any) -> Any:
@@ -48,6 +66,47 @@ def stand_in_for_nccl(patch: pytest.MonkeyPatch, gpu: PretendedGpu) -> None:
     patch.setattr(distributed_c10d, "_get_object_coll_device", device_of)
     # Each rank has a GPU of its own, and all are called cuda:0.
     patch.setattr(world, "choose_device", lambda *_: CUDA)
+    for name in OPERATIONS:
+        patch.setattr(dist, name, as_over_nccl(getattr(dist, name), gpu))
+    patch.setattr(dist, "all_reduce", dying(dist.all_reduce))
+
+
+def as_over_nccl(operation: Callable[..., Any], gpu: PretendedGpu) -> Callable[..., Any]:
+    """An operation that neither fails nor ends when a peer is lost."""
+
+    def run(*args: Any, group: Any = None, **options: Any) -> Any:
+        if group is not None and group.group_name in gpu.gloo:
+            return operation(*args, group=group, **options)
+        if not connections.are_whole:
+            raise dist.DistBackendError("NCCL communicator was aborted on this rank.")
+        try:
+            return operation(*args, group=group, **options)
+        except RuntimeError as error:
+            if lost_connection(error) is None:
+                raise
+        deadline = time.monotonic() + LONGEST_SECONDS
+        while connections.are_whole and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return None
+
+    return run
+
+
+def dying(all_reduce: Callable[..., Any]) -> Callable[..., Any]:
+    """An all-reduce in which this rank dies, if ``DIES_AT`` says so."""
+    rank, number, file = os.environ.get("DIES_AT", "-1 0 .").split()
+    maxima = 0
+
+    def run(tensor: Any, op: Any = dist.ReduceOp.SUM, **options: Any) -> Any:
+        nonlocal maxima
+        if op == dist.ReduceOp.MAX and not options.get("async_op"):
+            maxima += 1
+            if os.environ["RANK"] == rank and maxima == int(number) and not Path(file).exists():
+                Path(file).touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+        return all_reduce(tensor, op, **options)
+
+    return run
 
 
 if __name__ == "__main__":

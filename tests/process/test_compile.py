@@ -1,13 +1,14 @@
-"""With ``train.compile`` a tiny run computes the same up to rounding. Compiling takes minutes."""
+"""With ``train.compile`` a tiny run computes the same up to rounding, and goes on in place. Compiling takes minutes."""
 
 from __future__ import annotations
 
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 
-from . import runs
+from . import copies, runs
 
 NETWORK = ("--generator.dropout", "0", "--data.flip", "false", "--telemetry.sample-grid", "1")
 
@@ -24,3 +25,32 @@ def test_compiled_steps_have_the_losses_of_eager_ones(tmp_path: Path, request: p
     assert compiled.keys() == {1, 2}
     for step, terms in compiled.items():
         assert terms == pytest.approx(eager[step], rel=1e-3, abs=1e-6), step
+
+
+@pytest.mark.timeout(1200)
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a compiler")
+@pytest.mark.skipif(sys.platform != "linux", reason="recovery in place needs /proc")
+def test_rank_that_stays_when_another_is_lost_keeps_its_compiled_code(
+    tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    if not request.config.getoption("--thorough"):
+        pytest.skip("--thorough: compiling takes a minute of two cores")
+    steps, graphs = 4, tmp_path / "graphs"
+    options = (*runs.SMALL, *NETWORK, "--train.total-kimg", str(steps * runs.SMALL_BATCH / 1000))
+    options = (*options, "--train.compile", "true")
+    runs.train(tmp_path / "undisturbed", *options)
+    copy = copies.in_step(
+        tmp_path,
+        "import os",
+        "from torch._dynamo.utils import counters",
+        f"self.world.rank or print(counters['stats']['unique_graphs'], file=open('{graphs}', 'a'), flush=True)",
+        "dies = self.world.rank == 1 and self.step == 3 and self.membership.generation == 0",
+        "dies and os.kill(os.getpid(), 9)",
+    )
+    command = runs.elastic(tmp_path / "run", *options, "--resilience.in-place", "true")
+    outcome = runs.execute(command, copy | {"NPROC": "2"})
+    assert outcome.code == 0, outcome.stderr
+    assert "a lost rank was replaced" in outcome.stderr
+    assert runs.digests(tmp_path / "run")[steps] == runs.digests(tmp_path / "undisturbed")[steps]
+    compiled = [int(line) for line in graphs.read_text().splitlines()]
+    assert compiled[-1] == compiled[3] > 0
