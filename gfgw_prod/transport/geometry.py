@@ -71,7 +71,7 @@ class Cosine:
 
     def _mean(self, mass: Tensor) -> Tensor:
         """``Yᵀ mass``, ``(d,)``."""
-        parts = [mass[block] @ self._features(block) for block in self.columns.blocks]
+        parts = [torch.mv(self._features(block).T, mass[block]) for block in self.columns.blocks]
         return self.columns.sum(parts, self.x[0], RATIO_BITS)
 
     def _moment(self, mass: Tensor) -> Tensor:

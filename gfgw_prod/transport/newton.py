@@ -45,13 +45,12 @@ class RowHessian:
         parts = []
         for block_kernel, block in zip(kernel, columns.blocks, strict=True):
             normalised = torch.mul(block_kernel, spread[block], out=scratch(block_kernel.shape)).mul_(scale[:, None])
-            torch.threshold_(normalised, SMALLEST, 0.0)
-            parts.append(_gram(normalised))
-        hessian = columns.sum(parts, p.new_empty(len(p), len(p)), GRAM_BITS).double().neg_()
+            parts.append(_gram(torch.threshold_(normalised, SMALLEST, 0.0)))
+        hessian = columns.sum(parts, p.new_empty(len(p), len(p)), GRAM_BITS).neg_()
         hessian.diagonal().add_(1 + DAMPING[p.dtype])
-        self._inverse_root = (p * ratio).double().rsqrt().masked_fill_(p <= 0, 0)
-        self._factor, failed = torch.linalg.cholesky_ex(hessian, upper=True)
-        self._factored = failed == 0
+        self._inverse_root = (p * ratio).rsqrt_().masked_fill_(p <= 0, 0)
+        self._upper, failed = torch.linalg.cholesky_ex(hessian, upper=True)
+        self._lower, self._factored = self._upper.mT, failed == 0
 
     def step(self, gradient: Tensor) -> Tensor:
         """The change of ``log w``, ``(n,)``, at a gradient ``(n,)`` of the dual objective.
@@ -59,13 +58,13 @@ class RowHessian:
         The quadratic model fails where a potential must change by several nats, as between clusters that hardly
         exchange mass: there Newton's ``d`` is far too long. It is shortened to ``sign(d) log(1 + |d|)``.
         """
-        scaled = gradient * self._inverse_root  # in float64
+        scaled = gradient * self._inverse_root
         # Two solves with the factor, as ``cholesky_solve`` does with a copy of it, which costs more than both.
-        half = torch.linalg.solve_triangular(self._factor.mT, scaled[:, None], upper=False)
-        solved = torch.linalg.solve_triangular(self._factor, half, upper=True)[:, 0]
+        half = torch.linalg.solve_triangular(self._lower, scaled[:, None], upper=False)
+        solved = torch.linalg.solve_triangular(self._upper, half, upper=True)[:, 0]
         # Where the factorisation failed, a step like Sinkhorn's: the Hessian's diagonal instead of the Hessian.
-        newton = torch.where(self._factored, solved, scaled) * self._inverse_root
-        return torch.copysign(newton.abs().log1p(), newton).to(gradient.dtype)
+        newton = torch.where(self._factored, solved, scaled).mul_(self._inverse_root)
+        return torch.copysign(newton.abs().log1p_(), newton)
 
 
 def _gram(rows: Tensor) -> Tensor:
