@@ -221,7 +221,7 @@ class Sinkhorn:
         self._make_rows_exact(sums)
 
     def _fold_into_kernel(self) -> None:
-        """Fold ``v`` into the kernel and ``g``, in place: a scaled copy of the kernel would take three times as long."""
+        """Fold ``v`` into the kernel and ``g``: in place, as a scaled copy would take three times as long."""
         for kernel, block in zip(self._kernel, self.columns.blocks, strict=True):
             kernel.mul_(self._v[block])
         self._g = self._g + self._v.log()
