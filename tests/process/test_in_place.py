@@ -152,7 +152,7 @@ def test_peer_stuck_in_c_is_killed_and_all_restart(reference: Path, tmp_path: Pa
     runs.wait_until(lambda: runs.last_step(run_dir) > 3, agent, limit_seconds=30)
     outcome = runs.outcome_of(agent)
     assert outcome.code == 0, outcome.stderr
-    assert "is stuck, while a lost rank is replaced; it is killed" in outcome.stderr
+    assert "is stuck while the ranks of a new generation meet; it is killed" in outcome.stderr
     assert "restart 2 of 3" in outcome.stderr
     assert time.monotonic() - began < 60
     assert runs.digests(run_dir)[runs.STEPS] == runs.digests(reference)[runs.STEPS]
