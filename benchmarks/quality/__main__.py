@@ -99,13 +99,16 @@ def main(arguments: Sequence[str] = ()) -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=2, help="parallel runs, each on one thread")
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
+    parser.add_argument("--in-network", action="store_true", help="features of EfficientNet-Lite0 instead of pixels")
     parser.add_argument("--tune", action="store_true", help="try settings of each method, on a separate seed")
     options = parser.parse_args(arguments)
     with Processes(options.jobs) as processes:
         if options.tune:
             tune(processes, options.methods, options.data, options.seconds)
             return
-        requests = {name: (name, options_of(options.data, name)) for name in options.methods}
+        requests = {
+            name: (name, options_of(options.data, name, in_network=options.in_network)) for name in options.methods
+        }
         found = compare(processes, requests, options.data, options.seconds, range(options.seeds))
         print_table(found, processes.ask("halves", data=options.data))
 

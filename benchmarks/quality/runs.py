@@ -5,12 +5,15 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import queue
+import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping
 from functools import cache, partial
@@ -19,6 +22,7 @@ from typing import Any, Self
 
 import torch
 
+from benchmarks.frozen import write_lite0
 from benchmarks.quality import data as data_sets
 from benchmarks.quality import objectives
 from benchmarks.quality.measure import Reference, quality, quality_of_halves
@@ -84,7 +88,17 @@ class Processes:
 
 
 def build(name: str, data: str, steps: int, seed: int, changes: Mapping[str, Any]) -> Method:
+    if "features.network" in changes:
+        changes = {**changes, "features.weights": weights()}
     return BUILDERS[name](table_of(data), steps, seed, changes)
+
+
+@cache
+def weights() -> Path:
+    """The file of the network that features are taken from."""
+    place = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, place)
+    return write_lite0(Path(place))
 
 
 def costs(requests: Mapping[str, tuple[str, Mapping[str, Any]]], data: str) -> dict[str, tuple[float, float]]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from benchmarks.frozen import LITE0
+
 METHODS = {
     "ours": "**GFGW-FM**",
     "ours-lambda-0": "the same without structure (λ 0)",
@@ -83,6 +85,15 @@ TUNED: dict[str, dict[str, Any]] = {
 PICTURES = {name: {**TUNED.get(name, {}), **SMALL} for name in METHODS}
 PICTURES["ours"] |= FITTED
 OPTIONS = {"digits": {**TUNED, "ours": {}}, "photos": PHOTOS, "photos-halved": PHOTOS}
+# In the features of a network, noise and pixels take no part in the coupling: ours couples as with ``IN_EACH_BATCH``.
+IN_NETWORK: dict[str, Any] = {
+    "features.extractor": "timm",
+    "features.network": LITE0,
+    "features.image_size": 64,
+    "features.pixel_constant": 0.0,
+    "consistency.coupled_by": "samples",
+    "transport.noise_weight": 0.0,
+}
 ALWAYS: dict[str, dict[str, Any]] = {
     # Noise and images are independent, so the preconditioning must not assume a correlation.
     "independent": {"transport.target": "independent", "generator.correlation": 0.0},
@@ -92,7 +103,8 @@ ALWAYS: dict[str, dict[str, Any]] = {
 }
 
 
-def options_of(data: str, name: str) -> dict[str, Any]:
+def options_of(data: str, name: str, *, in_network: bool = False) -> dict[str, Any]:
     """What a method was tuned to on a data set; folders of pictures share settings, and so do our variants."""
     tuned = OPTIONS.get(data, PICTURES)
-    return {**tuned.get("ours" if name.startswith("ours") else name, {}), **ALWAYS.get(name, {})}
+    found = {**tuned.get("ours" if name.startswith("ours") else name, {}), **ALWAYS.get(name, {})}
+    return {**found, **IN_NETWORK, "generator.correlation": 0.0} if in_network else found

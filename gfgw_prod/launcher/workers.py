@@ -80,7 +80,9 @@ class IdleWorkers:
             self._looks[worker.pid] = self._looks[worker.pid] + 1 if idle else 0
             if self._looks[worker.pid] * interval >= (STOPPED_SECONDS if stopped else LEAVE_SECONDS):
                 worker.kill()
-                killed[worker.pid] = "was stopped (SIGSTOP)" if stopped else "is stuck while the ranks of a new generation meet"
+                killed[worker.pid] = (
+                    "was stopped (SIGSTOP)" if stopped else "is stuck while the ranks of a new generation meet"
+                )
         return killed
 
 
