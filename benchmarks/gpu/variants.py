@@ -33,6 +33,7 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         "generator": {"channels_last": False},
     },
     "attention": {"generator": {"attention_resolutions": [8]}},
+    "fp16": {"train": {"precision": "fp16"}},
     "bf16": {"train": {"precision": "bf16"}},
     "tf32": {"train": {"precision": "tf32"}},
     "fast": {"distributed": {"reduction": "fast"}},

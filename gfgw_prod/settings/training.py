@@ -21,7 +21,7 @@ from gfgw_prod.settings.types import (
     setting,
 )
 
-PrecisionName = Literal["fp32", "tf32", "bf16"]
+PrecisionName = Literal["fp32", "tf32", "bf16", "fp16"]
 
 
 class TimeSettings(Section):
@@ -109,7 +109,8 @@ class TrainSettings(Section):
         1, "cells per rank whose pass at t = 1 is kept until it has targets; others are recomputed", ge=0, le=1_000_000
     )
     precision: PrecisionName = setting(
-        "fp32", "precision of the networks: fp32; tf32 (faster on GPUs); bf16 (autocast)"
+        "fp32",
+        "precision of the networks: fp32; tf32 (faster on GPUs); autocast to bf16, or to fp16 with loss scaling",
     )
     profile_steps: Whole = setting(
         0,

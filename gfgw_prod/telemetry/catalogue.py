@@ -139,6 +139,7 @@ CATALOGUE: tuple[Metric, ...] = (
     gauge("optimizer/gradient_norm", "Gradient norm before clipping."),
     gauge("optimizer/learning_rate", "Learning rate of the last step."),
     gauge("optimizer/ema_halflife_images", "Half-life of the averaged weights."),
+    gauge("optimizer/loss_scale", "Factor on the losses under fp16; else 1."),
     *(
         gauge(
             f"schedule/time_{bound}",

@@ -117,6 +117,8 @@ class CheckedStep:
         if anomaly is None:
             self._guard.accept(numbers)
             self._step.apply(result)
+        elif self._step.lower_loss_scale():
+            self._log(f"{name} has {anomaly}; the step is skipped and the loss scale halved")
         else:
             self._guard.skip()
             self._step.skip()

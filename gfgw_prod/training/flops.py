@@ -20,7 +20,7 @@ from gfgw_prod.telemetry.build import device_model
 from gfgw_prod.training.objective import Objective
 
 META = torch.device("meta")
-# Dense operations a second by a part of the GPU's name: in bf16, in TF32, in float32 (NVIDIA's data sheets).
+# Dense operations a second by a part of the GPU's name: in fp16 and bf16, in TF32, in float32 (NVIDIA's data sheets).
 PEAKS: dict[str, tuple[float, float, float]] = {
     "A100": (312e12, 156e12, 19.5e12),
     "H100 PCIe": (756e12, 378e12, 51e12),
@@ -57,7 +57,7 @@ class FlopsRate:
 
 def peak_of(gpu: str, precision: PrecisionName) -> float | None:
     """Peak operations a second of a GPU by its name; ``None`` if it is not known."""
-    column = {"bf16": 0, "tf32": 1, "fp32": 2}[precision]
+    column = {"bf16": 0, "fp16": 0, "tf32": 1, "fp32": 2}[precision]
     return next((peaks[column] for name, peaks in PEAKS.items() if name in gpu), None)
 
 

@@ -1,4 +1,4 @@
-"""Arithmetic of the networks: autocast, TF32, compiled kernels.
+"""Arithmetic of the networks: autocast, TF32, the loss scale that fp16 needs, compiled kernels.
 
 Weights, summed gradients and averages stay float32.
 """
@@ -16,11 +16,14 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from gfgw_prod.distributed.arithmetic import tf32
+from gfgw_prod.distributed.reduction import scale_gradients
 from gfgw_prod.generator import unet
 from gfgw_prod.process.exit_codes import UserError
 from gfgw_prod.settings.training import PrecisionName
 
-DTYPES = {"bf16": torch.bfloat16}  # of autocast
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+FIRST_SCALE, LEAST_SCALE, MOST_SCALE = 2.0**16, 1.0, 2.0**24
+GROWS_AFTER = 2000  # steps without an overflow
 # What autocast casts the weights of. Other layers may compute with theirs first.
 CAST_LAYERS: set[type[nn.Module]] = {nn.Linear, nn.Conv2d, unet.Linear, unet.Conv2d}
 NEWEST_TO_COMPILE = (3, 14) if torch.__version__ >= "2.10" else (3, 13)  # Python that this torch compiles for
@@ -64,13 +67,24 @@ def _weights_by_block(network: nn.Module, kinds: set[type[nn.Module]]) -> list[_
 
 
 class Precision:
-    """Autocast or TF32 for the passes of the networks.
+    """Autocast for the networks, and a power of two by which losses are multiplied before the backward pass.
+
+    In fp16 gradients below 6e-8 vanish and those above 65,504 overflow. An overflow halves the
+    scale, ``GROWS_AFTER`` steps without one double it (Micikevicius et al. 2018, arXiv:1710.03740). A power of two
+    changes no digit of a number. The others have the scale 1.
 
     TF32 is on in the passes of tf32 alone: features of the bank and of evaluation, and couplings, are float32.
     """
 
     def __init__(self, kind: PrecisionName, device: torch.device):
         self._dtype, self._tf32, self._device = DTYPES.get(kind), kind == "tf32", device
+        self._scaled = kind == "fp16"
+        self._state = torch.tensor([FIRST_SCALE if self._scaled else 1.0, 0.0], dtype=torch.float64)
+
+    @property
+    def scale(self) -> float:
+        """The loss scale."""
+        return float(self._state[0])
 
     def autocast(self) -> AbstractContextManager[object]:
         """Context of one pass. Casts of weights are not cached: a pass uses each once (see ``cast_weights``)."""
@@ -80,9 +94,9 @@ class Precision:
         return torch.autocast(self._device.type, self._dtype, enabled=enabled, cache_enabled=False)
 
     def backward(self, loss: Tensor, weight: float) -> None:
-        """Make the backward pass of a loss ``()`` times its weight."""
+        """Make the backward pass of a loss ``()`` times its weight and the scale."""
         with tf32() if self._tf32 else nullcontext():
-            (loss * weight).backward()
+            (loss * (weight * self.scale)).backward()
 
     @contextmanager
     def cast_weights(self, *networks: nn.Module, by_block: bool = False) -> Iterator[None]:
@@ -109,6 +123,29 @@ class Precision:
         finally:
             for layer, name, _ in chain.from_iterable(groups):
                 vars(layer).pop(name, None)  # two parents may share a layer
+
+    def unscale(self, parameters: Iterable[Tensor]) -> None:
+        """Divide the gradients of a backward pass by the scale."""
+        if self._scaled:
+            scale_gradients(parameters, 1 / self.scale)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What a checkpoint must hold."""
+        return {"scale": self._state}
+
+    def record_good_step(self) -> None:
+        """Count a step without overflow."""
+        if self._scaled:
+            self._state[1] += 1
+            if self._state[1] >= GROWS_AFTER:
+                self._state[0], self._state[1] = min(self.scale * 2, MOST_SCALE), 0
+
+    def lower_scale(self) -> bool:
+        """Halve the scale after a gradient that is not finite. False if the scale cannot be the cause."""
+        if not self._scaled or self.scale <= LEAST_SCALE:
+            return False
+        self._state[0], self._state[1] = self.scale / 2, 0
+        return True
 
 
 def compile_networks(networks: Iterable[nn.Module]) -> None:

@@ -18,6 +18,7 @@ def training_state(step: TrainingStep, **others: Mapping[str, Tensor]) -> dict[s
     for moment, tensors in step.optimizer.moments.items():
         state |= {f"optimizer.{moment}.{name}": tensor for name, tensor in tensors.items()}
     state["bank.rows"] = step.matcher.bank.state()
-    for prefix, part in {**others, "transport": step.matcher.tensors()}.items():
+    parts = {**others, "transport": step.matcher.tensors(), "precision": step.precision.tensors()}
+    for prefix, part in parts.items():
         state |= {f"{prefix}.{name}": tensor for name, tensor in part.items()}
     return state

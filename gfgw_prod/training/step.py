@@ -164,6 +164,7 @@ class TrainingStep:
             Checksums ``(turns,)`` of this rank's own gradients, and the norm of the sum, ``()``.
         """
         checksums = self.parallel.finish_step()
+        self.precision.unscale(self._parameters())
         return torch.stack(checksums), gradient_norm(self._parameters(), self.world, self.parallel.shards)
 
     @phase("update")
@@ -175,11 +176,19 @@ class TrainingStep:
         scale_gradients(self._parameters(), clip)
         self.optimizer.step(result.step, schedules.learning_rate)
         self.ema.update(schedules.ema_decay)
+        self.precision.record_good_step()
         self.matcher.accept(result.match, seen + config.train.batch_size)
 
     def skip(self) -> None:
         """Drop the gradient of a step that must not count: the schedules go on, the weights stay."""
         self.optimizer.drop_gradients()
+
+    def lower_loss_scale(self) -> bool:
+        """Skip a step whose gradient overflowed in fp16, and halve the loss scale. False if it is no cause."""
+        lowered = self.precision.lower_scale()
+        if lowered:
+            self.skip()
+        return lowered
 
     def end(self) -> None:
         """Free what holds a process group that is lost. A computed step may still be applied or skipped."""
@@ -192,8 +201,8 @@ class TrainingStep:
         return gradients(self._parameters())
 
     def values(self) -> dict[str, float]:
-        """Metrics by catalogue tag: time per phase and waits for images since the last call."""
-        return {**self.clock.take(), **self.feed.values()}
+        """Metrics by catalogue tag: time per phase and waits for images since the last call, the loss scale."""
+        return {**self.clock.take(), **self.feed.values(), "optimizer/loss_scale": self.precision.scale}
 
     # One cell --------------------------------------------------------------------------------------------------------
 

@@ -38,14 +38,15 @@ def test_torchs_debug_checks_leave_the_weights_alone(reference: Path, tmp_path: 
     assert runs.digests(tmp_path / "run")[2] == runs.digests(reference)[2]
 
 
-def test_bf16_trains_the_same_weights_on_any_number_of_ranks_and_others_than_fp32(
-    reference: Path, tmp_path: Path
-) -> None:
-    options = ("--train.precision", "bf16")
-    runs.train(tmp_path / "one", *options, steps=2)
-    runs.train(tmp_path / "two", *options, "--distributed.strategy", "fsdp", steps=2, ranks=2)
-    assert runs.digests(tmp_path / "one") == runs.digests(tmp_path / "two")
-    assert runs.digests(tmp_path / "one")[2] != runs.digests(reference)[2]
+def test_half_precision_trains_the_same_weights_on_any_number_of_ranks(reference: Path, tmp_path: Path) -> None:
+    found = {runs.digests(reference)[2]}
+    for precision in ("bf16", "fp16"):
+        options = ("--train.precision", precision)
+        runs.train(tmp_path / precision, *options, steps=2)
+        runs.train(tmp_path / f"{precision}-two", *options, "--distributed.strategy", "fsdp", steps=2, ranks=2)
+        assert runs.digests(tmp_path / precision) == runs.digests(tmp_path / f"{precision}-two")
+        found.add(runs.digests(tmp_path / precision)[2])
+    assert len(found) == 3  # and each precision others
 
 
 def test_shard_groups_that_do_not_divide_the_ranks_are_refused(tmp_path: Path) -> None:

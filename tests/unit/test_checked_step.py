@@ -41,11 +41,14 @@ SETTINGS: dict[str, Any] = {
 Hook = Callable[[Tensor], Tensor]
 
 
-def run_in(directory: Path, world: World, keep: int = 100, port: int = 0, **resilience: Any) -> Run:
+def run_in(
+    directory: Path, world: World, keep: int = 100, precision: str = "fp32", port: int = 0, **resilience: Any
+) -> Run:
     """A run that has been taken up in the directory."""
     checkpoint = {"every_kimg": 3 * KIMG, "keep": keep}
     settings = {
         **SETTINGS,
+        "train": {**SETTINGS["train"], "precision": precision},
         "checkpoint": checkpoint,
         "telemetry": {**SETTINGS["telemetry"], "prometheus_port": port},
         "run": {"dir": str(directory)},
@@ -178,6 +181,21 @@ def test_step_whose_numbers_are_its_own_is_left_out(tmp_path: Path, alone: World
     assert run.checked_step.values()["run/skipped_steps"] == 1
     assert weights(run) != undisturbed
     assert all(tensor.isfinite().all() for tensor in run.state().values())
+
+
+def test_gradient_that_half_precision_cannot_hold_halves_the_loss_scale_and_is_no_bad_number(
+    tmp_path: Path, alone: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = run_in(tmp_path / "run", alone, precision="fp16")
+    scale = 16.0  # with which these small steps stay in range
+    run.training.precision.tensors()["scale"][0] = scale
+    with disturbed(run, "gradient", broken, lambda run: run.step in (4, 5, 6)):
+        assert run.loop()  # three in a row, where two bad steps would go back to a checkpoint
+    assert run.training.precision.scale == scale / 8
+    assert run.checked_step.values()["run/skipped_steps"] == 0
+    assert run.checked_step.values()["run/rollbacks"] == 0
+    assert "the step is skipped and the loss scale halved" in capsys.readouterr().err
+    run.close()
 
 
 def test_spike_is_measured_against_the_median_of_steps_that_counted() -> None:

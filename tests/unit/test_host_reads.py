@@ -31,6 +31,7 @@ OPERATIONS = ("_local_scalar_dense", "nonzero", "unique", "masked_select", "binc
 # What is on the host anyway: state of the run, ids that the stream brought, and the counters of torch's AdamW for CPUs
 # (for GPUs it is fused).
 ON_HOST = {
+    "precision.py:scale",
     "bad_numbers.py:anomaly",
     "bad_numbers.py:accept",
     "matching.py:_candidates",

@@ -77,7 +77,7 @@ def _gpu(index: int) -> Finding:
         advice = "exclude it from the job, test: dcgmi diag -r 3"
         return Finding("gpu", "bad", f"{name}, computes wrong results", advice)
     if properties.major < 8:
-        return Finding("gpu", "note", f"{name}, without bf16", "train with train.precision fp32")
+        return Finding("gpu", "note", f"{name}, without bf16", "train with train.precision fp32 or fp16")
     return Finding("gpu", "ok", name)
 
 
