@@ -21,6 +21,7 @@ from gfgw_prod.distributed.cells import random_stream
 from gfgw_prod.features.networks import FrozenNetwork, Network
 from gfgw_prod.process.exit_codes import UserError, one_line
 from gfgw_prod.settings.evaluation import TIMM_SPACE, SpaceName
+from gfgw_prod.settings.networks import Pool
 from gfgw_prod.weights import published
 from gfgw_prod.weights.digest import weights_digest
 from gfgw_prod.weights.published import PublishedFile
@@ -107,7 +108,7 @@ def network_of(space: SpaceName) -> Network | None:
     """The network of timm that a space names, if it does."""
     if (named := TIMM_SPACE.fullmatch(space)) is None:
         return None
-    return Network(named["name"], int(named["side"]), "features")
+    return Network(named["name"], int(named["side"]), cast(Pool | None, named["pool"]), "features")
 
 
 @dataclass(frozen=True)
@@ -188,7 +189,7 @@ def trained_with(config: Config) -> SpaceName:
     features = config.features
     if (name := features.timm_network) is None:
         return PIXELS
-    return f"timm:{name}@{features.image_size}"
+    return f"timm:{name}{f':{features.pool}' if features.pool else ''}@{features.image_size}"
 
 
 def load_dinov2(name: str, weights: Path, setting: str) -> nn.Module:

@@ -73,7 +73,7 @@ class NetworkFeatures(FrozenNetwork):
 def network_of(settings: FeatureSettings) -> Network | None:
     """The network of the settings, if the extractor is one."""
     name = settings.timm_network
-    return None if name is None else Network(name, settings.image_size)
+    return None if name is None else Network(name, settings.image_size, settings.pool)
 
 
 def feature_dim(settings: FeatureSettings, image_shape: tuple[int, int, int]) -> int:

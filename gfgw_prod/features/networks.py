@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from gfgw_prod.process.exit_codes import UserError, one_line
-from gfgw_prod.settings.networks import DINOV2
+from gfgw_prod.settings.networks import DINOV2, Pool
 from gfgw_prod.weights import published
 from gfgw_prod.weights.published import PublishedFile
 
@@ -24,14 +24,16 @@ class Network:
     """A network of timm, for square images of ``side`` pixels.
 
     Args:
+        pool: how it pools its features: class token, or mean over places; ``None`` is its default.
         setting: that names it, for messages.
 
     Raises:
-        UserError: from every method, if timm has no such network, or it takes no such side.
+        UserError: from every method, if timm has no such network, or it takes no such side or pool.
     """
 
     name: str
     side: int
+    pool: Pool | None = None
     setting: str = "features.network"
 
     @property
@@ -69,7 +71,7 @@ class Network:
         Raises:
             UserError: naming ``setting``, which gave the file, if it does not hold that network.
         """
-        self.on_meta()  # refuses a side, which is no fault of the file
+        self.on_meta()  # refuses a side or pool, which are no fault of the file
         # A file given as timm's own pretrained weights is renamed and resampled as those are.
         own: dict[str, Any] = {"pretrained": True, "pretrained_cfg_overlay": {"file": str(weights)}}
         try:
@@ -83,7 +85,7 @@ class Network:
         import timm
 
         _ = self._config  # refuses an unknown name
-        how: dict[str, Any] = {"num_classes": 0}
+        how: dict[str, Any] = {"num_classes": 0, "global_pool": self.pool}
         try:
             with torch.device("meta"):
                 network = timm.create_model(self.name, **how)
@@ -91,7 +93,8 @@ class Network:
             if self.side % stride == 0 and "img_size" in inspect.signature(type(network)).parameters:
                 how["img_size"] = self.side
         except Exception as error:
-            raise UserError(f"{self.setting} {self.name} cannot be built: {one_line(error, 200)}") from None
+            pool = f" with features.pool {self.pool}" if self.pool else ""
+            raise UserError(f"{self.setting} {self.name} cannot be built{pool}: {one_line(error, 200)}") from None
         if self.side % stride:
             wrong = f"{self.name} takes images with a side that is a multiple of {stride}, not {self.side}"
             raise UserError(

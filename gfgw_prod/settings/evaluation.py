@@ -11,9 +11,9 @@ from gfgw_prod.process.exit_codes import UserError
 from gfgw_prod.settings.types import NonNegative, Section, UserPath, Whole, setting
 
 EvaluationMetric = Literal["fd", "kid", "pr", "coverage", "memorisation", "fid", "fd-dinov2"]
-# A feature space: pixels, projected-pixels, inception, dinov2 (ViT-L/14), or timm:NAME@SIDE.
+# A feature space: pixels, projected-pixels, inception, dinov2 (ViT-L/14), or timm:NAME[:POOL]@SIDE.
 SpaceName = str
-TIMM_SPACE = re.compile(r"timm:(?P<name>[\w.-]+)(@(?P<side>[1-9][0-9]{0,3}))?", re.ASCII)
+TIMM_SPACE = re.compile(r"timm:(?P<name>[\w.-]+)(:(?P<pool>token|avg))?(@(?P<side>[1-9][0-9]{0,3}))?", re.ASCII)
 FEATURES = ("auto", "run", "pixels", "dinov2", "inception", "timm:NAME")
 TIMM_SIDE = 224  # pixels, where none is named
 METRICS: tuple[EvaluationMetric, ...] = get_args(EvaluationMetric)

@@ -9,6 +9,7 @@ from pydantic import Field
 from gfgw_prod.settings.types import BelowOne, Count, Flag, Real, Section, Text, UserPath, Whole, setting
 
 DINOV2 = "vit_small_patch14_dinov2.lvd142m"  # of timm
+Pool = Literal["token", "avg"]
 
 
 class GeneratorSettings(Section):
@@ -50,6 +51,9 @@ class FeatureSettings(Section):
         le=1e3,
     )
     network: Text | None = setting(None, "timm: the network's name, with its tag, as in timm.list_pretrained()")
+    pool: Pool | None = setting(
+        None, "features of a network: class token, or mean over places; null: the network's default"
+    )
     weights: UserPath | None = setting(
         None, "the network's weights (.safetensors or .pth); null: the hub's, cached or fetched"
     )

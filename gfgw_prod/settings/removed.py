@@ -11,7 +11,6 @@ REMOVED: dict[str, tuple[Any, ...]] = {
     "distributed.gather_dtype": ("float32",),
     "distributed.sync_each_turn": (False, True),  # it changed no weight
     "evaluation.seed": (0,),
-    "features.pool": (None,),
     "features.views": (1,),
     "generator.exact_boundary": (True,),
     "loss.boundary": (1.0,),  # without effect where the boundary is exact

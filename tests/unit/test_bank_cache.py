@@ -97,7 +97,7 @@ def test_damaged_blocks_are_encoded_again(digits: Table, tmp_path: Path) -> None
     assert encoded(digits, cache_of(digits, tmp_path))[1] == 0
 
 
-CHANGES = {"block_rows": 64, "image_size": 112, "extractor": "dinov2", "pixel_constant": 1.0}
+CHANGES = {"block_rows": 64, "image_size": 112, "extractor": "dinov2", "pixel_constant": 1.0, "pool": "avg"}
 CHANGES |= {"network": "other"}
 NEEDED = {"pixel_constant": {"extractor": "pixels"}, "network": {"extractor": "timm", "network": "one"}}
 

@@ -115,20 +115,20 @@ def test_pixel_constant_distinguishes_a_faint_image_from_a_strong_one() -> None:
     torch.testing.assert_close(features[:, :16] / features[:, 16:] * 0.5 * 4, images.flatten(1))
 
 
-# One of each family of networks, the smallest: name, input side, and whether timm takes images of other sizes.
+# One of each family of networks, the smallest: name, input side, and how timm pools it.
 NETWORKS = {
-    "vit_small_patch16_dinov3.lvd1689m": (32, False),
-    "vit_xsmall_patch16_clip_224.tinyclip_yfcc15m": (32, False),
-    "convnext_atto.d2_in1k": (64, True),
-    "tf_efficientnet_lite0.in1k": (32, True),
-    "resnet10t.c3_in1k": (32, True),
+    "vit_small_patch16_dinov3.lvd1689m": (32, "avg"),
+    "vit_xsmall_patch16_clip_224.tinyclip_yfcc15m": (32, "token"),
+    "convnext_atto.d2_in1k": (64, None),
+    "tf_efficientnet_lite0.in1k": (32, None),
+    "resnet10t.c3_in1k": (32, None),
 }
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NETWORKS)
 def test_any_network_of_timm_is_read_from_its_published_file(name: str, tmp_path: Path) -> None:
-    side, takes_any_size = NETWORKS[name]
+    side, pool = NETWORKS[name]
     with torch.random.fork_rng():
         torch.manual_seed(0)
         published = timm.create_model(name).eval()  # with its head, as in the file
@@ -144,9 +144,14 @@ def test_any_network_of_timm_is_read_from_its_published_file(name: str, tmp_path
     config = published.pretrained_cfg
     mean, std = (torch.tensor(config[each])[:, None, None] for each in ("mean", "std"))
     normalised = (images.detach() / 2 + 0.5 - mean) / std
-    if takes_any_size:
+    if pool is None:  # takes images of any size
         expected = published.forward_head(published.forward_features(normalised), pre_logits=True)
         torch.testing.assert_close(features, nn.functional.normalize(expected, dim=1), atol=1e-5, rtol=1e-4)
+    else:
+        same = build_extractor(FeatureSettings(**settings, pool=pool), (3, side, side))
+        assert torch.equal(same(images), features)
+        other = build_extractor(FeatureSettings(**settings, pool="token" if pool == "avg" else "avg"), (3, side, side))
+        assert not torch.allclose(other(images), features, atol=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -156,6 +161,7 @@ def test_any_network_of_timm_is_read_from_its_published_file(name: str, tmp_path
         ({"network": "hf-hub:timm/resnet10t.c3_in1k"}, r"^features\.network: timm has no network"),
         ({"network": "resnet10t.c3_in1k", "image_size": 40}, r"multiple of 32, not 40 \(features\.image_size.*use 32"),
         ({"network": DINOV2, "image_size": 224 + 13}, r"multiple of 14, not 237 \(features\.image_size.*use 224"),
+        ({"network": "resnet10t.c3_in1k", "pool": "token"}, r"resnet10t\.c3_in1k cannot be built with features\.pool"),
     ],
 )
 def test_network_that_cannot_be_is_refused_in_one_line(settings: dict, line: str, tmp_path: Path) -> None:

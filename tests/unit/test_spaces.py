@@ -104,10 +104,10 @@ def test_run_is_the_network_that_it_was_trained_with_or_an_error() -> None:
 
 def test_network_of_timm_measures_in_the_file_that_it_is_given(tmp_path: Path) -> None:
     torch.save(timm.create_model("test_vit").state_dict(), tmp_path / "weights.pth")
-    settings = {"extractor": "timm", "network": "test_vit.r160_in1k", "image_size": 160}
+    settings = {"extractor": "timm", "network": "test_vit.r160_in1k", "image_size": 160, "pool": "avg"}
     config = resolve({"features": {**settings, "weights": tmp_path / "weights.pth"}})
     space = trained_with(config)
-    assert space == checked_features("timm:test_vit.r160_in1k@160", "--features")
+    assert space == checked_features("timm:test_vit.r160_in1k:avg@160", "--features")
     assert checked_features("timm:test_vit", "--features") == "timm:test_vit@224"
     chosen = choose_spaces(["fd"], "run", files := WeightFiles.of_run(config), space, LARGE)
     assert chosen.by_metric == {"fd": space}
@@ -115,7 +115,7 @@ def test_network_of_timm_measures_in_the_file_that_it_is_given(tmp_path: Path) -
     trained = build_extractor(config.features, (3, 160, 160))
     expected = trained(images.float() / 127.5 - 1)
     torch.testing.assert_close(nn.functional.normalize(network(images), dim=1), expected, atol=1e-5, rtol=1e-4)
-    for wrong in ("timm:", "timm:a/b", "timm:a@0", "timm:a:avg", "dinov2-small", "inception@299"):
+    for wrong in ("timm:", "timm:a/b", "timm:a@0", "timm:a:max", "dinov2-small", "inception@299"):
         with pytest.raises(UserError, match=r"^--features should be auto, run, "):
             checked_features(wrong, "--features")
 
