@@ -9,6 +9,7 @@ from benchmarks import (
     auditing,
     data,
     in_place,
+    losses,
     memory,
     nodes,
     overhead,
@@ -24,6 +25,7 @@ from benchmarks.quality import digits_quality, digits_targets
 BENCHMARKS = {
     "startup": startup.main,
     "recovery": recovery.main,
+    "losses": losses.main,
     "nodes": nodes.main,
     "transport": transport.main,
     "overhead": overhead.main,

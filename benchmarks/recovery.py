@@ -61,13 +61,20 @@ def phases_of(record: dict[str, Any]) -> dict[str, float]:
     return {tag.removeprefix("startup/"): value for tag, value in record.items() if tag.startswith("startup/")}
 
 
-def measure(run_dir: Path, steps_lost: int, in_place: bool) -> tuple[dict[str, float], dict[str, float]]:
-    """Start a run, kill a rank, and stop the run once it has recovered. Returns both times by phase."""
+def measure(
+    run_dir: Path,
+    steps_lost: int,
+    in_place: bool,
+    *options: str,
+    rank: int = 1,
+    fault: signal.Signals = signal.SIGKILL,
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Start a run, hit a rank, and stop the run once it has recovered. Returns both times by phase."""
     command = ["bash", "launch/elastic.sh", "--config", "configs/digits.yaml", "--run.dir", str(run_dir)]
     command += ["--telemetry.progress", "off", "--telemetry.samples-every-kimg", "1000"]
     command += ["--telemetry.log-every-kimg", str(STEP_KIMG)]
     command += ["--checkpoint.every-kimg", str(CHECKPOINT_STEPS * STEP_KIMG)]
-    command += ["--resilience.in-place", str(in_place).lower()]
+    command += ["--resilience.in-place", str(in_place).lower(), *options]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHON": sys.executable, "NPROC": "2"}
     started = time.time()
     quiet = subprocess.DEVNULL
@@ -80,7 +87,7 @@ def measure(run_dir: Path, steps_lost: int, in_place: bool) -> tuple[dict[str, f
             wait_for_record(run_dir, started, 2 * CHECKPOINT_STEPS + steps_lost, agent)
             done = records(run_dir)[-1]["step"]
             killed = time.time()
-            os.kill(pid_of(agent.pid, 1), signal.SIGKILL)
+            os.kill(pid_of(agent.pid, rank), fault)
             new = wait_for_record(run_dir, killed, done, agent)
             back = next(each for each in records(run_dir) if each["time"] > killed and phases_of(each))
             recovery = phases_of(back)
