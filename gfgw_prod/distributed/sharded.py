@@ -47,6 +47,7 @@ class Sharded:
         replicas = mesh["replica"].get_group() if copies > 1 else None
         # FSDP only knows the ranks of this copy. The reduce-scatter below adds across copies.
         policy = MixedPrecisionPolicy(
+            param_dtype=torch.bfloat16 if settings.gather_dtype == "bfloat16" else None,
             reduce_dtype=torch.float32,
             cast_forward_inputs=False,  # times would lose precision; autocast converts the images
         )

@@ -67,6 +67,8 @@ class Config(BaseSettings):
             raise ValueError(unused)
         if (self.features.extractor == "timm") != (self.features.network is not None):
             raise ValueError("features.extractor timm and features.network, the name of a network, go together")
+        if self.distributed.gather_dtype == "bfloat16" and self.train.precision != "bf16":
+            raise ValueError("distributed.gather_dtype bfloat16 needs train.precision bf16")
         if self.generator.conditional and self.transport.backend == "pot":
             raise ValueError("transport.backend pot has no classes; use native with generator.conditional true")
         of_pixels = {  # settings that compare noise or a constant with pixels, and their values without that

@@ -8,7 +8,6 @@ from typing import Any
 # Setting: the values under which a run is the same today. Another value is refused as unknown.
 REMOVED: dict[str, tuple[Any, ...]] = {
     "consistency.ratio": (2.0,),
-    "distributed.gather_dtype": ("float32",),
     "distributed.sync_each_turn": (False, True),  # it changed no weight
     "evaluation.seed": (0,),
     "features.views": (1,),

@@ -36,6 +36,9 @@ class DistributedSettings(Section):
     shard_ranks: Whole = setting(
         0, "neighbouring ranks that share one copy of the generator under fsdp (HSDP); 0 is all", ge=0, le=1_000_000
     )
+    gather_dtype: Literal["float32", "bfloat16"] = setting(
+        "float32", "type in which fsdp gathers weights; bfloat16 halves the bytes and needs train.precision bf16"
+    )
     timeout_seconds: Whole = setting(600, "longest wait for other ranks in a collective, seconds", ge=1, le=10_000_000)
 
 
