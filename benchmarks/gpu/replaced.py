@@ -15,8 +15,8 @@ import torch
 from benchmarks.gpu.check import ROOT, Place, Row, digest_of
 from benchmarks.recovery import STEP_KIMG, pid_of, records, wait_for_record
 
-STEPS = 60
-KILLED_AFTER = 10  # steps
+STEPS = 16
+KILLED_AFTER = 4  # steps
 LAUNCHER = (
     *("-m", "gfgw_prod.launcher", "--nproc-per-node", "2", "--max-restarts", "3", "--local-addr", "localhost"),
     *("--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"),

@@ -186,8 +186,8 @@ class ExitCodeAgent(LocalElasticAgent):
         if (known := final_code_of((), codes)) is not None:
             self.job_code.set(known)  # before other nodes take the broken connections for a crash
         self._follow(self._regrouping.look(self._nodes.present()), worker_group)
-        may_wait = not self._regrouping.is_forming() or save_in_flight.is_any_saving()
-        for pid, did in self._idle.kill(self._running(), worker_group.spec.monitor_interval, may_wait=may_wait).items():
+        forming, interval = self._regrouping.is_forming(), worker_group.spec.monitor_interval
+        for pid, did in self._idle.kill(self._running(), interval, forming=forming).items():
             log(f"process {pid}, a rank of this node, {did}; it is killed", "warning")
         # torch restarts all ranks if it finds that one is lost, so it must not look again while none was.
         is_healthy = not codes or self._replace_lost(worker_group)
@@ -228,7 +228,8 @@ class ExitCodeAgent(LocalElasticAgent):
         self._remaining_restarts -= 1
         self._pass_on_cause()
         for local in lost:
-            worker_group.workers[local].id = start_again(self._pcontext, local, new)
+            worker_group.workers[local].id = pid = start_again(self._pcontext, local, new)
+            self._idle.building.add(pid)
         return True
 
     def _judge_failure(self, result: RunResult, failed: Mapping[int, int], worker_group: WorkerGroup) -> RunResult:

@@ -58,25 +58,34 @@ def start_again(context: SubprocessContext, local: int, environment: Mapping[str
 
 
 class IdleWorkers:
-    """Finds workers that do not run: stopped ones, and those stuck in C while their peers form a group anew."""
+    """Finds workers that do not run: stopped ones, and those stuck in C while their peers form a group anew.
+
+    Attributes:
+        building: processes that replace lost ones, and may wait for a compiler or a disk until all ranks have met.
+    """
 
     def __init__(self) -> None:
+        self.building: set[int] = set()
         self._looks: Counter[int] = Counter()  # in a row, at which a process had no right to be idle, and was
         self._ran: dict[int, str] = {}  # how long each had run at the last look
 
-    def kill(self, workers: Sequence[subprocess.Popen[bytes]], interval: float, *, may_wait: bool) -> dict[int, str]:
+    def kill(self, workers: Sequence[subprocess.Popen[bytes]], interval: float, *, forming: bool) -> dict[int, str]:
         """Kill those that are idle for too long. Returns what they did, by process id.
 
         Args:
             interval: seconds between two calls.
-            may_wait: whether a worker may wait for others in C, or for a disk.
+            forming: whether the ranks of a generation have not met yet. Else a worker may wait for others in C.
         """
         killed = {}
+        may_wait = not forming or save_in_flight.is_any_saving()
+        if not forming:
+            self.building.clear()
         for worker in workers:
             before, ran = self._ran.get(worker.pid), _time_run(worker.pid)
             self._ran[worker.pid] = ran
             stopped = is_stopped(worker.pid)
-            idle = before == ran and (stopped or not (may_wait or ran in NOT_COUNTED))
+            waits = may_wait or worker.pid in self.building or ran in NOT_COUNTED
+            idle = before == ran and (stopped or not waits)
             self._looks[worker.pid] = self._looks[worker.pid] + 1 if idle else 0
             if self._looks[worker.pid] * interval >= (STOPPED_SECONDS if stopped else LEAVE_SECONDS):
                 worker.kill()
