@@ -205,8 +205,9 @@ class Sinkhorn:
         self._shift = shift.masked_fill(shift == -torch.inf, 0)  # (n,)
         for kernel in self._kernel:
             torch.add(-scale * self._shift[:, None], kernel, alpha=scale, out=kernel)
-            torch.threshold_(kernel, SMALLEST_LOG, -torch.inf).exp_()
-            sums.append(kernel.sum(dim=1))
+            # Zeros are set afterwards: the exponential of -inf takes ten times as long as that of a number.
+            kernel.clamp_min_(SMALLEST_LOG - 1).exp_()
+            sums.append(torch.threshold_(kernel, math.exp(SMALLEST_LOG), 0).sum(dim=1))
         self._make_rows_exact(sums)
         self.kernel_builds += 1
 
