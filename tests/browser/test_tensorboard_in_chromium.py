@@ -20,18 +20,12 @@ CURVE = (255, 112, 67)  # colour of TensorBoard's first run
 
 
 @pytest.fixture(scope="module")
-def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def address(killed_and_resumed: Path) -> Iterator[str]:
     """Address of a TensorBoard that shows a run that was killed between two checkpoints and resumed."""
     debian.require("Chromium", ["chromium"], ["chromium"])
-    run_dir = tmp_path_factory.mktemp("runs") / "killed"
-    command = runs.training(run_dir, *runs.UNHURRIED)
-    process = runs.start(command)
-    runs.kill_after_checkpoint(process, run_dir, step=2)
-    runs.outcome_of(process)
-    assert runs.execute(command).code == 0
     port = runs.free_port()
     program = str(Path(runs.GFGW[0]).parent / "tensorboard")
-    server = runs.start([program, "--logdir", str(run_dir.parent), "--port", str(port)])
+    server = runs.start([program, "--logdir", str(killed_and_resumed.parent), "--port", str(port)])
     runs.wait_until(lambda: runs.listens(port), server)
     there = f"http://127.0.0.1:{port}"
     runs.wait_until(lambda: read_json(f"{there}/data/runs"), server)

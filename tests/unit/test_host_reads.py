@@ -23,6 +23,7 @@ from gfgw_prod.training.checked_step import CheckedStep
 from ..checkpoints import ALONE
 
 DIGITS = Path(__file__).parents[2] / "configs" / "digits.yaml"
+FEW = {"iterations": "fixed", "outer_iterations": 2, "inner_iterations": 5}
 METHODS = {"item", "tolist", "cpu", "numpy", "nonzero", "__bool__", "__float__", "__int__", "__index__", "__array__"}
 # Operations whose result's size, or check of their input, has the host wait for a GPU.
 OPERATIONS = ("_local_scalar_dense", "nonzero", "unique", "masked_select", "bincount", "is_nonzero", "aten.equal")
@@ -97,9 +98,9 @@ def reads_of_a_step(transport: dict[str, Any]) -> dict[str, int]:
     "transport",
     [
         {},  # full scope, a persistent dual
-        {"dual": "fresh", "iterations": "fixed", "outer_iterations": 2, "inner_iterations": 5},
-        {"scope": "subset", "subset_rows": 256, "iterations": "fixed", "outer_iterations": 2, "inner_iterations": 5},
-        {"scope": "subset", "iterations": "fixed", "dual": "fresh", "geometry": "euclidean", "noise_weight": 0.0},
+        {"dual": "fresh", **FEW},
+        {"scope": "subset", "subset_rows": 256, **FEW},
+        {"scope": "subset", "dual": "fresh", "geometry": "euclidean", "noise_weight": 0.0, **FEW},
         {"target": "sample"},
     ],
     ids=str,
