@@ -1,7 +1,7 @@
 """One of several ranks on pretended GPUs, with gloo in the place of NCCL: ``python -m tests.gpu.rank train ...``.
 
-As over NCCL, no operation fails when a peer is lost: it waits until the group is shut down, ends without an error, and
-leaves numbers that look right. Only the next one raises.
+As over NCCL, no operation fails when a peer is lost: it and those after it are launched and give arbitrary numbers. The
+host waits when it reads one, until the group is shut down, without an error. Only operations after that raise.
 
 ``DIES_AT="RANK NUMBER FILE"`` has a rank die in its maximum of that number, unless the file exists.
 """
@@ -34,6 +34,8 @@ OPERATIONS = (
     *("all_reduce", "all_gather_into_tensor", "all_to_all_single", "all_gather_object", "broadcast_object_list"),
     *("barrier", "send", "recv"),
 )
+BLOCKING = ("all_gather_object", "broadcast_object_list", "barrier")
+LOST: list[str] = []  # why operations of the present groups do not end
 LONGEST_SECONDS = 120.0  # for launchers to begin a generation without a lost rank
 
 
@@ -47,6 +49,7 @@ def stand_in_for_nccl(patch: pytest.MonkeyPatch, gpu: PretendedGpu) -> None:
         assert device_id == CUDA  # with it, NCCL connects at once, and barriers know their device
         GROUPS.append(backend)
         gpu.gloo.clear()  # names of groups of before, which are given anew
+        LOST.clear()
         start("gloo", **options)
 
     def make_group(*args: Any, backend: str | None = None, **options: Any) -> Any:
@@ -67,27 +70,46 @@ def stand_in_for_nccl(patch: pytest.MonkeyPatch, gpu: PretendedGpu) -> None:
     # Each rank has a GPU of its own, and all are called cuda:0.
     patch.setattr(world, "choose_device", lambda *_: CUDA)
     for name in OPERATIONS:
-        patch.setattr(dist, name, as_over_nccl(getattr(dist, name), gpu))
+        patch.setattr(dist, name, as_over_nccl(getattr(dist, name), gpu, blocks=name in BLOCKING))
+    patch.setattr(gpu, "wait", waiting(gpu.wait))
     patch.setattr(dist, "all_reduce", dying(dist.all_reduce))
 
 
-def as_over_nccl(operation: Callable[..., Any], gpu: PretendedGpu) -> Callable[..., Any]:
-    """An operation that neither fails nor ends when a peer is lost."""
+def as_over_nccl(operation: Callable[..., Any], gpu: PretendedGpu, *, blocks: bool) -> Callable[..., Any]:
+    """An operation that neither fails nor ends when a peer is lost; it ``blocks`` the host, or is only launched."""
 
     def run(*args: Any, group: Any = None, **options: Any) -> Any:
         if group is not None and group.group_name in gpu.gloo:
             return operation(*args, group=group, **options)
         if not connections.are_whole:
             raise dist.DistBackendError("NCCL communicator was aborted on this rank.")
-        try:
-            return operation(*args, group=group, **options)
-        except RuntimeError as error:
-            if lost_connection(error) is None:
-                raise
-        deadline = time.monotonic() + LONGEST_SECONDS
-        while connections.are_whole and time.monotonic() < deadline:
-            time.sleep(0.01)
+        if not LOST:
+            try:
+                return operation(*args, group=group, **options)
+            except RuntimeError as error:
+                if lost_connection(error) is None:
+                    raise
+                LOST.append(str(error))
+        if blocks:
+            wait_for_abort()
         return None
+
+    return run
+
+
+def wait_for_abort() -> None:
+    """Wait as the host does for a kernel that waits for a lost rank."""
+    deadline = time.monotonic() + LONGEST_SECONDS
+    while LOST and connections.are_whole and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
+def waiting(wait: Callable[[str], None]) -> Callable[[str], None]:
+    """The host's wait for the device, which takes until an abort if the device waits for a lost rank."""
+
+    def run(why: str) -> None:
+        wait_for_abort()
+        wait(why)
 
     return run
 

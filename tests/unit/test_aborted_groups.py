@@ -20,6 +20,7 @@ from torch.distributed import HashStore, ProcessGroupNCCL, distributed_c10d
 from gfgw_prod.distributed import lost_group
 from gfgw_prod.distributed.lost_group import NCCL_VARIABLES, Connections, GroupLostError, groups_not_split
 from gfgw_prod.distributed.lost_peers import lost_connection
+from gfgw_prod.distributed.world import World
 from gfgw_prod.process.exit_codes import CRASHED
 from gfgw_prod.settings.reading import resolve
 
@@ -128,3 +129,11 @@ def test_ranks_on_gpus_go_on_in_place_only_if_that_is_asked_for(written: object,
     settings = resolve({"resilience": {"in_place": written}}).resilience
     assert settings.goes_on_in_place(on_gpu=False) == on_cpu
     assert settings.goes_on_in_place(on_gpu=True) == on_gpu
+
+
+def test_what_ranks_on_gpus_get_from_groups_that_were_shut_down_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lost_group.connections, "_whole", False)
+    with pytest.raises(GroupLostError):
+        World(0, 2, torch.device("cuda", 0)).require_peers()
+    World(0, 2, torch.device("cpu")).require_peers()  # gloo's operations raise themselves
+    World(0, 1, torch.device("cuda", 0)).require_peers()
