@@ -77,12 +77,12 @@ def flops_per_image(config: Config, objective: Objective, shape: tuple[int, int,
     label = torch.zeros(1, dtype=torch.long, device=META)
     graded = image.clone().requires_grad_()
 
-    generate = _count(lambda: generator(image, time, label), backward=False)
-    train = _count(lambda: generator(image, time, label), backward=True)
-    extract = _count(lambda: extractor(image), backward=False)
-    compare = _count(lambda: extractor(graded), backward=True) if config.loss.compares_features else 0
+    generate, train = _count(lambda: generator(image, time, label))
+    extract, compare = _count(lambda: extractor(graded))
+    if not config.loss.compares_features:
+        compare = 0
     if perceptual is not None:
-        compare += _count(lambda: perceptual(graded, image), backward=True)
+        compare += _count(lambda: perceptual(graded, image))[1]
 
     one_step = train + max(compare, extract)
     if config.consistency.stages:
@@ -103,11 +103,12 @@ def _on_meta(network: nn.Module) -> nn.Module:
     return copy.deepcopy(network, without)
 
 
-def _count(forward: Callable[[], Tensor], *, backward: bool) -> int:
+def _count(forward: Callable[[], Tensor]) -> tuple[int, int]:
+    """Operations of a forward pass, and of the forward and the backward pass."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    with torch.set_grad_enabled(backward), FlopCounterMode(display=False) as counter:
-        result = forward()
-        if backward:
-            result.sum().backward()
-    return int(counter.get_total_flops())
+    with torch.enable_grad(), FlopCounterMode(display=False) as counter:
+        result = forward().sum()
+        alone = int(counter.get_total_flops())
+        result.backward()
+    return alone, int(counter.get_total_flops())
