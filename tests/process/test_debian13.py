@@ -85,3 +85,11 @@ def test_wheel_on_debian_13_trains_the_same_weights(debian13: Debian, tmp_path: 
     assert here.code == 0, here.stderr
     assert [each["weights_sha256"] for each in there] == list(runs.digests(tmp_path / "run").values())
     assert there
+
+
+def test_failed_download_is_repeated_twice(tmp_path: Path) -> None:
+    tries = tmp_path / "tries"
+    debian.attempt(("sh", "-c", f'echo >>"{tries}"; [ "$(wc -l <"{tries}")" = 3 ]'))
+    assert tries.read_text() == "\n\n\n"
+    with pytest.raises(AssertionError, match="exit code 1: false"):
+        debian.attempt(("false",))
