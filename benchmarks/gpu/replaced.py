@@ -52,9 +52,15 @@ def train(place: Place, rank: str, name: str, strategy: str, *, kill: bool) -> t
     seconds = 0.0
     with log.open("w") as file:
         agent = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=file)
-    if kill:
-        seconds = recovery_seconds(run_dir, agent)
-    if (code := agent.wait(timeout=240)) != 0:
+    try:
+        if kill:
+            seconds = recovery_seconds(run_dir, agent)
+        code = agent.wait(timeout=240)
+    finally:
+        if agent.poll() is None:
+            agent.terminate()
+            agent.wait(timeout=120)
+    if code != 0:
         raise RuntimeError(f"{name}: exit code {code}: {log.read_text(errors='replace').splitlines()[-1:]}")
     return seconds, log.read_text(errors="replace")
 

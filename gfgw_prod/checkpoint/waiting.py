@@ -52,6 +52,7 @@ def wait_together(
         elif thread is not None and thread.is_alive():
             mine = RUNNING if time.monotonic() < deadline else LATE
         verdict = int(world.all_reduce_max(torch.tensor([mine], device=world.device)))
+        world.require_peers()
     if verdict == LATE:
         raise TimeoutError(f"{what} has not ended within {limit}")
     if thread is not None and verdict != ENOUGH:

@@ -48,7 +48,7 @@ ABORT_SECONDS = 30.0
 
 
 class GroupLostError(RuntimeError):
-    """The process group was left while an operation ran."""
+    """The process group was shut down, so what its last operations gave may be worth nothing."""
 
 
 class Connections:
@@ -123,7 +123,7 @@ connections = Connections()
 
 
 def prepare_for_aborts() -> None:
-    """Have NCCL's groups of this process be such that ``Connections`` can abort them. Before any is made."""
+    """Set what NCCL needs so that ``Connections`` can abort its groups. Call it before any is made."""
     os.environ.update(NCCL_VARIABLES)
 
 
@@ -145,7 +145,7 @@ def leave_lost_groups() -> None:
 
 @contextmanager
 def groups_not_split() -> Iterator[None]:
-    """Within, a device mesh makes groups of its own, and does not split that of all ranks.
+    """Context in which a device mesh makes groups of its own, and does not split that of all ranks.
 
     To split a group, NCCL's of torch 2.9 look up the numbers of its ranks in a list that only the first group of a
     process has.

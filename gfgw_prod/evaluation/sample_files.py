@@ -22,6 +22,8 @@ def read_samples(place: Path, data: Table) -> Table:
     Raises:
         UserError: if they cannot be read, are too few, or have another shape or other classes than the data.
     """
+    if not place.is_dir():
+        raise UserError(f"--samples {place} is not a directory; it wants one with images in it")
     try:
         found = _read_folder(place, data)
         if found.image_shape != data.image_shape:

@@ -36,7 +36,7 @@ JOB_CODE_SECONDS = 5.0
 
 
 class NotAdmittedError(Exception):
-    """A rank of this node cannot join those that train, because its settings, data or machine differ from theirs."""
+    """A rank of this node, which was to join those that train, was refused or could not start (exit code 2)."""
 
 
 class ExitCodeAgent(LocalElasticAgent):

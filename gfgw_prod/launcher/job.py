@@ -8,6 +8,7 @@ import logging
 import os
 import socket
 import time
+from contextlib import suppress
 from functools import partial
 
 from torch.distributed import DistNetworkError, DistStoreError
@@ -207,7 +208,8 @@ class Node:
             os.environ[RESTART_CAUSE] = "membership"
             return None
         except NotAdmittedError:
-            leave(rendezvous)
+            with suppress(RendezvousError):  # its host has just ended
+                leave(rendezvous)
             return BAD_INPUT
         rendezvous.shutdown()
         if self.hosting:

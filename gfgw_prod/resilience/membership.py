@@ -93,7 +93,7 @@ class Membership:
         return self._present().is_after_loss
 
     def facts(self) -> dict[str, Any]:
-        """The facts of the run that this rank is new in."""
+        """Facts of the run, as its rank 0 has published them."""
         found: dict[str, Any] = json.loads(self._round.keys.get(FACTS))
         return found
 

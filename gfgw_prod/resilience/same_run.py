@@ -194,19 +194,18 @@ def accept_rank_differences(by_rank: Mapping[int, dict[str, Any]], facts: dict[s
 
 
 def require_fit(run: dict[str, Any], facts: dict[str, Any], rank: int) -> None:
-    """Check that a new rank computes the same weights as the ranks of a run, and adopt the changes that those accepted.
+    """Check that a rank may join a run: it has the same settings, and computes the same weights.
 
     Args:
         run: facts of the run.
-        facts: of the new rank.
-        rank: its number.
+        facts: of the rank.
+        rank: its number; at least 1.
 
     Raises:
-        UserError: if it would not; the run goes on without it.
+        UserError: if it may not. The run goes on without it.
     """
     require_same_settings({0: run["config"], rank: facts["config"]})
     accept_rank_differences({0: run, rank: facts}, {**facts, "changes": []}, 0)
-    facts["changes"] = run["changes"]
 
 
 def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:

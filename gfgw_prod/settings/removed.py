@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-# Setting: the values under which a run is the same today. Another value is refused as unknown.
-REMOVED: dict[str, tuple[Any, ...]] = {
+# Setting: the values under which a run is the same today, or None for any. Another value is refused as unknown.
+REMOVED: dict[str, tuple[Any, ...] | None] = {
     "consistency.ratio": (2.0,),
     "distributed.sync_each_turn": (False, True),  # it changed no weight
     "evaluation.seed": (0,),
     "features.views": (1,),
     "generator.exact_boundary": (True,),
-    "loss.boundary": (1.0,),  # without effect where the boundary is exact
+    "loss.boundary": None,  # it had no effect where the boundary was exact
     "time.freedom": (4,),
     "transport.anneal_from": (None,),
     "transport.marginal": ("balanced",),
@@ -26,6 +26,6 @@ def without_removed(recorded: Mapping[str, Any], prefix: str = "") -> dict[str, 
         name = f"{prefix}{key}"
         if isinstance(value, Mapping):
             kept[key] = without_removed(value, f"{name}.")
-        elif value not in REMOVED.get(name, ()):
+        elif (same := REMOVED.get(name, ())) is not None and value not in same:
             kept[key] = value
     return kept

@@ -71,8 +71,8 @@ class ResilienceSettings(Section):
     )
     in_place: AutoFlag = setting(
         "auto",
-        "go on when ranks are lost, join or leave (under the elastic launcher), else all restart; auto: on CPUs, as it "
-        "has not run on GPUs yet",
+        "go on when ranks are lost, join or leave (under the elastic launcher); else all restart. auto: on CPUs; "
+        "it has not run on GPUs yet",
     )
     peer_copy_every_steps: Whole = setting(
         5,

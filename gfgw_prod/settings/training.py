@@ -40,7 +40,7 @@ class ConsistencySettings(Section):
     stages: Whole = setting(
         0,
         "number of stages of consistency training: a step at t < 1 regresses on the generator's output "
-        "at a less noisy time r < t of the same line, which each stage moves to half the distance; 0: on the image",
+        "at a less noisy time r < t of the same line; each stage halves t - r; 0: it regresses on the image",
         ge=0,
         le=12,
     )

@@ -153,7 +153,11 @@ class Reporter:
             )
 
     def begin(self, step: int, training: TrainingStep, checked_step: CheckedStep, step_seconds: float = 0.0) -> None:
-        """Begin training after ``step`` steps: time counts from here on. ``step_seconds`` of a step are known, or 0."""
+        """Begin training after ``step`` steps: time counts from here on.
+
+        Args:
+            step_seconds: seconds of a step, if they are known; else 0.
+        """
         self._training, self._checked_step = training, checked_step
         self._first_step, self._started = step, time.monotonic()
         self._flops = FlopsRate(self.config, training.objective, training.table, self.world)

@@ -36,7 +36,10 @@ def train(config: Config) -> int:
     if membership is not None and membership.is_new:
         say = log if world.is_main else lambda line: None
         kept = Kept.built_alone(config, world, say, with_bank=not membership.joins)
-        same_run.require_fit(membership.facts(), kept.facts, world.rank)
+        facts = membership.facts()
+        if membership.joins:
+            same_run.require_fit(facts, kept.facts, world.rank)
+        kept.facts["changes"] = facts["changes"]
     timeouts, meeting = (config.distributed.timeout_seconds, config.resilience.hang_seconds), None
     if membership is not None and membership.is_new:
         world, meeting = membership.meet(timeouts[0])

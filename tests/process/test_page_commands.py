@@ -78,6 +78,7 @@ def check(command: str, outcome: runs.Outcome, where: Path) -> None:
             assert outcome.stdout.count("step-") == 3  # checkpoint.keep
         case _ if command.endswith("--out samples"):
             assert len(json.loads((where / "samples" / "dataset.json").read_text())["labels"]) == FEWER
+            assert len([*(where / "samples").rglob("*.png")]) >= FEWER
         case _ if " sample " in command:
             assert (run / "more-samples" / "grid.png").is_file()
         case _ if " export " in command:

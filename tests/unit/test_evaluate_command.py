@@ -144,7 +144,7 @@ def test_samples_from_files_are_measured_as_those_of_a_generator(
             ("--samples", str(flat)),
             f"--samples {flat}: its images (c, h, w) are (3, 4, 8), those of the data set (3, 8, 8)",
         ),
-        (("--samples", str(file)), f"--samples {file}: "),
+        (("--samples", str(file)), f"--samples {file} is not a directory"),
         (("--samples", str(some), "--config", str(settings)), "evaluate takes a run, or"),
         (("--samples", str(some), "--raw"), "--num and --raw are for samples of a generator"),
     ):

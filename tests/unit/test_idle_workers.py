@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -19,8 +20,9 @@ def sleeper() -> Iterator[subprocess.Popen[bytes]]:
     if sys.platform != "linux" or _time_run(process.pid) in NOT_COUNTED:
         process.kill()
         pytest.skip("the kernel does not count how long a process runs")
+    deadline = time.monotonic() + 20
     while _time_run(process.pid).split()[2] == "0" or _is_running(process.pid):
-        pass
+        assert time.monotonic() < deadline
     yield process
     process.kill()
     process.wait()
