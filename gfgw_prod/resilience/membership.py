@@ -115,7 +115,7 @@ class Membership:
             SystemExit: exit code 1, if the previous loss was in this step too: the step itself may kill ranks.
         """
         present = self._present()
-        if present.is_after_loss or present.number == 0:
+        if present.is_after_loss:
             if step == self._began_at:
                 log(f"gfgw: a rank was lost twice in step {step + 1}; all restart", "warning")
                 raise SystemExit(CRASHED)

@@ -56,7 +56,7 @@ def _as_flag(value: object) -> object:
 
 
 def _as_choice(value: object) -> object:
-    return as_written(value) if isinstance(value, bool) else value.lower() if isinstance(value, str) else value
+    return as_written(value) if isinstance(value, bool) else value
 
 
 # Every number has bounds. Upper bounds are far beyond useful values, but safe to compute with.

@@ -267,10 +267,12 @@ def test_loss_of_a_rank_and_of_the_one_with_its_copy_restarts_all(reference: Pat
     agent = runs.start(command, copies.slowed(tmp_path) | {"NPROC": "3"})
     runs.wait_until((run_dir / "checkpoints" / "step-00000002").exists, agent)
     ranks = runs.workers_of(agent.pid)
-    agent.send_signal(signal.SIGSTOP)  # it shall see both losses at once
+    agent.send_signal(signal.SIGSTOP)  # it shall see both losses at once, and before the rank that is left gives it up
+    os.kill(ranks[0], signal.SIGSTOP)
     for rank in (1, 2):
         os.kill(ranks[rank], signal.SIGKILL)
     runs.wait_until(lambda: all(stat_fields(ranks[rank])[0] == "Z" for rank in (1, 2)), agent)
+    os.kill(ranks[0], signal.SIGCONT)
     agent.send_signal(signal.SIGCONT)
     outcome = runs.outcome_of(agent)
     assert outcome.code == 0, outcome.stderr

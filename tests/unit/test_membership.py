@@ -128,3 +128,11 @@ def test_rank_that_is_told_to_stop_does_not_wait_for_another_in_place_of_a_lost_
     ranks.begin(ranks.read(0).followed(is_after_loss=True))
     assert not first.is_followed(lambda: True)
     wait_for(store, OVER)
+
+
+def test_loss_in_the_first_step_of_a_start_is_one_loss(store: TCPStore) -> None:
+    first, _ = both(store)
+    ranks = Round(store, "round")
+    ranks.begin(ranks.read(0).followed(is_after_loss=True))
+    assert first.is_followed(lambda: False)
+    first.hold_state(0, 1, 8, FACTS)
