@@ -56,7 +56,8 @@ def _as_flag(value: object) -> object:
 
 
 def _as_choice(value: object) -> object:
-    return as_written(value) if isinstance(value, bool) else value
+    word = as_written(value).lower()
+    return word if word in ("true", "false") else value
 
 
 # Every number has bounds. Upper bounds are far beyond useful values, but safe to compute with.
