@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import signal
@@ -16,7 +15,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.recovery import LIMIT_SECONDS, ROOT, STEP_KIMG
+from benchmarks.gpu.check import digest_of
+from benchmarks.recovery import LIMIT_SECONDS, ROOT, STEP_KIMG, ranks_of, records, wait_for_record
 from gfgw_prod.process.exit_codes import PREEMPTED
 
 KILLS = int(os.environ.get("KILLS", "50"))
@@ -33,48 +33,6 @@ for schedule in (
     SETTINGS += [f"--{schedule}", "120"]  # the same for runs of any length
 
 
-class Steps:
-    """The steps of a run as its records come."""
-
-    def __init__(self, run_dir: Path):
-        self._path, self._read = run_dir / "stats.jsonl", 0
-        self.newest, self.at = 0, 0.0
-
-    def look(self) -> int:
-        """The newest step so far."""
-        if self._path.exists():
-            with self._path.open("rb") as file:
-                file.seek(self._read)
-                for line in file:
-                    if not line.endswith(b"\n"):
-                        break
-                    self._read += len(line)
-                    record = json.loads(line)
-                    if "loss/total" in record and record["step"] > self.newest:
-                        self.newest, self.at = record["step"], record["time"]
-        return self.newest
-
-    def wait_for(self, step: int, agent: subprocess.Popen[bytes]) -> None:
-        """Wait until this step has been made."""
-        deadline = time.monotonic() + LIMIT_SECONDS
-        while self.look() < step:
-            if time.monotonic() > deadline or agent.poll() is not None:
-                raise RuntimeError(f"no step {step}; the launcher's exit code: {agent.poll()}")
-            time.sleep(0.01)
-
-
-def ranks_of(agent: int) -> dict[int, int]:
-    """Process ids of the ranks that run, by rank."""
-    found = {}
-    for child in Path(f"/proc/{agent}/task/{agent}/children").read_text().split():
-        try:
-            variables = Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
-        except OSError:  # it has just ended
-            continue
-        found |= {int(each[5:]): int(child) for each in variables if each.startswith(b"RANK=")}
-    return found
-
-
 def campaign(run_dir: Path, ranks: int, chance: random.Random) -> tuple[list[float], int, int]:
     """Kill a random rank again and again.
 
@@ -89,35 +47,21 @@ def campaign(run_dir: Path, ranks: int, chance: random.Random) -> tuple[list[flo
         subprocess.Popen(command, cwd=ROOT, env={**os.environ, **surroundings}, stdout=log, stderr=log) as agent,
     ):
         try:
-            steps = Steps(run_dir)
             for _ in range(KILLS):
-                steps.wait_for(steps.look() + 2, agent)
+                at = records(run_dir)[-1]["step"] if took else 0
+                wait_for_record(run_dir, 0.0, at + 1, agent)
                 time.sleep(chance.random() / 4)
-                before = ranks_of(agent.pid)
-                struck = chance.randrange(ranks)
-                killed, done = time.time(), steps.look()
-                os.kill(before[struck], signal.SIGKILL)
-                steps.wait_for(done + 1, agent)
-                if steps.at < killed:  # the step was being recorded
-                    steps.wait_for(done + 2, agent)
-                took.append(steps.at - killed)
-                restarts += any(
-                    ranks_of(agent.pid).get(rank) != before[rank] for rank in range(ranks) if rank != struck
-                )
+                before, struck = ranks_of(agent.pid), chance.randrange(ranks)
+                killed, done = time.time(), records(run_dir)[-1]["step"]
+                os.kill(before.pop(struck), signal.SIGKILL)
+                took.append(wait_for_record(run_dir, killed, done, agent)["time"] - killed)
+                restarts += not before.items() <= ranks_of(agent.pid).items()
         finally:
             agent.terminate()
             code = agent.wait(LIMIT_SECONDS)
     if code != PREEMPTED:
         raise RuntimeError(f"the launcher ended with exit code {code}")
-    return took, restarts, steps.look()
-
-
-def digest_of(run_dir: Path) -> tuple[int, str]:
-    """Step and digest of the newest checkpoint."""
-    command = [sys.executable, "-m", "gfgw_prod", "inspect", str(run_dir), "--json"]
-    found = json.loads(subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE).stdout)["checkpoints"]
-    newest = max(found, key=lambda each: int(each["step"]))
-    return newest["step"], newest["weights_sha256"]
+    return took, restarts, int(records(run_dir)[-1]["step"])
 
 
 def main() -> None:
@@ -127,7 +71,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         for ranks in RANKS:
             run_dir, alone = Path(scratch) / f"{ranks}", Path(scratch) / f"{ranks}-alone"
-            took, restarts, _ = campaign(run_dir, ranks, chance)
+            took, restarts, step = campaign(run_dir, ranks, chance)
             late = sorted(took)[round(0.95 * (len(took) - 1))]
             long = sum(each > LONG_SECONDS for each in took)
             print(
@@ -135,10 +79,14 @@ def main() -> None:
                 f"{restarts:>17}",
                 flush=True,
             )
-            step, digest = digest_of(run_dir)
             length = ["--run.dir", str(alone), "--train.total-kimg", str(step * 256 / 1000)]
-            subprocess.run([sys.executable, "-m", "gfgw_prod", "train", *SETTINGS, *length], cwd=ROOT, check=True)
-            same = digest_of(alone) == (step, digest)
+            subprocess.run(
+                [sys.executable, "-m", "gfgw_prod", "train", *SETTINGS, *length],
+                cwd=ROOT,
+                check=True,
+                stderr=subprocess.DEVNULL,
+            )
+            same = digest_of(alone) == digest_of(run_dir)
             print(
                 f"      weights after {step} steps {'equal' if same else 'DIFFER from'} those of one process",
                 flush=True,

@@ -37,12 +37,16 @@ def records(run_dir: Path) -> list[dict[str, Any]]:
     return [record for record in found if "loss/total" in record]
 
 
-def pid_of(agent: int, rank: int) -> int:
-    """The process id of a rank."""
+def ranks_of(agent: int) -> dict[int, int]:
+    """Process ids of an agent's ranks, by rank."""
+    found = {}
     for child in Path(f"/proc/{agent}/task/{agent}/children").read_text().split():
-        if f"RANK={rank}".encode() in Path(f"/proc/{child}/environ").read_bytes().split(b"\0"):
-            return int(child)
-    raise LookupError(f"rank {rank} of agent {agent} is not there")
+        try:
+            variables = Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
+        except OSError:  # it has just ended
+            continue
+        found |= {int(each[5:]): int(child) for each in variables if each.startswith(b"RANK=")}
+    return found
 
 
 def wait_for_record(run_dir: Path, after: float, step: int, agent: subprocess.Popen[bytes]) -> dict[str, Any]:
@@ -87,7 +91,7 @@ def measure(
             wait_for_record(run_dir, started, 2 * CHECKPOINT_STEPS + steps_lost, agent)
             done = records(run_dir)[-1]["step"]
             killed = time.time()
-            os.kill(pid_of(agent.pid, rank), fault)
+            os.kill(ranks_of(agent.pid)[rank], fault)
             new = wait_for_record(run_dir, killed, done, agent)
             back = next(each for each in records(run_dir) if each["time"] > killed and phases_of(each))
             recovery = phases_of(back)

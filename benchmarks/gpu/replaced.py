@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.gpu.check import ROOT, Place, Row, digest_of
-from benchmarks.recovery import STEP_KIMG, pid_of, records, wait_for_record
+from benchmarks.recovery import STEP_KIMG, ranks_of, records, wait_for_record
 
 STEPS = 16
 KILLED_AFTER = 4  # steps
@@ -69,5 +69,5 @@ def recovery_seconds(run_dir: Path, agent: subprocess.Popen[bytes]) -> float:
     """Kill a rank, and wait for a step that was not made before."""
     wait_for_record(run_dir, 0.0, KILLED_AFTER, agent)
     done, killed = records(run_dir)[-1]["step"], time.time()
-    os.kill(pid_of(agent.pid, 1), signal.SIGKILL)
+    os.kill(ranks_of(agent.pid)[1], signal.SIGKILL)
     return float(wait_for_record(run_dir, killed, done, agent)["time"]) - killed

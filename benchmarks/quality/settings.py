@@ -93,6 +93,7 @@ IN_NETWORK: dict[str, Any] = {
     "features.pixel_constant": 0.0,
     "consistency.coupled_by": "samples",
     "transport.noise_weight": 0.0,
+    "generator.correlation": 0.0,
 }
 ALWAYS: dict[str, dict[str, Any]] = {
     # Noise and images are independent, so the preconditioning must not assume a correlation.
@@ -107,4 +108,6 @@ def options_of(data: str, name: str, *, in_network: bool = False) -> dict[str, A
     """What a method was tuned to on a data set; folders of pictures share settings, and so do our variants."""
     tuned = OPTIONS.get(data, PICTURES)
     found = {**tuned.get("ours" if name.startswith("ours") else name, {}), **ALWAYS.get(name, {})}
-    return {**found, **IN_NETWORK, "generator.correlation": 0.0} if in_network else found
+    if not in_network:
+        return found
+    return {**found, **(IN_EACH_BATCH if name.startswith("ours") else {}), **IN_NETWORK}
