@@ -262,18 +262,18 @@ def dies_once(world: str, once: Path) -> str:
 
 
 def test_loss_of_a_rank_and_of_the_one_with_its_copy_restarts_all(reference: Path, tmp_path: Path) -> None:
-    run_dir = tmp_path / "run"
+    run_dir, go_on = tmp_path / "run", tmp_path / "go-on"
     command = runs.elastic(run_dir, "--resilience.in-place", "true", *FSDP)
-    agent = runs.start(command, copies.slowed(tmp_path) | {"NPROC": "3"})
+    agent = runs.start(command, copies.held_in_step(tmp_path, 3, until=go_on) | {"NPROC": "3"})
     runs.wait_until((run_dir / "checkpoints" / "step-00000002").exists, agent)
+    runs.wait_until(lambda: runs.last_step(run_dir) >= 3, agent)
     ranks = runs.workers_of(agent.pid)
     agent.send_signal(signal.SIGSTOP)  # it shall see both losses at once, and before the rank that is left gives it up
-    os.kill(ranks[0], signal.SIGSTOP)
     for rank in (1, 2):
         os.kill(ranks[rank], signal.SIGKILL)
     runs.wait_until(lambda: all(stat_fields(ranks[rank])[0] == "Z" for rank in (1, 2)), agent)
-    os.kill(ranks[0], signal.SIGCONT)
     agent.send_signal(signal.SIGCONT)
+    go_on.touch()
     outcome = runs.outcome_of(agent)
     assert outcome.code == 0, outcome.stderr
     assert "rank 1 died of SIGKILL, rank 2 died of SIGKILL; replacement 1 of 3" in outcome.stderr
