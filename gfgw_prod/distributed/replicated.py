@@ -59,7 +59,8 @@ class Replicated:
         # DDP lays its buckets out anew after the first backward pass. Make that pass here and drop its gradients.
         # DDP would also warn about the strides of gradients of 1x1 convolutions, which are the same in either order.
         warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
-        self._ddp(*example).sum().backward()
+        with torch.compiler.set_stance("force_eager"):  # no step makes a pass of this size, to compile for
+            self._ddp(*example).sum().backward()
         generator.zero_grad(set_to_none=True)
 
     def end(self) -> None:

@@ -187,6 +187,8 @@ class ExitCodeAgent(LocalElasticAgent):
             self.job_code.set(known)  # before other nodes take the broken connections for a crash
         self._follow(self._regrouping.look(self._nodes.present()), worker_group)
         forming, interval = self._regrouping.is_forming(), worker_group.spec.monitor_interval
+        if not forming:
+            self._idle.building &= {self._workers()[local].pid for local in self._regrouping.joining}
         for pid, did in self._idle.kill(self._running(), interval, forming=forming).items():
             log(f"process {pid}, a rank of this node, {did}; it is killed", "warning")
         # torch restarts all ranks if it finds that one is lost, so it must not look again while none was.
@@ -210,15 +212,14 @@ class ExitCodeAgent(LocalElasticAgent):
             take_numbers(generation, self._regrouping.node, worker_group, self._pcontext.envs)
 
     def _replace_lost(self, worker_group: WorkerGroup) -> bool:
-        """Start a worker in the place of each that was lost, if the others can continue; else leave it to torch."""
+        """Start a worker in place of each that was lost, if the others can continue; else leave it to torch."""
         lost = {local: code for local, worker in enumerate(self._workers()) if (code := worker.poll()) is not None}
         if (
             {*lost.values()} & {FINISHED, BAD_INPUT, CRASH_LOOP, PREEMPTED, *(-stop for stop in PREEMPTION)}
-            or len(lost) == worker_group.workers[0].world_size
             or not self._remaining_restarts
             or self.job_code.read() is not None
             or not self._regrouping.can_go_on()
-            or (new := self._regrouping.replace()) is None
+            or (new := self._regrouping.replace(lost)) is None
         ):
             return False
         self._cause = of_exit_codes(lost.values())

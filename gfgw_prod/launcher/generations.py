@@ -85,9 +85,9 @@ def done(generation: int, rank: int) -> str:
     return f"done/{generation}/{rank}"
 
 
-def built(member: Member) -> str:
-    """Key, set once a joining rank has built its networks and can be admitted."""
-    return f"built/{member[0]}/{member[1]}"
+def built(member: Member, since: int) -> str:
+    """Key, set once a rank that has joined since this generation has built its networks and can be admitted."""
+    return f"built/{member[0]}/{member[1]}/{since}"
 
 
 def node_of(launcher: str, number: int) -> str:
@@ -124,11 +124,21 @@ class Generation:
         return {local: rank for rank, (at, local) in enumerate(self.members) if at == node}
 
     def followed(
-        self, without: Collection[str] = (), more: Sequence[Member] = (), *, is_after_loss: bool
+        self,
+        without: Collection[str] = (),
+        more: Sequence[Member] = (),
+        *,
+        lost: Collection[Member] = (),
+        is_after_loss: bool,
     ) -> Generation:
-        """The next generation: ranks of ``without`` drop out, the others keep their order, and ``more`` come last."""
-        kept = tuple(member for member in self.members if member[0] not in without)
-        return Generation(self.number + 1, (*kept, *more), is_after_loss)
+        """The next generation: nodes of ``without`` and ranks of ``lost`` drop out, and ``more`` are added.
+
+        Nodes keep their order, and new ones come last. Within a node, ranks are in the order of their local ranks.
+        """
+        kept = [member for member in self.members if member[0] not in without and member not in lost]
+        nodes = [*dict.fromkeys(node for node, _ in (*kept, *more))]
+        ordered = sorted((*kept, *more), key=lambda member: (nodes.index(member[0]), member[1]))
+        return Generation(self.number + 1, tuple(ordered), is_after_loss)
 
 
 class Round:

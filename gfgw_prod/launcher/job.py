@@ -88,7 +88,11 @@ def _code_of_node(options: argparse.Namespace, forks: ForkServer | None, *, has_
         if forks is not None and config.numa_options is None:  # torch binds a process that it starts, not a fork
             fork_ranks(forks)
         joins = settings is not None and may_take_in_ranks(settings)
-        return Node(config, entrypoint, arguments, int(grace), forks, may_join_ranks=joins).run()
+        compiles = settings is not None and settings.train.compile
+        node = Node(
+            config, entrypoint, arguments, int(grace), forks, may_join_ranks=joins, new_ranks_are_awaited=not compiles
+        )
+        return node.run()
     except SignalException:  # workers had ended, and it was not decided yet what to do next
         return PREEMPTED
     except RendezvousTimeoutError:
@@ -120,6 +124,7 @@ class Node:
 
     Args:
         may_join_ranks: whether this node's ranks may join others that run already.
+        new_ranks_are_awaited: whether the others wait for a rank that replaces a lost one, where they need not.
     """
 
     def __init__(
@@ -131,8 +136,9 @@ class Node:
         forks: ForkServer | None = None,
         *,
         may_join_ranks: bool = False,
+        new_ranks_are_awaited: bool = True,
     ):
-        self.may_join_ranks = may_join_ranks
+        self.may_join_ranks, self.new_ranks_are_awaited = may_join_ranks, new_ranks_are_awaited
         self.config, self.entrypoint, self.arguments = config, entrypoint, arguments
         self.grace_seconds, self.forks = grace_seconds, forks
         self.hosting = is_host(config.rdzv_endpoint)
@@ -172,7 +178,7 @@ class Node:
         """
         config = self.config
         try:
-            rendezvous, job_code, regrouping = meet(config)
+            rendezvous, job_code, regrouping = meet(config, new_ranks_are_awaited=self.new_ranks_are_awaited)
         except (RendezvousConnectionError, OSError):
             if self.hosting:  # no other node would open it
                 raise
@@ -218,7 +224,9 @@ class Node:
         return code
 
 
-def meet(config: LaunchConfig) -> tuple[DynamicRendezvousHandler, JobExitCode, Regrouping]:
+def meet(
+    config: LaunchConfig, *, new_ranks_are_awaited: bool
+) -> tuple[DynamicRendezvousHandler, JobExitCode, Regrouping]:
     """Open the rendezvous, or connect to the node that hosts it. The rest of what the nodes share is in its store too.
 
     Raises:
@@ -236,7 +244,8 @@ def meet(config: LaunchConfig) -> tuple[DynamicRendezvousHandler, JobExitCode, R
     backend, store = create_backend(parameters)
     handler = create_handler(store, backend, parameters)
     node, host = str(handler._this_node), address(config.rdzv_endpoint)[0]
-    regrouping = Regrouping(store, host, config.run_id, node, config.nproc_per_node, config.min_nodes)
+    ranks, fewest = config.nproc_per_node, config.min_nodes
+    regrouping = Regrouping(store, host, config.run_id, node, ranks, fewest, are_awaited=new_ranks_are_awaited)
     return handler, JobExitCode(store, config.run_id), regrouping
 
 

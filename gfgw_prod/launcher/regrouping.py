@@ -40,23 +40,37 @@ class Regrouping:
         launcher: unique name of this launcher.
         ranks: number of ranks on this node.
         fewest_nodes: smallest number of nodes with which the job continues.
+        are_awaited: whether the other ranks wait for one that replaces a lost rank. If not, they continue without it
+            where they can, and admit it once it has built its networks.
 
     Attributes:
         current: the newest generation that this launcher has seen; ``None`` before all nodes have started.
         node: name of this node in generations.
     """
 
-    def __init__(self, store: Store, host: str, run_id: str, launcher: str, ranks: int, fewest_nodes: int):
+    def __init__(
+        self,
+        store: Store,
+        host: str,
+        run_id: str,
+        launcher: str,
+        ranks: int,
+        fewest_nodes: int,
+        *,
+        are_awaited: bool = True,
+    ):
         assert isinstance(store, TCPStore)
         self._store, self._host, self._name = store, host, f"gfgw.generations.{run_id}"
         self._job = PrefixStore(self._name, store)
         self._keeper = self._job.compare_set(KEEPER, "", launcher).decode()  # the first launcher: it made the store
-        self._launcher, self._ranks, self._fewest_nodes = launcher, ranks, fewest_nodes
+        self._launcher, self._ranks, self._fewest_nodes, self._are_awaited = launcher, ranks, fewest_nodes, are_awaited
         self.node = node_of(launcher, 0)
         self._round = Round(store, self._name)
         self.current: Generation | None = None
         self._met = 0  # the last generation whose ranks have met
-        self._joins = False  # whether this node's ranks still wait to be admitted
+        self._joining: dict[
+            int, int
+        ] = {}  # local ranks that are not admitted yet; the generation since which they join
         self._joined_times = 0
         self._missed_at: float | None = None
         self._absent: dict[str, float] = {}  # nodes that have left the rendezvous, and since when
@@ -64,7 +78,7 @@ class Regrouping:
     def begin_round(self, name: str, ranks: Collection[int], world_size: int) -> None:
         """Begin a round of this name, in which all ranks start; ``ranks`` are those of this node."""
         self._round, self.current = Round(self._store, f"{self._name}.{name}"), None
-        self._met, self._joins, self._missed_at = 0, False, None
+        self._met, self._joining, self._missed_at = 0, {}, None
         self._round.first(self.node, [*ranks], world_size)
         self._job.set(RUNNING, self._round.prefix)
         os.environ[MEETING] = self._offer(0, is_new=False)
@@ -76,7 +90,7 @@ class Regrouping:
                 running = Round(self._store, self._job.get(RUNNING).decode())
                 current = running.read(running.newest(0)) if running.is_known() else None
                 others = {*map(launcher_of, current.nodes)} - {self._launcher} if current else set()
-                if current and others and running.may_have(current, len(self._joined(current).members)):
+                if current and others and running.may_have(current, len(self._with_node(current).members)):
                     self._round, self.current = running, current
                     return True
         return False
@@ -86,24 +100,33 @@ class Regrouping:
         assert self.current is not None
         self._joined_times += 1
         self.node = node_of(self._launcher, self._joined_times)
-        self._met, self._joins, self._missed_at = self.current.number, True, None
+        self._met, self._joining, self._missed_at = (
+            self.current.number,
+            dict.fromkeys(range(self._ranks), self.current.number),
+            None,
+        )
         os.environ[MEETING] = self._offer(self.current.number, is_new=True)
 
     @property
     def first_free(self) -> int:
         """Number of this node's first rank, if the node were admitted now."""
         assert self.current is not None
-        return len(self._joined(self.current).members) - self._ranks
+        return len(self._with_node(self.current).members) - self._ranks
+
+    @property
+    def joining(self) -> Collection[int]:
+        """Local ranks that have started and are not admitted yet."""
+        return self._joining.keys()
 
     @property
     def waits(self) -> bool:
-        """Whether this node's ranks have started, and are not admitted yet."""
-        return self._joins
+        """Whether all of this node's ranks have started, and none is admitted yet."""
+        return len(self._joining) == self._ranks
 
     @property
     def is_left_out(self) -> bool:
         """Whether the other nodes continue without this one."""
-        return self.current is not None and not self._joins and self.node not in self.current.nodes
+        return self.current is not None and not self._joining and self.node not in self.current.nodes
 
     def look(self, present: Collection[str]) -> Generation | None:
         """Admit ranks of this node that are ready, and drop lost nodes.
@@ -125,8 +148,7 @@ class Regrouping:
     def can_go_on(self) -> bool:
         """Whether every rank of the current generation has reported that it holds the state."""
         return (
-            not self._joins
-            and (current := self._follow()) is not None
+            (current := self._follow()) is not None
             and self.node in current.nodes
             and self._round.multiple(current) is not None
         )
@@ -135,7 +157,7 @@ class Regrouping:
         """Whether the current generation's ranks, on any node, have not all met yet."""
         with suppress(DistError):
             current = self._follow()
-            if current is None or self._joins:
+            if current is None or self.node not in current.nodes:
                 return False
             everyone = [here(current.number, rank) for rank in range(len(current.members))]
             if current.number > self._met and self._round.keys.check(everyone):
@@ -143,15 +165,28 @@ class Regrouping:
             return current.number > self._met
         return False
 
-    def replace(self) -> dict[str, str] | None:
-        """Begin a generation in which new processes replace lost ranks.
+    def replace(self, lost: Collection[int]) -> dict[str, str] | None:
+        """Begin a generation after a loss of local ranks, which new processes replace, now or once they can join.
 
         Returns:
-            Environment variables for the new processes; ``None`` if another generation has begun meanwhile.
+            Environment variables for the new processes; ``None`` if the others cannot continue, or if another
+            generation has begun meanwhile.
         """
-        assert self.current is not None
-        following = self.current.followed(is_after_loss=True)
-        return {MEETING: self._offer(following.number, is_new=True)} if self._round.begin(following) else None
+        current = self.current
+        assert current is not None
+        members = [(self.node, local) for local in lost if local not in self._joining]
+        if len(members) == len(current.members):
+            return None
+        following = current
+        if members:  # else only ranks are lost that nobody waits for
+            following = current.followed(lost=members, is_after_loss=True)
+            stays = self.node in following.nodes and self._round.may_have(current, len(following.members))
+            if self._are_awaited or not stays:
+                following = current.followed(is_after_loss=True)
+            if not self._round.begin(following):
+                return None
+        self._joining |= {local: following.number for local in lost if (self.node, local) not in following.members}
+        return {MEETING: self._offer(following.number, is_new=True)}
 
     def _follow(self) -> Generation | None:
         if self.current is None:
@@ -164,15 +199,18 @@ class Regrouping:
 
     def _let_in(self) -> None:
         current = self.current
-        if current is None or not self._joins:
+        if current is None or not self._joining:
             return
-        following = self._joined(current)
-        own = [built((self.node, local)) for local in range(self._ranks)]
-        if self._round.keys.check(own) and self._round.may_have(current, len(following.members)):
-            self._joins = not self._round.begin(following)
+        following = self._with_node(current)
+        if self.node in current.nodes:
+            following = current.followed(more=[(self.node, local) for local in self._joining], is_after_loss=False)
+        own = [built((self.node, local), since) for local, since in self._joining.items()]
+        may_begin = self._round.keys.check(own) and self._round.may_have(current, len(following.members))
+        if may_begin and self._round.begin(following):
+            self._joining = {}
 
-    def _joined(self, current: Generation) -> Generation:
-        """The next generation with this node's ranks, which replace those that it had before."""
+    def _with_node(self, current: Generation) -> Generation:
+        """The next generation with all of this node's ranks, which replace those that it had under other names."""
         stale = {node for node in current.nodes if launcher_of(node) == self._launcher}
         return current.followed(stale, [(self.node, local) for local in range(self._ranks)], is_after_loss=bool(stale))
 
@@ -224,6 +262,8 @@ def take_numbers(generation: Generation, node: str, group: Any, environments: di
     ranks, world_size = generation.ranks_on(node), len(generation.members)
     group.group_world_size = len(generation.nodes)
     for worker in group.workers:
+        if worker.local_rank not in ranks:  # its process joins later
+            continue
         worker.global_rank = worker.role_rank = rank = ranks[worker.local_rank]
         worker.world_size = worker.role_world_size = world_size
         numbers = {"RANK": rank, "WORLD_SIZE": world_size, "GROUP_WORLD_SIZE": len(generation.nodes)}

@@ -61,7 +61,7 @@ class IdleWorkers:
     """Finds workers that do not run: stopped ones, and those stuck in C while their peers form a group anew.
 
     Attributes:
-        building: processes that replace lost ones, and may wait for a compiler or a disk until all ranks have met.
+        building: processes that replace lost ones, and may wait for a compiler or a disk until they are admitted.
     """
 
     def __init__(self) -> None:
@@ -78,8 +78,6 @@ class IdleWorkers:
         """
         killed = {}
         may_wait = not forming or save_in_flight.is_any_saving()
-        if not forming:
-            self.building.clear()
         for worker in workers:
             before, ran = self._ran.get(worker.pid), _time_run(worker.pid)
             self._ran[worker.pid] = ran

@@ -35,7 +35,7 @@ from gfgw_prod.launcher.generations import (
     missed,
     ready,
 )
-from gfgw_prod.process.exit_codes import CRASHED
+from gfgw_prod.process.exit_codes import CRASHED, FINISHED
 from gfgw_prod.process.fork_server import show_environment
 from gfgw_prod.process.restart_causes import RESTART_CAUSE, expected_ranks
 from gfgw_prod.process.standard_streams import log
@@ -197,11 +197,12 @@ class Membership:
 
         Raises:
             RuntimeError: if a rank does not come in time.
-            SystemExit: exit code 1, if the run has ended meanwhile, or continues without this rank.
+            SystemExit: if the run has ended meanwhile, or continues without this rank. Exit code 1, so that all
+                restart; 0 if this rank was to join others of its node.
         """
         deadline = time.monotonic() + timeout_seconds
         if self.joins:
-            self._round.keys.set(built(self._member), "")
+            self._round.keys.set(built(self._member, self._offer.generation), "")
         while True:
             present = self._present()
             if self._member in present.members:
@@ -219,6 +220,8 @@ class Membership:
                 if self._member in present.members and self._round.keys.check(everyone) and self._may_begin():
                     return self._world, PrefixStore(f"group/{self.generation}", self._round.keys)
                 if self._round.is_over():
+                    if self.joins and self.node in present.nodes:  # whose other ranks finish the run, or restart all
+                        raise SystemExit(FINISHED)
                     self._give_up("the run ended while ranks came or went; all restart")
                 if time.monotonic() > deadline:
                     raise RuntimeError(f"not all ranks have met again after {timeout_seconds} s; all restart")
@@ -234,8 +237,9 @@ class Membership:
         if (rank, ranks) != (self._world.rank, self._world.world_size):
             self._world = replace(self._world, rank=rank, world_size=ranks)
             numbers = {"RANK": rank, "WORLD_SIZE": ranks, "GROUP_WORLD_SIZE": len(present.nodes)}
-            os.environ.update({name: str(number) for name, number in numbers.items()})
-            show_environment()
+            if ranks >= self._world.local_world_size:  # else a rank of this node is missing, whose numbers stay free
+                os.environ.update({name: str(number) for name, number in numbers.items()})
+                show_environment()
             os.environ[RESTART_CAUSE] = "membership"
 
     def _present(self) -> Generation:

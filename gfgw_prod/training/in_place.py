@@ -66,9 +66,12 @@ def go_on(run: Run) -> None:
     kept, world = run.kept, run.world
     with watch.paused():  # waits for new ranks, which have watchdogs of their own
         run.reached = _settle_last_step(run)
-        ranks = kept.training.world.world_size
         share, bank = kept.share(), kept.training.matcher.bank
-        with_tables = any(world.all_gather_object(kept.has_whole_tables))
+        ranks = (
+            0 if kept.step == NO_STEP else kept.training.world.world_size
+        )  # before the change; a new rank knows none
+        by_rank = world.all_gather_object((ranks, kept.has_whole_tables))
+        ranks, with_tables = max(ranks for ranks, _ in by_rank), any(with_tables for _, with_tables in by_rank)
         spread(run.training, world)
         _take_rows(run, bank if kept.has_rows else None)
         if with_tables and not kept.has_whole_tables:

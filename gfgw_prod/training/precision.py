@@ -161,5 +161,6 @@ def compile_networks(networks: Iterable[nn.Module]) -> None:
 
     # A U-Net has blocks of more shapes than the default limit allows, each with and without gradient and dropout.
     dynamo.config.recompile_limit = max(dynamo.config.recompile_limit, 64)
+    dynamo.config.optimize_ddp = False  # it would split what is compiled by DDP's buckets, and one rank has none
     for network in networks:
         network.compile(dynamic=False)

@@ -190,6 +190,25 @@ class TrainingStep:
             self.skip()
         return lowered
 
+    def rehearse(self) -> None:
+        """Make each kind of pass that a step makes, and drop the gradients, so that compiled networks are compiled."""
+        size, shape = self.config.train.cell_size, self.table.image_shape
+        noise = torch.zeros(size, *shape, device=self.world.device)
+        labels = torch.zeros(size, dtype=torch.long, device=self.world.device)
+        cell, networks = Cell(self.config.seed, 0, 0, size), (self.parallel.module, *self.objective.frozen)
+        for trained, with_gradient in ((True, True), (True, False), (False, False)):
+            self.parallel.module.train(trained)
+            with (
+                self.precision.cast_weights(*networks, by_block=self.parallel.replicated),
+                torch.set_grad_enabled(with_gradient),
+                cell.dropout(self.world.device),
+            ):
+                images = self._pass(noise, torch.ones(size), labels)
+                features = self.objective.features(images)
+            if with_gradient:
+                (images.float().mean() + features.float().mean()).backward()
+        self.optimizer.drop_gradients()
+
     def end(self) -> None:
         """Free what holds a process group that is lost. A computed step may still be applied or skipped."""
         if self.parallel.shards is not None:  # a sharded module holds groups itself, and is built anew

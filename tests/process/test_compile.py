@@ -30,27 +30,31 @@ def test_compiled_steps_have_the_losses_of_eager_ones(tmp_path: Path, request: p
 @pytest.mark.timeout(1200)
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a compiler")
 @pytest.mark.skipif(sys.platform != "linux", reason="recovery in place needs /proc")
-def test_rank_that_stays_when_another_is_lost_keeps_its_compiled_code(
+def test_ranks_go_on_without_a_lost_one_which_compiles_before_it_joins(
     tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     if not request.config.getoption("--thorough"):
         pytest.skip("--thorough: compiling takes a minute of two cores")
-    steps, graphs = 4, tmp_path / "graphs"
+    steps, graphs = 6, tmp_path / "graphs"
     options = (*runs.SMALL, *NETWORK, "--train.total-kimg", str(steps * runs.SMALL_BATCH / 1000))
     options = (*options, "--train.compile", "true")
     runs.train(tmp_path / "undisturbed", *options)
     copy = copies.in_step(
         tmp_path,
-        "import os",
+        "import os, time",
         "from torch._dynamo.utils import counters",
-        f"self.world.rank or print(counters['stats']['unique_graphs'], file=open('{graphs}', 'a'), flush=True)",
         "dies = self.world.rank == 1 and self.step == 3 and self.membership.generation == 0",
         "dies and os.kill(os.getpid(), 9)",
+        "while self.membership.generation == 1 and self.membership._heard_of == 1: time.sleep(0.01)",
+        "found = self.world.rank, self.step, counters['stats']['unique_graphs']",
+        f"print(*found, file=open('{graphs}', 'a'), flush=True)",
     )
     command = runs.elastic(tmp_path / "run", *options, "--resilience.in-place", "true")
     outcome = runs.execute(command, copy | {"NPROC": "2"})
     assert outcome.code == 0, outcome.stderr
-    assert "a lost rank was replaced" in outcome.stderr
+    assert "ranks were lost: now 1, before 2; the run goes on after step 3" in outcome.stderr
+    assert "ranks joined: now 2, before 1; the run goes on after step 3" in outcome.stderr
     assert runs.digests(tmp_path / "run")[steps] == runs.digests(tmp_path / "undisturbed")[steps]
-    compiled = [int(line) for line in graphs.read_text().splitlines()]
-    assert compiled[-1] == compiled[3] > 0
+    compiled = {(rank, step): count for rank, step, count in (map(int, line.split()) for line in graphs.open())}
+    for rank in (0, 1):
+        assert compiled[rank, steps - 1] == compiled[rank, 3] > 0

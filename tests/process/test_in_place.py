@@ -176,6 +176,33 @@ def test_rank_lost_on_another_node_is_replaced_there(reference: Path, tmp_path: 
     assert_as_undisturbed(run_dir, reference)
 
 
+@pytest.mark.parametrize("lost", [0, 1])
+@pytest.mark.parametrize("waits", [True, False], ids=["joins", "may be too late"])
+def test_ranks_go_on_without_a_lost_one_whose_networks_are_compiled(
+    reference: Path, tmp_path: Path, lost: int, waits: bool
+) -> None:
+    """Where steps wait for it, the new rank joins; else the run may end before its networks are built."""
+    copy = copies.in_step(
+        tmp_path,
+        "import os, time",
+        f"dies = self.world.rank == {lost} and self.step == 3 and self.membership.generation == 0",
+        "dies and os.kill(os.getpid(), 9)",
+        f"while {waits} and self.membership.generation == 1 and self.membership._heard_of == 1: time.sleep(0.01)",
+    )
+    run_dir = tmp_path / "run"
+    nothing_is_compiled = {"TORCHDYNAMO_DISABLE": "1"}  # by torch, which the launcher does not know
+    command = in_place(run_dir, "--train.compile", "true")
+    outcome = runs.execute(command, copy | nothing_is_compiled | {"NPROC": "2"})
+    assert outcome.code == 0, outcome.stderr
+    assert f"rank {lost} died of SIGKILL; replacement 1 of 3" in outcome.stderr
+    assert "ranks were lost: now 1, before 2; the run goes on after step 3" in outcome.stderr
+    if waits:
+        assert "ranks joined: now 2, before 1; the run goes on after step 3" in outcome.stderr
+    assert "restart" not in outcome.stderr
+    assert "resumed" not in outcome.stderr
+    assert_as_undisturbed(run_dir, reference)
+
+
 def test_node_that_is_lost_with_its_shares_is_not_waited_for(reference: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     where = {"NNODES": "1:2", "NPROC": "1", "RDZV_ENDPOINT": f"localhost:{runs.free_port()}", "LOCAL_ADDR": "localhost"}

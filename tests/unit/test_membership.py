@@ -15,7 +15,7 @@ from torch.distributed import TCPStore
 from gfgw_prod.distributed.lost_group import Connections
 from gfgw_prod.distributed.world import World
 from gfgw_prod.launcher.generations import OVER, Offer, Round, built, here, node_of, ready
-from gfgw_prod.process.exit_codes import CRASHED
+from gfgw_prod.process.exit_codes import CRASHED, FINISHED
 from gfgw_prod.resilience.membership import Membership, RegroupedError
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="finding a group's sockets needs /proc")
@@ -39,13 +39,15 @@ def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[TCPStore]:
             assert not thread.is_alive()
 
 
-def member(store: TCPStore, rank: int, node: str, *, is_new: bool = False, fewest: int = 1) -> Membership:
-    """One of a run of two ranks, each on a node of its own."""
+def member(
+    store: TCPStore, rank: int, node: str, *, local: int = 0, is_new: bool = False, fewest: int = 1
+) -> Membership:
+    """One of a run of two ranks, each on a node of its own, or another rank."""
     ranks = Round(store, "round")
     ranks.first(A, [0], 2)
     ranks.first(B, [1], 2)
     offer = Offer("localhost", store.port, "round", "a", 0, node, fewest, is_new)
-    return Membership(World(rank, 2, torch.device("cpu")), offer)
+    return Membership(World(rank, 2, torch.device("cpu"), local), offer)
 
 
 def wait_for(store: TCPStore, *keys: str) -> None:
@@ -102,10 +104,21 @@ def test_rank_that_joins_says_that_it_is_ready_and_waits_to_be_let_in(store: TCP
         ranks.keys.set(here(1, rank), "")
     world, _ = new.meet(20)
     assert (world.rank, world.world_size) == (2, 3)
-    wait_for(store, built((c, 0)))
+    wait_for(store, built((c, 0), 0))
     new.hold_state(5, 1, 8, FACTS)
     wait_for(store, ready(1, 2))
     assert not new.is_new
+
+
+@pytest.mark.parametrize(("node", "code"), [(A, FINISHED), (node_of("c", 1), CRASHED)])
+def test_rank_that_has_not_joined_when_the_run_ends_leaves(store: TCPStore, node: str, code: int) -> None:
+    first, _ = both(store)
+    new = member(store, 1, node, local=1, is_new=True)
+    assert new.joins
+    first.end()
+    with pytest.raises(SystemExit) as left:
+        new.meet(20)
+    assert left.value.code == code
 
 
 def test_two_losses_in_one_step_restart_all_but_nodes_that_join_are_no_losses(store: TCPStore) -> None:

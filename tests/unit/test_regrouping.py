@@ -45,10 +45,10 @@ def store(monkeypatch: pytest.MonkeyPatch) -> TCPStore:
 
 
 def launchers(
-    store: TCPStore, *, fewest: int = 1, multiple: int = 1, most: int = 8
+    store: TCPStore, *, fewest: int = 1, multiple: int = 1, most: int = 8, are_awaited: bool = True
 ) -> tuple[Regrouping, Regrouping, Round]:
     """Those of two nodes with two ranks each, which all hold the state."""
-    a, b = (Regrouping(store, "localhost", "job", name, 2, fewest) for name in (A, B))
+    a, b = (Regrouping(store, "localhost", "job", name, 2, fewest, are_awaited=are_awaited) for name in (A, B))
     a.begin_round("first", [0, 1], 4)
     assert a.look(BOTH) is None
     b.begin_round("first", [2, 3], 4)
@@ -114,7 +114,7 @@ def test_nobody_goes_on_when_a_rank_makes_no_more_steps(store: TCPStore) -> None
 
 def test_ranks_do_not_wait_for_a_node_that_is_lost_while_they_meet(store: TCPStore) -> None:
     a, _, ranks = launchers(store)
-    assert a.replace() is not None
+    assert a.replace([0]) is not None
     assert a.look({A}) is not None
     assert a.is_forming()
     assert ranks.is_over()
@@ -124,11 +124,59 @@ def test_of_two_launchers_with_a_lost_rank_one_begins_the_next_generation(store:
     a, b, _ = launchers(store)
     assert a.can_go_on()
     assert b.can_go_on()
-    offer = Offer.read((a.replace() or {})[MEETING])
+    offer = Offer.read((a.replace([0]) or {})[MEETING])
     assert offer is not None
     assert (offer.generation, offer.node, offer.is_new, offer.keeper) == (1, A0, True, A)
-    b.replace()  # the same generation
+    b.replace([0])  # the same generation
     assert not b.can_go_on()  # until its ranks have met
+
+
+def test_ranks_go_on_without_a_lost_one_that_joins_once_it_is_built(store: TCPStore) -> None:
+    a, b, ranks = launchers(store, are_awaited=False)
+    offer = Offer.read((a.replace([0]) or {})[MEETING])
+    assert offer is not None
+    assert (offer.generation, offer.node, offer.is_new) == (1, A0, True)
+    without = a.look(BOTH)
+    assert without == Generation(1, ((A0, 1), *members((B0, 2))), is_after_loss=True)
+    assert [*a.joining] == [0]
+    assert not a.waits
+    hold_state(ranks, without)
+    ranks.keys.set(built((A0, 0), 0), "")  # of an earlier process
+    assert a.look(BOTH) is None
+    ranks.keys.set(built((A0, 0), 1), "")
+    assert a.look(BOTH) == Generation(2, members((A0, 2), (B0, 2)))
+    assert [*a.joining] == []
+    assert b.look(BOTH) == Generation(2, members((A0, 2), (B0, 2)))
+
+
+def test_rank_that_is_lost_before_it_has_joined_costs_the_others_nothing(store: TCPStore) -> None:
+    a, _, ranks = launchers(store, are_awaited=False)
+    a.replace([0])
+    without = a.look(BOTH)
+    assert without is not None
+    hold_state(ranks, without)
+    offer = Offer.read((a.replace([0]) or {})[MEETING])
+    assert offer is not None
+    assert offer.generation == 1
+    assert a.look(BOTH) is None
+    assert a.replace([1]) is not None  # the last rank of its node keeps its place
+    assert a.look(BOTH) == Generation(2, without.members, is_after_loss=True)
+    assert [*a.joining] == [0]
+
+
+@pytest.mark.parametrize("multiple", [2, 0])
+def test_lost_rank_is_waited_for_where_the_others_need_it(store: TCPStore, multiple: int) -> None:
+    a, _, _ = launchers(store, multiple=multiple, are_awaited=False)
+    assert a.replace([0]) is not None
+    assert a.look(BOTH) == Generation(1, members((A0, 2), (B0, 2)), is_after_loss=True)
+    assert [*a.joining] == []
+
+
+def test_nothing_is_left_when_all_ranks_are_lost(store: TCPStore) -> None:
+    a = Regrouping(store, "localhost", "job", A, 2, 1)
+    a.begin_round("first", [0, 1], 2)
+    assert a.look({A}) == Generation(0, members((A0, 2)))
+    assert a.replace([0, 1]) is None
 
 
 def test_node_joins_when_its_ranks_are_ready(store: TCPStore) -> None:
@@ -138,7 +186,7 @@ def test_node_joins_when_its_ranks_are_ready(store: TCPStore) -> None:
     assert c.first_free == 4
     c.begin_joining()
     assert c.look({*BOTH, C}) is None
-    ranks.keys.set(built((C1, 0)), "")
+    ranks.keys.set(built((C1, 0), 0), "")
     joined = c.look({*BOTH, C})
     assert joined == Generation(1, members((A0, 2), (B0, 2), (C1, 1)))
     assert a.look({*BOTH, C}) == joined
@@ -150,7 +198,7 @@ def test_node_does_not_join_ranks_that_hold_no_state(store: TCPStore) -> None:
     assert not c.may_join()
     a, _, _ = launchers(store, multiple=2)
     assert not c.may_join()  # half of a copy of the generator
-    assert a.replace() is not None
+    assert a.replace([0]) is not None
     assert not Regrouping(store, "localhost", "job", C, 2, 1).may_join()  # its ranks have not met
 
 
@@ -166,7 +214,7 @@ def test_node_that_comes_again_takes_the_place_of_its_earlier_ranks(store: TCPSt
     assert b.first_free == 2
     b.begin_joining()
     for local in range(2):
-        ranks.keys.set(built((node_of(B, 1), local)), "")
+        ranks.keys.set(built((node_of(B, 1), local), 0), "")
     assert b.look(BOTH) == Generation(1, members((A0, 2), (node_of(B, 1), 2)), is_after_loss=True)
 
 
