@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,12 @@ from gfgw_prod.losses.structure import structure_loss
 from gfgw_prod.settings.config import Config
 
 FAR = 1e4  # distance between classes
+
+
+def features_of(config: Config, table: Table) -> Callable[[Tensor], Tensor]:
+    """The extractor as a function: as a submodule, its frozen weights would count as the objective's."""
+    extractor: Callable[[Tensor], Tensor] = build_extractor(config.features, table.image_shape).__call__
+    return extractor
 
 
 class Objective(nn.Module):
@@ -88,7 +94,7 @@ class MinibatchOtRegression(Objective):
     def __init__(self, config: Config, table: Table):
         super().__init__(config, table)
         self.generator = OneStepGenerator(self.network, num_classes=table.num_classes)
-        self.extractor = build_extractor(config.features, table.image_shape)
+        self.features = features_of(config, table)
 
     def forward(self, noise: Tensor, t: Tensor, labels: Tensor) -> Tensor:
         images: Tensor = self.generator(noise, t, labels)
@@ -99,7 +105,7 @@ class MinibatchOtRegression(Objective):
         rows, columns = _paired_by_plan(noise, images, stream)
         noise, images, labels = noise[rows], images[columns], labels[columns]
         generated, weights = self(noise, torch.ones(len(noise)), labels), self.config.loss
-        features, targets = self.extractor(generated), self.extractor(images)
+        features, targets = self.features(generated), self.features(images)
         return (
             weights.flow * flow_loss(generated, images, huber=weights.flow_huber, scales=weights.flow_scales)
             + weights.feature * feature_loss(features, targets)
@@ -178,7 +184,7 @@ class Drifting(Objective):
     ):
         super().__init__(config, table)
         self.generator = OneStepGenerator(self.network, num_classes=table.num_classes)
-        self.extractor = build_extractor(config.features, table.image_shape)
+        self.features = features_of(config, table)
         self.table, self.temperatures, self.positives = table, tuple(temperatures), positives
         self.classes_a_step = classes
 
@@ -195,9 +201,9 @@ class Drifting(Objective):
             pool = torch.arange(len(self.table))
         drawn = pool[torch.randint(len(pool), (self.positives,), generator=stream)]
         others = self.table.labels[drawn]
-        x = self.extractor(self(noise, torch.ones(len(noise)), labels))
+        x = self.features(self(noise, torch.ones(len(noise)), labels))
         with torch.no_grad():
-            data = self.extractor(self.table.rows(drawn))
+            data = self.features(self.table.rows(drawn))
             to_data, apart = torch.cdist(x, data), torch.cdist(x, x)
             scale = to_data.mean()
             to_data = torch.where(labels[:, None] == others, to_data / scale, FAR)
