@@ -18,7 +18,7 @@ from ..process import debian, runs
 
 BASE, IMAGE = "localhost/gfgw-base:bookworm", "localhost/gfgw-test"
 PACKAGES = ("buildah", "podman", "runc", "debootstrap")
-FREE_GB = 30  # the environment exists twice while it is copied between stages
+FREE_GB = 30  # the environment exists three times while its layer is made
 PODMAN = ("podman", "--cgroup-manager", "cgroupfs", "--runtime", "runc")
 BUNDLE = Path("/etc/ssl/certs/ca-certificates.crt")
 # Constant, so that cached layers were built with it, too.
