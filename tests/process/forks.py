@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import subprocess
@@ -12,7 +11,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gfgw_prod.launcher.forks import adopting
+from gfgw_prod.launcher.forks import ROOM, adopting
+
+from .fork_server import send
 
 ROOT = Path(__file__).parents[2]
 ONE_AT_A_TIME = threading.Lock()  # this process adopts as a whole
@@ -61,14 +62,13 @@ class ForkServer:
         self._socket, theirs = socket.socketpair()
         command = [*within, sys.executable, "-m", f"{__package__}.fork_server", str(theirs.fileno()), *modules]
         with theirs:
-            self._process = subprocess.Popen(command, cwd=ROOT, env=environment, pass_fds=[theirs.fileno()])
+            room = {**environment, "GFGW_ROOM": ROOM}  # where a rank shows its environment
+            self._process = subprocess.Popen(command, cwd=ROOT, env=room, pass_fds=[theirs.fileno()])
 
     def fork(self, request: dict[str, Any], streams: Sequence[int]) -> int:
         """Fork a process with these standard streams. Returns its id."""
-        message = json.dumps(request).encode()
         with ONE_AT_A_TIME, adopting():
-            socket.send_fds(self._socket, [len(message).to_bytes(8, "little")], streams)
-            self._socket.sendall(message)
+            send(self._socket, request, streams)
             answer = self._socket.recv(4)
         assert answer, "the fork server has ended"
         process = int.from_bytes(answer, "little")

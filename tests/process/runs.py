@@ -34,7 +34,8 @@ GFGW = (sys.executable, "-m", "gfgw_prod")
 MEETS_ITSELF = ("--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", "--local-addr", "localhost")
 LIMIT_SECONDS = 600  # of one process; far more than a run takes on two busy cores
 
-# Six cells of 16 images, every source of randomness, and every loss term that needs no downloaded weights.
+# Six cells of 16 images, every source of randomness, and every loss term that needs no downloaded weights. The network
+# has one level; test_world_sizes.py trains one that resamples.
 BATCH = 96
 STEPS = 6
 EVERY_STEP_KIMG = BATCH / 1000
@@ -51,7 +52,8 @@ SCHEDULES = tuple(
 )
 TINY = (
     *("--config", str(DIGITS), "--train.batch-size", str(BATCH), "--train.cell-size", "16"),
-    *("--generator.model-channels", "16", "--generator.dropout", "0.1", "--generator.conditional", "true"),
+    *("--generator.model-channels", "16", "--generator.channel-mult", "[1]"),
+    *("--generator.dropout", "0.1", "--generator.conditional", "true"),
     *(
         "--data.flip",
         "true",
@@ -72,7 +74,7 @@ TINY = (
 SMALL_BATCH = 32
 SMALL = (
     *("--train.batch-size", str(SMALL_BATCH), "--train.cell-size", "8", "--transport.tolerance", "1e-2"),
-    *("--generator.model-channels", "8", "--generator.channel-mult", "[1]"),
+    *("--generator.model-channels", "8"),
     *("--telemetry.log-every-kimg", str(SMALL_BATCH / 1000), "--telemetry.samples-every-kimg", "100"),
 )
 METRICS = "fd,kid,pr,coverage,memorisation"  # all that need no weights of a network
@@ -150,8 +152,8 @@ def start(
 ) -> subprocess.Popen[str]:
     """Start a process. Its output waits for ``outcome_of``, or goes to a file: an unread pipe fills up.
 
-    A program of this repository is forked from a process that has imported what it needs, and so is the launcher that
-    launch/elastic.sh starts.
+    A program of this repository is forked from a process that has imported what it needs, and so are the launcher that
+    launch/elastic.sh starts and the server that it forks ranks from.
 
     Args:
         anew: start an interpreter, as the test is about that, or about variables that it reads.
@@ -166,7 +168,7 @@ def start(
     }
     if anew or sys.platform != "linux":
         return subprocess.Popen(command, text=True, **how)
-    if tuple(command[:2]) == ("bash", str(ELASTIC)) and how["env"]["PYTHON"] == sys.executable:
+    if is_elastic(command) and how["env"]["PYTHON"] == sys.executable:
         script, command = launcher_of(command, how)
         if script is not None:
             return script
@@ -192,6 +194,11 @@ def launcher_of(command: Sequence[str], how: dict[str, Any]) -> tuple[subprocess
     del variables["WRITTEN"]
     how["env"] = variables
     return None, [sys.executable, *parts[: int(count)]]
+
+
+def is_elastic(command: Sequence[str]) -> bool:
+    """Whether a command is the launch script."""
+    return tuple(command[:2]) == ("bash", str(ELASTIC))
 
 
 def is_ours(command: Sequence[str]) -> bool:

@@ -36,7 +36,7 @@ def test_forked_rank_looks_as_if_it_had_been_started_and_a_lost_server_is_replac
 ) -> None:
     run_dir = tmp_path / "run"
     command = runs.elastic(run_dir)
-    agent = runs.start(command, copies.slowed(tmp_path) | TWO_RANKS | {"ANOTHER": "one"})
+    agent = runs.start(command, copies.slowed(tmp_path) | TWO_RANKS | {"ANOTHER": "one"}, anew=True)
     workers = runs.wait_until(lambda: len(found := runs.workers_of(agent.pid)) == 2 and found, agent)
     for rank, pid in workers.items():
         assert os.getsid(pid) == os.getpgid(pid) == pid

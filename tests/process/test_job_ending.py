@@ -176,7 +176,7 @@ SCENARIOS: list[tuple[Callable[[TwoHosts, Path], Ends], list[int], str]] = [
 @pytest.fixture(scope="module")
 def ends(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Future[Ends]]]:
     """All scenarios at once, on the same two hosts: they mostly wait."""
-    with TwoHosts(many_launchers=True) as net, ThreadPoolExecutor(len(SCENARIOS)) as pool:
+    with TwoHosts() as net, ThreadPoolExecutor(len(SCENARIOS)) as pool:
         yield {
             scenario.__name__: pool.submit(scenario, net, tmp_path_factory.mktemp(scenario.__name__))
             for scenario, _, _ in SCENARIOS

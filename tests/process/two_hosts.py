@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import threading
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TextIO
 
 from . import runs
-from .forks import ForkServer
+from .forks import RUNS, ForkServer
 
 PORT = 29400
 CANNOT = "two hosts need root and iproute2" if os.geteuid() or not shutil.which("ip") else ""
@@ -23,15 +24,11 @@ def do(*command: str) -> None:
 
 
 class TwoHosts:
-    """Hosts 0 and 1, by context; host 0 has the rendezvous.
+    """Hosts 0 and 1, by context; host 0 has the rendezvous."""
 
-    Args:
-        many_launchers: so many that they are forked.
-    """
-
-    def __init__(self, *, many_launchers: bool = False) -> None:
-        self.many_launchers = many_launchers
-        self.fork_servers: list[ForkServer] = []
+    def __init__(self) -> None:
+        self.fork_servers: dict[int, ForkServer] = {}
+        self.lock = threading.Lock()
         tag = uuid.uuid4().hex[:6]
         self.names = [f"gfgw{tag}a", f"gfgw{tag}b"]
         self.cards = [f"v{tag}a", f"v{tag}b"]
@@ -52,16 +49,13 @@ class TwoHosts:
                 do("ip", "-n", name, "address", "add", f"{address}/24", "dev", card)
                 do("ip", "-n", name, "link", "set", card, "up")
                 do("ip", "-n", name, "link", "set", "lo", "up")
-            for host in (0, 1) if self.many_launchers else ():
-                quiet = runs.environment({"TORCH_CPP_LOG_LEVEL": "ERROR"})  # as the launcher says to torch
-                self.fork_servers.append(ForkServer(["torch.distributed.run"], quiet, self.on(host)))
         except BaseException:
             self.__exit__()
             raise
         return self
 
     def __exit__(self, *_: object) -> None:
-        for server in self.fork_servers:
+        for server in self.fork_servers.values():
             server.close()
         for name in self.names:
             subprocess.run(["ip", "netns", "delete", name], check=False, capture_output=True)
@@ -76,7 +70,7 @@ class TwoHosts:
     ) -> subprocess.Popen[str]:
         """Starts a command on a host, as one of one or two nodes of a job. Its process id is the command's own.
 
-        A launcher is forked from a process that has imported what it needs, if there is one.
+        A launcher is forked from a process of that host that has imported what it needs.
         """
         node = {
             "NNODES": "1:2",
@@ -87,9 +81,13 @@ class TwoHosts:
             "GLOO_SOCKET_IFNAME": self.cards[host],
         }
         extra = {**node, **(extra or {})}
-        if self.fork_servers and runs.is_ours(command):
-            return runs.start(command, extra, output=output, server=self.fork_servers[host])
-        return runs.start([*self.on(host), *command], extra, output=output)
+        if not runs.is_ours(command) and not runs.is_elastic(command):
+            return runs.start([*self.on(host), *command], extra, output=output)
+        with self.lock:
+            if host not in self.fork_servers:
+                quiet = runs.environment({"TORCH_CPP_LOG_LEVEL": "ERROR"})  # as the launcher says to torch
+                self.fork_servers[host] = ForkServer(RUNS, quiet, self.on(host))
+        return runs.start(command, extra, output=output, server=self.fork_servers[host])
 
     def on(self, host: int) -> list[str]:
         """The words before a command that runs on a host."""

@@ -76,4 +76,7 @@ def flipped(tensor: object, bit: int) -> object:
 
 
 if "CHAOS_FAULTS" in os.environ:  # in the fork server, and so in its ranks
-    sys.meta_path.insert(0, AfterImport())
+    if WATCHED in sys.modules:  # this process is a fork of another one
+        sys.modules[WATCHED].register_module_forward_hook(strike)
+    else:
+        sys.meta_path.insert(0, AfterImport())
