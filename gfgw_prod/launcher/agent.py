@@ -191,6 +191,8 @@ class ExitCodeAgent(LocalElasticAgent):
             self._idle.building &= {self._workers()[local].pid for local in self._regrouping.joining}
         for pid, did in self._idle.kill(self._running(), interval, forming=forming).items():
             log(f"process {pid}, a rank of this node, {did}; it is killed", "warning")
+        if self._is_finished():
+            return RunResult(WorkerState.SUCCEEDED, dict.fromkeys(w.global_rank for w in worker_group.workers))
         # torch restarts all ranks if it finds that one is lost, so it must not look again while none was.
         is_healthy = not codes or self._replace_lost(worker_group)
         result = RunResult(WorkerState.HEALTHY) if is_healthy else super()._monitor_workers(worker_group)
@@ -202,6 +204,11 @@ class ExitCodeAgent(LocalElasticAgent):
             failed = {rank: preempted_if_killed_early(failure.exitcode) for rank, failure in result.failures.items()}
             return self._judge_failure(result, failed, worker_group)
         return result
+
+    def _is_finished(self) -> bool:
+        """Whether all ranks of this node have finished, except those that the others have not admitted."""
+        members = [worker for local, worker in enumerate(self._workers()) if local not in self._regrouping.joining]
+        return bool(members) and all(worker.poll() == FINISHED for worker in members)
 
     def _follow(self, generation: Generation | None, worker_group: WorkerGroup) -> None:
         """Adopt the rank numbers of this node's workers in a new generation."""
@@ -218,7 +225,7 @@ class ExitCodeAgent(LocalElasticAgent):
             {*lost.values()} & {FINISHED, BAD_INPUT, CRASH_LOOP, PREEMPTED, *(-stop for stop in PREEMPTION)}
             or not self._remaining_restarts
             or self.job_code.read() is not None
-            or not self._regrouping.can_go_on()
+            or not self._regrouping.can_go_on(lost)
             or (new := self._regrouping.replace(lost)) is None
         ):
             return False

@@ -85,9 +85,9 @@ def done(generation: int, rank: int) -> str:
     return f"done/{generation}/{rank}"
 
 
-def built(member: Member, since: int) -> str:
-    """Key, set once a rank that has joined since this generation has built its networks and can be admitted."""
-    return f"built/{member[0]}/{member[1]}/{since}"
+def built(member: Member) -> str:
+    """Key, set once a joining rank has built its networks and can be admitted."""
+    return f"built/{member[0]}/{member[1]}"
 
 
 def node_of(launcher: str, number: int) -> str:

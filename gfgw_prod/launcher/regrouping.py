@@ -68,9 +68,7 @@ class Regrouping:
         self._round = Round(store, self._name)
         self.current: Generation | None = None
         self._met = 0  # the last generation whose ranks have met
-        self._joining: dict[
-            int, int
-        ] = {}  # local ranks that are not admitted yet; the generation since which they join
+        self._joining: set[int] = set()  # local ranks that are not admitted yet
         self._joined_times = 0
         self._missed_at: float | None = None
         self._absent: dict[str, float] = {}  # nodes that have left the rendezvous, and since when
@@ -78,7 +76,7 @@ class Regrouping:
     def begin_round(self, name: str, ranks: Collection[int], world_size: int) -> None:
         """Begin a round of this name, in which all ranks start; ``ranks`` are those of this node."""
         self._round, self.current = Round(self._store, f"{self._name}.{name}"), None
-        self._met, self._joining, self._missed_at = 0, {}, None
+        self._met, self._joining, self._missed_at = 0, set(), None
         self._round.first(self.node, [*ranks], world_size)
         self._job.set(RUNNING, self._round.prefix)
         os.environ[MEETING] = self._offer(0, is_new=False)
@@ -100,11 +98,7 @@ class Regrouping:
         assert self.current is not None
         self._joined_times += 1
         self.node = node_of(self._launcher, self._joined_times)
-        self._met, self._joining, self._missed_at = (
-            self.current.number,
-            dict.fromkeys(range(self._ranks), self.current.number),
-            None,
-        )
+        self._met, self._joining, self._missed_at = self.current.number, {*range(self._ranks)}, None
         os.environ[MEETING] = self._offer(self.current.number, is_new=True)
 
     @property
@@ -116,7 +110,7 @@ class Regrouping:
     @property
     def joining(self) -> Collection[int]:
         """Local ranks that have started and are not admitted yet."""
-        return self._joining.keys()
+        return self._joining
 
     @property
     def waits(self) -> bool:
@@ -126,7 +120,7 @@ class Regrouping:
     @property
     def is_left_out(self) -> bool:
         """Whether the other nodes continue without this one."""
-        return self.current is not None and not self._joining and self.node not in self.current.nodes
+        return self.current is not None and not self.waits and self.node not in self.current.nodes
 
     def look(self, present: Collection[str]) -> Generation | None:
         """Admit ranks of this node that are ready, and drop lost nodes.
@@ -145,12 +139,12 @@ class Regrouping:
                 self._follow()
         return None if self.current is before else self.current
 
-    def can_go_on(self) -> bool:
-        """Whether every rank of the current generation has reported that it holds the state."""
+    def can_go_on(self, lost: Collection[int]) -> bool:
+        """Whether the others hold the state without these local ranks, or have never waited for them."""
         return (
             (current := self._follow()) is not None
             and self.node in current.nodes
-            and self._round.multiple(current) is not None
+            and (self._joining.issuperset(lost) or self._round.multiple(current) is not None)
         )
 
     def is_forming(self) -> bool:
@@ -185,7 +179,9 @@ class Regrouping:
                 following = current.followed(is_after_loss=True)
             if not self._round.begin(following):
                 return None
-        self._joining |= {local: following.number for local in lost if (self.node, local) not in following.members}
+        self._joining |= {local for local in lost if (self.node, local) not in following.members}
+        for local in lost:  # a lost process may have been built
+            self._round.keys.delete_key(built((self.node, local)))
         return {MEETING: self._offer(following.number, is_new=True)}
 
     def _follow(self) -> Generation | None:
@@ -199,15 +195,15 @@ class Regrouping:
 
     def _let_in(self) -> None:
         current = self.current
-        if current is None or not self._joining:
+        if current is None or not self._joining or self.is_left_out:
             return
         following = self._with_node(current)
         if self.node in current.nodes:
             following = current.followed(more=[(self.node, local) for local in self._joining], is_after_loss=False)
-        own = [built((self.node, local), since) for local, since in self._joining.items()]
+        own = [built((self.node, local)) for local in self._joining]
         may_begin = self._round.keys.check(own) and self._round.may_have(current, len(following.members))
         if may_begin and self._round.begin(following):
-            self._joining = {}
+            self._joining = set()
 
     def _with_node(self, current: Generation) -> Generation:
         """The next generation with all of this node's ranks, which replace those that it had under other names."""
@@ -267,4 +263,5 @@ def take_numbers(generation: Generation, node: str, group: Any, environments: di
         worker.global_rank = worker.role_rank = rank = ranks[worker.local_rank]
         worker.world_size = worker.role_world_size = world_size
         numbers = {"RANK": rank, "WORLD_SIZE": world_size, "GROUP_WORLD_SIZE": len(generation.nodes)}
-        environments[worker.local_rank].update({name: str(number) for name, number in numbers.items()})
+        if world_size >= len(group.workers):  # else a rank of this node is missing, whose numbers stay free
+            environments[worker.local_rank].update({name: str(number) for name, number in numbers.items()})

@@ -202,7 +202,7 @@ class Membership:
         """
         deadline = time.monotonic() + timeout_seconds
         if self.joins:
-            self._round.keys.set(built(self._member, self._offer.generation), "")
+            self._round.keys.set(built(self._member), "")
         while True:
             present = self._present()
             if self._member in present.members:

@@ -66,10 +66,9 @@ def go_on(run: Run) -> None:
     kept, world = run.kept, run.world
     with watch.paused():  # waits for new ranks, which have watchdogs of their own
         run.reached = _settle_last_step(run)
-        share, bank = kept.share(), kept.training.matcher.bank
-        ranks = (
-            0 if kept.step == NO_STEP else kept.training.world.world_size
-        )  # before the change; a new rank knows none
+        # What this rank had before the change. A new one had nothing, and may be built for another number of ranks.
+        is_new, bank = kept.step == NO_STEP, kept.training.matcher.bank
+        share, ranks = [] if is_new else kept.share(), 0 if is_new else kept.training.world.world_size
         by_rank = world.all_gather_object((ranks, kept.has_whole_tables))
         ranks, with_tables = max(ranks for ranks, _ in by_rank), any(with_tables for _, with_tables in by_rank)
         spread(run.training, world)

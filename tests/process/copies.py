@@ -21,6 +21,10 @@ BLOCK_IS_ENCODED = Line(
     "features/bank.py",
     "                images = table.rows(torch.arange(begin, min(begin + encode_rows, self.total)))\n",
 )
+RANK_IS_BUILT_ALONE = Line(
+    "training/kept.py",
+    "        kept = cls.of(build(config, world, table, log, fresh=False, together=alone), NO_STEP)\n",
+)
 STEP_BEGINS = Line("training/run.py", '            watch.progress(f"in step {self.step + 1}")\n')
 STEP_IS_MADE = Line("training/run.py", "            self.reporter.show_step(self.images)\n")
 STATE_IS_MADE_SAFE = Line(

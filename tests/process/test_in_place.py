@@ -24,6 +24,8 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="finding a rank'
 IN_PLACE = ("--resilience.in-place", "true", "--checkpoint.every-kimg", "1000")
 FSDP = ("--distributed.strategy", "fsdp", "--resilience.peer-copy-every-steps", "2")
 HSDP = ("--distributed.strategy", "fsdp", "--distributed.shard-ranks", "2")
+COMPILED = ("--train.compile", "true")
+NOTHING_IS_COMPILED = {"TORCHDYNAMO_DISABLE": "1"}  # by torch, which the launcher does not know
 
 
 def in_place(run_dir: Path, *options: str) -> list[str]:
@@ -60,6 +62,7 @@ def assert_as_undisturbed(run_dir: Path, reference: Path, steps: int = runs.STEP
         pytest.param(2, 0, FSDP, 2, id="fsdp, rank 0"),
         pytest.param(3, 1, FSDP, 2, id="fsdp"),
         pytest.param(4, 0, HSDP, 1, id="HSDP, rank 0"),
+        pytest.param(2, 1, (*HSDP[:3], "1", *COMPILED), 1, id="HSDP, compiled"),
     ],
 )
 def test_lost_rank_is_replaced_and_the_others_stay(
@@ -67,7 +70,8 @@ def test_lost_rank_is_replaced_and_the_others_stay(
 ) -> None:
     """At most ``steps`` steps are computed again for a loss, and one that no other rank has noticed yet."""
     run_dir = tmp_path / "run"
-    agent = runs.start(in_place(run_dir, *options), copies.slowed(tmp_path, 1.0) | {"NPROC": str(ranks)})
+    surroundings = copies.slowed(tmp_path, 1.0) | NOTHING_IS_COMPILED | {"NPROC": str(ranks)}
+    agent = runs.start(in_place(run_dir, *options), surroundings)
     before = lose(agent, run_dir, lost, step=2)
     runs.wait_until(lambda: runs.last_step(run_dir) >= 3, agent)
     after = runs.workers_of(agent.pid)
@@ -190,9 +194,7 @@ def test_ranks_go_on_without_a_lost_one_whose_networks_are_compiled(
         f"while {waits} and self.membership.generation == 1 and self.membership._heard_of == 1: time.sleep(0.01)",
     )
     run_dir = tmp_path / "run"
-    nothing_is_compiled = {"TORCHDYNAMO_DISABLE": "1"}  # by torch, which the launcher does not know
-    command = in_place(run_dir, "--train.compile", "true")
-    outcome = runs.execute(command, copy | nothing_is_compiled | {"NPROC": "2"})
+    outcome = runs.execute(in_place(run_dir, *COMPILED), copy | NOTHING_IS_COMPILED | {"NPROC": "2"})
     assert outcome.code == 0, outcome.stderr
     assert f"rank {lost} died of SIGKILL; replacement 1 of 3" in outcome.stderr
     assert "ranks were lost: now 1, before 2; the run goes on after step 3" in outcome.stderr
@@ -200,6 +202,41 @@ def test_ranks_go_on_without_a_lost_one_whose_networks_are_compiled(
         assert "ranks joined: now 2, before 1; the run goes on after step 3" in outcome.stderr
     assert "restart" not in outcome.stderr
     assert "resumed" not in outcome.stderr
+    assert_as_undisturbed(run_dir, reference)
+
+
+def test_run_ends_without_ranks_whose_networks_are_not_compiled_yet(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    copy = copies.changed(tmp_path, copies.RANK_IS_BUILT_ALONE, after="        __import__('time').sleep(10**6)\n")
+    small = (*runs.SMALL, "--train.total-kimg", str(100 * runs.SMALL_BATCH / 1000))
+    agent = runs.start(in_place(run_dir, *COMPILED, *small), copy | NOTHING_IS_COMPILED | {"NPROC": "3"})
+    lose(agent, run_dir, 1, step=2)
+    runs.hear(agent, "ranks were lost: now 2, before 3")
+    lose(agent, run_dir, 2, step=runs.last_step(run_dir) + 2)
+    outcome = runs.outcome_of(agent)
+    assert outcome.code == 0, outcome.stderr
+    assert "replacement 2 of 3" in outcome.stderr
+    assert "ranks were lost: now 1, before 2" in outcome.stderr
+    assert "restart" not in outcome.stderr
+
+
+def test_rank_that_was_built_for_another_number_of_ranks_joins(reference: Path, tmp_path: Path) -> None:
+    """Others may have joined meanwhile, or been lost."""
+    run_dir = tmp_path / "run"
+    copy = copies.in_step(
+        tmp_path,
+        "import os, time",
+        "dies = self.world.rank == 1 and self.step == 3 and self.membership.generation == 0",
+        "dies and os.kill(os.getpid(), 9)",
+        "while self.membership.generation == 1 and self.membership._heard_of == 1: time.sleep(0.01)",
+    )
+    module, built = tmp_path / "gfgw_prod" / copies.RANK_IS_BUILT_ALONE.module, copies.RANK_IS_BUILT_ALONE.text
+    another = "        world = World(world.rank, 3, world.device, world.local_rank, world.local_world_size)\n"
+    module.write_text(module.read_text(encoding="utf-8").replace(built, another + built), encoding="utf-8")
+    outcome = runs.execute(in_place(run_dir, *COMPILED), copy | NOTHING_IS_COMPILED | {"NPROC": "2"})
+    assert outcome.code == 0, outcome.stderr
+    assert "ranks joined: now 2, before 1; the run goes on after step 3" in outcome.stderr
+    assert "restart" not in outcome.stderr
     assert_as_undisturbed(run_dir, reference)
 
 

@@ -104,7 +104,7 @@ def test_rank_that_joins_says_that_it_is_ready_and_waits_to_be_let_in(store: TCP
         ranks.keys.set(here(1, rank), "")
     world, _ = new.meet(20)
     assert (world.rank, world.world_size) == (2, 3)
-    wait_for(store, built((c, 0), 0))
+    wait_for(store, built((c, 0)))
     new.hold_state(5, 1, 8, FACTS)
     wait_for(store, ready(1, 2))
     assert not new.is_new

@@ -109,7 +109,7 @@ def test_nobody_goes_on_when_a_rank_makes_no_more_steps(store: TCPStore) -> None
     a, _, ranks = launchers(store)
     ranks.keys.set(OVER, "")
     assert a.look({A}) is None
-    assert not a.can_go_on()
+    assert not a.can_go_on([0])
 
 
 def test_ranks_do_not_wait_for_a_node_that_is_lost_while_they_meet(store: TCPStore) -> None:
@@ -122,13 +122,13 @@ def test_ranks_do_not_wait_for_a_node_that_is_lost_while_they_meet(store: TCPSto
 
 def test_of_two_launchers_with_a_lost_rank_one_begins_the_next_generation(store: TCPStore) -> None:
     a, b, _ = launchers(store)
-    assert a.can_go_on()
-    assert b.can_go_on()
+    assert a.can_go_on([0])
+    assert b.can_go_on([0])
     offer = Offer.read((a.replace([0]) or {})[MEETING])
     assert offer is not None
     assert (offer.generation, offer.node, offer.is_new, offer.keeper) == (1, A0, True, A)
     b.replace([0])  # the same generation
-    assert not b.can_go_on()  # until its ranks have met
+    assert not b.can_go_on([0])  # until its ranks have met
 
 
 def test_ranks_go_on_without_a_lost_one_that_joins_once_it_is_built(store: TCPStore) -> None:
@@ -141,9 +141,8 @@ def test_ranks_go_on_without_a_lost_one_that_joins_once_it_is_built(store: TCPSt
     assert [*a.joining] == [0]
     assert not a.waits
     hold_state(ranks, without)
-    ranks.keys.set(built((A0, 0), 0), "")  # of an earlier process
     assert a.look(BOTH) is None
-    ranks.keys.set(built((A0, 0), 1), "")
+    ranks.keys.set(built((A0, 0)), "")
     assert a.look(BOTH) == Generation(2, members((A0, 2), (B0, 2)))
     assert [*a.joining] == []
     assert b.look(BOTH) == Generation(2, members((A0, 2), (B0, 2)))
@@ -154,14 +153,33 @@ def test_rank_that_is_lost_before_it_has_joined_costs_the_others_nothing(store: 
     a.replace([0])
     without = a.look(BOTH)
     assert without is not None
-    hold_state(ranks, without)
+    assert a.can_go_on([0])  # though the others have not met yet
+    assert not a.can_go_on([0, 1])
+    ranks.keys.set(built((A0, 0)), "")
     offer = Offer.read((a.replace([0]) or {})[MEETING])
     assert offer is not None
     assert offer.generation == 1
-    assert a.look(BOTH) is None
+    hold_state(ranks, without)
+    assert a.look(BOTH) is None  # until the second process is built too
     assert a.replace([1]) is not None  # the last rank of its node keeps its place
     assert a.look(BOTH) == Generation(2, without.members, is_after_loss=True)
     assert [*a.joining] == [0]
+
+
+def test_node_that_is_left_out_while_a_rank_of_it_joins_does_not_take_its_others_along(store: TCPStore) -> None:
+    a, b, ranks = launchers(store, are_awaited=False)
+    b.look(BOTH)
+    b.replace([1])
+    without = a.look(BOTH)
+    assert without is not None
+    hold_state(ranks, without)
+    ranks.keys.set(missed(1), "")
+    alone = a.look(BOTH)
+    assert alone == Generation(2, members((A0, 2)), is_after_loss=True)
+    hold_state(ranks, alone)
+    ranks.keys.set(built((B0, 1)), "")
+    assert b.look(BOTH) == alone
+    assert b.is_left_out
 
 
 @pytest.mark.parametrize("multiple", [2, 0])
@@ -186,7 +204,7 @@ def test_node_joins_when_its_ranks_are_ready(store: TCPStore) -> None:
     assert c.first_free == 4
     c.begin_joining()
     assert c.look({*BOTH, C}) is None
-    ranks.keys.set(built((C1, 0), 0), "")
+    ranks.keys.set(built((C1, 0)), "")
     joined = c.look({*BOTH, C})
     assert joined == Generation(1, members((A0, 2), (B0, 2), (C1, 1)))
     assert a.look({*BOTH, C}) == joined
@@ -214,7 +232,7 @@ def test_node_that_comes_again_takes_the_place_of_its_earlier_ranks(store: TCPSt
     assert b.first_free == 2
     b.begin_joining()
     for local in range(2):
-        ranks.keys.set(built((node_of(B, 1), local), 0), "")
+        ranks.keys.set(built((node_of(B, 1), local)), "")
     assert b.look(BOTH) == Generation(1, members((A0, 2), (node_of(B, 1), 2)), is_after_loss=True)
 
 
