@@ -29,9 +29,10 @@ from torch import Tensor
 from torch.autograd.graph import _engine_run_backward
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
 
 import gfgw_prod
+
+from .known_results import KnownResults, leaves_of, mapped
 
 PACKAGE = f"{Path(gfgw_prod.__file__).parent}/"
 CUDA = torch.device("cuda", 0)
@@ -138,7 +139,7 @@ class GpuTensor(Tensor):
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        gpu = next(leaf.gpu for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, GpuTensor))
+        gpu = next(leaf.gpu for leaf in leaves_of((args, kwargs or {})) if isinstance(leaf, GpuTensor))
         return gpu.run(func, args, kwargs or {})
 
 
@@ -177,6 +178,7 @@ class PretendedGpu(TorchDispatchMode):
         self.bytes = self.most_bytes = 0
         self.gloo: set[str] = set()  # names of process groups for tensors on the host; all others are NCCL's
         self._storages: dict[int, Any] = {}
+        self._results = KnownResults()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return self.run(func, args, kwargs or {})
@@ -195,7 +197,7 @@ class PretendedGpu(TorchDispatchMode):
         if func is torch.ops.prim.device.default:
             return CPU
         name = str(func).removeprefix("aten.")
-        leaves = tree_leaves((args, kwargs))
+        leaves = [*leaves_of((args, kwargs))]
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         ours = [tensor for tensor in tensors if isinstance(tensor, GpuTensor)]
         if name.startswith("c10d."):
@@ -224,7 +226,8 @@ class PretendedGpu(TorchDispatchMode):
         if name.startswith("_local_scalar_dense") and not self.computes:
             return torch.zeros((), dtype=args[0].dtype).item()
         self._count_launches(func, name, args, tensors)
-        result = func(*tree_map(self._held, args), **tree_map(self._held, kwargs))
+        held = mapped(self._held, args), mapped(self._held, kwargs)
+        result = func(*held[0], **held[1]) if self.computes or name.startswith(FREE) else self._results.of(func, *held)
         return self._wrapped(func, name, args, kwargs, ours, result)
 
     def _held(self, leaf: Any) -> Any:
@@ -248,7 +251,7 @@ class PretendedGpu(TorchDispatchMode):
                     func(*args, **kwargs)
             return same
 
-        return tree_map(wrap, result)
+        return mapped(wrap, result)
 
     def tensor(self, held: Tensor) -> GpuTensor:
         """A tensor on the device, of whose memory this GPU keeps count."""
@@ -329,9 +332,9 @@ class PretendedGpu(TorchDispatchMode):
                 raise DeviceError(f"{name}: a tensor on {tensor.device} over {backend}, at {_place()}")
         if not over_gloo:
             self.counts.launches[name] += 1
-        result = func(*tree_map(self._held, args), **tree_map(self._held, kwargs))
+        result = func(*mapped(self._held, args), **mapped(self._held, kwargs))
         before = {id(tensor.held): tensor for tensor in tensors if isinstance(tensor, GpuTensor)}
-        return tree_map(lambda leaf: before.get(id(leaf), leaf) if isinstance(leaf, Tensor) else leaf, result)
+        return mapped(lambda leaf: before.get(id(leaf), leaf) if isinstance(leaf, Tensor) else leaf, result)
 
 
 def _on_cpu(func: Any, name: str, args: Any, kwargs: dict[str, Any]) -> Any:

@@ -69,13 +69,10 @@ def compared(run_dir: Path) -> list[dict[str, Any]]:
 def test_slowed_rank_is_named_and_no_other(tmp_path: Path, strategy: str) -> None:
     run_dir, port = tmp_path / "run", runs.free_port()
     options = ("--distributed.strategy", strategy, "--resilience.straggler-ratio", str(RATIO))
+    short_steps = ("--train.cell-size", "16", "--train.one-step-share", "1")  # a cell for each rank, and one pass of it
     many_steps = ("--telemetry.log-every-kimg", str(10 * runs.SMALL_BATCH / 1000))  # an interval of many stops
-    agent = runs.start(
-        runs.elastic(
-            run_dir, *runs.SMALL, *many_steps, *options, "--telemetry.prometheus-port", str(port), steps=100_000
-        ),
-        {"NPROC": "2", "GRACE_SECONDS": "1"},
-    )
+    small = (*runs.SMALL, *short_steps, *many_steps, "--telemetry.prometheus-port", str(port))
+    agent = runs.start(runs.elastic(run_dir, *small, *options, steps=100_000), {"NPROC": "2", "GRACE_SECONDS": "1"})
     try:
         runs.wait_until(lambda: runs.last_step(run_dir), agent)
         with mostly_stopped(runs.workers_of(agent.pid)[1]):
