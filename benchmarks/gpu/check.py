@@ -43,6 +43,11 @@ class Place:
     small: bool
     directory: Path
 
+    @property
+    def network(self) -> tuple[str, ...]:
+        """Options of a run of digits for its network, which is the preset's unless sizes are small."""
+        return ("--generator.model-channels", "8", "--generator.channel-mult", "[1]") if self.small else ()
+
 
 Part = Callable[[Place], Iterable[Row]]
 

@@ -80,7 +80,7 @@ def digits(place: Place) -> Iterator[Row]:
     options = (
         *("--config", "digits", "--train.total-kimg", str(kimg), "--checkpoint.every-kimg", str(kimg / 2)),
         *("--resilience.audit-every-steps", "10", "--evaluation.every-kimg", "0", "--telemetry.progress", "off"),
-        *("--run.device", place.device.type),
+        *("--run.device", place.device.type, *place.network),
     )
     digests = {}
     for name in ("undisturbed", "killed"):
@@ -168,7 +168,7 @@ def ranks(place: Place) -> Iterator[Row]:
         command = (
             *(sys.executable, *launcher, "train", "--config", "digits", "--run.dir", str(run_dir)),
             *("--run.device", place.device.type, "--train.total-kimg", "0.512", "--distributed.strategy", strategy),
-            *("--evaluation.every-kimg", "0", "--telemetry.progress", "off"),
+            *("--evaluation.every-kimg", "0", "--telemetry.progress", "off", *place.network),
         )
         quiet = {**os.environ, "OMP_NUM_THREADS": "1"}
         code = subprocess.run(command, cwd=ROOT, env=quiet, capture_output=True, timeout=180, check=False).returncode

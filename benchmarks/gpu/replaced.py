@@ -47,7 +47,7 @@ def train(place: Place, rank: str, name: str, strategy: str, *, kill: bool) -> t
         *("--run.device", place.device.type, "--distributed.strategy", strategy, "--resilience.in-place", "true"),
         *("--train.total-kimg", str(STEPS * STEP_KIMG), "--checkpoint.every-kimg", "1000"),
         *("--evaluation.every-kimg", "0", "--telemetry.progress", "off", "--telemetry.samples-every-kimg", "1000"),
-        *("--telemetry.log-every-kimg", str(STEP_KIMG)),
+        *("--telemetry.log-every-kimg", str(STEP_KIMG), *place.network),
     )
     seconds = 0.0
     with log.open("w") as file:
