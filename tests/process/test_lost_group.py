@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -65,14 +67,18 @@ def built(tmp_path: Path) -> Kept:
     config = reading.resolve(
         reading.read_yaml(runs.DIGITS),
         {},
-        _nested({name[2:].replace("-", "_"): value for name, value in settings.items()}),
+        _nested({name[2:].replace("-", "_"): _parsed(value) for name, value in settings.items()}),
     )
     world = World.prepared("cpu", 1)
     return Kept.built_alone(config, world, print, with_bank=True)
 
 
-def _nested(flat: dict[str, str]) -> dict[str, dict[str, str]]:
-    found: dict[str, dict[str, str]] = {}
+def _parsed(value: str) -> Any:
+    return json.loads(value) if value.startswith("[") else value
+
+
+def _nested(flat: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {}
     for name, value in flat.items():
         section, setting = name.split(".")
         found.setdefault(section, {})[setting] = value
