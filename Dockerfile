@@ -3,9 +3,9 @@
 # Override BASE_IMAGE with any Debian 12 or 13, or Ubuntu 24.04 or 26.04 image; all bring a supported Python.
 ARG BASE_IMAGE=debian:12-slim
 
-# Build stages: what the image is made with, and the package. The package has a directory of its own: a new version of it
-# is a layer of one megabyte, not a new environment.
-FROM ${BASE_IMAGE} AS tools
+# Build stage: makes the package. It has a directory of its own: a new version of it is a layer of one megabyte, not a new
+# environment.
+FROM ${BASE_IMAGE} AS package
 SHELL ["/bin/bash", "-euo", "pipefail", "-c"]
 # hadolint ignore=DL3008,DL3009
 RUN apt-get update \
@@ -23,7 +23,6 @@ RUN --mount=type=secret,id=ca,target=/run/secrets/ca.pem,required=false \
     tools/bin/pip install --no-cache-dir --disable-pip-version-check --require-hashes -r build.lock; \
     python3 -m venv --without-pip /opt/venv
 
-FROM tools AS package
 COPY pyproject.toml README.md LICENSE ./
 COPY gfgw_prod gfgw_prod
 COPY configs configs
@@ -50,23 +49,29 @@ RUN useradd --uid 10001 --user-group --no-create-home --no-log-init --home-dir /
     && install -d -m 1777 runs data \
     && rm -f /etc/passwd- /etc/group- /etc/shadow- /etc/gshadow- /etc/subuid- /etc/subgid-
 
-# Dependencies have a layer of their own, as they change less often than the code. They are installed here and not in a
-# build stage: copying 8 GB would double the time and the disk that a build takes.
-COPY docker/runtime.lock docker/
-RUN --mount=type=bind,from=tools,source=/build/tools,target=/mnt \
-    --mount=type=secret,id=ca,target=/run/secrets/ca.pem,required=false \
+# Dependencies have a layer of their own, as they change less often than the code. What installs them comes and goes within
+# it: from a build stage, 8 GB would have to be copied, which doubles the time and the disk that a build takes.
+COPY docker/build.lock docker/runtime.lock docker/
+# hadolint ignore=DL3008
+RUN --mount=type=secret,id=ca,target=/run/secrets/ca.pem,required=false \
     --mount=type=secret,id=pipconf,target=/run/secrets/pip.conf,required=false \
     set -eu; \
-    if [ -s /run/secrets/ca.pem ]; then export SSL_CERT_FILE=/run/secrets/ca.pem; fi; \
+    if [ -s /run/secrets/ca.pem ]; then export SSL_CERT_FILE=/run/secrets/ca.pem PIP_CERT=/run/secrets/ca.pem; fi; \
     if [ -s /run/secrets/pip.conf ]; then export PIP_CONFIG_FILE=/run/secrets/pip.conf; fi; \
-    index=$(/mnt/bin/python -B -m pip config get global.index-url 2>/dev/null || true); \
-    more=$(/mnt/bin/python -B -m pip config get global.extra-index-url 2>/dev/null || true); \
+    apt-get update; \
+    DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends python3-venv; \
+    python3 -B -m venv /tmp/tools; \
+    /tmp/tools/bin/pip install --no-cache-dir --disable-pip-version-check --require-hashes -r docker/build.lock; \
+    index=$(/tmp/tools/bin/pip config get global.index-url 2>/dev/null || true); \
+    more=$(/tmp/tools/bin/pip config get global.extra-index-url 2>/dev/null || true); \
     if [ -n "$index" ]; then export UV_DEFAULT_INDEX="$index"; fi; \
     if [ -n "$more" ]; then export UV_INDEX="$more"; fi; \
     python3 -B -m venv --without-pip /opt/venv; \
-    /mnt/bin/uv pip install --python /opt/venv/bin/python --no-cache --compile-bytecode \
+    /tmp/tools/bin/uv pip install --python /opt/venv/bin/python --no-cache --compile-bytecode \
         --require-hashes -r docker/runtime.lock; \
-    echo /opt/gfgw >"$(/opt/venv/bin/python -B -c 'import site; print(site.getsitepackages()[0])')/gfgw.pth"
+    echo /opt/gfgw >"$(/opt/venv/bin/python -B -c 'import site; print(site.getsitepackages()[0])')/gfgw.pth"; \
+    apt-get purge -y --auto-remove python3-venv; \
+    rm -rf /tmp/tools /var/lib/apt/lists/* /var/cache/apt /var/cache/debconf/*-old /var/lib/dpkg/*-old /var/log/*
 
 COPY --from=package /opt/gfgw /opt/gfgw
 COPY LICENSE ./

@@ -187,9 +187,8 @@ class ExitCodeAgent(LocalElasticAgent):
             self.job_code.set(known)  # before other nodes take the broken connections for a crash
         self._follow(self._regrouping.look(self._nodes.present()), worker_group)
         forming, interval = self._regrouping.is_forming(), worker_group.spec.monitor_interval
-        if not forming:
-            self._idle.building &= {self._workers()[local].pid for local in self._regrouping.joining}
-        for pid, did in self._idle.kill(self._running(), interval, forming=forming).items():
+        joining = [self._workers()[local].pid for local in self._regrouping.joining]
+        for pid, did in self._idle.kill(self._running(), interval, forming=forming, joining=joining).items():
             log(f"process {pid}, a rank of this node, {did}; it is killed", "warning")
         if self._is_finished():
             return RunResult(WorkerState.SUCCEEDED, dict.fromkeys(w.global_rank for w in worker_group.workers))

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -69,15 +69,25 @@ class IdleWorkers:
         self._looks: Counter[int] = Counter()  # in a row, at which a process had no right to be idle, and was
         self._ran: dict[int, str] = {}  # how long each had run at the last look
 
-    def kill(self, workers: Sequence[subprocess.Popen[bytes]], interval: float, *, forming: bool) -> dict[int, str]:
+    def kill(
+        self,
+        workers: Sequence[subprocess.Popen[bytes]],
+        interval: float,
+        *,
+        forming: bool,
+        joining: Collection[int] = (),
+    ) -> dict[int, str]:
         """Kill those that are idle for too long. Returns what they did, by process id.
 
         Args:
             interval: seconds between two calls.
             forming: whether the ranks of a generation have not met yet. Else a worker may wait for others in C.
+            joining: processes that the others have not admitted yet.
         """
         killed = {}
         may_wait = not forming or save_in_flight.is_any_saving()
+        if not forming:
+            self.building.intersection_update(joining)
         for worker in workers:
             before, ran = self._ran.get(worker.pid), _time_run(worker.pid)
             self._ran[worker.pid] = ran

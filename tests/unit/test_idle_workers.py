@@ -50,3 +50,10 @@ def test_rank_that_replaces_another_may_wait_until_all_have_met(sleeper: subproc
     assert not killed(idle, sleeper, forming=True)
     assert not killed(idle, sleeper, forming=False)
     assert killed(idle, sleeper, forming=True)
+
+
+def test_rank_that_joins_later_may_wait_while_others_meet(sleeper: subprocess.Popen[bytes]) -> None:
+    idle = IdleWorkers()
+    idle.building.add(sleeper.pid)
+    assert not idle.kill([sleeper], 1.0, forming=False, joining=[sleeper.pid])
+    assert not killed(idle, sleeper, forming=True)
