@@ -123,6 +123,15 @@ class Generation:
         """Global rank by local rank, of a node."""
         return {local: rank for rank, (at, local) in enumerate(self.members) if at == node}
 
+    def numbers_of(self, rank: int, local_ranks: int) -> dict[str, str]:
+        """Environment variables with the numbers of a rank on a node of ``local_ranks`` processes.
+
+        Empty if fewer ranks are left than that: one of the node is missing, whose numbers stay free.
+        """
+        size = len(self.members)
+        numbers = {"RANK": rank, "WORLD_SIZE": size, "GROUP_WORLD_SIZE": len(self.nodes)} if size >= local_ranks else {}
+        return {name: str(number) for name, number in numbers.items()}
+
     def followed(
         self,
         without: Collection[str] = (),

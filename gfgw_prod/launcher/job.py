@@ -88,8 +88,7 @@ def _code_of_node(options: argparse.Namespace, forks: ForkServer | None, *, has_
         if forks is not None and config.numa_options is None:  # torch binds a process that it starts, not a fork
             fork_ranks(forks)
         joins = settings is not None and may_take_in_ranks(settings)
-        # A sharded generator is compiled when all have met, and nobody can join ranks that hold one copy of it.
-        compiles = settings is not None and settings.train.compile and settings.distributed.strategy == "ddp"
+        compiles = settings is not None and settings.compiles_alone
         node = Node(
             config, entrypoint, arguments, int(grace), forks, may_join_ranks=joins, new_ranks_are_awaited=not compiles
         )

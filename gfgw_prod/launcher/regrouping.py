@@ -173,10 +173,10 @@ class Regrouping:
             return None
         following = current
         if members:  # else only ranks are lost that nobody waits for
-            following = current.followed(lost=members, is_after_loss=True)
-            stays = self.node in following.nodes and self._round.may_have(current, len(following.members))
-            if self._are_awaited or not stays:
-                following = current.followed(is_after_loss=True)
+            without = current.followed(lost=members, is_after_loss=True)
+            suffice = self.node in without.nodes and self._round.may_have(current, len(without.members))
+            go_on = suffice and not self._are_awaited
+            following = without if go_on else current.followed(is_after_loss=True)
             if not self._round.begin(following):
                 return None
         self._joining |= {local for local in lost if (self.node, local) not in following.members}
@@ -262,6 +262,4 @@ def take_numbers(generation: Generation, node: str, group: Any, environments: di
             continue
         worker.global_rank = worker.role_rank = rank = ranks[worker.local_rank]
         worker.world_size = worker.role_world_size = world_size
-        numbers = {"RANK": rank, "WORLD_SIZE": world_size, "GROUP_WORLD_SIZE": len(generation.nodes)}
-        if world_size >= len(group.workers):  # else a rank of this node is missing, whose numbers stay free
-            environments[worker.local_rank].update({name: str(number) for name, number in numbers.items()})
+        environments[worker.local_rank].update(generation.numbers_of(rank, len(group.workers)))

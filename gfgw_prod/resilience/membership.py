@@ -236,10 +236,8 @@ class Membership:
         ranks, rank = len(present.members), present.members.index(self._member)
         if (rank, ranks) != (self._world.rank, self._world.world_size):
             self._world = replace(self._world, rank=rank, world_size=ranks)
-            numbers = {"RANK": rank, "WORLD_SIZE": ranks, "GROUP_WORLD_SIZE": len(present.nodes)}
-            if ranks >= self._world.local_world_size:  # else a rank of this node is missing, whose numbers stay free
-                os.environ.update({name: str(number) for name, number in numbers.items()})
-                show_environment()
+            os.environ.update(present.numbers_of(rank, self._world.local_world_size))
+            show_environment()
             os.environ[RESTART_CAUSE] = "membership"
 
     def _present(self) -> Generation:

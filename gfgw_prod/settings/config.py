@@ -88,6 +88,11 @@ class Config(BaseSettings):
         return self.train.batch_size // self.train.cell_size
 
     @property
+    def compiles_alone(self) -> bool:
+        """Whether a new rank compiles its networks before it meets the others. A sharded generator is made by all."""
+        return self.train.compile and self.distributed.strategy == "ddp"
+
+    @property
     def couples_by_noise(self) -> bool:
         """Whether a step of consistency knows its targets without generating images."""
         return self.consistency.coupled_by == "noise" or self.transport.is_fitted

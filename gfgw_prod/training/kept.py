@@ -78,7 +78,7 @@ class Kept:
         alone = World(0, 1, world.device)
         table = open_table(config.data, alone, log, "off")
         kept = cls.of(build(config, world, table, log, fresh=False, together=alone), NO_STEP)
-        if config.train.compile and config.distributed.strategy == "ddp":  # FSDP's blocks are made when all have met
+        if config.compiles_alone:
             kept.training.rehearse()
         if with_bank:
             kept.find_rows(log)
