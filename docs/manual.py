@@ -33,7 +33,8 @@ A run stores all its settings in its `config.yaml`; if you keep a file of your o
 `launch/elastic.sh` reads the file once, so it may be edited for the next run while a job goes on.
 
 One kimg is 1,000 images. A resumed run may change *free* settings: they do not affect the weights, or they name data or
-files of weights, which have fingerprints of their own. Any other change is refused unless `run.allow_changes` is set
+files of weights, which have fingerprints of their own (`checkpoint.every_kimg` is one too: [only a rollback](faults.md)
+depends on it). Any other change is refused unless `run.allow_changes` is set
 ([determinism.md](determinism.md)).
 
 There are {total} settings. The last column names the presets (`configs/`) that set one. {unset} are set by no preset:

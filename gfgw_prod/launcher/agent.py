@@ -23,7 +23,7 @@ from gfgw_prod.launcher.generations import Generation, launcher_of
 from gfgw_prod.launcher.job_exit_code import JobExitCode
 from gfgw_prod.launcher.joining import Joining
 from gfgw_prod.launcher.nodes import Nodes
-from gfgw_prod.launcher.regrouping import Regrouping, members_named, take_numbers
+from gfgw_prod.launcher.regrouping import Regrouping, describe_counts, take_numbers
 from gfgw_prod.launcher.torch_changes import stop_signals_deferred
 from gfgw_prod.launcher.workers import SAVE_SECONDS, IdleWorkers, end_workers, is_stopped, start_again
 from gfgw_prod.process import clock, first_report, save_in_flight
@@ -36,7 +36,7 @@ JOB_CODE_SECONDS = 5.0
 
 
 class NotAdmittedError(Exception):
-    """A rank of this node, which was to join those that train, was refused or could not start (exit code 2)."""
+    """A rank of this node, which was to join others, exited with 2: it was refused or could not start."""
 
 
 class ExitCodeAgent(LocalElasticAgent):
@@ -104,11 +104,11 @@ class ExitCodeAgent(LocalElasticAgent):
         if not self._joining.is_in_place:
             workers: list[Worker] = super()._assign_worker_ranks(store, group_rank, group_world_size, spec)
             return workers
-        first, number = self._regrouping.first_free, spec.local_world_size
+        first, number = self._regrouping.first_rank_if_admitted, spec.local_world_size
         return [Worker(each, first + each, first + each, first + number, first + number) for each in range(number)]
 
     def _start_workers(self, worker_group: WorkerGroup) -> dict[int, Any]:
-        """Override: let one of the new ranks report a final error; no stop signal between two spawns."""
+        """Override: let one of the new ranks report a final error; defer stop signals while ranks are started."""
         first_report.allow_one_report()
         save_in_flight.allow_saves()
         workers = worker_group.workers
@@ -118,7 +118,7 @@ class ExitCodeAgent(LocalElasticAgent):
         else:
             self._regrouping.begin_round(f"{worker_group.master_addr}:{worker_group.master_port}", ranks, world_size)
         others = self._nodes.begin_round(ranks, world_size, in_place=self._joining.is_in_place)
-        if others and self._cause == "error":  # as which a rank exits whose peers are gone
+        if others and self._cause == "error":  # ranks that lost their peers exit with an error too
             self._cause = "membership"
             self._remaining_restarts += 1
         self._pass_on_cause()
@@ -179,20 +179,20 @@ class ExitCodeAgent(LocalElasticAgent):
         end_workers(self._handlers(), death_sig, timeout)
 
     def _look_at_workers(self, worker_group: WorkerGroup) -> RunResult:
-        self._looked_at = clock.now()  # before torch stops the peers of a failed worker, which it does within
+        self._looked_at = clock.now()  # before torch stops the peers of a failed worker, in its own _monitor_workers
         codes = self._exit_codes()
-        if BAD_INPUT in codes and self._regrouping.waits:
+        if BAD_INPUT in codes and self._regrouping.awaits_admission:
             raise NotAdmittedError
         if (known := final_code_of((), codes)) is not None:
             self.job_code.set(known)  # before other nodes take the broken connections for a crash
-        self._follow(self._regrouping.look(self._nodes.present()), worker_group)
+        self._adopt_numbers(self._regrouping.update(self._nodes.present()), worker_group)
         forming, interval = self._regrouping.is_forming(), worker_group.spec.monitor_interval
         joining = [self._workers()[local].pid for local in self._regrouping.joining]
         for pid, did in self._idle.kill(self._running(), interval, forming=forming, joining=joining).items():
             log(f"process {pid}, a rank of this node, {did}; it is killed", "warning")
         if self._is_finished():
             return RunResult(WorkerState.SUCCEEDED, dict.fromkeys(w.global_rank for w in worker_group.workers))
-        # torch restarts all ranks if it finds that one is lost, so it must not look again while none was.
+        # Only if a rank has ended: torch looks again, and restarts all if it finds one lost that was not seen here.
         is_healthy = not codes or self._replace_lost(worker_group)
         result = RunResult(WorkerState.HEALTHY) if is_healthy else super()._monitor_workers(worker_group)
         if result.state == WorkerState.HEALTHY:
@@ -209,12 +209,12 @@ class ExitCodeAgent(LocalElasticAgent):
         members = [worker for local, worker in enumerate(self._workers()) if local not in self._regrouping.joining]
         return bool(members) and all(worker.poll() == FINISHED for worker in members)
 
-    def _follow(self, generation: Generation | None, worker_group: WorkerGroup) -> None:
+    def _adopt_numbers(self, generation: Generation | None, worker_group: WorkerGroup) -> None:
         """Adopt the rank numbers of this node's workers in a new generation."""
         if generation is not None and self._regrouping.node in generation.nodes:
             assert isinstance(self._pcontext, SubprocessContext)
-            launchers, ranks = {launcher_of(node) for node in generation.nodes}, members_named(generation.members)
-            self._nodes.follow(launchers, ranks, is_after_loss=generation.is_after_loss)
+            launchers, ranks = {launcher_of(node) for node in generation.nodes}, describe_counts(generation.members)
+            self._nodes.adopt(launchers, ranks, is_after_loss=generation.is_after_loss)
             take_numbers(generation, self._regrouping.node, worker_group, self._pcontext.envs)
 
     def _replace_lost(self, worker_group: WorkerGroup) -> bool:
@@ -279,7 +279,7 @@ class ExitCodeAgent(LocalElasticAgent):
             # Repeated Ctrl-C cuts the grace period short. Workers are in sessions of their own: if not killed, they
             # would train, and write checkpoints, beside the next run.
             self._pcontext.close(signal.SIGKILL, timeout=5)
-        if self.final_code is not None:  # one worker crashed for good, and the others were stopped: these say 75
+        if self.final_code is not None:  # one worker crashed for good; the others were stopped, and exited with 75
             return self.final_code
         codes = self._exit_codes()
         if (final := final_code_of(codes)) is not None:

@@ -14,7 +14,7 @@ from torch.distributed import PrefixStore, Store
 
 MOST = "most"  # key: the largest number of ranks that the run can have
 FACTS = "facts"  # key: what determines the weights of the run, as JSON; a rank that joins compares its own
-OVER = "over"  # key, set once a rank makes no more steps: no further generation begins
+OVER = "over"  # key, set once a rank makes no more steps or cannot meet the others: no further generation begins
 MEETING = "GFGW_GENERATIONS"  # environment variable: a rank's ``Offer`` as JSON
 
 Member = tuple[str, int]  # a rank: its node, and its local rank
@@ -52,7 +52,7 @@ class Offer:
         return cls(**json.loads(text)) if text else None
 
 
-def ready(generation: int, rank: int) -> str:
+def ready_key(generation: int, rank: int) -> str:
     """Key, set once a rank of a generation holds the state. Value: what the number of ranks must be a multiple of.
 
     0 means that the number of ranks cannot change.
@@ -60,32 +60,32 @@ def ready(generation: int, rank: int) -> str:
     return f"ready/{generation}/{rank}"
 
 
-def begun(generation: int) -> str:
+def begun_key(generation: int) -> str:
     """Key of a generation; set once it has begun."""
     return f"begun/{generation}"
 
 
-def here(generation: int, rank: int) -> str:
+def here_key(generation: int, rank: int) -> str:
     """Key, set once a rank is about to join the process group of a generation."""
     return f"group/{generation}/here/{rank}"
 
 
-def missed(generation: int) -> str:
+def missed_key(generation: int) -> str:
     """Key, set once a rank of a generation has lost its connection to another."""
     return f"missed/{generation}"
 
 
-def answered(generation: int, node: str) -> str:
+def answered_key(generation: int, node: str) -> str:
     """Key with which a node's launcher answers ``missed``: the node is alive."""
     return f"answered/{generation}/{node}"
 
 
-def done(generation: int, rank: int) -> str:
+def done_key(generation: int, rank: int) -> str:
     """Key, set once a rank no longer needs the process group that all are about to leave."""
     return f"done/{generation}/{rank}"
 
 
-def built(member: Member) -> str:
+def built_key(member: Member) -> str:
     """Key, set once a joining rank has built its networks and can be admitted."""
     return f"built/{member[0]}/{member[1]}"
 
@@ -132,7 +132,7 @@ class Generation:
         numbers = {"RANK": rank, "WORLD_SIZE": size, "GROUP_WORLD_SIZE": len(self.nodes)} if size >= local_ranks else {}
         return {name: str(number) for name, number in numbers.items()}
 
-    def followed(
+    def successor(
         self,
         without: Collection[str] = (),
         more: Sequence[Member] = (),
@@ -174,14 +174,14 @@ class Round:
 
     def newest(self, since: int) -> int:
         """Number of the newest generation; ``since`` has begun."""
-        while self.keys.check([begun(since + 1)]):
+        while self.keys.check([begun_key(since + 1)]):
             since += 1
         return since
 
     def read(self, number: int) -> Generation:
         """Read a generation that has begun; for the first, wait until all nodes have published their ranks."""
         if number:
-            value = json.loads(self.keys.get(begun(number)))
+            value = json.loads(self.keys.get(begun_key(number)))
             return Generation(number, tuple((node, local) for node, local in value["members"]), value["is_after_loss"])
         ranks = range(int(self.keys.get("first/size")))
         members = (json.loads(self.keys.get(f"first/{rank}")) for rank in ranks)
@@ -190,7 +190,7 @@ class Round:
     def begin(self, generation: Generation) -> bool:
         """Begin a generation. Returns whether it is the one that has begun: another may have taken its number."""
         value = json.dumps({"members": generation.members, "is_after_loss": generation.is_after_loss}).encode()
-        return bool(self.keys.compare_set(begun(generation.number), "", value.decode()) == value)
+        return bool(self.keys.compare_set(begun_key(generation.number), "", value.decode()) == value)
 
     def is_over(self) -> bool:
         """Whether a rank has made its last step, so that no further generation begins."""
@@ -198,7 +198,7 @@ class Round:
 
     def multiple(self, generation: Generation) -> int | None:
         """What the number of ranks must be a multiple of; 0 if it cannot change; ``None`` unless all hold the state."""
-        everyone = [ready(generation.number, rank) for rank in range(len(generation.members))]
+        everyone = [ready_key(generation.number, rank) for rank in range(len(generation.members))]
         if not self.keys.check(everyone) or self.is_over():
             return None
         return int(self.keys.get(everyone[0]))

@@ -11,7 +11,7 @@ import time
 from contextlib import suppress
 from functools import partial
 
-from torch.distributed import DistNetworkError, DistStoreError
+from torch.distributed import DistError
 from torch.distributed.elastic.agent.server.api import WorkerSpec
 from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.rendezvous import RendezvousParameters
@@ -35,7 +35,7 @@ from gfgw_prod.launcher.joining import Joining, leave
 from gfgw_prod.launcher.nodes import Nodes
 from gfgw_prod.launcher.regrouping import Regrouping
 from gfgw_prod.launcher.torch_changes import NoLogFiles, fork_ranks, keep_ports
-from gfgw_prod.launcher.trained_run import may_take_in_ranks, settings_of_ranks, take_part
+from gfgw_prod.launcher.trained_run import can_admit_ranks, prepare_launcher, settings_of_ranks
 from gfgw_prod.process import clock, settings_snapshot
 from gfgw_prod.process.exit_codes import BAD_INPUT, CRASHED, PREEMPTED, UserError
 from gfgw_prod.process.home import expand_home
@@ -82,15 +82,15 @@ def _code_of_node(options: argparse.Namespace, forks: ForkServer | None, *, has_
         assert isinstance(entrypoint, str)
         settings_snapshot.take(arguments, lambda text: settings_file(expand_home(text)))
         if (settings := settings_of_ranks(arguments)) is not None:
-            take_part(settings, config.run_id)
+            prepare_launcher(settings, config.run_id)
         if not has_files:
             config.logs_specs = NoLogFiles()
         if forks is not None and config.numa_options is None:  # torch binds a process that it starts, not a fork
             fork_ranks(forks)
-        joins = settings is not None and may_take_in_ranks(settings)
+        joins = settings is not None and can_admit_ranks(settings)
         compiles = settings is not None and settings.compiles_alone
         node = Node(
-            config, entrypoint, arguments, int(grace), forks, may_join_ranks=joins, new_ranks_are_awaited=not compiles
+            config, entrypoint, arguments, int(grace), forks, may_join_ranks=joins, waits_for_replacements=not compiles
         )
         return node.run()
     except SignalException:  # workers had ended, and it was not decided yet what to do next
@@ -124,7 +124,7 @@ class Node:
 
     Args:
         may_join_ranks: whether this node's ranks may join others that run already.
-        new_ranks_are_awaited: whether the others wait for a rank that replaces a lost one, where they need not.
+        waits_for_replacements: whether the others wait for a rank that replaces a lost one, where they need not.
     """
 
     def __init__(
@@ -136,9 +136,9 @@ class Node:
         forks: ForkServer | None = None,
         *,
         may_join_ranks: bool = False,
-        new_ranks_are_awaited: bool = True,
+        waits_for_replacements: bool = True,
     ):
-        self.may_join_ranks, self.new_ranks_are_awaited = may_join_ranks, new_ranks_are_awaited
+        self.may_join_ranks, self.waits_for_replacements = may_join_ranks, waits_for_replacements
         self.config, self.entrypoint, self.arguments = config, entrypoint, arguments
         self.grace_seconds, self.forks = grace_seconds, forks
         self.hosting = is_host(config.rdzv_endpoint)
@@ -178,8 +178,8 @@ class Node:
         """
         config = self.config
         try:
-            rendezvous, job_code, regrouping = meet(config, new_ranks_are_awaited=self.new_ranks_are_awaited)
-        except (RendezvousConnectionError, OSError):
+            rendezvous, job_code, regrouping = meet(config, waits_for_replacements=self.waits_for_replacements)
+        except (RendezvousConnectionError, DistError, OSError):
             if self.hosting:  # no other node would open it
                 raise
             return None
@@ -197,7 +197,7 @@ class Node:
         assert config.logs_specs is not None
         prefix = config.log_line_prefix_template
         limits = self.grace_seconds, self.restarts_left
-        joining = Joining(regrouping.may_join, is_possible=self.may_join_ranks)
+        joining = Joining(regrouping.find_running_round, may_join_ranks=self.may_join_ranks)
         nodes = Nodes(rendezvous)
         agent = ExitCodeAgent(
             spec, config.logs_specs, prefix, job_code, *limits, self.forks, regrouping, joining, nodes
@@ -208,7 +208,7 @@ class Node:
         except SignalException as stop:
             # Leave the rendezvous open: closing it would end the job on nodes that got no signal.
             return agent.end_after_signal(stop.sigval)
-        except (RendezvousConnectionError, DistNetworkError, DistStoreError):
+        except (RendezvousConnectionError, DistError):
             rendezvous._stop_heartbeats()  # shutdown() would also end the job for all nodes, if it could
             self.restarts_left, self.alone_since = agent._remaining_restarts, time.monotonic()
             os.environ[RESTART_CAUSE] = "membership"
@@ -225,7 +225,7 @@ class Node:
 
 
 def meet(
-    config: LaunchConfig, *, new_ranks_are_awaited: bool
+    config: LaunchConfig, *, waits_for_replacements: bool
 ) -> tuple[DynamicRendezvousHandler, JobExitCode, Regrouping]:
     """Open the rendezvous, or connect to the node that hosts it. The rest of what the nodes share is in its store too.
 
@@ -245,7 +245,16 @@ def meet(
     handler = create_handler(store, backend, parameters)
     node, host = str(handler._this_node), address(config.rdzv_endpoint)[0]
     ranks, fewest = config.nproc_per_node, config.min_nodes
-    regrouping = Regrouping(store, host, config.run_id, node, ranks, fewest, are_awaited=new_ranks_are_awaited)
+    regrouping = Regrouping(
+        store,
+        host,
+        config.run_id,
+        node,
+        ranks,
+        fewest,
+        hosts=is_host(config.rdzv_endpoint),
+        waits_for_replacements=waits_for_replacements,
+    )
     return handler, JobExitCode(store, config.run_id), regrouping
 
 

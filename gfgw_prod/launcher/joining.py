@@ -26,14 +26,14 @@ class Joining:
 
     Args:
         may_join: whether ranks are training that admit this node's now.
-        is_possible: whether joining in place is possible in this job at all.
+        may_join_ranks: whether joining in place is possible in this job at all.
 
     Attributes:
         is_in_place: whether this node joined ranks that were training, not a new round of all nodes.
     """
 
-    def __init__(self, may_join: Callable[[], bool], *, is_possible: bool):
-        self._may_join, self._is_possible = may_join, is_possible
+    def __init__(self, may_join: Callable[[], bool], *, may_join_ranks: bool):
+        self._may_join, self._is_possible = may_join, may_join_ranks
         self.is_in_place = False
         dynamic_rendezvous._RendezvousJoinOp = self._operation  # type: ignore[assignment, misc]
 

@@ -49,8 +49,8 @@ class Nodes:
         """Names of the nodes that participate in the rendezvous."""
         return frozenset(map(str, self._holder.state.participants))
 
-    def follow(self, launchers: Collection[str], ranks: str, *, is_after_loss: bool) -> None:
-        """Follow a new generation, of the ranks of these launchers: remove other nodes from the rendezvous at once.
+    def adopt(self, launchers: Collection[str], ranks: str, *, is_after_loss: bool) -> None:
+        """Adopt a new generation, of the ranks of these launchers: remove other nodes from the rendezvous at once.
 
         Args:
             ranks: number of ranks and nodes, in words.

@@ -17,16 +17,16 @@ from gfgw_prod.launcher.generations import (
     Member,
     Offer,
     Round,
-    answered,
-    built,
-    here,
+    answered_key,
+    built_key,
+    here_key,
     launcher_of,
-    missed,
+    missed_key,
     node_of,
 )
 
 RUNNING = "running"  # key: the prefix of the current round
-KEEPER = "keeper"  # key: the launcher that hosts the rendezvous store
+KEEPER = "keeper"  # key: the launcher that hosts the rendezvous store; it sets this first of all
 ANSWER_SECONDS = 1.0  # for the launchers of all nodes to answer after a rank reported a lost connection
 ABSENT_SECONDS = 2.0  # before a node counts as gone: this node's view of the rendezvous may be a second old
 
@@ -37,11 +37,13 @@ class Regrouping:
     Args:
         store: the store of the rendezvous.
         host: address at which ranks reach the store.
+        run_id: name of the job.
         launcher: unique name of this launcher.
         ranks: number of ranks on this node.
         fewest_nodes: smallest number of nodes with which the job continues.
-        are_awaited: whether the other ranks wait for one that replaces a lost rank. If not, they continue without it
-            where they can, and admit it once it has built its networks.
+        hosts: whether a launcher on this host hosts the store.
+        waits_for_replacements: whether the other ranks wait for one that replaces a lost rank. If not, they continue
+            without it where they can, and admit it once it has built its networks.
 
     Attributes:
         current: the newest generation that this launcher has seen; ``None`` before all nodes have started.
@@ -57,13 +59,20 @@ class Regrouping:
         ranks: int,
         fewest_nodes: int,
         *,
-        are_awaited: bool = True,
+        hosts: bool = True,
+        waits_for_replacements: bool = True,
     ):
         assert isinstance(store, TCPStore)
         self._store, self._host, self._name = store, host, f"gfgw.generations.{run_id}"
         self._job = PrefixStore(self._name, store)
-        self._keeper = self._job.compare_set(KEEPER, "", launcher).decode()  # the first launcher: it made the store
-        self._launcher, self._ranks, self._fewest_nodes, self._are_awaited = launcher, ranks, fewest_nodes, are_awaited
+        # If several launchers run on that host, the first hosts it.
+        self._keeper = (self._job.compare_set(KEEPER, "", launcher) if hosts else self._job.get(KEEPER)).decode()
+        self._launcher, self._ranks, self._fewest_nodes, self._are_awaited = (
+            launcher,
+            ranks,
+            fewest_nodes,
+            waits_for_replacements,
+        )
         self.node = node_of(launcher, 0)
         self._round = Round(store, self._name)
         self.current: Generation | None = None
@@ -81,8 +90,8 @@ class Regrouping:
         self._job.set(RUNNING, self._round.prefix)
         os.environ[MEETING] = self._offer(0, is_new=False)
 
-    def may_join(self) -> bool:
-        """Whether other ranks are training that can admit those of this node (then call ``begin_joining``)."""
+    def find_running_round(self) -> bool:
+        """Whether ranks are training that can admit those of this node. If so, ``begin_joining`` joins them."""
         with suppress(DistError):
             if self._job.check([RUNNING]):
                 running = Round(self._store, self._job.get(RUNNING).decode())
@@ -94,7 +103,7 @@ class Regrouping:
         return False
 
     def begin_joining(self) -> None:
-        """Prepare to start this node's ranks; ``look`` admits them to the training ranks once they are ready."""
+        """Prepare to start this node's ranks; ``update`` admits them to the training ranks once they are ready."""
         assert self.current is not None
         self._joined_times += 1
         self.node = node_of(self._launcher, self._joined_times)
@@ -102,7 +111,7 @@ class Regrouping:
         os.environ[MEETING] = self._offer(self.current.number, is_new=True)
 
     @property
-    def first_free(self) -> int:
+    def first_rank_if_admitted(self) -> int:
         """Number of this node's first rank, if the node were admitted now."""
         assert self.current is not None
         return len(self._with_node(self.current).members) - self._ranks
@@ -113,17 +122,17 @@ class Regrouping:
         return self._joining
 
     @property
-    def waits(self) -> bool:
-        """Whether all of this node's ranks have started, and none is admitted yet."""
+    def awaits_admission(self) -> bool:
+        """Whether this node joins others, and none of its ranks is admitted yet."""
         return len(self._joining) == self._ranks
 
     @property
     def is_left_out(self) -> bool:
         """Whether the other nodes continue without this one."""
-        return self.current is not None and not self.waits and self.node not in self.current.nodes
+        return self.current is not None and not self.awaits_admission and self.node not in self.current.nodes
 
-    def look(self, present: Collection[str]) -> Generation | None:
-        """Admit ranks of this node that are ready, and drop lost nodes.
+    def update(self, present: Collection[str]) -> Generation | None:
+        """Read the newest generation; begin another if ranks of this node are ready to join, or nodes are lost.
 
         Args:
             present: launchers that participate in the rendezvous.
@@ -133,16 +142,16 @@ class Regrouping:
         """
         before = self.current
         with suppress(DistError):  # the rendezvous store is gone, which torch's agent notices
-            if self._follow() is not None:
+            if self._read_newest() is not None:
                 self._let_in()
                 self._go_on_without_lost(present)
-                self._follow()
+                self._read_newest()
         return None if self.current is before else self.current
 
     def can_go_on(self, lost: Collection[int]) -> bool:
         """Whether the others hold the state without these local ranks, or have never waited for them."""
         return (
-            (current := self._follow()) is not None
+            (current := self._read_newest()) is not None
             and self.node in current.nodes
             and (self._joining.issuperset(lost) or self._round.multiple(current) is not None)
         )
@@ -150,17 +159,17 @@ class Regrouping:
     def is_forming(self) -> bool:
         """Whether the current generation's ranks, on any node, have not all met yet."""
         with suppress(DistError):
-            current = self._follow()
+            current = self._read_newest()
             if current is None or self.node not in current.nodes:
                 return False
-            everyone = [here(current.number, rank) for rank in range(len(current.members))]
+            everyone = [here_key(current.number, rank) for rank in range(len(current.members))]
             if current.number > self._met and self._round.keys.check(everyone):
                 self._met = current.number
             return current.number > self._met
         return False
 
     def replace(self, lost: Collection[int]) -> dict[str, str] | None:
-        """Begin a generation after a loss of local ranks, which new processes replace, now or once they can join.
+        """Begin a generation after a loss of local ranks, with those that replace them, or until they can join without.
 
         Returns:
             Environment variables for the new processes; ``None`` if the others cannot continue, or if another
@@ -173,18 +182,18 @@ class Regrouping:
             return None
         following = current
         if members:  # else only ranks are lost that nobody waits for
-            without = current.followed(lost=members, is_after_loss=True)
+            without = current.successor(lost=members, is_after_loss=True)
             suffice = self.node in without.nodes and self._round.may_have(current, len(without.members))
             go_on = suffice and not self._are_awaited
-            following = without if go_on else current.followed(is_after_loss=True)
+            following = without if go_on else current.successor(is_after_loss=True)
             if not self._round.begin(following):
                 return None
         self._joining |= {local for local in lost if (self.node, local) not in following.members}
-        for local in lost:  # a lost process may have been built
-            self._round.keys.delete_key(built((self.node, local)))
+        for local in lost:  # it may have announced that it was built
+            self._round.keys.delete_key(built_key((self.node, local)))
         return {MEETING: self._offer(following.number, is_new=True)}
 
-    def _follow(self) -> Generation | None:
+    def _read_newest(self) -> Generation | None:
         if self.current is None:
             if not self._round.is_known():
                 return None
@@ -199,8 +208,8 @@ class Regrouping:
             return
         following = self._with_node(current)
         if self.node in current.nodes:
-            following = current.followed(more=[(self.node, local) for local in self._joining], is_after_loss=False)
-        own = [built((self.node, local)) for local in self._joining]
+            following = current.successor(more=[(self.node, local) for local in self._joining], is_after_loss=False)
+        own = [built_key((self.node, local)) for local in self._joining]
         may_begin = self._round.keys.check(own) and self._round.may_have(current, len(following.members))
         if may_begin and self._round.begin(following):
             self._joining = set()
@@ -208,18 +217,18 @@ class Regrouping:
     def _with_node(self, current: Generation) -> Generation:
         """The next generation with all of this node's ranks, which replace those that it had under other names."""
         stale = {node for node in current.nodes if launcher_of(node) == self._launcher}
-        return current.followed(stale, [(self.node, local) for local in range(self._ranks)], is_after_loss=bool(stale))
+        return current.successor(stale, [(self.node, local) for local in range(self._ranks)], is_after_loss=bool(stale))
 
     def _go_on_without_lost(self, present: Collection[str]) -> None:
         current = self.current
         if current is None or len(current.nodes) == 1 or self.node not in current.nodes:
             return
         lost = self._away(current, present) | self._silent(current) if self._launcher in present else set[str]()
-        following = current.followed(lost, is_after_loss=True)
+        following = current.successor(lost, is_after_loss=True)
         enough = len(following.nodes) >= self._fewest_nodes
         if lost and enough and self._round.may_have(current, len(following.members)):
             self._round.begin(following)
-        elif lost and self.is_forming():  # its ranks would wait for those of the lost nodes
+        elif lost and self.is_forming():  # this node's ranks would wait for those of the lost nodes
             self._round.keys.set(OVER, "")
 
     def _away(self, current: Generation, present: Collection[str]) -> set[str]:
@@ -229,21 +238,21 @@ class Regrouping:
         return {node for node, since in self._absent.items() if now - since > ABSENT_SECONDS}
 
     def _silent(self, current: Generation) -> set[str]:
-        """Nodes whose launchers do not answer after a rank reported a lost connection; answer for this node."""
-        if not self._round.keys.check([missed(current.number)]):
+        """Once a rank has reported a lost connection, answer for this node, and list nodes that do not answer."""
+        if not self._round.keys.check([missed_key(current.number)]):
             return set()
-        self._round.keys.set(answered(current.number, self.node), "")
+        self._round.keys.set(answered_key(current.number, self.node), "")
         self._missed_at = self._missed_at or time.monotonic()
         if time.monotonic() - self._missed_at < ANSWER_SECONDS:
             return set()
-        return {node for node in current.nodes if not self._round.keys.check([answered(current.number, node)])}
+        return {node for node in current.nodes if not self._round.keys.check([answered_key(current.number, node)])}
 
     def _offer(self, generation: int, *, is_new: bool) -> str:
         where = self._host, self._store.port, self._round.prefix, self._keeper
         return Offer(*where, generation, self.node, self._fewest_nodes, is_new).text()
 
 
-def members_named(members: Collection[Member]) -> str:
+def describe_counts(members: Collection[Member]) -> str:
     """Numbers of ranks and nodes for a log line, such as ``4 ranks on 2 nodes``."""
     ranks, nodes = len(members), len({node for node, _ in members})
     return f"{ranks} {'rank' if ranks == 1 else 'ranks'} on {nodes} {'node' if nodes == 1 else 'nodes'}"

@@ -34,14 +34,14 @@ def settings_of_ranks(words: Sequence[str]) -> Config | None:
         return None
 
 
-def may_take_in_ranks(config: Config) -> bool:
+def can_admit_ranks(config: Config) -> bool:
     """Whether ranks with these settings may admit others while they train; the ranks themselves decide."""
     replicated = config.distributed.strategy == "ddp" or config.distributed.shard_ranks > 0
     on_gpu = config.run.device != "cpu" and torch.cuda.is_available()
     return config.resilience.goes_on_in_place(on_gpu=on_gpu) and replicated
 
 
-def take_part(config: Config, job: str) -> None:
+def prepare_launcher(config: Config, job: str) -> None:
     """Log in the format of the ranks, and hold the lock of their run directory until this process ends."""
     if config.telemetry.log_format == "json":
         log_as_json(str(config.run.dir))

@@ -27,13 +27,13 @@ from gfgw_prod.launcher.generations import (
     Generation,
     Offer,
     Round,
-    begun,
-    built,
-    done,
-    here,
+    begun_key,
+    built_key,
+    done_key,
+    here_key,
     launcher_of,
-    missed,
-    ready,
+    missed_key,
+    ready_key,
 )
 from gfgw_prod.process.exit_codes import CRASHED, FINISHED
 from gfgw_prod.process.fork_server import show_environment
@@ -51,7 +51,7 @@ class RegroupedError(Exception):
 
 
 class Membership:
-    """This rank's membership in the generations of its job. Use it from one thread.
+    """This rank's membership in the generations of its job. Call its methods from one thread; it starts another.
 
     Attributes:
         generation: number of the generation that this rank belongs to or is about to join.
@@ -102,8 +102,8 @@ class Membership:
         """Whether this rank joins the others instead of replacing a lost one."""
         return self.is_new and self._member not in self._present().members
 
-    def hold_state(self, step: int, multiple: int, most: int, facts: dict[str, Any]) -> None:
-        """Publish that this rank holds the state of the run: from now on the run survives the loss of a rank.
+    def publish_ready(self, step: int, multiple: int, most: int, facts: dict[str, Any]) -> None:
+        """Publish that this rank holds the state. Once all of its generation do, the run survives the loss of one.
 
         Args:
             step: completed steps when this generation began.
@@ -117,14 +117,14 @@ class Membership:
         present = self._present()
         if present.is_after_loss:
             if step == self._began_at:
-                log(f"gfgw: a rank was lost twice in step {step + 1}; all restart", "warning")
+                log(f"gfgw: ranks were lost twice in a row in step {step + 1}; all restart", "warning")
                 raise SystemExit(CRASHED)
             self._began_at = step
         self.is_new = False
         self._round.keys.set(MOST, str(most))
         if self._world.is_main:
             self._round.keys.set(FACTS, json.dumps(facts))
-        self._round.keys.set(ready(self.generation, self._world.rank), str(multiple))
+        self._round.keys.set(ready_key(self.generation, self._world.rank), str(multiple))
 
     def end(self) -> None:
         """Publish that this rank makes no more steps: no further generation begins."""
@@ -136,14 +136,15 @@ class Membership:
         if self._heard_of > self.generation:
             raise RegroupedError
 
-    def is_followed(self, told_to_stop: Callable[[], bool]) -> bool:
-        """After a lost connection, wait for the next generation, and return whether one has begun.
+    def wait_for_next(self, told_to_stop: Callable[[], bool]) -> bool:
+        """After a lost connection, wait for the next generation, and leave the current group.
 
-        If not, no further generation begins. A rank that is told to stop does not wait for replacements of lost ranks.
+        Returns whether one has begun; if not, none can begin any more. A rank that is told to stop does not wait for
+        replacements of lost ranks.
         """
         deadline = time.monotonic() + NOTICE_SECONDS
         with suppress(DistError, RuntimeError):  # the launcher is gone
-            self._round.keys.set(missed(self.generation), "")
+            self._round.keys.set(missed_key(self.generation), "")
             while time.monotonic() < deadline:
                 follows = self._go_to_newest()
                 if told_to_stop() and (self.is_after_loss or not follows):
@@ -152,14 +153,14 @@ class Membership:
                     connections.shut_down()
                     return True
                 time.sleep(0.005)
-            self.end()  # a rank that were replaced or joined now would wait for peers in vain
+            self.end()  # a rank that replaced one or joined now would wait for peers in vain
         return False
 
     def goes_on_without(self, leaving: Collection[str]) -> bool:
         """Whether the run could continue without these nodes."""
         with suppress(DistError):  # the store is gone
             present = self._present()
-            following = present.followed(leaving, is_after_loss=False)
+            following = present.successor(leaving, is_after_loss=False)
             enough = len(following.nodes) >= self._offer.fewest_nodes
             can_meet = self._offer.keeper not in map(launcher_of, leaving)
             return enough and can_meet and self._round.may_have(present, len(following.members))
@@ -171,13 +172,13 @@ class Membership:
         Raises:
             RegroupedError: on the nodes that stay.
         """
-        everyone = [done(self.generation, rank) for rank in range(self._world.world_size)]
+        everyone = [done_key(self.generation, rank) for rank in range(self._world.world_size)]
         self._round.keys.set(everyone[self._world.rank], "")
         if self._offer.node in leaving:
             return
         with suppress(DistError):  # a rank that is lost meanwhile never answers
             self._round.keys.wait(everyone, timedelta(seconds=NOTICE_SECONDS / 2))
-        following = self._present().followed(leaving, is_after_loss=False)
+        following = self._present().successor(leaving, is_after_loss=False)
         if following.members[0] == self._member:
             self._round.begin(following)
         raise RegroupedError
@@ -198,31 +199,31 @@ class Membership:
         Raises:
             RuntimeError: if a rank does not come in time.
             SystemExit: if the run has ended meanwhile, or continues without this rank. Exit code 1, so that all
-                restart; 0 if this rank was to join others of its node.
+                restart; 0 if it still waits to join, and the other ranks of its node finish or restart.
         """
         deadline = time.monotonic() + timeout_seconds
         if self.joins:
-            self._round.keys.set(built(self._member), "")
+            self._round.keys.set(built_key(self._member), "")
         while True:
             present = self._present()
             if self._member in present.members:
                 self._take_number(present)
-                self._round.keys.set(here(self.generation, self._world.rank), "")
+                self._round.keys.set(here_key(self.generation, self._world.rank), "")
             elif not self.is_new:
                 self._give_up("the others go on without this rank")
-            everyone = [here(self.generation, rank) for rank in range(len(present.members))]
+            everyone = [here_key(self.generation, rank) for rank in range(len(present.members))]
             began, asked = time.monotonic(), False
             while not self._go_to_newest():  # another rank may be lost before all have met
                 # A rank that waits to be admitted has no peers to miss.
                 if not asked and self._member in present.members and time.monotonic() - began > PATIENCE_SECONDS:
                     asked = True
-                    self._round.keys.set(missed(self.generation), "")
+                    self._round.keys.set(missed_key(self.generation), "")
                 if self._member in present.members and self._round.keys.check(everyone) and self._may_begin():
                     return self._world, PrefixStore(f"group/{self.generation}", self._round.keys)
                 if self._round.is_over():
-                    if self.joins and self.node in present.nodes:  # whose other ranks finish the run, or restart all
+                    if self.joins and self.node in present.nodes:  # its other ranks finish, or restart all
                         raise SystemExit(FINISHED)
-                    self._give_up("the run ended while ranks came or went; all restart")
+                    self._give_up("no further generation can begin; all restart")
                 if time.monotonic() > deadline:
                     raise RuntimeError(f"not all ranks have met again after {timeout_seconds} s; all restart")
                 time.sleep(0.002)
@@ -253,7 +254,7 @@ class Membership:
         return self.generation > before
 
     def _may_begin(self) -> bool:
-        """Whether this rank knows of no newer generation than its own. If so, mark the groups to come as whole."""
+        """Whether this rank knows of no newer generation. If so, process groups made from now on count as whole."""
         with self._lock:
             is_newest = self._heard_of <= self.generation
             if is_newest:
@@ -267,10 +268,10 @@ class Membership:
 
     def _listen(self, to: Round) -> None:
         """Watch for newer generations, and end the collectives of the current process group once one begins."""
-        with suppress(DistError, RuntimeError):
+        with suppress(DistError, RuntimeError):  # the store is gone, and with it the launcher, which ends this rank
             heard = self.generation
             while True:
-                to.keys.wait([begun(heard + 1)], FOREVER)
+                to.keys.wait([begun_key(heard + 1)], FOREVER)
                 heard += 1
                 with self._lock:
                     self._heard_of = heard

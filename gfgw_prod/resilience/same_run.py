@@ -12,6 +12,7 @@ from torch import nn
 
 from gfgw_prod.process.exit_codes import UserError
 from gfgw_prod.settings.data import DataSettings
+from gfgw_prod.settings.nested import flatten
 from gfgw_prod.settings.removed import without_removed
 from gfgw_prod.telemetry.build import cpu_model
 from gfgw_prod.weights.digest import weights_digest
@@ -206,14 +207,3 @@ def require_fit(run: dict[str, Any], facts: dict[str, Any], rank: int) -> None:
     """
     require_same_settings({0: run["config"], rank: facts["config"]})
     accept_rank_differences({0: run, rank: facts}, {**facts, "changes": []}, 0)
-
-
-def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Settings of nested sections, by dotted name."""
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, dict):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat

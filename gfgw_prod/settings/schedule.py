@@ -33,7 +33,7 @@ class Schedules:
 
 
 def schedules_at(config: Config, images: int) -> Schedules:
-    """Values of the step that begins after ``images`` images; its average counts the step's own images too."""
+    """Values of the step that begins after ``images`` images; those of the average are of the time after the step."""
     o, t, e = config.optimizer, config.transport, config.ema
     after = images + config.train.batch_size
     return Schedules(
@@ -56,12 +56,12 @@ def exponential(start: float, end: float, length_kimg: float, images: int) -> fl
     return float(start * (end / start) ** _progress(length_kimg, images))
 
 
-def learning_rate(peak: float, final_ratio: float, warmup_kimg: float, total_kimg: float, images: int) -> float:
-    """Linear warm-up to ``peak``, then a cosine to ``final_ratio * peak`` at ``total_kimg``."""
+def learning_rate(peak: float, final_ratio: float, warmup_kimg: float, decay_kimg: float, images: int) -> float:
+    """Linear warm-up to ``peak``, then a cosine to ``final_ratio * peak`` at ``decay_kimg``."""
     kimg = images / 1000
     if kimg < warmup_kimg:
         return peak * kimg / warmup_kimg
-    position = min((kimg - warmup_kimg) / max(total_kimg - warmup_kimg, 1e-9), 1.0)
+    position = min((kimg - warmup_kimg) / max(decay_kimg - warmup_kimg, 1e-9), 1.0)
     return peak * (final_ratio + (1 - final_ratio) * 0.5 * (1 + math.cos(math.pi * position)))
 
 

@@ -182,7 +182,7 @@ CATALOGUE: tuple[Metric, ...] = (
     *(
         counter(
             f"run/restarts/{cause}",
-            "Starts of the run after the first, by cause of the restart.",
+            "Restarts of the run, and changes of its ranks in place, by cause.",
             name="gfgw_restarts",
             labels={"cause": cause},
         )

@@ -19,19 +19,12 @@ AGE = "run/checkpoint_age_seconds"
 BUILD = "run/build"
 
 
-class Live:
-    """Collector of gauges without labels: functions by catalogue tag, called for every page. Every node has one."""
+def show_live(registry: CollectorRegistry, gauges: Mapping[str, Callable[[], float]]) -> None:
+    """Serve gauges without labels: functions by catalogue tag, called for every page."""
+    from prometheus_client import Gauge
 
-    def __init__(self, registry: CollectorRegistry, gauges: Mapping[str, Callable[[], float]]):
-        self._gauges = gauges
-        registry.register(self)
-
-    def collect(self) -> Iterable[Family]:
-        """Yield all gauges."""
-        from prometheus_client.core import GaugeMetricFamily
-
-        for tag, value in self._gauges.items():
-            yield GaugeMetricFamily(BY_TAG[tag].prometheus, BY_TAG[tag].help, value=value())
+    for tag, value in gauges.items():
+        Gauge(BY_TAG[tag].prometheus, BY_TAG[tag].help, registry=registry).set_function(value)
 
 
 class Prometheus:

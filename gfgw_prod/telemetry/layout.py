@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gfgw_prod.process.restart_causes import CAUSES
+from gfgw_prod.settings.nested import flatten
 from gfgw_prod.telemetry.catalogue import LOSS_TERMS, TOTAL_AT_ONE, TOTAL_BEFORE
 from gfgw_prod.telemetry.phases import STEP_PHASES
 from gfgw_prod.telemetry.startup import PHASES
@@ -73,10 +74,6 @@ def custom_scalars() -> dict[str, dict[str, list[str | list[str]]]]:
 
 def compared_settings(settings: Mapping[str, Any]) -> dict[str, str | float]:
     """The settings that TensorBoard's HPARAMS tab compares, by name, of all settings nested by section."""
-    found = {}
-    for name in COMPARED_SETTINGS:
-        value: Any = settings
-        for key in name.split("."):
-            value = value[key]
-        found[name] = value if isinstance(value, str | float | int) else str(value)
-    return found
+    found = flatten(settings)
+    compared = {name: found[name] for name in COMPARED_SETTINGS}
+    return {name: value if isinstance(value, str | float | int) else str(value) for name, value in compared.items()}

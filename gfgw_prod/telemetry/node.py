@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from gfgw_prod.settings.running import TelemetrySettings
-from gfgw_prod.telemetry.exposition import Live, Prometheus
+from gfgw_prod.telemetry.exposition import Prometheus, show_live
 from gfgw_prod.telemetry.health import Health
 from gfgw_prod.telemetry.sinks import Values
 
@@ -49,7 +49,7 @@ class NodeTelemetry:
         """Serve, on every node, that the run has started and whether it evaluates."""
         if self.registry is not None:
             gauges = {"run/started": lambda: 1.0, "run/evaluating": lambda: float(self.health.is_evaluating)}
-            Live(self.registry, gauges)
+            show_live(self.registry, gauges)
 
     def sinks(self, saved_at: float, known: Values, build: Mapping[str, str]) -> list[Prometheus]:
         """The sink of the endpoint, if there is one; see ``Prometheus`` for the arguments."""

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from gfgw_prod.telemetry.event_file import EventFile
 
 TAIL_BYTES = 1 << 16
+POLL_SECONDS = 0.1  # the launcher kills a rank that does not run for seconds while ranks come and go
 Value = float | Sequence[float]  # a sequence has one number per rank
 Values = Mapping[str, Value]  # by tag of the catalogue
 
@@ -99,7 +100,7 @@ class Telemetry:
         """Flush and close all sinks.
 
         Args:
-            limit_seconds: for each sink of another package, which may still be sending.
+            limit_seconds: for each sink of another package, which may still be sending; ``None`` for no limit.
         """
         while self._sinks:
             sink = self._sinks.pop()
@@ -108,7 +109,9 @@ class Telemetry:
                 continue
             closing = threading.Thread(target=self._try, args=(sink, sink.close), name="close", daemon=True)
             closing.start()
-            closing.join(limit_seconds)
+            deadline = math.inf if limit_seconds is None else time.monotonic() + limit_seconds
+            while closing.is_alive() and time.monotonic() < deadline:
+                closing.join(POLL_SECONDS)
             if closing.is_alive():
                 self._log(
                     Warned(f"{type(sink).__name__} has not closed within {limit_seconds:g} s, and is left behind")

@@ -15,6 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
+from gfgw_prod.settings.nested import flatten
 from gfgw_prod.telemetry.sinks import Values
 
 PROJECT = "gfgw_prod"  # unless WANDB_PROJECT or MLFLOW_EXPERIMENT_NAME says otherwise
@@ -65,7 +66,7 @@ class Mlflow:
         experiment = self._client.get_experiment_by_name(project)
         where = experiment.experiment_id if experiment else self._client.create_experiment(project)
         run_id: str = self._client.create_run(where, run_name=name).info.run_id
-        found = [parameter(key, str(value)) for key, value in _flat(settings)]
+        found = [parameter(key, str(value)) for key, value in flatten(settings).items()]
         for begin in range(0, len(found), MOST_PARAMETERS):
             self._client.log_batch(run_id, params=found[begin : begin + MOST_PARAMETERS])
         return run_id
@@ -91,15 +92,6 @@ def _numbers(values: Values) -> Iterator[tuple[str, float]]:
             yield from ((f"{tag}/{rank}", each) for rank, each in enumerate(value))
         else:
             yield tag, value
-
-
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """All settings by dotted name."""
-    for name, value in settings.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value
 
 
 def _kept(run_dir: Path, tracker: str, make: Callable[[], str]) -> str:

@@ -24,15 +24,19 @@ from gfgw_prod.resilience import same_run
 from gfgw_prod.resilience.membership import RegroupedError
 from gfgw_prod.resilience.peer_copies import NO_STEP
 from gfgw_prod.training.building import spread
-from gfgw_prod.training.kept import choose
+from gfgw_prod.training.kept import newest_restorable
 from gfgw_prod.training.run import Run
 
 
-def kept_after(error: BaseException, run: Run) -> bool:
-    """Whether a run continues in place after an error that a change of ranks caused. If so, free its process group."""
+def prepare_to_continue(error: BaseException, run: Run) -> bool:
+    """Prepare a run to continue in place, if a change of ranks caused the error. Returns whether it can.
+
+    If so, the next generation has begun, what outlives the run is kept, and what holds the process group is gone. From
+    here on a stop signal ends the process at once, if a rank was lost; else the run stops once its ranks have met.
+    """
     if run.membership is None or not _is_of_lost_group(error, run) or not run.holds_state:
         return False
-    if not run.membership.is_followed(lambda: run.stop.requested_here):
+    if not run.membership.wait_for_next(lambda: run.stop.requested_here):
         return False
     if run.membership.is_after_loss:
         exit_on_stop_signals(PREEMPTION)  # until all ranks are back, no checkpoint can be saved
@@ -58,7 +62,7 @@ def _is_of_lost_group(error: BaseException, run: Run) -> bool:
     return lost or isinstance(error, RegroupedError)
 
 
-def go_on(run: Run) -> None:
+def continue_in_place(run: Run) -> None:
     """Continue a run with the ranks of the new generation. Collective.
 
     It continues after the last step that any rank has completed, or after that of the newest copies.
@@ -102,7 +106,7 @@ def _news(before: int, now: int, *, is_after_loss: bool) -> str:
 
 
 def _settle_last_step(run: Run) -> int:
-    """Apply or skip the last computed step here if another rank has: all ranks have computed it then. Collective.
+    """Apply or skip the last computed step here if another rank has, since all have computed it then. Collective.
 
     Returns:
         The largest number of completed steps of any rank.
@@ -143,8 +147,8 @@ def _take_shares(run: Run, before: list[Tensor]) -> None:
     """
     kept, world = run.kept, run.world
     held = world.all_gather_object(kept.held())
-    if (chosen := choose(held, kept.shards)) is None:
-        run.reporter.log("a lost rank had a part of the state that no other has, nor a copy of it; all restart")
+    if (chosen := newest_restorable(held, kept.shards)) is None:
+        run.reporter.log("no rank has a copy of a lost rank's part of the state; all restart")
         raise SystemExit(CRASHED)
     step, sources = chosen
     share, source = kept.share(), sources[world.rank]

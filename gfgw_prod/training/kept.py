@@ -33,6 +33,7 @@ class Kept:
     """One rank's part of a run that outlives its process group.
 
     Attributes:
+        training, guard: the step, and the judge of its numbers.
         facts: facts of the run, as a manifest has them.
         built_at, saved_at: times of the build and of the last save, by this rank's monotonic clock.
         step: completed steps; ``NO_STEP`` if this rank is new.
@@ -86,7 +87,7 @@ class Kept:
         return kept
 
     def find_rows(self, log: Callable[[str], None]) -> None:
-        """Read this rank's shard of the bank from a checkpoint, or encode it."""
+        """Read this rank's shard of the bank from the newest checkpoint whose hashes match, or encode it."""
         config = self.training.config
         if (rows := _bank_in_checkpoint(config)) is not None:
             self.training.matcher.bank.fill(0, rows)
@@ -94,7 +95,7 @@ class Kept:
             encode_bank(self.training, cache=BankCache.of(config, self.facts, log))
 
     def state(self) -> dict[str, Tensor]:
-        """The tensors that steps change, by name; of sharded ones, this rank's shard."""
+        """The tensors that steps change, by name; of sharded ones this rank's shard, or the whole where it is kept."""
         state = training_state(self.training, guard=self.guard.tensors())
         for name, table in self.training.matcher.changing().items():
             if table.whole is not None:
@@ -108,14 +109,14 @@ class Kept:
     @property
     def shard(self) -> int:
         """Index of this rank's shard of the generator; ranks with the same shard have the same state."""
-        spread = self.training.parallel.shards
-        return 0 if spread is None else spread.own
+        shards = self.training.parallel.shards
+        return 0 if shards is None else shards.own
 
     @property
     def shards(self) -> int:
         """Number of shards of the generator."""
-        spread = self.training.parallel.shards
-        return 1 if spread is None else spread.count
+        shards = self.training.parallel.shards
+        return 1 if shards is None else shards.count
 
     def make_safe(self, spent: float) -> None:
         """Make every part of the state redundant, so that the loss of a rank loses none. Collective.
@@ -172,7 +173,7 @@ class Kept:
 
     @property
     def _has_replicas(self) -> bool:
-        """Whether several ranks have the same shard of the generator, as under DDP and HSDP."""
+        """Whether several ranks have the same shard of the generator, as under DDP and HSDP, or would if one joined."""
         return self.shards < max(self.training.world.world_size, 2)
 
     @property
@@ -192,7 +193,7 @@ class Kept:
         return {PRODUCTIVE: self.spent, **self.guard.counts()}
 
 
-def choose(held: Sequence[Collection[tuple[int, int]]], shards: int) -> tuple[int, list[int]] | None:
+def newest_restorable(held: Sequence[Collection[tuple[int, int]]], shards: int) -> tuple[int, list[int]] | None:
     """The newest step of which every shard survives, and the rank that each rank takes its shard from.
 
     A rank that has its shard takes it from itself.

@@ -29,22 +29,21 @@ from gfgw_prod.settings.config import Config
 from gfgw_prod.settings.schedule import schedules_at
 from gfgw_prod.telemetry.build import build_labels
 from gfgw_prod.telemetry.node import NodeTelemetry
-from gfgw_prod.telemetry.pace import Pace
 from gfgw_prod.telemetry.registered_sinks import open_sinks
 from gfgw_prod.telemetry.sinks import Sink, Telemetry, Value, Values, last_recorded_step
 from gfgw_prod.telemetry.startup import Startup
 from gfgw_prod.training.checked_step import CheckedStep
-from gfgw_prod.training.flops import FlopsRate
 from gfgw_prod.training.log_lines import append_to_history, describe_start, first_lines, last_lines, stop_lines
 from gfgw_prod.training.rank_metrics import RankMetrics
+from gfgw_prod.training.records import StepRecords
 from gfgw_prod.training.step import TrainingStep
 from gfgw_prod.training.step_data import StepResult
 
-CLOSE_SECONDS = 10.0  # for a sink to send what it has, when the process is about to be killed
+CLOSE_SECONDS = 10.0  # for a sink to send what it has, while a scheduler or other ranks wait
 
 
 class Reporter:
-    """Output of rank 0, except per-rank lines."""
+    """What rank 0 reports; other ranks only log lines of their own (``log_from_any_rank``)."""
 
     def __init__(self, config: Config, world: World, startup: Startup, node: NodeTelemetry):
         self.config, self.world, self.dir = config, world, config.run.dir
@@ -56,8 +55,8 @@ class Reporter:
         self.own_time = self._ranks.own_time
         self.evaluates: list[str] = []  # what evaluations measure, a line each
         self.fd_in = self.measured = ""  # the space in which evaluations measure fd; the last figures, in words
-        self._start: dict[str, Any] = {}  # what this start is, on rank 0
-        self._plan = {  # for a dashboard to compare the rest with
+        self._start: dict[str, Any] = {}  # facts of this start, on rank 0
+        self._plan: dict[str, Value] = {  # constant over this start, for a dashboard to compare the rest with
             "run/planned_images": config.total_steps * config.train.batch_size,
             "run/expected_ranks": max(restart_causes.expected_ranks(), world.world_size),
             "run/checkpoint_interval_images": config.checkpoint.every_kimg * 1000,
@@ -99,7 +98,7 @@ class Reporter:
         self._meter.advance_to(rows)
 
     def introduce(self, step: int, table: Table, parameters: int, resumes: str, in_place: str = "") -> None:
-        """Log the lines that say what this start is.
+        """Gather the facts of this start, and log them.
 
         Args:
             parameters: number of the generator's parameters.
@@ -127,7 +126,8 @@ class Reporter:
         images = step * self.config.train.batch_size
         self._health.set_position(step, images)
         self._node.show_state()
-        self._damaged, self._productive_before = damaged, float(manifest.get(PRODUCTIVE, 0.0))
+        self._plan["run/damaged_checkpoints"] = damaged
+        self._productive_before = float(manifest.get(PRODUCTIVE, 0.0))
         if self.world.is_main:
             clear_partials(self.dir)
             self._ledger = Ledger(self.dir)
@@ -158,11 +158,9 @@ class Reporter:
         Args:
             step_seconds: seconds of a step, if they are known; else 0.
         """
-        self._training, self._checked_step = training, checked_step
         self._first_step, self._started = step, time.monotonic()
-        self._flops = FlopsRate(self.config, training.objective, training.table, self.world)
+        self._records = StepRecords(self.config, training, checked_step, self._ranks, step, step_seconds)
         size = self.config.train.batch_size
-        self._pace = Pace(step, self.config.total_steps, size, step_seconds)
         if self._meter is not None:
             self._meter.close()
         self._meter = self._new_meter("training", self.config.total_steps * size, "images")
@@ -175,24 +173,10 @@ class Reporter:
 
     def record(self, step: int, images: int, result: StepResult) -> None:
         """Record the last step's metrics. Collective."""
-        training, pace = self._training, self._pace.values(step)
-        self._health.expect_end(pace["run/eta_seconds"])
-        values: dict[str, Value] = {
-            **self._checked_step.measure(result),
-            **schedules_at(self.config, result.images_seen).values(),
-            **self._checked_step.values(),
-            **training.values(),
-            **pace,
-            **self._flops.values(pace["speed/images_per_second"]),
-            **self._ranks.values(),
-            **self._plan,
-            "run/steps": step,
-            "run/images": images,
-            "run/world_size": self.world.world_size,
-            "run/idle_share": training.parallel.assignment.idle_share,
-            "run/damaged_checkpoints": self._damaged,
-            "transport/bank_share": training.matcher.usage.share(images),
-        }
+        values = self._records.values(step, images, result) | self._plan
+        eta = values["run/eta_seconds"]
+        assert isinstance(eta, float)
+        self._health.expect_end(eta)
         if self._ledger is not None:
             self._ledger.record_images(images)
             values |= self._ledger.values(self.own_time.spent)
@@ -207,7 +191,9 @@ class Reporter:
         if not values.get("transport/converged", 1.0) and not self._warned:
             self._warned = True
             short = "the coupling stopped short of transport.tolerance (marginal error "
-            short += f"{values['transport/marginal_error']:.2g}); allow more iterations, or see transport/converged"
+            short += (
+                f"{values['transport/marginal_error']:.2g}); allow more iterations, or see docs/choosing-settings.md"
+            )
             self.log(Warned(f"step {step}: {short}"))
 
     def record_missed(self, step: int, images: int, measured: Values) -> None:
@@ -236,7 +222,7 @@ class Reporter:
         """Context of an evaluation, whose time belongs to the run, but to no step."""
         started = time.monotonic()
         try:
-            with self._health.evaluating(), self._pace.paused():
+            with self._health.evaluating(), self._records.pace.paused():
                 yield
         finally:
             if self._ledger is not None:
@@ -248,7 +234,7 @@ class Reporter:
 
     def step_seconds(self) -> float:
         """Seconds from one step to the next, if known; else 0."""
-        return self._pace.mean
+        return self._records.pace.mean
 
     def manifest_facts(self) -> dict[str, Any]:
         """Facts for a checkpoint's manifest, on rank 0: this start, and time so far in steps whose result was kept."""
@@ -279,7 +265,7 @@ class Reporter:
             self._ledger.end(self._health.images, self._end)
             self._ledger = None
         with watch.paused():  # a sink of another package may upload
-            self._telemetry.close(CLOSE_SECONDS if self._end == "told to stop" else None)
+            self._telemetry.close(None if self._end == "finished" else CLOSE_SECONDS)
         self._node.close()
 
     def _new_meter(self, title: str, total: int, unit: str) -> Meter:

@@ -50,7 +50,7 @@ def resume(run: Run) -> None:
         encode_bank(training, show, cache)
         with watch.paused():  # other ranks may take longer, and have watches of their own
             world.barrier()
-    if found is None or changes:  # perhaps of what the potential was fitted with
+    if found is None or changes:  # an accepted change may be of what the potential is fitted with
         with run.unwatched("starting: fitting the coupling"):
             training.matcher.fit(math.prod(training.table.image_shape))
     run.health.enter_phase("starting: making ready for the first step")

@@ -172,7 +172,7 @@ class Run:
         self.stop.requested_here |= self.kept.told_to_stop
         if self.membership is not None:
             self.kept.make_safe(self.reporter.productive_seconds())
-            self.membership.hold_state(self.reached, self.kept.ranks_multiple, config.cells, self.kept.facts)
+            self.membership.publish_ready(self.reached, self.kept.ranks_multiple, config.cells, self.kept.facts)
         self.holds_state = True
         while self.step < config.total_steps and not self.stop.time_is_up:
             watch.progress(f"in step {self.step + 1}")

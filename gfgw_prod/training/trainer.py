@@ -15,7 +15,7 @@ from gfgw_prod.resilience.starts import StartCounter
 from gfgw_prod.settings.config import Config
 from gfgw_prod.telemetry.registered_sinks import find_sinks
 from gfgw_prod.telemetry.startup import Startup
-from gfgw_prod.training.in_place import go_on, kept_after
+from gfgw_prod.training.in_place import continue_in_place, prepare_to_continue
 from gfgw_prod.training.kept import Kept
 from gfgw_prod.training.resuming import resume
 from gfgw_prod.training.run import Run
@@ -53,12 +53,12 @@ def train(config: Config) -> int:
                     if kept is None:
                         resume(run)
                     else:
-                        go_on(run)
+                        continue_in_place(run)
                     if complete := run.loop():
                         run.finish()
                 return FINISHED if complete else PREEMPTED
             except BaseException as error:
-                kept = run.kept if kept_after(error, run) else None
+                kept = run.kept if prepare_to_continue(error, run) else None
                 if run.saver.wait_after_error() and kept is not None:
                     run.reporter.log("a checkpoint was not finished, as ranks came or went")
                     kept.saved_at = -math.inf

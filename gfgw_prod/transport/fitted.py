@@ -1,8 +1,8 @@
 """Semi-discrete optimal transport from the noise distribution to the whole data set, solved before training.
 
 A batch that is coupled on its own must cover all columns. With few slots of a class, each slot then takes a large share
-of the class, and its target depends little on its noise. Here the potential of the semi-discrete problem is known
-beforehand, so a slot's target depends on its noise alone (Mousavi-Hosseini et al. 2025, "Flow Matching with
+of the class, and its target depends little on its noise. Here the potential of the semi-discrete problem is fitted
+before training, so a slot's target depends on its noise alone (Mousavi-Hosseini et al. 2025, "Flow Matching with
 Semidiscrete Couplings"; docs/mathematics.md, eq. 10). Fitting draws noise, and needs no pass of a network.
 """
 
@@ -48,18 +48,19 @@ class FittedDual:
             else [(labels == number).nonzero()[:, 0] for number in labels.unique()]
         )
         if (largest := max(map(len, self._classes))) > LARGEST_CLASS:
+            where = "the data set" if labels is None else "the largest"
             limit = f"transport.dual fitted takes at most {LARGEST_CLASS:,} images of a class"
-            raise UserError(f"{limit}, and here are {largest:,}; use dual persistent, or fresh with scope subset")
+            raise UserError(f"{limit}, but {where} has {largest:,}; use dual persistent, or fresh with scope subset")
 
     @torch.no_grad()
-    def fit(self, bank: FeatureBank, *, width: int, epsilon: float, seed: int) -> None:
+    def fit(self, bank: FeatureBank, *, pixels: int, epsilon: float, seed: int) -> None:
         """Fit the potential, so that the rows of a class receive equal shares of the noise. Collective.
 
-        The classes are divided among the ranks. Each is fitted by one rank, so the result does not depend on their
-        number.
+        The classes are divided among the ranks. Each class is fitted by one rank, so the result does not depend on
+        the number of ranks.
 
         Args:
-            width: number of pixel values, which are the first columns of the bank.
+            pixels: number of pixel values, which are the first columns of the bank.
         """
         world, classes = bank.world, self._classes
         fitted = torch.zeros(bank.total, device=world.device)
@@ -68,7 +69,7 @@ class FittedDual:
             own, rows = first + world.rank, None
             for number in range(first, min(first + world.world_size, len(classes))):
                 fetched = bank.rows(classes[number])
-                rows = fetched[:, :width] if number == own else rows
+                rows = fetched[:, :pixels] if number == own else rows
             if rows is not None:
                 ids = to_device(classes[own], world.device)
                 fitted[ids] = _fitted(rows, epsilon, random_stream(seed, "dual", own))

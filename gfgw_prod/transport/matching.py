@@ -95,14 +95,14 @@ class Matcher:
         duals = self.dual.tensors() if self.dual else {}
         return {"last_used": self.usage.state()} | {f"dual.{name}": tensor for name, tensor in duals.items()}
 
-    def fit(self, width: int) -> None:
+    def fit(self, pixels: int) -> None:
         """Fit the potential to noise, where the settings ask for it; the bank must be encoded. Collective.
 
         Args:
             width: number of pixel values of an image.
         """
         if isinstance(self.dual, FittedDual):
-            self.dual.fit(self.bank, width=width, epsilon=self.settings.epsilon, seed=self._seed)
+            self.dual.fit(self.bank, pixels=pixels, epsilon=self.settings.epsilon, seed=self._seed)
 
     def changing(self) -> dict[str, RowTable]:
         """The tables that are not a function of the data alone, by the names of their tensors."""

@@ -30,7 +30,8 @@ STEP_IS_MADE = Line("training/run.py", "            self.reporter.show_step(self
 STATE_IS_MADE_SAFE = Line(
     "training/run.py",
     "            self.kept.make_safe(self.reporter.productive_seconds())\n"
-    "            self.membership.hold_state(self.reached, self.kept.ranks_multiple, config.cells, self.kept.facts)\n",
+    "            self.membership.publish_ready("
+    "self.reached, self.kept.ranks_multiple, config.cells, self.kept.facts)\n",
 )
 STEP_IS_JUDGED = Line("training/checked_step.py", '        self._step.clock.lap("check")\n')
 RUN_CLOSES = Line("training/trainer.py", "                run.close()\n")

@@ -94,6 +94,25 @@ def test_lost_rank_is_replaced_and_the_others_stay(
     assert ledger["lost_images"] <= 2 * steps * runs.BATCH
 
 
+def test_sink_that_is_slow_to_close_does_not_cost_its_rank(reference: Path, tmp_path: Path) -> None:
+    surroundings = copies.slowed(tmp_path, 1.0)
+    methods = "def __init__(self, *_): pass", "def record(self, *_): pass", "def picture(self, *_): pass"
+    lines = "import time", "class Slow:", *(f"    {each}" for each in (*methods, "def close(self): time.sleep(5)"))
+    (tmp_path / "slow_sink.py").write_text("\n".join(lines))
+    installed = tmp_path / "slow_sink-1.0.dist-info"
+    installed.mkdir()
+    (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: slow-sink\nVersion: 1.0\n")
+    (installed / "entry_points.txt").write_text("[gfgw_prod.sinks]\nslow = slow_sink:Slow\n")
+    run_dir = tmp_path / "run"
+    agent = runs.start(in_place(run_dir, "--telemetry.sinks", "[slow]"), surroundings | {"NPROC": "2"})
+    lose(agent, run_dir, 1, step=2)
+    outcome = runs.outcome_of(agent)
+    assert outcome.code == 0, outcome.stderr
+    assert "it is killed" not in outcome.stderr
+    assert outcome.stderr.count("a lost rank was replaced; the run goes on after step") == 1
+    assert_as_undisturbed(run_dir, reference)
+
+
 @pytest.mark.parametrize("options", [pytest.param((), id="ddp"), pytest.param((*FSDP[:3], "1"), id="fsdp")])
 def test_rank_that_stays_keeps_nothing_of_earlier_generations(tmp_path: Path, options: Sequence[str]) -> None:
     facts = tmp_path / "facts"

@@ -14,10 +14,10 @@ from gfgw_prod.resilience.same_run import (
     accept_changes,
     accept_rank_differences,
     arithmetic_of,
-    flatten,
     require_fit,
     run_facts,
 )
+from gfgw_prod.settings.nested import flatten
 from gfgw_prod.settings.reading import resolve, setting_names
 
 

@@ -92,16 +92,16 @@ def test_lost_node_leaves_room_at_once_when_the_others_go_on(capsys: pytest.Capt
     assert nodes.present() == {str(this), str(OTHER)}
     capsys.readouterr()
 
-    nodes.follow({str(this)}, "1 rank on 1 node", is_after_loss=True)
+    nodes.adopt({str(this)}, "1 rank on 1 node", is_after_loss=True)
     assert capsys.readouterr().err.endswith("1 node (b) is lost; the run goes on with 1 rank on 1 node\n")
     handler.num_nodes_waiting()
     assert {*shared.state.participants} == {*shared.state.last_heartbeats} == {this}
 
     shared.state.participants[THIRD], shared.state.last_heartbeats[THIRD] = 0, now
     handler.num_nodes_waiting()
-    nodes.follow({str(this), str(THIRD)}, "2 ranks on 2 nodes", is_after_loss=False)
+    nodes.adopt({str(this), str(THIRD)}, "2 ranks on 2 nodes", is_after_loss=False)
     assert capsys.readouterr().err.endswith("1 node (b) joins; the run goes on with 2 ranks on 2 nodes\n")
-    nodes.follow({str(this), str(THIRD)}, "2 ranks on 2 nodes", is_after_loss=True)
+    nodes.adopt({str(this), str(THIRD)}, "2 ranks on 2 nodes", is_after_loss=True)
     assert capsys.readouterr().err == ""
     assert not nodes.begin_round([0], 2)
 
@@ -115,8 +115,8 @@ def test_node_that_joins_leaves_others_that_wait_to_be_let_in_alone(capsys: pyte
     handler.num_nodes_waiting()
     nodes.begin_round([1], 2, in_place=True)
     assert capsys.readouterr().err.count("joins ranks that run on 3 nodes") == 1
-    nodes.follow({str(this), str(OTHER)}, "2 ranks on 2 nodes", is_after_loss=False)
-    nodes.follow({str(this), str(OTHER), str(THIRD)}, "3 ranks on 3 nodes", is_after_loss=False)
+    nodes.adopt({str(this), str(OTHER)}, "2 ranks on 2 nodes", is_after_loss=False)
+    nodes.adopt({str(this), str(OTHER), str(THIRD)}, "3 ranks on 3 nodes", is_after_loss=False)
     assert capsys.readouterr().err.endswith("1 node (b [8]) joins; the run goes on with 3 ranks on 3 nodes\n")
     assert len(nodes.present()) == 3
 
@@ -127,17 +127,17 @@ def test_node_comes_to_ranks_that_run_or_waits_like_others(monkeypatch: pytest.M
     shared.state.participants, shared.state.complete = {OTHER: 0}, True
     handler = handler_of(shared, 2)
     state, this = shared.state, handler._this_node
-    for is_possible, may_join, action in (
+    for may_join_ranks, may_join, action in (
         (True, True, _Action.ADD_TO_PARTICIPANTS),
         (True, False, _Action.SYNC),
         (False, True, _Action.ADD_TO_WAIT_LIST),
     ):
         runs[0] = may_join
-        joining = Joining(lambda: runs[0], is_possible=is_possible)
+        joining = Joining(lambda: runs[0], may_join_ranks=may_join_ranks)
         operation = dynamic_rendezvous._RendezvousJoinOp()
         assert operation(_RendezvousContext(this, state, handler.settings), time.monotonic() + 60) == action
         assert joining.is_in_place == (action == _Action.ADD_TO_PARTICIPANTS)
-    joining = Joining(lambda: True, is_possible=True)
+    joining = Joining(lambda: True, may_join_ranks=True)
     state.participants[THIRD] = 0  # no room
     operation = dynamic_rendezvous._RendezvousJoinOp()
     assert (

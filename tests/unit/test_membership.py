@@ -14,7 +14,7 @@ from torch.distributed import TCPStore
 
 from gfgw_prod.distributed.lost_group import Connections
 from gfgw_prod.distributed.world import World
-from gfgw_prod.launcher.generations import OVER, Offer, Round, built, here, node_of, ready
+from gfgw_prod.launcher.generations import OVER, Offer, Round, built_key, here_key, node_of, ready_key
 from gfgw_prod.process.exit_codes import CRASHED, FINISHED
 from gfgw_prod.resilience.membership import Membership, RegroupedError
 
@@ -58,8 +58,8 @@ def wait_for(store: TCPStore, *keys: str) -> None:
 def both(store: TCPStore, *, fewest: int = 1, multiple: int = 1) -> tuple[Membership, Membership]:
     pair = member(store, 0, A, fewest=fewest), member(store, 1, B, fewest=fewest)
     for each in pair:
-        each.hold_state(0, multiple, 8, FACTS)
-    wait_for(store, ready(0, 0), ready(0, 1))
+        each.publish_ready(0, multiple, 8, FACTS)
+    wait_for(store, ready_key(0, 0), ready_key(0, 1))
     return pair
 
 
@@ -83,11 +83,11 @@ def test_ranks_that_stay_get_new_numbers(store: TCPStore) -> None:
     first.let_leave({A})  # it leaves, and needs the others no more
     with pytest.raises(RegroupedError):
         second.let_leave({A})
-    assert second.is_followed(lambda: True)  # a stop signal does not keep it from going on
+    assert second.wait_for_next(lambda: True)  # a stop signal does not keep it from going on
     world, _ = second.meet(20)
     assert (world.rank, world.world_size) == (0, 1)
     assert [os.environ[name] for name in NUMBERS] == ["0", "1", "1", "membership"]
-    assert first.is_followed(lambda: False)
+    assert first.wait_for_next(lambda: False)
     with pytest.raises(SystemExit) as left_out:
         first.meet(20)
     assert left_out.value.code == CRASHED
@@ -98,15 +98,15 @@ def test_rank_that_joins_says_that_it_is_ready_and_waits_to_be_let_in(store: TCP
     new = member(store, 2, c, is_new=True)
     assert new.joins
     ranks = Round(store, "round")
-    following = ranks.read(0).followed(more=[(c, 0)], is_after_loss=False)
+    following = ranks.read(0).successor(more=[(c, 0)], is_after_loss=False)
     ranks.begin(following)
     for rank in (0, 1):
-        ranks.keys.set(here(1, rank), "")
+        ranks.keys.set(here_key(1, rank), "")
     world, _ = new.meet(20)
     assert (world.rank, world.world_size) == (2, 3)
-    wait_for(store, built((c, 0)))
-    new.hold_state(5, 1, 8, FACTS)
-    wait_for(store, ready(1, 2))
+    wait_for(store, built_key((c, 0)))
+    new.publish_ready(5, 1, 8, FACTS)
+    wait_for(store, ready_key(1, 2))
     assert not new.is_new
 
 
@@ -125,27 +125,27 @@ def test_two_losses_in_one_step_restart_all_but_nodes_that_join_are_no_losses(st
     first, _ = both(store)
     ranks = Round(store, "round")
     for number, is_after_loss in enumerate((True, False, True), start=1):
-        ranks.begin(ranks.read(number - 1).followed(is_after_loss=is_after_loss))
-        assert first.is_followed(lambda: False)
+        ranks.begin(ranks.read(number - 1).successor(is_after_loss=is_after_loss))
+        assert first.wait_for_next(lambda: False)
         if number < 3:
-            first.hold_state(7, 1, 8, FACTS)
+            first.publish_ready(7, 1, 8, FACTS)
         else:
             with pytest.raises(SystemExit) as lost_again:
-                first.hold_state(7, 1, 8, FACTS)
+                first.publish_ready(7, 1, 8, FACTS)
             assert lost_again.value.code == CRASHED
 
 
 def test_rank_that_is_told_to_stop_does_not_wait_for_another_in_place_of_a_lost_one(store: TCPStore) -> None:
     first, _ = both(store)
     ranks = Round(store, "round")
-    ranks.begin(ranks.read(0).followed(is_after_loss=True))
-    assert not first.is_followed(lambda: True)
+    ranks.begin(ranks.read(0).successor(is_after_loss=True))
+    assert not first.wait_for_next(lambda: True)
     wait_for(store, OVER)
 
 
 def test_loss_in_the_first_step_of_a_start_is_one_loss(store: TCPStore) -> None:
     first, _ = both(store)
     ranks = Round(store, "round")
-    ranks.begin(ranks.read(0).followed(is_after_loss=True))
-    assert first.is_followed(lambda: False)
-    first.hold_state(0, 1, 8, FACTS)
+    ranks.begin(ranks.read(0).successor(is_after_loss=True))
+    assert first.wait_for_next(lambda: False)
+    first.publish_ready(0, 1, 8, FACTS)

@@ -18,7 +18,7 @@ from docs.metrics_page import page
 from gfgw_prod.distributed.world import World
 from gfgw_prod.settings import reading
 from gfgw_prod.telemetry.catalogue import BY_TAG, CATALOGUE
-from gfgw_prod.telemetry.exposition import AGE, BUILD, Live, Prometheus
+from gfgw_prod.telemetry.exposition import AGE, BUILD, Prometheus, show_live
 from gfgw_prod.telemetry.health import Health
 from gfgw_prod.telemetry.layout import CHARTS, COMPARED_METRICS, COMPARED_SETTINGS
 from gfgw_prod.telemetry.node import NodeTelemetry
@@ -130,7 +130,7 @@ def scrape(registry: CollectorRegistry) -> dict[tuple[str, tuple[tuple[str, str]
 
 def test_live_gauges_are_computed_for_every_page(registry: CollectorRegistry) -> None:
     evaluating = [0.0]
-    Live(registry, {"run/started": lambda: 1.0, "run/evaluating": lambda: evaluating[0]})
+    show_live(registry, {"run/started": lambda: 1.0, "run/evaluating": lambda: evaluating[0]})
     assert scrape(registry) == {("gfgw_started", ()): 1, ("gfgw_evaluating", ()): 0}
     evaluating[0] = 1.0
     assert scrape(registry)["gfgw_evaluating", ()] == 1
