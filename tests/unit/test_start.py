@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from gfgw_prod.commands import cli
 from gfgw_prod.process.standard_streams import Warned, log, log_as_json, log_times
@@ -53,6 +54,17 @@ def test_first_lines_history_and_manifests_say_what_a_run_is(
     assert history[0]["hosts"] == {os.uname().nodename: 1}
     assert [start["cause"] for start in history] == [None, None]  # the first had finished
     assert history[0]["command"].startswith("gfgw ")
+
+
+@pytest.mark.parametrize(("colour", "is_said"), [((9, 9, 9), True), ((9, 9, 8), False)])
+def test_start_says_that_all_pictures_are_grey(
+    tmp_path: Path, capsys: pytest.CaptureFixture, colour: tuple[int, int, int], is_said: bool
+) -> None:
+    for number, colours in enumerate([(3, 3, 3), (200, 200, 200), colour] * 4):
+        Image.new("RGB", (8, 8), colours).save(tmp_path / f"{number}.png")
+    data = "--data.source", "folder", "--data.path", str(tmp_path)
+    assert cli.main(["train", "--run.dir", str(tmp_path / "run"), *TINY, *data, "--train.total-kimg", "0.008"]) == 0
+    assert ("all images are grey; data.grey true" in capsys.readouterr().err) == is_said
 
 
 @pytest.mark.parametrize(
