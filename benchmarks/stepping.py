@@ -56,12 +56,13 @@ class Stepper:
 
 
 def in_turns(steppers: Sequence[Stepper], world: World) -> list[list[tuple[float, int]]]:
-    """Measure steps of all steppers in alternating order; one list of (seconds, bytes) for each. Collective."""
+    """Measure steps of all steppers in turns, each as often first; one list of (seconds, bytes) for each. Collective."""
     first = [stepper.measure()[0] for stepper in steppers]
     rounds = world.broadcast(max(5, min(MAX_STEPS, int(SECONDS / sum(first)))))
     found: list[list[tuple[float, int]]] = [[] for _ in steppers]
     for each in range(rounds):
-        for number in list(range(len(steppers)))[:: 1 if each % 2 else -1]:
+        for turn in range(len(steppers)):
+            number = (each + turn) % len(steppers)
             found[number].append(steppers[number].measure())
     return found
 

@@ -14,8 +14,9 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from gfgw_prod.process.exit_codes import CODES
-from gfgw_prod.resilience.same_run import flatten, is_free
+from gfgw_prod.resilience.same_run import is_free
 from gfgw_prod.settings.config import Config
+from gfgw_prod.settings.nested import flatten
 from gfgw_prod.settings.presets import presets
 from gfgw_prod.settings.reading import read_yaml, setting_names
 from gfgw_prod.settings.types import as_written

@@ -178,7 +178,9 @@ class Node:
         """
         config = self.config
         try:
-            rendezvous, job_code, regrouping = meet(config, waits_for_replacements=self.waits_for_replacements)
+            rendezvous, job_code, regrouping = meet(
+                config, hosts=self.hosting, waits_for_replacements=self.waits_for_replacements
+            )
         except (RendezvousConnectionError, DistError, OSError):
             if self.hosting:  # no other node would open it
                 raise
@@ -197,7 +199,7 @@ class Node:
         assert config.logs_specs is not None
         prefix = config.log_line_prefix_template
         limits = self.grace_seconds, self.restarts_left
-        joining = Joining(regrouping.find_running_round, may_join_ranks=self.may_join_ranks)
+        joining = Joining(regrouping.find_running_round, is_possible=self.may_join_ranks)
         nodes = Nodes(rendezvous)
         agent = ExitCodeAgent(
             spec, config.logs_specs, prefix, job_code, *limits, self.forks, regrouping, joining, nodes
@@ -225,7 +227,7 @@ class Node:
 
 
 def meet(
-    config: LaunchConfig, *, waits_for_replacements: bool
+    config: LaunchConfig, *, hosts: bool, waits_for_replacements: bool
 ) -> tuple[DynamicRendezvousHandler, JobExitCode, Regrouping]:
     """Open the rendezvous, or connect to the node that hosts it. The rest of what the nodes share is in its store too.
 
@@ -252,7 +254,7 @@ def meet(
         node,
         ranks,
         fewest,
-        hosts=is_host(config.rdzv_endpoint),
+        hosts=hosts,
         waits_for_replacements=waits_for_replacements,
     )
     return handler, JobExitCode(store, config.run_id), regrouping

@@ -25,15 +25,15 @@ class Joining:
     """How this node joined the rendezvous.
 
     Args:
-        may_join: whether ranks are training that admit this node's now.
-        may_join_ranks: whether joining in place is possible in this job at all.
+        can_join_now: whether ranks are training that admit this node's now.
+        is_possible: whether joining in place is possible in this job at all.
 
     Attributes:
         is_in_place: whether this node joined ranks that were training, not a new round of all nodes.
     """
 
-    def __init__(self, may_join: Callable[[], bool], *, may_join_ranks: bool):
-        self._may_join, self._is_possible = may_join, may_join_ranks
+    def __init__(self, can_join_now: Callable[[], bool], *, is_possible: bool):
+        self._can_join_now, self._is_possible = can_join_now, is_possible
         self.is_in_place = False
         dynamic_rendezvous._RendezvousJoinOp = self._operation  # type: ignore[assignment, misc]
 
@@ -47,7 +47,7 @@ class Joining:
             waiting = state.wait_list | state.redundancy_list
             has_room = state.complete and len(state.participants) < context.settings.max_nodes and not waiting
             if self._is_possible and has_room and not state.closed and node not in state.participants:
-                if self._may_join():
+                if self._can_join_now():
                     self.is_in_place = True
                     return _Action.ADD_TO_PARTICIPANTS
                 if time.monotonic() < min(limit, deadline):

@@ -26,7 +26,7 @@ from gfgw_prod.launcher.generations import (
 )
 
 RUNNING = "running"  # key: the prefix of the current round
-KEEPER = "keeper"  # key: the launcher that hosts the rendezvous store; it sets this first of all
+KEEPER = "keeper"  # key: the launcher that hosts the rendezvous store
 ANSWER_SECONDS = 1.0  # for the launchers of all nodes to answer after a rank reported a lost connection
 ABSENT_SECONDS = 2.0  # before a node counts as gone: this node's view of the rendezvous may be a second old
 
@@ -65,9 +65,9 @@ class Regrouping:
         assert isinstance(store, TCPStore)
         self._store, self._host, self._name = store, host, f"gfgw.generations.{run_id}"
         self._job = PrefixStore(self._name, store)
-        # If several launchers run on that host, the first hosts it.
-        self._keeper = (self._job.compare_set(KEEPER, "", launcher) if hosts else self._job.get(KEEPER)).decode()
-        self._launcher, self._ranks, self._fewest_nodes, self._are_awaited = (
+        if hosts:  # of several launchers on that host, the first
+            self._job.compare_set(KEEPER, "", launcher)
+        self._launcher, self._ranks, self._fewest_nodes, self._waits_for_replacements = (
             launcher,
             ranks,
             fewest_nodes,
@@ -169,7 +169,7 @@ class Regrouping:
         return False
 
     def replace(self, lost: Collection[int]) -> dict[str, str] | None:
-        """Begin a generation after a loss of local ranks, with those that replace them, or until they can join without.
+        """Begin a generation after a loss of local ranks: with their replacements, or without them until those can join.
 
         Returns:
             Environment variables for the new processes; ``None`` if the others cannot continue, or if another
@@ -184,7 +184,7 @@ class Regrouping:
         if members:  # else only ranks are lost that nobody waits for
             without = current.successor(lost=members, is_after_loss=True)
             suffice = self.node in without.nodes and self._round.may_have(current, len(without.members))
-            go_on = suffice and not self._are_awaited
+            go_on = suffice and not self._waits_for_replacements
             following = without if go_on else current.successor(is_after_loss=True)
             if not self._round.begin(following):
                 return None
@@ -248,7 +248,9 @@ class Regrouping:
         return {node for node in current.nodes if not self._round.keys.check([answered_key(current.number, node)])}
 
     def _offer(self, generation: int, *, is_new: bool) -> str:
-        where = self._host, self._store.port, self._round.prefix, self._keeper
+        # The store may be one of another job, whose launchers say nothing here.
+        keeper = self._job.get(KEEPER).decode() if self._job.check([KEEPER]) else ""
+        where = self._host, self._store.port, self._round.prefix, keeper
         return Offer(*where, generation, self.node, self._fewest_nodes, is_new).text()
 
 

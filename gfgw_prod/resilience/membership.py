@@ -137,10 +137,10 @@ class Membership:
             raise RegroupedError
 
     def wait_for_next(self, told_to_stop: Callable[[], bool]) -> bool:
-        """After a lost connection, wait for the next generation, and leave the current group.
+        """After a lost connection, wait for the next generation, and shut the connections of the current group down.
 
-        Returns whether one has begun; if not, none can begin any more. A rank that is told to stop does not wait for
-        replacements of lost ranks.
+        Returns whether this rank goes on in it; if not, no further one can begin. A rank that is told to stop does not
+        wait for replacements of lost ranks.
         """
         deadline = time.monotonic() + NOTICE_SECONDS
         with suppress(DistError, RuntimeError):  # the launcher is gone

@@ -24,7 +24,9 @@ def show_live(registry: CollectorRegistry, gauges: Mapping[str, Callable[[], flo
     from prometheus_client import Gauge
 
     for tag, value in gauges.items():
-        Gauge(BY_TAG[tag].prometheus, BY_TAG[tag].help, registry=registry).set_function(value)
+        gauge = Gauge(BY_TAG[tag].prometheus, BY_TAG[tag].help, registry=None)
+        gauge.set_function(value)
+        registry.register(gauge)
 
 
 class Prometheus:

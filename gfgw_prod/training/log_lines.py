@@ -79,13 +79,14 @@ def first_lines(config: Config, start: dict[str, Any], table: Table, parameters:
     idle = (
         f"{used} of {cores} cores in use; make train, or launch/elastic.sh, starts a rank on each, for the same weights"
     )
+    grey = "all images are grey; data.grey true has one channel to train instead of three"
     return [
         f"gfgw_prod {start['version']}{revision}, torch {start['torch']}, Python {start['python']}",
         f"{_count(ranks, 'rank')} on {_count(nodes, 'node')} ({', '.join(start['hosts'])}); {start['device']}{backend}",
         *([idle] if cores_idle else []),
         f"data: {source.source}{f' {source.path}' if source.path else ''}, {len(table):,} images of "
         f"{' x '.join(map(str, table.image_shape))}, {_count(table.num_classes, 'class', 'classes')}",
-        *(["all images are grey; data.grey true has one channel to train instead of three"] if _is_grey(table) else []),
+        *([grey] if not resumes and _is_grey(table) else []),
         f"generator: {parameters:,} parameters; coupling: {coupled}",
         f"run: {config.run.dir} {begins}; {config.train.total_kimg:g} kimg in {config.total_steps:,} steps",
         *([lengthened] if resumes and ends < total else []),

@@ -14,7 +14,7 @@ from gfgw_prod.training.step_data import StepResult
 
 
 class StepRecords:
-    """Gathers the values of a step's record, from all that know some.
+    """Gathers a step's record from the objects that each know a part of it.
 
     Args:
         step: completed steps, after which time counts.

@@ -41,7 +41,7 @@ from gfgw_prod.training.stopping import save_and_stop
 
 class Run:
     """One rank's part of a run. The constructor validates and builds; before ``loop`` call ``resume``
-    (``resuming.py``), or ``go_on`` (``in_place.py``) if the run goes on with other ranks.
+    (``resuming.py``), or ``continue_in_place`` (``in_place.py``) if the run goes on with other ranks.
 
     Args:
         membership: of this rank in generations, if ranks may join and leave.

@@ -99,7 +99,7 @@ class Matcher:
         """Fit the potential to noise, where the settings ask for it; the bank must be encoded. Collective.
 
         Args:
-            width: number of pixel values of an image.
+            pixels: number of pixel values of an image.
         """
         if isinstance(self.dual, FittedDual):
             self.dual.fit(self.bank, pixels=pixels, epsilon=self.settings.epsilon, seed=self._seed)

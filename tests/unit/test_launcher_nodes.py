@@ -127,17 +127,17 @@ def test_node_comes_to_ranks_that_run_or_waits_like_others(monkeypatch: pytest.M
     shared.state.participants, shared.state.complete = {OTHER: 0}, True
     handler = handler_of(shared, 2)
     state, this = shared.state, handler._this_node
-    for may_join_ranks, may_join, action in (
+    for is_possible, can_join_now, action in (
         (True, True, _Action.ADD_TO_PARTICIPANTS),
         (True, False, _Action.SYNC),
         (False, True, _Action.ADD_TO_WAIT_LIST),
     ):
-        runs[0] = may_join
-        joining = Joining(lambda: runs[0], may_join_ranks=may_join_ranks)
+        runs[0] = can_join_now
+        joining = Joining(lambda: runs[0], is_possible=is_possible)
         operation = dynamic_rendezvous._RendezvousJoinOp()
         assert operation(_RendezvousContext(this, state, handler.settings), time.monotonic() + 60) == action
         assert joining.is_in_place == (action == _Action.ADD_TO_PARTICIPANTS)
-    joining = Joining(lambda: True, may_join_ranks=True)
+    joining = Joining(lambda: True, is_possible=True)
     state.participants[THIRD] = 0  # no room
     operation = dynamic_rendezvous._RendezvousJoinOp()
     assert (

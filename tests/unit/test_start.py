@@ -60,9 +60,10 @@ def test_first_lines_history_and_manifests_say_what_a_run_is(
 def test_start_says_that_all_pictures_are_grey(
     tmp_path: Path, capsys: pytest.CaptureFixture, colour: tuple[int, int, int], is_said: bool
 ) -> None:
+    (pictures := tmp_path / "pictures").mkdir()
     for number, colours in enumerate([(3, 3, 3), (200, 200, 200), colour] * 4):
-        Image.new("RGB", (8, 8), colours).save(tmp_path / f"{number}.png")
-    data = "--data.source", "folder", "--data.path", str(tmp_path)
+        Image.new("RGB", (8, 8), colours).save(pictures / f"{number}.png")
+    data = "--data.source", "folder", "--data.path", str(pictures)
     assert cli.main(["train", "--run.dir", str(tmp_path / "run"), *TINY, *data, "--train.total-kimg", "0.008"]) == 0
     assert ("all images are grey; data.grey true" in capsys.readouterr().err) == is_said
 
