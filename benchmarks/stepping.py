@@ -56,7 +56,7 @@ class Stepper:
 
 
 def in_turns(steppers: Sequence[Stepper], world: World) -> list[list[tuple[float, int]]]:
-    """Measure steps of all steppers in turns, each as often first; one list of (seconds, bytes) for each. Collective."""
+    """Measure steps of all steppers, each first as often; lists of (seconds, bytes), one a stepper. Collective."""
     first = [stepper.measure()[0] for stepper in steppers]
     rounds = world.broadcast(max(5, min(MAX_STEPS, int(SECONDS / sum(first)))))
     found: list[list[tuple[float, int]]] = [[] for _ in steppers]

@@ -169,7 +169,7 @@ class Regrouping:
         return False
 
     def replace(self, lost: Collection[int]) -> dict[str, str] | None:
-        """Begin a generation after a loss of local ranks: with their replacements, or without them until those can join.
+        """Begin a generation after a loss of local ranks: with their replacements, or without until those can join.
 
         Returns:
             Environment variables for the new processes; ``None`` if the others cannot continue, or if another
