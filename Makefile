@@ -17,7 +17,8 @@ BIN := .venv/bin
 READY := .venv/.ready
 
 CONFIG ?= configs/digits.yaml
-WORKERS ?= 2
+# Three keep two cores busy, since many tests wait.
+WORKERS ?= 3
 ARGS ?=
 # How this run was started, for its line on how to go on; a CONFIG with a space is quoted.
 QUOTE = $(if $(word 2,$(CONFIG)),')
@@ -56,7 +57,7 @@ $(READY): requirements.lock pyproject.toml Makefile
 train: $(READY) ## train CONFIG (configs/digits.yaml) on this machine; NPROC=ranks, ARGS="--train.batch-size 256"
 	@PYTHON="$(CURDIR)/$(BIN)/python" GFGW_PROGRAM="make $@$(VARIABLES)" exec launch/elastic.sh --config "$(CONFIG)" $(ARGS)
 
-test: $(READY) ## run all tests, WORKERS (2) at a time; ARGS goes to pytest
+test: $(READY) ## run all tests, WORKERS (3) at a time; ARGS goes to pytest
 	@$(BIN)/python -m pytest --numprocesses $(WORKERS) $(ARGS)
 
 test-fast: $(READY) ## run the quick unit tests, in about a minute; ARGS goes to pytest
