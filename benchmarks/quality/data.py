@@ -31,7 +31,7 @@ def folder(place: str, side: int) -> Table:
     settings = DataSettings(source="folder", path=Path(place), image_size=side, background="white")
     table = load_table(settings)
     assert isinstance(table.images, torch.Tensor)
-    if (table.images == table.images[:, :1]).all():
+    if table.has_equal_channels():
         return Table(table.images[:, :1].contiguous(), table.labels, table.peak, table.num_classes)
     return table
 

@@ -61,6 +61,15 @@ class Table:
             found = torch.from_numpy(self.images.take(ids.numpy()))
         return found.to(torch.float32) / (self.peak / 2) - 1
 
+    def has_equal_channels(self) -> bool:
+        """Whether all images, if they are in memory, are grey in three channels."""
+        images = self.images
+        return (
+            isinstance(images, Tensor)
+            and images.shape[1] == 3
+            and all(torch.equal(block, block[:, :1].expand_as(block)) for block in images.split(1000))
+        )
+
     def part(self, ids: Tensor) -> Table:
         """A table of some rows, by id ``(n,)``."""
         images = self.images[ids] if isinstance(self.images, Tensor) else SomeRows(self.images, ids.numpy())

@@ -30,6 +30,7 @@ import torch.distributed as dist
 from gfgw_prod.process.exit_codes import CRASHED
 from gfgw_prod.process.leaving import exit_at_once
 from gfgw_prod.process.standard_streams import log
+from gfgw_prod.process.threads import join_awake
 
 NCCL = "nccl"
 NCCL_VARIABLES = {  # read when a group is made
@@ -110,8 +111,7 @@ class Connections:
     def forget(self) -> None:
         """Wait until all groups are aborted, and forget them: they have no other holder then."""
         for abort in [*self._aborts.values()]:
-            while abort.is_alive():
-                abort.join(0.05)  # not at once: a launcher ends ranks that sleep
+            join_awake(abort)
         self._aborts.clear()
 
     def begin_anew(self) -> None:

@@ -19,13 +19,13 @@ from gfgw_prod.process.durable import write_whole
 from gfgw_prod.process.exit_codes import reason_of
 from gfgw_prod.process.standard_streams import Warned
 from gfgw_prod.process.standard_streams import log as log_line
+from gfgw_prod.process.threads import join_awake
 from gfgw_prod.telemetry.layout import COMPARED_METRICS, NOT_CHARTED, compared_settings, custom_scalars
 
 if TYPE_CHECKING:
     from gfgw_prod.telemetry.event_file import EventFile
 
 TAIL_BYTES = 1 << 16
-POLL_SECONDS = 0.1  # the launcher kills a rank that does not run for seconds while ranks come and go
 Value = float | Sequence[float]  # a sequence has one number per rank
 Values = Mapping[str, Value]  # by tag of the catalogue
 
@@ -96,11 +96,11 @@ class Telemetry:
         for sink in self._sinks:
             self._try(sink, partial(sink.picture, images, tag, grid))
 
-    def close(self, limit_seconds: float | None = None) -> None:
+    def close(self, limit_seconds: float = math.inf) -> None:
         """Flush and close all sinks.
 
         Args:
-            limit_seconds: for each sink of another package, which may still be sending; ``None`` for no limit.
+            limit_seconds: for each sink of another package, which may still be sending.
         """
         while self._sinks:
             sink = self._sinks.pop()
@@ -109,9 +109,7 @@ class Telemetry:
                 continue
             closing = threading.Thread(target=self._try, args=(sink, sink.close), name="close", daemon=True)
             closing.start()
-            deadline = math.inf if limit_seconds is None else time.monotonic() + limit_seconds
-            while closing.is_alive() and time.monotonic() < deadline:
-                closing.join(POLL_SECONDS)
+            join_awake(closing, limit_seconds)
             if closing.is_alive():
                 self._log(
                     Warned(f"{type(sink).__name__} has not closed within {limit_seconds:g} s, and is left behind")

@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from gfgw_prod.data.sources import Table
 from gfgw_prod.distributed.torchrun import rank_environment
@@ -86,21 +85,11 @@ def first_lines(config: Config, start: dict[str, Any], table: Table, parameters:
         *([idle] if cores_idle else []),
         f"data: {source.source}{f' {source.path}' if source.path else ''}, {len(table):,} images of "
         f"{' x '.join(map(str, table.image_shape))}, {_count(table.num_classes, 'class', 'classes')}",
-        *([grey] if not resumes and _is_grey(table) else []),
+        *([grey] if not resumes and table.has_equal_channels() else []),
         f"generator: {parameters:,} parameters; coupling: {coupled}",
         f"run: {config.run.dir} {begins}; {config.train.total_kimg:g} kimg in {config.total_steps:,} steps",
         *([lengthened] if resumes and ends < total else []),
     ]
-
-
-def _is_grey(table: Table) -> bool:
-    """Whether all images, if they are in memory, have three equal channels."""
-    images = table.images
-    return (
-        isinstance(images, Tensor)
-        and images.shape[1] == 3
-        and all(torch.equal(block, block[:, :1].expand_as(block)) for block in images.split(1000))
-    )
 
 
 def last_lines(config: Config, step: int, steps: int, seconds: float, measured: str) -> list[str]:

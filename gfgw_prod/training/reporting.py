@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -190,11 +191,9 @@ class Reporter:
             self._meter.advance_to(images, f"loss {values['loss/total']:.4f}{kind} (after {images:,} images)")
         if not values.get("transport/converged", 1.0) and not self._warned:
             self._warned = True
-            short = "the coupling stopped short of transport.tolerance (marginal error "
-            short += (
-                f"{values['transport/marginal_error']:.2g}); allow more iterations, or see docs/choosing-settings.md"
-            )
-            self.log(Warned(f"step {step}: {short}"))
+            short = f"stopped short of transport.tolerance (marginal error {values['transport/marginal_error']:.2g})"
+            advice = "allow more iterations, or see docs/choosing-settings.md"
+            self.log(Warned(f"step {step}: the coupling {short}; {advice}"))
 
     def record_missed(self, step: int, images: int, measured: Values) -> None:
         """Record the metrics of the last step, if a rank was lost between that step and its record."""
@@ -265,7 +264,7 @@ class Reporter:
             self._ledger.end(self._health.images, self._end)
             self._ledger = None
         with watch.paused():  # a sink of another package may upload
-            self._telemetry.close(None if self._end == "finished" else CLOSE_SECONDS)
+            self._telemetry.close(math.inf if self._end == "finished" else CLOSE_SECONDS)
         self._node.close()
 
     def _new_meter(self, title: str, total: int, unit: str) -> Meter:

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests import pages
+from tests import pages, sink_packages
 
 from . import clones, runs
 
@@ -29,11 +29,8 @@ def test_examples_of_extending_apply_and_train(tmp_path: Path) -> None:
     checked = runs.execute(catalogue, environment, cwd=where)
     assert checked.code == 0, checked.stdout + checked.stderr
     [registered] = pages.code_blocks(PAGE, "toml")
-    installed = where / "csv_sink-1.0.dist-info"
-    installed.mkdir()
-    (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: csv-sink\nVersion: 1.0\n")
     group = registered.replace('project.entry-points."gfgw_prod.sinks"', "gfgw_prod.sinks").replace('"', "")
-    (installed / "entry_points.txt").write_text(group)
+    sink_packages.register(where, "csv-sink", group)
     [block] = [block for block in pages.shell_blocks() if block.page == PAGE.name]
     outcome = runs.execute(["bash", "-c", f"set -e; {block.text}"], environment, cwd=where)
     assert outcome.code == 0, outcome.stderr

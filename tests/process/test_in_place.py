@@ -18,6 +18,7 @@ from gfgw_prod.checkpoint.finding import checkpoints_in
 from gfgw_prod.checkpoint.local_storage import LocalStorage
 from gfgw_prod.process.proc_stat import stat_fields
 
+from .. import sink_packages
 from . import copies, runs
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="finding a rank's process needs /proc")
@@ -99,10 +100,7 @@ def test_sink_that_is_slow_to_close_does_not_cost_its_rank(reference: Path, tmp_
     methods = "def __init__(self, *_): pass", "def record(self, *_): pass", "def picture(self, *_): pass"
     lines = "import time", "class Slow:", *(f"    {each}" for each in (*methods, "def close(self): time.sleep(5)"))
     (tmp_path / "slow_sink.py").write_text("\n".join(lines))
-    installed = tmp_path / "slow_sink-1.0.dist-info"
-    installed.mkdir()
-    (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: slow-sink\nVersion: 1.0\n")
-    (installed / "entry_points.txt").write_text("[gfgw_prod.sinks]\nslow = slow_sink:Slow\n")
+    sink_packages.register(tmp_path, "slow-sink", "[gfgw_prod.sinks]\nslow = slow_sink:Slow\n")
     run_dir = tmp_path / "run"
     agent = runs.start(in_place(run_dir, "--telemetry.sinks", "[slow]"), surroundings | {"NPROC": "2"})
     lose(agent, run_dir, 1, step=2)

@@ -13,6 +13,8 @@ from gfgw_prod.process.exit_codes import UserError
 from gfgw_prod.telemetry.registered_sinks import find_sinks, open_sinks
 from gfgw_prod.telemetry.sinks import JsonLines, Telemetry
 
+from .. import sink_packages
+
 CODE = """
 class Failing:
     def __init__(self, run_dir, settings, step):
@@ -43,11 +45,8 @@ class Failing:
 def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A package that registers a sink, on the search path."""
     packages = tmp_path / "packages"
-    metadata = packages / "failing_sink-1.0.dist-info"
-    metadata.mkdir(parents=True)
+    sink_packages.register(packages, "failing-sink", "[gfgw_prod.sinks]\nfailing = failing_sink:Failing\n")
     (packages / "failing_sink.py").write_text(CODE)
-    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: failing-sink\nVersion: 1.0\n")
-    (metadata / "entry_points.txt").write_text("[gfgw_prod.sinks]\nfailing = failing_sink:Failing\n")
     monkeypatch.syspath_prepend(str(packages))
     monkeypatch.delitem(sys.modules, "failing_sink", raising=False)
 
