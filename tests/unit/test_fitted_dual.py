@@ -70,3 +70,21 @@ def test_targets_of_noise_do_not_depend_on_its_batch(digits: Table, alone: World
     rows, labels, noise = targets(matcher, digits)
     few = torch.arange(5)
     assert torch.equal(match_with(matcher, noise[:5], few, labels[:5], few, 0, noise[:5]).rows, rows[:5])
+
+
+@pytest.mark.parametrize("in_class_order", [True, False])
+def test_targets_are_the_best_rows_of_the_class(digits: Table, alone: World, in_class_order: bool) -> None:
+    """A block of rows is compared with noise of its own classes only."""
+    order = digits.labels.argsort(stable=True) if in_class_order else torch.arange(len(digits))
+    classes = digits.labels[order]
+    bank = FeatureBank(len(digits), 64, alone)
+    bank.local.copy_(normalize(digits.rows(order).flatten(1), dim=1))
+    matcher = Matcher(SETTINGS, bank, bank_labels=classes, num_classes=10, seed=3)
+    matcher.fit(64)
+    rows, labels, noise = targets(matcher, digits)
+    assert len(bank.local) > bank.block_rows  # several blocks
+    scores = torch.addmm(matcher.changing()["dual.fitted"].local, noise, bank.local.T)
+    best = scores.masked_fill(labels[:, None] != classes, -torch.inf)
+    chosen = best.gather(1, rows[:, None])[:, 0]
+    assert torch.equal(classes[rows], labels)
+    assert torch.allclose(chosen, best.amax(dim=1), atol=1e-6)  # products of other sizes are rounded otherwise
