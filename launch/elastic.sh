@@ -17,7 +17,7 @@
 #                      MAX x NPROC must not exceed train.batch_size / train.cell_size. If a node brings more ranks
 #                      than there are cells, the job ends with exit code 2.
 #   NPROC              ranks on this node       [its GPUs, of CUDA_VISIBLE_DEVICES if set; none: a rank per core, but
-#                      all nodes together 8, as many as the presets have cells in a batch]
+#                      all nodes together 4, as every preset has cells in a batch for so many]
 #   RDZV_ENDPOINT      HOST:PORT of the node that hosts the rendezvous; required unless NNODES=1. If that node is lost,
 #                      the others stop and wait RDZV_TIMEOUT for the launcher to be started there again. There is no
 #                      fallback to localhost: each node would train by itself.
@@ -84,7 +84,7 @@ else
     nproc=$gpus
     if ((nproc == 0)); then
         cores=$(env -u OMP_NUM_THREADS -u OMP_THREAD_LIMIT nproc) # that this process may use
-        most=$((8 / ${nnodes#*:}))
+        most=$((4 / ${nnodes#*:}))
         nproc=$((cores < most ? cores : most < 1 ? 1 : most))
     fi
 fi

@@ -17,7 +17,7 @@ from gfgw_prod.process.shared_memory import shared_memory_problem
 
 GIB = 2**30
 UNSYNCHRONISED = 5  # TIME_ERROR of adjtimex(2)
-MOST_RANKS = 8  # that launch/elastic.sh starts without a GPU
+MOST_RANKS = 4  # that launch/elastic.sh starts without a GPU
 OLDEST_TORCH = (2, 9)
 TIMEX_BYTES = 512  # more than the kernel's struct takes
 
