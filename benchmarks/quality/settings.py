@@ -54,7 +54,7 @@ SMALL = {
     "train.batch_size": 64,
     "train.cell_size": 64,
 }
-# Noise is coupled with all pictures before training. At 16 pixels one of three correlations was chosen on glyphs.
+# Noise is coupled with all pictures before training. The correlation is about that which a run measures on glyphs.
 FITTED = {
     "transport.dual": "fitted",
     "transport.target": "argmax",
@@ -62,7 +62,7 @@ FITTED = {
     "transport.epsilon": 0.003,
     "transport.epsilon_end": 0.003,
     **NO_STRUCTURE,
-    "generator.correlation": 0.3,
+    "generator.correlation": 0.1,
 }
 IN_EACH_BATCH = {
     "transport.scope": "subset",
