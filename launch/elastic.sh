@@ -17,7 +17,7 @@
 #                      MAX x NPROC must not exceed train.batch_size / train.cell_size. If a node brings more ranks
 #                      than there are cells, the job ends with exit code 2.
 #   NPROC              ranks on this node       [its GPUs, of CUDA_VISIBLE_DEVICES if set; none: a rank per core, but
-#                      all nodes together 4, as every preset has cells in a batch for so many]
+#                      all nodes together 4: every preset has at least 4 cells in a batch]
 #   RDZV_ENDPOINT      HOST:PORT of the node that hosts the rendezvous; required unless NNODES=1. If that node is lost,
 #                      the others stop and wait RDZV_TIMEOUT for the launcher to be started there again. There is no
 #                      fallback to localhost: each node would train by itself.

@@ -21,7 +21,7 @@ from gfgw_prod.distributed.transfers import to_device
 from gfgw_prod.distributed.world import World
 from gfgw_prod.features.bank import FeatureBank
 from gfgw_prod.process.exit_codes import UserError
-from gfgw_prod.transport.columns import Columns
+from gfgw_prod.transport.columns import Columns, Logits
 
 STEPS = 100  # of stochastic gradient ascent; the potential is the average over the second half
 ROWS_PER_COLUMN = 1 / 8  # noise samples per step and column
@@ -42,7 +42,6 @@ class FittedDual:
 
     def __init__(self, total: int, labels: Tensor | None, world: World):
         self.potential = RowTable(total, (), world)
-        self._labels = labels
         self._classes = (
             [torch.arange(total)]
             if labels is None
@@ -76,27 +75,22 @@ class FittedDual:
                 fitted[ids] = _fitted(rows, epsilon, random_stream(seed, "dual", own))
         self.potential.fill(0, world.all_reduce_sum(fitted.view(torch.int32)).view(torch.float32))
 
-    def targets(self, noise: Tensor, columns: Columns, labels: Tensor) -> Tensor:
+    def targets(self, noise: Tensor, columns: Columns, labels: Tensor | None) -> Tensor:
         """Global ids ``(n,)`` of the bank rows that directions of noise ``(n, d)`` are coupled with. Collective.
 
         Args:
             columns: the bank's rows.
-            labels: class ids ``(n,)`` of the noise, on the CPU; used if the rows have class ids.
+            labels: class ids ``(n,)`` of the noise, if the columns have class ids.
         """
+        g = self.potential.local
+        scores = Logits(
+            columns, labels, lambda block, out: torch.addmm(g[block], noise, columns.features[block].T, out=out)
+        )
 
         def by_block() -> Iterator[tuple[slice, Tensor]]:
             for block in columns.blocks:
-                rows, g = columns.features[block], self.potential.local[block]
-                if self._labels is None:
-                    yield block, torch.addmm(g, noise, rows.T)
-                    continue
-                # Only the slots of the block's classes, which are few where images are sorted by class.
-                classes = self._labels[columns.first + block.start : columns.first + block.stop]
-                slots = torch.isin(labels, classes).nonzero()[:, 0]
-                other = to_device(labels[slots, None] != classes, noise.device)
-                slots, scores = to_device(slots, noise.device), noise.new_full((len(noise), len(rows)), -torch.inf)
-                scores[slots] = torch.addmm(g, noise[slots], rows.T).masked_fill_(other, -torch.inf)
-                yield block, scores
+                scores.into(block, out := noise.new_empty(len(noise), block.stop - block.start))
+                yield block, out
 
         return columns.argmax(by_block(), noise[:, 0])
 

@@ -137,7 +137,7 @@ class Matcher:
 
         if isinstance(self.dual, FittedDual):
             assert noise is not None
-            rows = self.dual.targets(noise, self._columns(features, labels, None), slot_labels)
+            rows = self.dual.targets(noise, self._columns(features, labels, None), labels)
             return Match(rows, self.bank.rows(rows), features, labels)
 
         # Couple.

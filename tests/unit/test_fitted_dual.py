@@ -74,7 +74,7 @@ def test_targets_of_noise_do_not_depend_on_its_batch(digits: Table, alone: World
 
 @pytest.mark.parametrize("in_class_order", [True, False])
 def test_targets_are_the_best_rows_of_the_class(digits: Table, alone: World, in_class_order: bool) -> None:
-    """A block of rows is compared with noise of its own classes only."""
+    """In blocks of one class and of all."""
     order = digits.labels.argsort(stable=True) if in_class_order else torch.arange(len(digits))
     classes = digits.labels[order]
     bank = FeatureBank(len(digits), 64, alone)
