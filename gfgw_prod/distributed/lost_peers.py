@@ -20,7 +20,9 @@ def lost_connection(error: RuntimeError) -> str | None:
     message = one_line(error)
     if isinstance(error, GroupLostError):
         return message
-    # NCCL and the store raise types of their own; gloo raises RuntimeError and names its source file.
-    if not (isinstance(error, DistError) or "/gloo/" in message) or not re.search(LOST, message, re.I):
+    # NCCL and the store raise types of their own; gloo raises RuntimeError and names its source file. While gloo
+    # connects, it may only say "short read", or "no error" although there was one.
+    of_connection = re.search(LOST, message, re.I) or ("/gloo/transport/" in message and "enforce fail" not in message)
+    if not (isinstance(error, DistError) or "/gloo/" in message) or not of_connection:
         return None
     return re.sub(r"\[\S+:\d+\] ", "", message)

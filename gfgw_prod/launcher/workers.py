@@ -22,6 +22,7 @@ LEAVE_SECONDS = 3.0  # for the peers of a crashed rank: more than they need, unl
 SAVE_SECONDS = 30.0  # for those that save; they give up within 20 s
 # A worker that is stopped (SIGSTOP) is killed. A scheduler that resumes a whole job may resume the launcher first.
 STOPPED_SECONDS = 1.0
+STOPPED, WAITS_FOR_A_DISK = "T", "D"  # states of a process
 NOT_COUNTED = ("", "0 0 0\n")  # what kernels say that do not count how long a process runs
 
 
@@ -60,6 +61,8 @@ def start_again(context: SubprocessContext, local: int, environment: Mapping[str
 class IdleWorkers:
     """Finds workers that do not run: stopped ones, and those stuck in C while their peers form a group anew.
 
+    Those that wait for a disk are left alone: they go on once it answers, and could not be killed before.
+
     Attributes:
         building: processes that replace lost ones, and may wait for a compiler or a disk until they are admitted.
     """
@@ -91,8 +94,9 @@ class IdleWorkers:
         for worker in workers:
             before, ran = self._ran.get(worker.pid), _time_run(worker.pid)
             self._ran[worker.pid] = ran
-            stopped = is_stopped(worker.pid)
-            waits = may_wait or worker.pid in self.building or ran in NOT_COUNTED
+            state = _state(worker.pid)
+            stopped = state == STOPPED
+            waits = may_wait or state == WAITS_FOR_A_DISK or worker.pid in self.building or ran in NOT_COUNTED
             idle = before == ran and (stopped or not waits)
             self._looks[worker.pid] = self._looks[worker.pid] + 1 if idle else 0
             if self._looks[worker.pid] * interval >= (STOPPED_SECONDS if stopped else LEAVE_SECONDS):
@@ -105,10 +109,14 @@ class IdleWorkers:
 
 def is_stopped(process: int) -> bool:
     """Whether a process is stopped, by SIGSTOP or a scheduler; not by a debugger."""
-    try:
-        return stat_fields(process)[0] == "T"
-    except OSError:  # the process has ended, or this system has no /proc
-        return False
+    return _state(process) == STOPPED
+
+
+def _state(process: int) -> str:
+    """The state of a process's first thread, as proc(5) abbreviates it; empty if that cannot be known."""
+    with suppress(OSError):  # the process has ended, or this system has no /proc
+        return stat_fields(process)[0]
+    return ""
 
 
 def _time_run(process: int) -> str:

@@ -42,6 +42,7 @@ from gfgw_prod.process.standard_streams import log
 from gfgw_prod.settings.config import Config
 
 NOTICE_SECONDS = 3.0  # for a launcher to begin a generation after a rank is lost; if none begins, all ranks restart
+NOTICE_POLL_SECONDS = 0.005
 PATIENCE_SECONDS = 5.0  # for the ranks of a generation to meet; then all launchers are asked whether they are alive
 FOREVER = timedelta(days=1000)
 
@@ -142,17 +143,17 @@ class Membership:
         Returns whether this rank goes on in it; if not, no further one can begin. A rank that is told to stop does not
         wait for replacements of lost ranks.
         """
-        deadline = time.monotonic() + NOTICE_SECONDS
         with suppress(DistError, RuntimeError):  # the launcher is gone
             self._round.keys.set(missed_key(self.generation), "")
-            while time.monotonic() < deadline:
+            # Counted in polls: if this node stands still for seconds, so does its launcher.
+            for _ in range(round(NOTICE_SECONDS / NOTICE_POLL_SECONDS)):
                 follows = self._go_to_newest()
                 if told_to_stop() and (self.is_after_loss or not follows):
                     break
                 if follows:
                     connections.shut_down()
                     return True
-                time.sleep(0.005)
+                time.sleep(NOTICE_POLL_SECONDS)
             self.end()  # a rank that replaced one or joined now would wait for peers in vain
         return False
 

@@ -76,10 +76,10 @@ def test_lost_rank_is_replaced_and_the_others_stay(
     before = lose(agent, run_dir, lost, step=2)
     runs.wait_until(lambda: runs.last_step(run_dir) >= 3, agent)
     after = runs.workers_of(agent.pid)
-    assert {rank for rank in after if after[rank] != before[rank]} == {lost}
     lose(agent, run_dir, ranks - 1, step=4, number=signal.SIGSTOP)
     outcome = runs.outcome_of(agent)
     assert outcome.code == 0, outcome.stderr
+    assert {rank for rank in after if after[rank] != before[rank]} == {lost}, outcome.stderr
     assert f"rank {lost} died of SIGKILL; replacement 1 of 3" in outcome.stderr
     assert f"rank {ranks - 1} died of SIGKILL; replacement 2 of 3" in outcome.stderr
     assert outcome.stderr.count("a lost rank was replaced; the run goes on after step") == 2
