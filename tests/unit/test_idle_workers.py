@@ -13,6 +13,7 @@ import pytest
 
 from gfgw_prod.launcher.workers import LEAVE_SECONDS, NOT_COUNTED, WAITS_FOR_A_DISK, IdleWorkers, _state, _time_run
 
+SLEEPS = "S"  # the state of a process that has come to its sleep
 LOOKS = int(LEAVE_SECONDS) + 1  # a second apart, as far as the launcher is told
 
 
@@ -23,17 +24,11 @@ def sleeper() -> Iterator[subprocess.Popen[bytes]]:
         process.kill()
         pytest.skip("the kernel does not count how long a process runs")
     deadline = time.monotonic() + 20
-    while _time_run(process.pid).split()[2] == "0" or _is_running(process.pid):
+    while _time_run(process.pid).split()[2] == "0" or _state(process.pid) != SLEEPS:
         assert time.monotonic() < deadline
     yield process
     process.kill()
     process.wait()
-
-
-def _is_running(process: int) -> bool:
-    """Whether a process has not come to its sleep yet."""
-    with open(f"/proc/{process}/stat", encoding="utf-8") as file:
-        return file.read().rpartition(") ")[2][0] != "S"
 
 
 @pytest.fixture
