@@ -13,7 +13,7 @@ import torch
 from torch.nn.functional import normalize
 
 from benchmarks.frozen import draw_frozen
-from gfgw_prod.data.sources import Table, shape_and_classes
+from gfgw_prod.data.sources import Table, outline_of
 from gfgw_prod.distributed.world import World
 from gfgw_prod.resilience.bad_numbers import NumberGuard
 from gfgw_prod.settings import reading
@@ -46,7 +46,7 @@ def random_table(config: Config, rows: int | None = None) -> Table:
         assert side is not None
         shape, classes, known = (3, side, side), 1000, ROWS
     else:
-        shape, classes, known = shape_and_classes(config.data)
+        shape, classes, known, _ = outline_of(config.data)
     count, draw = rows or known, torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (count, *shape), generator=draw, dtype=torch.uint8)
     return Table(images, torch.arange(count) % classes, peak=255, num_classes=classes)

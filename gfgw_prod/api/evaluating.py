@@ -215,7 +215,7 @@ def _measure(
     table = _open_data(config.data, evaluation, world, log_once)
     fingerprint = world.on_all_ranks(lambda: _check_data(table, trained, allow_other=evaluation.other_data))
     place = evaluation.samples
-    samples = None if place is None else world.on_all_ranks(lambda: read_samples(place, table))
+    samples = None if place is None else world.on_all_ranks(lambda: read_samples(place, table, config.data.background))
     halves = world.on_all_ranks(lambda: halves_of(table, evaluation.seed)) if evaluation.halves else None
     pixels = math.prod(table.image_shape)
     metrics = world.on_all_ranks(

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from gfgw_prod.data.sources import shape_and_classes
+from gfgw_prod.data.sources import outline_of
 from gfgw_prod.distributed.cells import CellAssignment
 from gfgw_prod.distributed.parallel import ranks_per_copy
 from gfgw_prod.distributed.reduction import node_levels
@@ -28,6 +28,8 @@ from gfgw_prod.settings.config import Config
 from gfgw_prod.settings.running import DistributedSettings
 from gfgw_prod.settings.training import PrecisionName
 from gfgw_prod.training.precision import DTYPES, Precision
+from gfgw_prod.transport.fitted import check_largest_class
+from gfgw_prod.weights.published import VGG16, check_exists
 
 FLOAT_BYTES, ID_BYTES = 4, 8
 
@@ -36,7 +38,9 @@ def estimate(config: Config, *, ranks: int, as_json: bool) -> int:
     """Print parameters, steps, cells, memory and bytes sent, or raise ``UserError`` for too few or too many ranks."""
     if not 1 <= ranks <= config.cells:
         raise UserError(f"--ranks should lie between 1 and the {config.cells} cells of a step, not {ranks}")
-    shape, classes, rows = shape_and_classes(config.data, log)
+    shape, classes, rows, largest = outline_of(config.data, log)
+    if config.transport.is_fitted:
+        check_largest_class(largest if config.generator.conditional else rows)
     check_scales(config.loss.flow_scales, shape)
     with torch.device("meta"):
         generator = build_generator(config.generator, shape, classes, config.seed)
@@ -127,15 +131,19 @@ def _coupled_rows(config: Config, rows: int, held: int) -> tuple[int, int]:
 
 
 def frozen_networks(config: Config) -> list[nn.Module]:
-    """The frozen networks of the losses."""
+    """The frozen networks of the losses, on the meta device; ``UserError`` if a file of weights does not exist."""
     networks: list[nn.Module] = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # lpips uses deprecated arguments of torchvision
         if (network := network_of(config.features)) is not None:
+            if config.features.weights is not None:
+                check_exists(network.published, config.features.weights)
             networks.append(NetworkFeatures(network, network.on_meta()))
         if config.loss.lpips:
             import lpips
 
+            if config.loss.lpips_trunk is not None:
+                check_exists(VGG16, config.loss.lpips_trunk)
             networks.append(PerceptualLoss(lpips.LPIPS(net="vgg", pretrained=False, pnet_rand=True, verbose=False)))
     return networks
 

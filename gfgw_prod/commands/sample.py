@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 from gfgw_prod.commands.options import add_drawing, add_place, path
 from gfgw_prod.distributed.torchrun import rank_environment
 from gfgw_prod.process.exit_codes import FINISHED, UserError, reason_of
-from gfgw_prod.process.standard_streams import printable
+from gfgw_prod.process.standard_streams import log, printable
 from gfgw_prod.sampling.limits import MOST_SAMPLES, check_drawing, check_range
 
 if TYPE_CHECKING:
@@ -57,6 +57,8 @@ def run(options: argparse.Namespace) -> int:
         raise UserError(f"--num must be at most {MOST_IN_A_GRID:,} for a grid, not {options.num}")
     settings = resolve({"run": trained.config["run"]}, {"run": {"device": options.device}}).run
     with World.joined(settings.device, settings.threads, trained.settings.distributed.timeout_seconds) as world:
+        if options.grid and trained.settings.generator.conditional:
+            classes = _of_columns(classes, world)
         _draw(trained, options, classes, world)
     return FINISHED
 
@@ -65,14 +67,14 @@ def class_list(text: str, names: Sequence[str] = ()) -> tuple[int, ...]:
     """Class ids of a list such as ``0,3-5,flags``, in its order; ``UserError`` if it is not such a list.
 
     Args:
-        names: of the classes, if they have any. A number is an id, whatever the names are.
+        names: of the classes, if they have any. What is a name is no id, so that folders may be numbered.
     """
     found: list[int] = []
     for part in text.split(","):
-        if (match := re.fullmatch(r"\s*([0-9]{1,6})(?:-([0-9]{1,6}))?\s*", part, re.ASCII)) is None:
-            if (name := part.strip()) in names:
-                found.append(names.index(name))
-                continue
+        if (name := part.strip()) in names:
+            found.append(names.index(name))
+            continue
+        if (match := re.fullmatch(r"([0-9]{1,6})(?:-([0-9]{1,6}))?", name, re.ASCII)) is None:
             known = f", or names such as {printable(', '.join(names[:10]))}" if names else ""
             raise UserError(f"--classes should be class ids and ranges such as 0,3-5{known}, not {text[:100]!r}")
         first, last = int(match[1]), int(match[2] or match[1])
@@ -82,6 +84,16 @@ def class_list(text: str, names: Sequence[str] = ()) -> tuple[int, ...]:
         if len(found) > MOST_CLASSES:
             raise UserError(f"--classes names more than {MOST_CLASSES:,} classes")
     return tuple(found)
+
+
+def _of_columns(classes: tuple[int, ...], world: World) -> tuple[int, ...]:
+    """The classes that have a column each in a grid."""
+    from gfgw_prod.sampling.pictures import evenly_spread
+
+    shown = evenly_spread(classes)
+    if world.is_main and len(shown) < len(classes):
+        log(f"the grid has a column for {len(shown)} of {len(classes):,} classes; --classes chooses others")
+    return tuple(shown)
 
 
 def _draw(trained: TrainedGenerator, options: argparse.Namespace, classes: tuple[int, ...], world: World) -> None:
@@ -123,7 +135,6 @@ def _open(options: argparse.Namespace, trained: TrainedGenerator, classes: tuple
     import torch
 
     from gfgw_prod.sampling.files import Grid, Pngs
-    from gfgw_prod.sampling.pictures import MOST_COLUMNS
     from gfgw_prod.sampling.sampler import cycle_classes
 
     try:
@@ -132,7 +143,7 @@ def _open(options: argparse.Namespace, trained: TrainedGenerator, classes: tuple
         raise UserError(f"--out {options.out} cannot be made a directory ({error.strerror})") from None
     conditional = trained.settings.generator.conditional
     if options.grid:
-        shown = min(len(classes), MOST_COLUMNS, options.num) if conditional else 0
+        shown = min(len(classes), options.num) if conditional else 0
         return Grid(options.out, columns=shown if shown > 1 else max(round(options.num**0.5), 1))
     labels = cycle_classes(classes)(torch.arange(options.num)) if conditional else None
     return Pngs(options.out, options.num, labels, trained.class_names)

@@ -11,7 +11,7 @@ from typing import Any
 
 from gfgw_prod.data.dataset_json import is_dataset_json, read_labels
 from gfgw_prod.data.images import MAX_BYTES, SUFFIXES, InvalidImageError, Row, Rules, raise_if_temporary
-from gfgw_prod.data.listing import Entry, Listing, file_state, find_files, is_hidden, make_listing
+from gfgw_prod.data.listing import Entry, Listing, file_state, find_files, is_hidden, make_listing, note_of_others
 from gfgw_prod.process.exit_codes import UserError, one_line
 
 
@@ -58,11 +58,11 @@ def list_archives(path: Path, rules: Rules) -> Listing:
         prefix = f"{archive.name}:" if path != archive else ""
         try:
             opened[number] = zipfile.ZipFile(archive)
-            names, invalid = _members(opened[number])
+            names, invalid, others = _members(opened[number])
             labels = read_labels(names, partial(_read, opened[number], invalid))
             images = ((name, invalid.get(name)) for name in names if not is_dataset_json(name))
             found = list(labels.entries(images, prefix))
-            notes += tuple(prefix + note for note in labels.notes)
+            notes += tuple(prefix + note for note in labels.notes + note_of_others(others))
             class_names = class_names or labels.class_names
         except UserError:
             raise
@@ -86,22 +86,24 @@ def list_archives(path: Path, rules: Rules) -> Listing:
     )
 
 
-def _members(file: zipfile.ZipFile) -> tuple[list[str], dict[str, str]]:
-    """Images and ``dataset.json`` files of an archive by name, and why some cannot be used."""
+def _members(file: zipfile.ZipFile) -> tuple[list[str], dict[str, str], list[str]]:
+    """Images and ``dataset.json`` files of an archive by name, why some cannot be used, and the other files."""
     names: set[str] = set()
+    others: list[str] = []
     invalid: dict[str, str] = {}
     for info in file.infolist():
         name = info.filename
         if info.is_dir() or any(map(is_hidden, name.split("/"))):
             continue
         if not name.lower().endswith(SUFFIXES) and not is_dataset_json(name):
+            others.append(name)
             continue
         if name in names:
             invalid[name] = "stands in the archive twice"
         elif info.file_size > MAX_BYTES:
             invalid[name] = f"is larger than {MAX_BYTES >> 20} MiB"
         names.add(name)
-    return sorted(names), invalid
+    return sorted(names), invalid, others
 
 
 def _read(file: zipfile.ZipFile, invalid: dict[str, str], name: str) -> bytes:

@@ -19,6 +19,7 @@ from gfgw_prod.process.exit_codes import UserError, one_line
 PATCH_SIDE, PATCH_STRIDE = 32, 16  # pixels
 PHOTOS = ("china.jpg", "flower.jpg")
 DIGITS, CIFAR10_ROWS = 1_797, 50_000
+DIGITS_OF_A_CLASS = 183  # at most
 ARCHIVE = "cifar-10-python.tar.gz"
 
 

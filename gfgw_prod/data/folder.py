@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from gfgw_prod.data.dataset_json import is_dataset_json, read_labels
 from gfgw_prod.data.images import MAX_BYTES, SUFFIXES, InvalidImageError, Row, Rules, raise_if_temporary
-from gfgw_prod.data.listing import Entry, Listing, is_hidden, make_listing
+from gfgw_prod.data.listing import Entry, Listing, is_hidden, make_listing, note_of_others
 from gfgw_prod.process.exit_codes import UserError, reason_of
 
 
@@ -38,6 +38,7 @@ class _File(NamedTuple):
     size: int = 0
     mtime_ns: int = 0
     invalid: str | None = None
+    is_read: bool = True
 
 
 def list_folder(directory: Path, rules: Rules) -> Listing:
@@ -52,11 +53,16 @@ def list_folder(directory: Path, rules: Rules) -> Listing:
     if not os.path.isdir(directory):
         raise UserError(f"data.path {directory} is not a directory; data.source folder wants one with images in it")
     found = sorted(_files_below(directory), key=lambda file: file.name)
+    others = [file.name for file in found if not file.is_read]
+    found = [file for file in found if file.is_read]
     images = [file for file in found if not is_dataset_json(file.name)]
     try:
         labels = read_labels([file.name for file in found], lambda name: _read(directory / name))
     except ValueError as error:
         raise UserError(f"data.path {directory}: {error}") from None
+    if not found:
+        notes = "".join(f"; {note}" for note in note_of_others(others))
+        raise UserError(f"data.path {directory}: no image there; names should end in {' '.join(SUFFIXES)}{notes}")
     folders: list[str] = []
     if labels.file is not None:
         entries = list(labels.entries((file.name, file.invalid) for file in images))
@@ -74,7 +80,7 @@ def list_folder(directory: Path, rules: Rules) -> Listing:
         num_classes=len(folders) or None,
         identity=identity,
         rules=rules,
-        notes=labels.notes,
+        notes=labels.notes + note_of_others(others),
         class_names=folders or labels.class_names,
     )
 
@@ -100,7 +106,7 @@ def _read(path: Path) -> bytes:
 
 
 def _files_below(root: Path) -> Iterator[_File]:
-    """Files named like an image or ``dataset.json``. Links to folders are followed, but not into a parent."""
+    """All files but hidden ones. Links to folders are followed, but not into a parent."""
     pending = [("", frozenset[tuple[int, int]]())]  # folders and the inodes of their parents
     while pending:
         folder, parents = pending.pop()
@@ -133,3 +139,5 @@ def _files_below(root: Path) -> Iterator[_File]:
             elif is_image:
                 invalid = None if stat.S_ISREG(status.st_mode) else "is not a regular file"
                 yield _File(name, status.st_size, status.st_mtime_ns, invalid)
+            elif not is_dataset_json(name):
+                yield _File(name, is_read=False)

@@ -11,7 +11,7 @@ import json
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from gfgw_prod.data.images import Row, Rules
 from gfgw_prod.process.exit_codes import UserError, reason_of
+from gfgw_prod.process.standard_streams import printable
 
 MAX_CLASSES = 100_000
 # Folders of file systems, desktops and storage servers. They hold no images of the data set, but may hold thumbnails.
@@ -111,6 +112,15 @@ def make_listing(
 def is_hidden(name: str) -> bool:
     """Whether a file or folder, by its last name, is hidden or the system's."""
     return name.startswith(".") or name in SYSTEM_FOLDERS
+
+
+def note_of_others(names: Sequence[str]) -> tuple[str, ...]:
+    """A line on files that are not named like images, if there are any."""
+    if not names:
+        return ()
+    kinds = sorted({PurePath(name).suffix.lower() or "no suffix" for name in names})
+    shown = printable(", ".join(kinds[:5])) + ", ..." * (len(kinds) > 5)
+    return (f"left out {len(names):,} file{'s' * (len(names) > 1)} not named like images ({shown})",)
 
 
 def find_files(path: Path, suffix: str, source: str) -> list[Path]:

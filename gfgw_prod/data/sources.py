@@ -11,13 +11,14 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from gfgw_prod.data.builtin import CIFAR10_ROWS, DIGITS
+from gfgw_prod.data.builtin import CIFAR10_ROWS, DIGITS, DIGITS_OF_A_CLASS
 from gfgw_prod.data.decoding import common_shape, decode, fail_or_skip, list_source
 from gfgw_prod.data.packs import Pack, Shards, SomeRows, fingerprint_of
 from gfgw_prod.process.exit_codes import UserError
@@ -131,20 +132,28 @@ def open_table(settings: DataSettings, world: World, log: Callable[[str], None],
     return table
 
 
-def shape_and_classes(
-    settings: DataSettings, log: Callable[[str], None] = lambda line: None
-) -> tuple[tuple[int, int, int], int, int]:
-    """Image shape, number of classes and of rows, without reading digits or CIFAR-10; ``UserError`` if unreadable.
+class Outline(NamedTuple):
+    """What is known of a data set before its images are decoded."""
+
+    image_shape: tuple[int, int, int]
+    num_classes: int
+    rows: int
+    largest_class: int  # rows of the largest class
+
+
+def outline_of(settings: DataSettings, log: Callable[[str], None] = lambda line: None) -> Outline:
+    """Outline a data set, without reading digits or CIFAR-10; ``UserError`` if it is unreadable.
 
     Images are listed, not decoded; the listing's notes are logged.
     """
     if settings.source == "digits":
-        return (1, 8, 8), 10, DIGITS
+        return Outline((1, 8, 8), 10, DIGITS, DIGITS_OF_A_CLASS)
     if settings.source == "cifar10":
-        return (3, 32, 32), 10, CIFAR10_ROWS
+        return Outline((3, 32, 32), 10, CIFAR10_ROWS, CIFAR10_ROWS // 10)
     if settings.source == "packed":
         pack = _open_pack(settings)
-        return pack.image_shape, pack.num_classes, pack.rows
+        with _naming_the_setting():
+            return Outline(pack.image_shape, pack.num_classes, pack.rows, _most_alike(pack.labels()))
     listing = list_source(settings)
     for note in listing.notes:
         log(note)
@@ -152,7 +161,12 @@ def shape_and_classes(
         first = min(listing.invalid)
         example = f"{printable(listing.names[first])} {printable(listing.invalid[first])}"
         log(f"{len(listing.invalid):,} of {len(listing):,} images cannot be used, such as {example}")
-    return common_shape(listing), listing.num_classes, len(listing) - len(listing.invalid)
+    rows = len(listing) - len(listing.invalid)
+    return Outline(common_shape(listing), listing.num_classes, rows, _most_alike(listing.labels[listing.labels >= 0]))
+
+
+def _most_alike(labels: NDArray[np.int64]) -> int:
+    return int(np.bincount(labels).max(initial=0))
 
 
 def _open_pack(settings: DataSettings) -> Pack:

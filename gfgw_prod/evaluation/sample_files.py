@@ -10,14 +10,17 @@ import torch
 from gfgw_prod.data.sources import Table, load_table
 from gfgw_prod.distributed.cells import random_stream
 from gfgw_prod.process.exit_codes import UserError
-from gfgw_prod.settings.data import DataSettings
+from gfgw_prod.settings.data import Background, DataSettings
 from gfgw_prod.settings.evaluation import FEWEST
 
 
-def read_samples(place: Path, data: Table) -> Table:
+def read_samples(place: Path, data: Table, background: Background | None = None) -> Table:
     """Read samples from a folder of images, as ``data.source folder`` takes it; ``gfgw sample`` writes such a folder.
 
     Where folders and data both name their classes, samples get the ids of the data.
+
+    Args:
+        background: colour that transparent samples are put on, as those of the data are.
 
     Raises:
         UserError: if they cannot be read, are too few, or have another shape or other classes than the data.
@@ -25,7 +28,7 @@ def read_samples(place: Path, data: Table) -> Table:
     if not place.is_dir():
         raise UserError(f"--samples {place} is not a directory; it wants one with images in it")
     try:
-        found = _read_folder(place, data)
+        found = _read_folder(place, data, background)
         if found.image_shape != data.image_shape:
             raise UserError(f"its images (c, h, w) are {found.image_shape}, those of the data set {data.image_shape}")
         if len(found) < FEWEST:
@@ -51,8 +54,9 @@ def halves_of(data: Table, seed: int) -> tuple[Table, Table]:
     return data.part(first), data.part(second)
 
 
-def _read_folder(place: Path, data: Table) -> Table:
-    found = load_table(DataSettings(source="folder", path=place, grey=data.image_shape[0] == 1))
+def _read_folder(place: Path, data: Table, background: Background | None) -> Table:
+    grey = data.image_shape[0] == 1
+    found = load_table(DataSettings(source="folder", path=place, grey=grey, background=background))
     if not (found.class_names and data.class_names):
         return found
     if unknown := [name for name in found.class_names if name not in data.class_names]:

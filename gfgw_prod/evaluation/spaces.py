@@ -19,12 +19,12 @@ from torch import Tensor, nn
 
 from gfgw_prod.distributed.cells import random_stream
 from gfgw_prod.features.networks import FrozenNetwork, Network
-from gfgw_prod.process.exit_codes import UserError, one_line
+from gfgw_prod.process.exit_codes import UserError
 from gfgw_prod.settings.evaluation import TIMM_SPACE, SpaceName
 from gfgw_prod.settings.networks import Pool
 from gfgw_prod.weights import published
 from gfgw_prod.weights.digest import weights_digest
-from gfgw_prod.weights.published import PublishedFile
+from gfgw_prod.weights.published import PublishedFile, why_unreadable
 
 if TYPE_CHECKING:
     from gfgw_prod.settings.config import Config
@@ -87,7 +87,7 @@ class Inception(Space):
             checked.seek(0)
             self.network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], cast(Any, checked))
         except Exception as error:
-            reason = one_line(error, 200)
+            reason = why_unreadable(error)
             raise UserError(f"evaluation.inception {file} is not torch-fidelity's {INCEPTION_FILE}: {reason}") from None
 
     def forward(self, levels: Tensor) -> Tensor:

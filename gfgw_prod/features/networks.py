@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from gfgw_prod.process.exit_codes import UserError, one_line
 from gfgw_prod.settings.networks import DINOV2, Pool
 from gfgw_prod.weights import published
-from gfgw_prod.weights.published import PublishedFile
+from gfgw_prod.weights.published import PublishedFile, why_unreadable
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Network:
                 warnings.simplefilter("ignore")  # torch warns about files that are refused below
                 return self._create(**own)
         except Exception as error:
-            raise UserError(f"{setting} {weights} is not a {self.name} file: {one_line(error, 200)}") from None
+            raise UserError(f"{setting} {weights} is not a {self.name} file: {why_unreadable(error)}") from None
 
     def _create(self, **own: Any) -> nn.Module:
         import timm
@@ -93,7 +93,7 @@ class Network:
             if self.side % stride == 0 and "img_size" in inspect.signature(type(network)).parameters:
                 how["img_size"] = self.side
         except Exception as error:
-            pool = f" with features.pool {self.pool}" if self.pool else ""
+            pool = f" with pool {self.pool}" if self.pool else ""
             raise UserError(f"{self.setting} {self.name} cannot be built{pool}: {one_line(error, 200)}") from None
         if self.side % stride:
             wrong = f"{self.name} takes images with a side that is a multiple of {stride}, not {self.side}"
@@ -112,8 +112,8 @@ class Network:
             return get_pretrained_cfg(self.name, allow_unregistered=False)
         except RuntimeError:
             near = difflib.get_close_matches(self.name, list_pretrained(), n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise UserError(f"{self.setting}: timm has no network {self.name[:100]!r}{hint}") from None
+            hint = f"did you mean {near[0]}?" if near else "timm.list_pretrained() lists its names"
+            raise UserError(f"{self.setting}: timm has no network {self.name[:100]!r}; {hint}") from None
 
 
 class FrozenNetwork(nn.Module):

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gfgw_prod.process.exit_codes import UserError, one_line
-from gfgw_prod.weights.published import VGG16, obtain
+from gfgw_prod.weights.published import VGG16, obtain, why_unreadable
 
 SMALLEST_SIDE = 32  # pixels; VGG halves the side four times
 SMALLEST_NORM = 1e-10  # added by ``lpips`` to norms
@@ -89,7 +89,7 @@ def build_perceptual(trunk: Path | None, log: Callable[[str], None] = lambda lin
                 warnings.simplefilter("ignore")  # torch warns about files that are refused below
                 state = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:
-            raise UserError(f"loss.lpips_trunk {path} is not a weights file: {one_line(error, 200)}") from None
+            raise UserError(f"loss.lpips_trunk {path} is not a weights file: {why_unreadable(error)}") from None
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # lpips passes deprecated arguments to torchvision
             metric = lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False)

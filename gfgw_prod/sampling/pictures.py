@@ -43,9 +43,13 @@ def draw_samples(
 
 def columns_of(labels: Tensor) -> list[int]:
     """The classes that a grid shows, a column each: all that occur, or 32 of them, evenly spread."""
-    present = labels.unique().tolist()
-    shown = min(len(present), MOST_COLUMNS)
-    return [present[column * len(present) // shown] for column in range(shown)]
+    return evenly_spread(labels.unique().tolist())
+
+
+def evenly_spread(classes: Sequence[int]) -> list[int]:
+    """All of these classes, or as many of them as a grid has columns."""
+    shown = min(len(classes), MOST_COLUMNS)
+    return [classes[column * len(classes) // shown] for column in range(shown)]
 
 
 def rows_of_classes(labels: Tensor, classes: Sequence[int], count: int, order: Tensor) -> Tensor:

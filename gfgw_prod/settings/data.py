@@ -8,6 +8,7 @@ from pydantic import Field
 
 from gfgw_prod.settings.types import Flag, Section, Text, UserPath, Whole, as_written, setting
 
+Background = Literal["white", "black"]
 RULES = ("image_size", "resize", "grey", "peak", "background")  # how image files become rows
 _FOR_FILES = frozenset({"path", "on_error", *RULES})
 _FOR_ALL = frozenset({"source", "workers", "flip"})
@@ -38,7 +39,7 @@ class DataSettings(Section):
     )
     grey: Flag = setting(False, "decode to one channel, not three (folder, zip, parquet)")
     peak: Whole = setting(255, "pixel value of white in the files (folder, zip, parquet)", ge=1, le=255)
-    background: Literal["white", "black"] | None = setting(
+    background: Background | None = setting(
         None, "what transparent images are put on; null: they are invalid (folder, zip, parquet)"
     )
     image_column: Text = setting("image", "column of encoded images (parquet)", min_length=1)

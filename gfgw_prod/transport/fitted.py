@@ -30,6 +30,16 @@ LARGEST_CLASS = round(MOST_ROWS / ROWS_PER_COLUMN)  # columns; with more, too fe
 RATE, SLOWS_FROM = 2.0, 10  # the rate of step k is RATE / sqrt(1 + k / SLOWS_FROM), in units of epsilon
 
 
+def check_largest_class(size: int) -> None:
+    """Raise ``UserError`` if there are too many images of a class, or of all where classes do not matter."""
+    if size > LARGEST_CLASS:
+        raise UserError(
+            f"transport.dual fitted takes at most {LARGEST_CLASS:,} images of a class, not {size:,}; divide them into "
+            "class folders, or couple each batch: transport.dual fresh, scope subset, target sample, noise_weight 4, "
+            "epsilon and epsilon_end 0.02"
+        )
+
+
 class FittedDual:
     """The fitted potential of every bank row, by global row id, in units of the cost. Training does not change it.
 
@@ -47,10 +57,7 @@ class FittedDual:
             if labels is None
             else [(labels == number).nonzero()[:, 0] for number in labels.unique()]
         )
-        if (largest := max(map(len, self._classes))) > LARGEST_CLASS:
-            where = "the data set" if labels is None else "the largest"
-            limit = f"transport.dual fitted takes at most {LARGEST_CLASS:,} images of a class"
-            raise UserError(f"{limit}, but {where} has {largest:,}; use dual persistent, or fresh with scope subset")
+        check_largest_class(max(map(len, self._classes)))
 
     @torch.no_grad()
     def fit(self, bank: FeatureBank, *, pixels: int, epsilon: float, seed: int) -> None:

@@ -26,6 +26,11 @@ class PublishedFile:
     url: str = ""
     repository: str = ""
 
+    @property
+    def source(self) -> str:
+        """Where it is published."""
+        return self.url or f"https://huggingface.co/{self.repository}"
+
     def cached(self) -> Path | None:
         """Path of the file in the cache of torch or of the hub, if it is there."""
         if self.repository:
@@ -108,11 +113,7 @@ def verify(published: PublishedFile, path: Path, log: Callable[[str], None], *, 
     Args:
         user_given: whether the user named the file. It may then differ from the published one.
     """
-    # os.path treats loops of links and too long names as missing files; pathlib raises.
-    if not os.path.isfile(path):
-        raise UserError(
-            f"{published.setting}: no file {path}; it should be {published.file} of {published.title}, or one like it"
-        )
+    check_exists(published, path)
     expected = published.sha256
     if (found := _sha256(path)) != expected and expected and not user_given:
         raise UserError(
@@ -124,14 +125,29 @@ def verify(published: PublishedFile, path: Path, log: Callable[[str], None], *, 
         log(Warned(f"{published.setting}: {path} is not {published.file} of {published.title}; its SHA-256 is {found}"))
 
 
+def check_exists(published: PublishedFile, path: Path) -> None:
+    """Raise ``UserError`` if there is no such file."""
+    # os.path treats loops of links and too long names as missing files; pathlib raises.
+    if not os.path.isfile(path):
+        raise UserError(
+            f"{published.setting}: no file {path}; it should be {published.file} of {published.title}, or one like it"
+        )
+
+
 def _cached_or_fetched(published: PublishedFile) -> Path:
     try:
         return published.cached() or published.fetch()
     except Exception as error:  # download clients raise errors of many kinds
         raise UserError(
             f"{published.file} of {published.title} is neither cached nor reachable ({one_line(error, 200)}); "
-            f"download it elsewhere and set {published.setting} to its path"
+            f"download it from {published.source} elsewhere and set {published.setting} to its path"
         ) from None
+
+
+def why_unreadable(error: Exception) -> str:
+    """One line on why a file cannot be read as weights."""
+    # Of a file without tensors torch says how to trust it all the same.
+    return "it holds no tensors" if "weights_only" in str(error) else one_line(error, 200)
 
 
 def _torch_cache() -> Path:

@@ -116,6 +116,28 @@ TOLD: tuple[tuple[list[str], tuple[str, ...]], ...] = (
         ["train", "--dry-run", "--ranks", "3", "--train.batch-size", "32", "--train.cell-size", "16"],
         ("--ranks", "2 cells"),
     ),
+    (
+        [
+            "train",
+            "--dry-run",
+            "--config",
+            "pictures",
+            "--data.source",
+            "cifar10",
+            "--data.image-size",
+            "null",
+            "--data.background",
+            "null",
+            "--generator.conditional",
+            "false",
+        ],
+        ("16,384", "50,000", "transport.dual fresh"),
+    ),
+    (["train", "--dry-run", "--config", "pictures", "--data.path", "@/empty"], ("no image", ".png")),
+    (
+        ["train", "--dry-run", "--config", "seed_report", "--features.weights", "@/none"],
+        ("features.weights", "@/none", "model.safetensors"),
+    ),
 )
 
 SETTINGS_FILES = {  # in the directory of surroundings

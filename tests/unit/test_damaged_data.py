@@ -1,6 +1,9 @@
 """Three hundred damaged inputs: each is named in one line, and with ``skip`` all other images are kept."""
 
+import re
 import resource
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +11,6 @@ import pytest
 import torch
 
 from gfgw_prod.data.decoding import list_source
-from gfgw_prod.data.images import Rules
 from gfgw_prod.data.sources import load_table
 from gfgw_prod.process.exit_codes import UserError
 from gfgw_prod.settings.data import DataSettings
@@ -110,8 +112,20 @@ def test_lack_of_open_files_is_not_damage(source: str, tmp_path: Path) -> None:
         list_source(settings)
 
 
-def test_lack_of_memory_is_not_damage() -> None:
-    picture = image_files.png(np.zeros((1, 5000, 5000), dtype=np.uint8))
-    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    with at_most(resource.RLIMIT_AS, used + (1 << 26)), pytest.raises(UserError, match=r"an image .* \(MemoryError\)"):
-        Rules().decode(picture)
+DECODE_IN_64_MIB = """
+import resource, sys
+from pathlib import Path
+from gfgw_prod.data.images import Rules
+picture = Path(sys.argv[1]).read_bytes()
+used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + (1 << 26),) * 2)
+Rules().decode(picture)
+"""
+
+
+def test_lack_of_memory_is_not_damage(tmp_path: Path) -> None:
+    (tmp_path / "large.png").write_bytes(image_files.png(np.zeros((1, 5000, 5000), dtype=np.uint8)))
+    # A process of its own has no memory from before that it could use again.
+    command = [sys.executable, "-c", DECODE_IN_64_MIB, str(tmp_path / "large.png")]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert re.search(r"UserError: data\.path: an image cannot be read now \(MemoryError\)", found.stderr)

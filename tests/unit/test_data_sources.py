@@ -14,7 +14,7 @@ import torch
 from sklearn.datasets import load_digits
 from torchvision.datasets import CIFAR10
 
-from gfgw_prod.data.sources import Table, load_table, shape_and_classes
+from gfgw_prod.data.sources import Table, load_table, outline_of
 from gfgw_prod.process.exit_codes import UserError
 from gfgw_prod.settings.config import DataSettings
 
@@ -25,7 +25,12 @@ def test_digits_are_scikit_learns() -> None:
     digits, table = load_digits(), load_table(DataSettings(source="digits"))
     assert np.array_equal(table.images[:, 0].numpy(), digits.images)
     assert np.array_equal(table.labels.numpy(), digits.target)
-    assert (table.image_shape, table.num_classes, len(table)) == shape_and_classes(DataSettings())
+    assert outline_of(DataSettings()) == (
+        table.image_shape,
+        table.num_classes,
+        len(table),
+        table.labels.bincount().max(),
+    )
 
 
 def test_rows_span_minus_one_to_one(table: Table) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from gfgw_prod.commands import cli
 from gfgw_prod.data.sources import load_table
@@ -152,6 +153,20 @@ def test_samples_from_files_are_measured_as_those_of_a_generator(
         err = capsys.readouterr().err
         assert err.count("\n") == 1
         assert err.startswith(f"gfgw: {line}")
+
+
+def test_transparent_samples_are_put_on_the_background_of_the_data(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "clear" / "class").mkdir(parents=True)
+    for row, pixels in enumerate(np.random.default_rng(0).integers(0, 256, (20, 8, 8, 4), dtype=np.uint8)):
+        Image.fromarray(pixels).save(tmp_path / "clear" / "class" / f"{row}.png")
+    settings, place = tmp_path / "settings.yaml", str(tmp_path / "clear")
+    command = ["evaluate", "--config", str(settings), "--data-path", place, "--samples", place, "--metrics", "coverage"]
+    for background in ("white", "black"):
+        settings.write_text(f"data: {{source: folder, background: {background}}}\nfeatures: {{extractor: pixels}}\n")
+        assert cli.main([*command, "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["coverage"] == 1
 
 
 def test_built_in_data_has_no_path(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,5 +1,6 @@
 """Feature extractors: unit rows, weights from files, gradients to the images."""
 
+import pickle
 from pathlib import Path
 
 import pytest
@@ -159,9 +160,10 @@ def test_any_network_of_timm_is_read_from_its_published_file(name: str, tmp_path
     [
         ({"network": "tf_efficientnet_lite9"}, r"^features\.network: timm has no network .*mean tf_efficientnet_lite"),
         ({"network": "hf-hub:timm/resnet10t.c3_in1k"}, r"^features\.network: timm has no network"),
+        ({"network": "nosuchnet"}, r"timm has no network 'nosuchnet'; timm\.list_pretrained\(\) lists its names$"),
         ({"network": "resnet10t.c3_in1k", "image_size": 40}, r"multiple of 32, not 40 \(features\.image_size.*use 32"),
         ({"network": DINOV2, "image_size": 224 + 13}, r"multiple of 14, not 237 \(features\.image_size.*use 224"),
-        ({"network": "resnet10t.c3_in1k", "pool": "token"}, r"resnet10t\.c3_in1k cannot be built with features\.pool"),
+        ({"network": "resnet10t.c3_in1k", "pool": "token"}, r"resnet10t\.c3_in1k cannot be built with pool token"),
     ],
 )
 def test_network_that_cannot_be_is_refused_in_one_line(settings: dict, line: str, tmp_path: Path) -> None:
@@ -169,3 +171,12 @@ def test_network_that_cannot_be_is_refused_in_one_line(settings: dict, line: str
     with pytest.raises(UserError, match=line) as caught:
         build_extractor(FeatureSettings(extractor="timm", weights=tmp_path / "weights.pth", **settings), (3, 8, 8))
     assert "\n" not in str(caught.value)
+
+
+def test_file_without_tensors_is_refused_without_advice_to_trust_it(tmp_path: Path) -> None:
+    file = tmp_path / "weights.pth"
+    how = FeatureSettings(extractor="timm", network="resnet10t.c3_in1k", weights=file, image_size=32)
+    for content in (b"\x89PNG\r\n\x1a\n", pickle.dumps(print)):
+        file.write_bytes(content)
+        with pytest.raises(UserError, match=r"^features\.weights .* is not a resnet10t.* file: it holds no tensors$"):
+            build_extractor(how, (3, 8, 8))

@@ -18,7 +18,7 @@ from gfgw_prod.data.decoding import list_source
 from gfgw_prod.data.images import InvalidImageError, Rules
 from gfgw_prod.data.packing import pack
 from gfgw_prod.data.packs import Pack
-from gfgw_prod.data.sources import Table, load_table, shape_and_classes
+from gfgw_prod.data.sources import Table, load_table, outline_of
 from gfgw_prod.process.exit_codes import UserError
 from gfgw_prod.settings.data import DataSettings
 from tests import image_files
@@ -65,8 +65,8 @@ def test_colour_images_are_decoded_exactly(source: str, colours: np.ndarray, tmp
     table = taken(source, path)
     assert np.array_equal(table.images.numpy(), colours)
     assert (table.labels.tolist(), table.num_classes, table.peak) == (LABELS, 5, 255)
-    found = shape_and_classes(DataSettings(source=source_of(source), path=path))
-    assert found == (table.image_shape, table.num_classes, len(table))
+    found = outline_of(DataSettings(source=source_of(source), path=path))
+    assert found == (table.image_shape, table.num_classes, len(table), max(map(LABELS.count, LABELS)))
 
 
 def test_classes_are_the_folders_at_the_top_in_the_order_of_their_names(colours: np.ndarray, tmp_path: Path) -> None:
@@ -281,6 +281,27 @@ def test_first_frame_stands_for_an_animation(kind: str, options: dict[str, objec
     assert len(load_table(DataSettings(source="folder", path=tmp_path))) == 1
 
 
+@pytest.mark.parametrize("source", ["folder", "zip"])
+def test_files_of_other_kinds_are_counted_in_a_line(source: str, colours: np.ndarray, tmp_path: Path) -> None:
+    path = WRITERS[source](tmp_path / f"set.{source}", colours, LABELS)
+    assert list_source(DataSettings(source=source, path=path)).notes == ()
+    for name in ("a.heic", "b.AVIF", "c", "d.heic", ".hidden"):
+        if source == "zip":
+            with zipfile.ZipFile(path, "a") as archive:
+                archive.writestr(name, b"")
+        else:
+            (path / name).touch()
+    note = "left out 4 files not named like images (.avif, .heic, no suffix)"
+    assert list_source(DataSettings(source=source, path=path)).notes == (note,)
+
+
+def test_folder_without_images_is_refused_with_the_names_that_are_read(tmp_path: Path) -> None:
+    (tmp_path / "a.heic").touch()
+    line = r"^data\.path .*: no image there; names should end in \.png .* \.pgm; left out 1 file not .* \(\.heic\)$"
+    with pytest.raises(UserError, match=line):
+        load_table(DataSettings(source="folder", path=tmp_path))
+
+
 def test_names_of_classes_pass_through_folders_parquet_files_and_packs(colours: np.ndarray, tmp_path: Path) -> None:
     for number, name in enumerate(("flags", "animals", "ünïcode")):
         (tmp_path / "folder" / name).mkdir(parents=True)
@@ -312,7 +333,7 @@ def test_shape_is_that_of_most_images_wherever_others_lie(colours: np.ndarray, t
         taken("folder", tmp_path)
     table = taken("folder", tmp_path, on_error="skip")
     assert np.array_equal(table.images.numpy(), colours[1:])
-    assert shape_and_classes(DataSettings(source="folder", path=tmp_path))[0] == (3, 6, 6)
+    assert outline_of(DataSettings(source="folder", path=tmp_path))[0] == (3, 6, 6)
     for row in range(1, 12):
         (tmp_path / f"class-{LABELS[row]}" / f"{row:06d}.png").write_bytes(image_files.png(colours[row, :, :5]))
     assert taken("folder", tmp_path, on_error="skip").image_shape == (3, 5, 6)  # 12 of 23

@@ -215,7 +215,8 @@ def test_classes_are_asked_for_by_id_or_name() -> None:
     names = ("animals", "flags", "7")
     assert class_list("0,2-4, 1") == (0, 2, 3, 4, 1)
     assert class_list("flags,0, animals", names) == (1, 0, 0)
-    assert class_list("7", names) == (7,)  # a number is an id
+    assert class_list("7,6", names) == (2, 6)  # a name goes before an id
+    assert class_list("1,10,2", ("1", "10", "2")) == (0, 1, 2)
     for text in ("flag", "", "Flags", "0-x"):
         with pytest.raises(UserError, match=r"--classes .* names such as animals, flags, 7, not"):
             class_list(text, names)
