@@ -40,12 +40,17 @@ def waits_for_a_file(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
     opens = f"import os; os.posix_spawn('/bin/true', ['true'], {{}}, file_actions=[{opened}])"
     process = subprocess.Popen([sys.executable, "-c", opens])
     deadline = time.monotonic() + 20
-    while _state(process.pid) != WAITS_FOR_A_DISK:
+    # It may have waited for its own files before, without a child that opens the pipe.
+    while not (_has_child(process.pid) and _state(process.pid) == WAITS_FOR_A_DISK):
         assert time.monotonic() < deadline
     yield process
     process.kill()
     pipe.open("wb").close()
     process.wait()
+
+
+def _has_child(pid: int) -> bool:
+    return bool(Path(f"/proc/{pid}/task/{pid}/children").read_text())
 
 
 def killed(idle: IdleWorkers, worker: subprocess.Popen[bytes], *, forming: bool) -> bool:
