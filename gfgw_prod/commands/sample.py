@@ -58,7 +58,7 @@ def run(options: argparse.Namespace) -> int:
     settings = resolve({"run": trained.config["run"]}, {"run": {"device": options.device}}).run
     with World.joined(settings.device, settings.threads, trained.settings.distributed.timeout_seconds) as world:
         if options.grid and trained.settings.generator.conditional:
-            classes = _of_columns(classes, world)
+            classes = classes_of_columns(classes, world)
         _draw(trained, options, classes, world)
     return FINISHED
 
@@ -86,7 +86,7 @@ def class_list(text: str, names: Sequence[str] = ()) -> tuple[int, ...]:
     return tuple(found)
 
 
-def _of_columns(classes: tuple[int, ...], world: World) -> tuple[int, ...]:
+def classes_of_columns(classes: tuple[int, ...], world: World) -> tuple[int, ...]:
     """The classes that have a column each in a grid."""
     from gfgw_prod.sampling.pictures import evenly_spread
 

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from gfgw_prod.commands.sample import class_list
+from gfgw_prod.commands.sample import class_list, classes_of_columns
 from gfgw_prod.data.sources import load_table
 from gfgw_prod.distributed.cells import random_stream
 from gfgw_prod.distributed.world import World
@@ -209,6 +209,13 @@ def test_grid_has_a_column_for_each_class_or_for_32_of_them() -> None:
     assert shown == sorted(set(shown))
     assert shown[0] == 0
     assert shown[-1] > 960
+
+
+def test_grid_of_many_classes_says_how_many_it_shows(alone: World, capsys: pytest.CaptureFixture[str]) -> None:
+    assert classes_of_columns((2, 0, 1), alone) == (2, 0, 1)
+    assert capsys.readouterr().err == ""
+    assert classes_of_columns(tuple(range(1000)), alone) == tuple(columns_of(torch.arange(1000)))
+    assert "the grid has a column for 32 of 1,000 classes; --classes chooses others" in capsys.readouterr().err
 
 
 def test_classes_are_asked_for_by_id_or_name() -> None:
