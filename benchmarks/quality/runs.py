@@ -25,6 +25,7 @@ import torch
 from benchmarks.frozen import write_lite0
 from benchmarks.quality import data as data_sets
 from benchmarks.quality import objectives
+from benchmarks.quality.drifting import Drifting, SinkhornDrifting
 from benchmarks.quality.measure import Reference, quality, quality_of_halves
 from benchmarks.quality.methods import Method, Ours, Theirs
 from gfgw_prod.process.exit_codes import UserError
@@ -39,8 +40,8 @@ BUILDERS = {
     "ot-flow": partial(Theirs, objectives.MinibatchOtFlow),
     "ect": partial(Theirs, objectives.EasyConsistency),
     "meanflow": partial(Theirs, objectives.MeanFlow),
-    "drifting": partial(Theirs, objectives.Drifting),
-    "sinkhorn-drifting": partial(Theirs, objectives.SinkhornDrifting),
+    "drifting": partial(Theirs, Drifting),
+    "sinkhorn-drifting": partial(Theirs, SinkhornDrifting),
 }
 WARM, TURNS, STEPS_A_TURN = 3, 3, 4
 ROOT = Path(__file__).resolve().parents[2]

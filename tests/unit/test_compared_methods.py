@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from benchmarks.quality.data import digits
+from benchmarks.quality.drifting import Drifting, SinkhornDrifting
 from benchmarks.quality.methods import run_config
-from benchmarks.quality.objectives import Drifting, SinkhornDrifting
 from gfgw_prod.distributed.cells import random_stream
 
 SAMPLES, DIGITS, WIDTH, TRIALS = 64, (0, 1, 7), 32, 20
